@@ -1,0 +1,7 @@
+"""Settings of a run: closed pydantic models, TOML on disk. Imports no torch, ray, vllm or transformers."""
+
+from gvm_ray.config.base import Settings
+from gvm_ray.config.load import load_config, parse_config
+from gvm_ray.config.run import RunConfig
+
+__all__ = ["RunConfig", "Settings", "load_config", "parse_config"]

@@ -1,0 +1,103 @@
+"""TOML files and `--set a.b=c` overrides to a RunConfig, with errors a person can act on."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from gvm_ray.config.run import RunConfig
+from gvm_ray.exceptions import ConfigError
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The run described by a TOML file, with `a.b=c` overrides applied in order.
+
+    Raises:
+        ConfigError: the file is missing or isn't TOML, or a setting is unknown, out of range or contradictory.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {str(path)!r} doesn't exist; write the path of a .toml file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {str(path)!r} can't be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, origin=str(path))
+
+
+def parse_config(values: Mapping[str, Any], *, origin: str = "config") -> RunConfig:
+    """The run described by nested plain values (what TOML or JSON gives)."""
+    try:
+        return RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override!r} is not of the form a.b=c; write e.g. --set allocator.alpha=0.01")
+    *parents, last = key.strip().split(".")
+    table = values
+    for name in parents:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override!r}: {name!r} is a value, not a table, in the config file")
+    if last == "type" and table.get("type") != _parse_value(text):
+        table.clear()  # another variant: the fields of the old one don't belong to it
+    table[last] = _parse_value(text)
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value where it parses as one, else the text itself (so that strings need no quotes)."""
+    if text.strip() in ("none", "None"):
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    lines = [f"{origin}: {error.error_count()} problem(s)"]
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "(whole config)"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown setting{_suggest(item['loc'])}"
+        elif item["type"] == "missing":
+            message = "required, but not given"
+        elif not message.startswith(where) and item["loc"] and not isinstance(item["input"], dict):
+            message = f"{message} (got {item['input']!r})"
+        lines.append(f"  {where}: {message}")
+    return "\n".join(lines)
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    """A near name, or the list of names, that the table at `location` knows."""
+    known = sorted(_field_names(RunConfig))
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _field_names(model: type[BaseModel]) -> set[str]:
+    names: set[str] = set()
+    pending: list[Any] = [model]
+    seen: set[Any] = set()
+    while pending:
+        annotation = pending.pop()
+        if annotation in seen:
+            continue
+        seen.add(annotation)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            names |= set(annotation.model_fields)
+            pending += [f.annotation for f in annotation.model_fields.values()]
+        pending += [argument for argument in getattr(annotation, "__args__", ())]
+    return names

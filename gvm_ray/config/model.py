@@ -1,0 +1,91 @@
+"""Which model is trained, and how the learners and engines hold it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Probability, Settings
+
+DType = Literal["float32", "bfloat16"]
+
+
+class PretrainedModelConfig(Settings):
+    """A Hugging Face model: a local folder or a hub id."""
+
+    type: Literal["pretrained"] = "pretrained"
+    path: str = Field(min_length=1)
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class ScratchModelConfig(Settings):
+    """A small randomly initialised Qwen2-architecture model with a character tokenizer; meant for a warm start."""
+
+    type: Literal["scratch"] = "scratch"
+    hidden_size: Count = 64
+    num_layers: Count = 2
+    num_heads: Count = 4
+    num_key_value_heads: Count = 2
+    intermediate_size: Count = 160
+    max_position_embeddings: Count = 512
+    tie_word_embeddings: bool = True
+    seed: NonNegativeCount = 0
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ScratchModelConfig":
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}; "
+                f"write e.g. hidden_size={self.num_heads * 16}"
+            )
+        if self.num_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_key_value_heads={self.num_key_value_heads}; "
+                f"write e.g. num_key_value_heads=1"
+            )
+        return self
+
+
+ModelSettings = Annotated[PretrainedModelConfig | ScratchModelConfig, Field(discriminator="type")]
+
+
+class ScheduleConfig(Settings):
+    """Learning rate over optimizer updates: linear warm-up, then constant, or linear/cosine decay to min_ratio."""
+
+    type: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_updates: NonNegativeCount = 0
+    min_ratio: Probability = 0.0
+
+
+class OptimizerConfig(Settings):
+    """AdamW and gradient clipping."""
+
+    learning_rate: Positive = 1e-6
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    epsilon: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    gradient_clip: Positive = 1.0  # L2 norm over all parameters
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class LearnerConfig(Settings):
+    """Ray Train FSDP2 learners."""
+
+    num_workers: Count = 1
+    cpus_per_worker: Positive = 1
+    gpus_per_worker: NonNegative = 0
+    dtype: DType = "float32"  # of the forward and backward pass; master weights and reductions stay float32
+    micro_batch_tokens: Count = 16384  # prompt and response tokens (padding included) of one forward pass on one rank
+    logprob_chunk_tokens: Count = 1024  # rows of logits alive at once when log-probs are computed
+    activation_checkpointing: bool = False
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class WarmStartConfig(Settings):
+    """Supervised training on the source's reference rationales before reinforcement learning (pi_0 is an SFT model)."""
+
+    num_updates: Count = 1000
+    batch_size: Count = 128  # demonstrations per optimizer update
+    num_demonstrations: Count = 20000
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-3)
+    cache: bool = True  # reuse the result of an earlier run with the same model, source and warm-start settings

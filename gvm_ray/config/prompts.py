@@ -1,0 +1,108 @@
+"""Where prompts come from and how they are rendered."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gvm_ray.config.base import Count, NonNegativeCount, Positive, Probability, Settings
+
+SYSTEM_PROMPTS = ("none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot")
+
+
+class TemplateConfig(Settings):
+    """`plain` gives the tokenizer the problem as it is; `chat` applies the tokenizer's chat template."""
+
+    type: Literal["plain", "chat"] = "plain"
+    system_prompt: Literal["none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot"] = "none"
+
+
+class FileSourceConfig(Settings):
+    """A JSONL or Parquet file, one task a row."""
+
+    type: Literal["file"] = "file"
+    path: str = Field(min_length=1)
+    prompt_field: str = "problem"
+    answer_field: str = "answer"
+    id_field: str | None = None  # without it the id is a hash of the content
+    rationale_field: str | None = None  # reference rationales, for the warm start
+    feature_fields: tuple[str, ...] = ()  # kept with the prompt, e.g. level, subject
+    limit: Count | None = None
+
+
+class HuggingFaceSourceConfig(Settings):
+    """A dataset of the `datasets` library: a hub id, or a local folder."""
+
+    type: Literal["huggingface"] = "huggingface"
+    path: str = Field(min_length=1)
+    name: str | None = None
+    split: str = "train"
+    prompt_field: str = "problem"
+    answer_field: str = "answer"
+    id_field: str | None = None
+    rationale_field: str | None = None
+    feature_fields: tuple[str, ...] = ()
+    limit: Count | None = None
+
+
+class ReasoningGymSourceConfig(Settings):
+    """A task of the reasoning-gym library by name; graded by the task's own scorer (reward `reasoning_gym`)."""
+
+    type: Literal["reasoning_gym"] = "reasoning_gym"
+    task: str = Field(min_length=1)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    size: Count = 1000
+    seed: NonNegativeCount = 0
+
+
+class ArithmeticLevelConfig(Settings):
+    """One difficulty level: chains of `num_operations` operations, the hardest of which is `operator`."""
+
+    num_operations: Count = 3
+    operator: Literal["+", "-", "*", "@"] = "+"
+    weight: Positive = 1.0  # share of the prompts, relative to the other levels
+
+
+class ArithmeticSourceConfig(Settings):
+    """Procedural chains of arithmetic modulo a small number, worked left to right with running results."""
+
+    type: Literal["arithmetic"] = "arithmetic"
+    modulus: Annotated[int, Field(ge=2, le=10)] = 7
+    levels: tuple[ArithmeticLevelConfig, ...] = (
+        ArithmeticLevelConfig(num_operations=2, operator="+", weight=10),
+        ArithmeticLevelConfig(num_operations=4, operator="-", weight=5),
+        ArithmeticLevelConfig(num_operations=3, operator="*", weight=1),
+        ArithmeticLevelConfig(num_operations=3, operator="@", weight=1),
+    )
+    size: Count = 2048
+    seed: NonNegativeCount = 0
+    split: Literal["train", "test"] = "train"  # the two never share a prompt
+    # Demonstrations only: probability that a worked step with this operator is right, which leaves the warm-started
+    # model unsure of the hard operators, and reinforcement learning something to do.
+    step_accuracy: dict[Literal["+", "-", "*", "@"], Probability] = Field(
+        default_factory=lambda: {"+": 1.0, "-": 1.0, "*": 1.0, "@": 1.0}
+    )
+    skip_probability: Probability = 0.2  # of leaving out a running result, in demonstrations
+
+    @model_validator(mode="after")
+    def _has_levels(self) -> "ArithmeticSourceConfig":
+        if not self.levels:
+            raise ValueError(
+                "levels is empty; write at least one, e.g. levels = [{num_operations = 2, operator = '+'}]"
+            )
+        return self
+
+
+SourceSettings = Annotated[
+    FileSourceConfig | HuggingFaceSourceConfig | ReasoningGymSourceConfig | ArithmeticSourceConfig,
+    Field(discriminator="type"),
+]
+
+
+class PromptsConfig(Settings):
+    """Training and evaluation prompts. Evaluation prompts that also stand in the training set leave the training set."""
+
+    train: SourceSettings
+    eval: SourceSettings | None = None
+    template: TemplateConfig = TemplateConfig()
+    max_tokens: Count = 1024  # longer prompts are dropped and counted before allocation
+    shuffle: bool = True  # a new order every epoch, from the run's seed

@@ -1,0 +1,79 @@
+"""What a response is worth."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from gvm_ray.config.base import Count, NonNegative, Positive, Settings
+
+
+class MathVerifyRewardConfig(Settings):
+    """1 if Math-Verify finds the response's final answer equal to the gold answer, else 0."""
+
+    type: Literal["math_verify"] = "math_verify"
+    weight: float = 1.0
+
+
+class ExactRewardConfig(Settings):
+    """1 if the content of the last \\boxed{} equals the gold answer to the letter (spaces aside), else 0."""
+
+    type: Literal["exact"] = "exact"
+    weight: float = 1.0
+
+
+class ReasoningGymRewardConfig(Settings):
+    """The score of the reasoning-gym task that made the prompt, in [0, 1]."""
+
+    type: Literal["reasoning_gym"] = "reasoning_gym"
+    weight: float = 1.0
+
+
+class FormatRewardConfig(Settings):
+    """1 if the response matches a regular expression, else 0."""
+
+    type: Literal["format"] = "format"
+    weight: float = 1.0
+    pattern: str = r"\\boxed\{[^{}]+\}"
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        import re
+
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"pattern {value!r} is not a regular expression: {error}") from error
+        return value
+
+
+class FunctionRewardConfig(Settings):
+    """Any importable `module:function` taking (prompt, completion) and returning a finite float."""
+
+    type: Literal["function"] = "function"
+    weight: float = 1.0
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+
+
+RewardTerm = Annotated[
+    MathVerifyRewardConfig | ExactRewardConfig | ReasoningGymRewardConfig | FormatRewardConfig | FunctionRewardConfig,
+    Field(discriminator="type"),
+]
+
+
+class RewardsConfig(Settings):
+    """A weighted sum of terms, computed in reward actors under a hard bound on time and memory."""
+
+    terms: tuple[RewardTerm, ...] = (MathVerifyRewardConfig(),)
+    accept_threshold: float = 0.5  # a response is accepted (correct) when its reward is at least this
+    num_actors: Count = 1
+    cpus_per_actor: NonNegative = 0.5
+    timeout_s: Positive = 5.0  # wall clock for one response; past it the process is killed, the sample is unscored
+    memory_mb: Annotated[int, Field(ge=256)] = 4096  # address space of the process that runs the reward
+
+    @field_validator("terms")
+    @classmethod
+    def _has_terms(cls, value: tuple[RewardTerm, ...]) -> tuple[RewardTerm, ...]:
+        if not value:
+            raise ValueError("terms is empty; write at least one, e.g. terms = [{type = 'math_verify'}]")
+        return value

@@ -1,0 +1,172 @@
+"""The settings of a whole run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Settings
+from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
+from gvm_ray.config.prompts import ArithmeticSourceConfig, PromptsConfig, ReasoningGymSourceConfig
+from gvm_ray.config.rewards import RewardsConfig
+from gvm_ray.config.strategy import (
+    AlgorithmSettings,
+    AllocatorSettings,
+    GVMAllocatorConfig,
+    RaftPlusPlusConfig,
+    UniformAllocatorConfig,
+)
+
+
+class SamplingConfig(Settings):
+    """How responses are sampled in training. top_p and top_k are not offered: their log-probs would need a correction."""
+
+    temperature: Positive = 1.0
+    max_tokens: Count = 3072  # response tokens; longer responses are cut and count as truncated
+
+
+class EngineConfig(Settings):
+    """The generator pool. `auto` takes vLLM where it imports, else transformers, and prints the choice."""
+
+    type: Literal["auto", "vllm", "transformers"] = "auto"
+    num_generators: Count = 1
+    cpus_per_generator: Positive = 1
+    gpus_per_generator: NonNegative = 0
+    tensor_parallel_size: Count = 1
+    max_num_seqs: Count = 256  # sequences decoded at once by one generator
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    kv_cache_gib: Positive = 1.0  # on CPU
+    enforce_eager: bool = False  # true turns CUDA graphs off
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class EvaluationConfig(Settings):
+    """Evaluation on prompts.eval during training: before the first step, every so many steps, and at the end."""
+
+    every_steps: Count = 10
+    num_prompts: Count | None = None  # the first so many; none = all
+    num_samples: Count = 1  # avg@k
+    temperature: Positive = 1.0
+
+
+class CheckpointConfig(Settings):
+    """Checkpoints are atomic folders under the run's folder."""
+
+    every_steps: Count = 50
+    keep: Count = 2
+
+
+class DeadlineConfig(Settings):
+    """How long each wait may take before the run stops with an error that names what it waited for."""
+
+    start_s: Positive = 600.0  # actors and learners to start
+    sample_s: Positive = 1800.0  # one round of sampling and scoring
+    update_s: Positive = 1800.0  # one learner command: update, gradient norms, save
+    sync_s: Positive = 300.0  # new weights in every generator
+
+
+class ClusterConfig(Settings):
+    """Which Ray cluster; with neither an address here nor RAY_ADDRESS set, a local one is started."""
+
+    address: str | None = None
+    num_cpus: Count | None = None  # logical CPUs of a local cluster; none = as many as the run needs
+    dashboard: bool = True  # of a local cluster
+    object_store_mb: Annotated[int, Field(ge=80)] = 512  # of a local cluster
+
+
+class ReportingConfig(Settings):
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = True
+    ray_metrics: bool = True
+    progress: bool = True
+
+
+class RunConfig(Settings):
+    """Everything a run is made of. Loaded from TOML by `load_config`; saved, resolved, as config.json."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    runs_dir: str = "runs"
+    seed: NonNegativeCount = 0
+    num_steps: Count = 100
+    prompts_per_step: Count = 64
+    samples_per_prompt: Count = 8  # the budget of a step is prompts_per_step * samples_per_prompt
+    max_staleness: NonNegativeCount = 0  # updates that sampling may run ahead; 0 = strictly on-policy
+    max_unscored_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5  # of one step's samples; above it the run stops
+    model: ModelSettings
+    prompts: PromptsConfig
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    allocator: AllocatorSettings = UniformAllocatorConfig()
+    algorithm: AlgorithmSettings = RaftPlusPlusConfig()
+    learner: LearnerConfig = LearnerConfig()
+    warm_start: WarmStartConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    deadlines: DeadlineConfig = DeadlineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    reporting: ReportingConfig = ReportingConfig()
+
+    @property
+    def samples_per_step(self) -> int:
+        """The sample budget of one step."""
+        return self.prompts_per_step * self.samples_per_prompt
+
+    @property
+    def block_steps(self) -> int:
+        """Steps that share one allocation."""
+        return self.allocator.block_steps if isinstance(self.allocator, GVMAllocatorConfig) else 1
+
+    @model_validator(mode="after")
+    def _allocator_fits(self) -> "RunConfig":
+        if not isinstance(self.allocator, GVMAllocatorConfig):
+            return self
+        gvm, n = self.allocator, self.samples_per_prompt
+        if gvm.pilot_samples >= n:
+            raise ValueError(
+                f"allocator.pilot_samples={gvm.pilot_samples} leaves nothing of samples_per_prompt={n} to allocate; "
+                f"write pilot_samples={max(1, n // 2)} or a larger samples_per_prompt"
+            )
+        if gvm.max_samples is not None and gvm.max_samples < n:
+            raise ValueError(
+                f"allocator.max_samples={gvm.max_samples} is below samples_per_prompt={n}, so the budget can't be "
+                f"spent; write max_samples={n} or more"
+            )
+        if gvm.min_samples > n:
+            raise ValueError(
+                f"allocator.min_samples={gvm.min_samples} is above samples_per_prompt={n}; write {n} or less"
+            )
+        if gvm.reuse_pilots and gvm.block_steps - 1 > self.max_staleness:
+            raise ValueError(
+                f"allocator.block_steps={gvm.block_steps} with reuse_pilots trains on pilots up to "
+                f"{gvm.block_steps - 1} updates old, but max_staleness={self.max_staleness}; "
+                f"write max_staleness={gvm.block_steps - 1}, or reuse_pilots=false"
+            )
+        if self.checkpoint.every_steps % gvm.block_steps:
+            raise ValueError(
+                f"checkpoint.every_steps={self.checkpoint.every_steps} is not a multiple of "
+                f"allocator.block_steps={gvm.block_steps}; write e.g. {gvm.block_steps * 10}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_fit_source(self) -> "RunConfig":
+        scored_by_gym = any(term.type == "reasoning_gym" for term in self.rewards.terms)
+        if scored_by_gym and not isinstance(self.prompts.train, ReasoningGymSourceConfig):
+            raise ValueError(
+                f"rewards.terms has 'reasoning_gym' but prompts.train is {self.prompts.train.type!r}, which has no such "
+                "scorer; write rewards.terms = [{type = 'math_verify'}], or prompts.train.type = 'reasoning_gym'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warm_start_has_rationales(self) -> "RunConfig":
+        source = self.prompts.train
+        if self.warm_start is None or isinstance(source, ArithmeticSourceConfig):
+            return self
+        if getattr(source, "rationale_field", None) is None:
+            raise ValueError(
+                f"warm_start needs reference rationales, and prompts.train ({source.type!r}) names none; "
+                "write prompts.train.rationale_field = '...', or remove [warm_start]"
+            )
+        return self

@@ -1,0 +1,41 @@
+"""Every error of the package, in one file; all are picklable because they cross actor boundaries.
+
+What a user can mend derives from :class:`UserError` (a ``ValueError``); the command line prints its message without a
+traceback. What the machinery can meet at run time derives from :class:`SystemFailure`.
+"""
+
+
+class UserError(ValueError):
+    """Something the user asked for can't be done; the message says what, the value, and what to write instead."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class DataError(UserError):
+    """A data file is missing, empty, or has a bad row (file, line and field are named)."""
+
+
+class ModelError(UserError):
+    """The model or its tokenizer is missing or doesn't fit the run."""
+
+
+class ResourceError(UserError):
+    """The run needs more CPUs, GPUs or memory than the machine or the cluster has."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or belongs to another configuration."""
+
+
+class SystemFailure(RuntimeError):
+    """A part of the running system failed; the message names the part and the cause."""
+
+
+class DeadlineExceeded(SystemFailure):
+    """A wait ran out of time; the message says what was waited for and which setting gives it longer."""
+
+
+class ActorFailure(SystemFailure):
+    """A generator, reward actor, allocator or learner died; the message names it and its cause of death."""

@@ -1,0 +1,170 @@
+"""The seams: what the loop asks of the parts, and what a strategy must offer. Nothing here imports a heavy library.
+
+Strategies (``AllocatorStrategy``, ``Algorithm``, ``RewardFunction``, ``Engine``) are plain synchronous objects, tested without
+a cluster. The loop sees the asynchronous side (``Allocator``, ``RolloutPools``, ``Learners``, ``PromptStream``), which
+`gvm_ray.actors` implements over Ray and a unit test implements in process.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from gvm_ray.types import (
+    Allocation,
+    Completion,
+    Demonstration,
+    GroupOutcome,
+    Metrics,
+    Prompt,
+    SampleRequest,
+    SamplingParameters,
+    TrainBatch,
+    UpdateResult,
+    WeightsRef,
+)
+
+
+# --- strategies -------------------------------------------------------------------------------------------------------
+@runtime_checkable
+class AllocatorStrategy(Protocol):
+    """Decides, in rounds, how many samples each prompt gets. Pure bookkeeping and arithmetic: no Ray, no torch."""
+
+    def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Allocation:
+        """Round 1 of a step: `budget` samples in all are to be spent on `prompts` over the step's rounds.
+
+        `upcoming` are the prompts of the other steps of the same block (empty unless the allocator shares one
+        allocation over several steps); an allocation may name them too, and their samples are kept for their step.
+        """
+        ...
+
+    def observe(self, outcomes: Sequence[GroupOutcome]) -> Allocation:
+        """The next round, given the outcomes of the last one; empty when the step is done."""
+        ...
+
+    def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
+        """The estimate of p for each prompt that the allocator has one for, in (0, 1]."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """Scalars about the last decision."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable memory."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """Turns scored groups into advantages and sample weights; small numbers only."""
+
+    def build_batch(
+        self, outcomes: Sequence[GroupOutcome], *, step: int, accept_rates: Mapping[str, float], num_prompts: int
+    ) -> TrainBatch:
+        """What to train on. Groups are ragged; several outcomes of one prompt_id are one group."""
+        ...
+
+
+@runtime_checkable
+class RewardFunction(Protocol):
+    """What a response is worth. Deterministic, finite, never raises on model text."""
+
+    def __call__(self, prompt: Prompt, completion: Completion) -> float: ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Samples responses. Lives in one generator actor."""
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the loaded weights; -1 before the first load_weights."""
+        ...
+
+    def generate(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> list[tuple[Completion, ...]]:
+        """One tuple for each request, as many completions as it has sample indices, in order."""
+        ...
+
+    def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, Any]]) -> None:
+        """Replace every weight by the named CPU torch tensors (Hugging Face names)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# --- the running system, as the loop sees it --------------------------------------------------------------------------
+class PromptStream(Protocol):
+    """The training prompts in their order; the cursor is part of a checkpoint."""
+
+    def next(self, num_prompts: int) -> list[Prompt]: ...
+
+    def peek(self, num_prompts: int) -> list[Prompt]:
+        """The prompts after the cursor, without moving it."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Allocator(Protocol):
+    """The central allocator, asynchronously."""
+
+    async def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Allocation: ...
+
+    async def observe(self, outcomes: Sequence[GroupOutcome]) -> Allocation: ...
+
+    async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]: ...
+
+    async def metrics(self) -> Metrics: ...
+
+    async def state_dict(self) -> dict[str, Any]: ...
+
+    async def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class RolloutPools(Protocol):
+    """Generators and reward actors: requests in, outcomes out; weights in."""
+
+    async def sample_and_score(
+        self, requests: Sequence[SampleRequest], sampling: SamplingParameters
+    ) -> list[GroupOutcome]:
+        """One outcome for each request, in order; token-sized data stays behind the outcome's ref."""
+        ...
+
+    async def publish(self, weights: WeightsRef) -> None:
+        """Return when every generator samples with these weights."""
+        ...
+
+    async def wait_for_version(self, policy_version: int) -> None:
+        """Return when every generator has at least this version."""
+        ...
+
+
+class Learners(Protocol):
+    """The learner group. Commands are served one after the other."""
+
+    async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """The same outcomes with per-sample gradient norms of the accepted samples filled in."""
+        ...
+
+    async def update(self, batch: TrainBatch) -> UpdateResult:
+        """Train on the batch and publish the new policy, whose version is batch.step + 1."""
+        ...
+
+    async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
+        """One optimizer update of the warm start."""
+        ...
+
+    async def weights(self, policy_version: int) -> WeightsRef:
+        """Publish the present weights under this version."""
+        ...
+
+    async def save(self, folder: str) -> None:
+        """Write model and optimizer shards under `folder`."""
+        ...
+
+    async def export(self, folder: str) -> None:
+        """Write Hugging Face safetensors and the tokenizer into `folder`."""
+        ...

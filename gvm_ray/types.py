@@ -1,0 +1,192 @@
+"""What flows between the parts: frozen data, each with its shape and unit. Imports nothing of the project.
+
+Token-sized fields are numpy arrays (never Python lists) and travel by object ref; the driver handles only the small
+:class:`GroupOutcome`. Arrays that come out of the object store are read-only, which is right for frozen data.
+Ragged axes: P prompts, n samples of one prompt (0, 1, 37 ...), T tokens of one completion.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+FinishReason = Literal["stop", "length"]
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """One task, rendered and tokenized."""
+
+    prompt_id: str  # stable over runs: given by the data, or a hash of the content
+    text: str  # what the tokenizer was given (template applied)
+    token_ids: IntArray  # [T]
+    answer: str  # gold answer, as the verifier is given it
+    features: Mapping[str, Any] = field(default_factory=dict)  # small: level, subject, a scorer's entry ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Demonstration:
+    """A prompt with a reference rationale, for the supervised warm start."""
+
+    prompt_token_ids: IntArray  # [T_prompt]
+    response_token_ids: IntArray  # [T_response], end-of-sequence included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """The decision as data: how many samples each prompt gets in this round (0 skips it), and what they are for."""
+
+    counts: Mapping[str, int]  # prompt_id -> number of samples, >= 0
+    needs_gradient_norms: bool = False  # measure the gradient norms of this round's accepted samples
+    trained_on: bool = True  # false: the samples only inform the allocator (published GVM's pilots)
+
+    @property
+    def total(self) -> int:
+        """Samples in this round; 0 says that the allocator is done."""
+        return sum(self.counts.values())
+
+    @classmethod
+    def empty(cls) -> "Allocation":
+        return cls(counts={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParameters:
+    """How an engine samples."""
+
+    temperature: float
+    max_tokens: int  # response tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleRequest:
+    """Ask an engine for samples of one prompt. One seed a sample, so results don't depend on who serves it."""
+
+    prompt: Prompt
+    sample_indices: tuple[int, ...]  # index of each sample among all samples of this prompt in this step
+    seeds: tuple[int, ...]  # one per sample, in [0, 2**63)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Completion:
+    """One sampled response."""
+
+    token_ids: IntArray  # [T], end-of-sequence included when finish_reason == "stop"
+    logprobs: FloatArray  # [T] nats, under the sampling distribution (after temperature)
+    policy_version: int  # version of the weights that sampled it
+    finish_reason: FinishReason  # "stop" = the model ended it; "length" = cut at max_tokens
+    text: str  # decoded without special tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RolloutGroup:
+    """The samples of one prompt of one round. Rewards are absent until a reward actor scored it."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    rewards: Float64Array | None = None  # [n]; NaN = unscored, such samples are never trained on
+    reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
+
+    @property
+    def num_tokens(self) -> IntArray:
+        """[n] response lengths."""
+        return np.array([len(c.token_ids) for c in self.completions], dtype=np.int32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupRef:
+    """Where a scored group lies: an object ref (or, in tests, the object itself) to a tuple of groups, and its index."""
+
+    ref: Any
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupOutcome:
+    """The small numbers of one scored group: all that the driver, the allocator and the algorithm see of it."""
+
+    prompt_id: str
+    rewards: Float64Array  # [n], NaN = unscored
+    num_tokens: IntArray  # [n] response tokens
+    policy_versions: IntArray  # [n]
+    truncated: BoolArray  # [n] cut at max_tokens
+    ref: GroupRef
+    gradient_norms: Float64Array | None = None  # [n]; NaN where not computed
+    reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
+
+    @property
+    def scored(self) -> BoolArray:
+        """[n] True where the reward is known."""
+        return np.isfinite(self.rewards)
+
+    def with_gradient_norms(self, gradient_norms: Float64Array) -> "GroupOutcome":
+        return replace(self, gradient_norms=gradient_norms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptStats:
+    """An allocator's memory of one prompt; plain numbers, so it serialises as JSON."""
+
+    trials: float = 0.0
+    successes: float = 0.0
+    gradient_norm: float | None = None  # G, mean over accepted samples
+    policy_version: int = -1  # version of the last samples folded in
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainGroup:
+    """What the learners train on of one group; arrays index into the group's completions."""
+
+    ref: GroupRef
+    sample_indices: IntArray  # [k] kept samples
+    advantages: Float64Array  # [k]
+    weights: Float64Array  # [k]: the batch loss is sum_i weights_i * sum_t token_loss_it
+    num_tokens: IntArray  # [k] response tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainBatch:
+    """One step's training data: references to token-sized groups, and one small number or two per sample."""
+
+    step: int
+    groups: tuple[TrainGroup, ...]
+    metrics: Metrics = field(default_factory=dict)  # of the rollouts: rewards, lengths, advantages ...
+
+    @property
+    def num_samples(self) -> int:
+        return sum(len(g.sample_indices) for g in self.groups)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightsRef:
+    """A published policy: where its buckets lie, and its version."""
+
+    policy_version: int
+    location: Any  # object refs of the buckets, or in tests the tensors themselves
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UpdateResult:
+    """What one training step gives back."""
+
+    weights: WeightsRef
+    metrics: Metrics  # learner metrics; "num_updates" counts optimizer updates made
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CheckpointState:
+    """The driver's part of a checkpoint: everything needed to go on except the learners' shards. JSON-serialisable."""
+
+    step: int  # steps completed
+    policy_version: int
+    cursor: Mapping[str, Any]
+    allocator: Mapping[str, Any]
+    costs: Mapping[str, float]

@@ -1,7 +1,7 @@
 """The seams: what the loop asks of the parts, and what a strategy must offer. Nothing here imports a heavy library.
 
-Strategies (``AllocatorStrategy``, ``Algorithm``, ``RewardFunction``, ``Engine``) are plain synchronous objects, tested without
-a cluster. The loop sees the asynchronous side (``Allocator``, ``RolloutPools``, ``Learners``, ``PromptStream``), which
+Strategies (``AllocatorStrategy``, ``Algorithm``, ``RewardFunction``, ``Engine``) are plain synchronous objects, tested
+without a cluster. The loop sees the asynchronous side (``Allocator``, ``RolloutPools``, ``Learners`` ...), which
 `gvm_ray.actors` implements over Ray and a unit test implements in process.
 """
 
@@ -10,8 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from gvm_ray.types import (
     Allocation,
+    CheckpointState,
     Completion,
     Demonstration,
+    Float64Array,
     GroupOutcome,
     Metrics,
     Prompt,
@@ -46,6 +48,10 @@ class AllocatorStrategy(Protocol):
 
     def metrics(self) -> Metrics:
         """Scalars about the last decision."""
+        ...
+
+    def histograms(self) -> dict[str, Float64Array]:
+        """Per prompt of the last step: samples_per_prompt [P] (n_i) and accept_rate [P] (the estimate of p_i)."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,7 +123,9 @@ class Allocator(Protocol):
 
     async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]: ...
 
-    async def metrics(self) -> Metrics: ...
+    async def report(self) -> tuple[Metrics, dict[str, Float64Array]]:
+        """The strategy's metrics and histograms of the last step."""
+        ...
 
     async def state_dict(self) -> dict[str, Any]: ...
 
@@ -130,7 +138,10 @@ class RolloutPools(Protocol):
     async def sample_and_score(
         self, requests: Sequence[SampleRequest], sampling: SamplingParameters
     ) -> list[GroupOutcome]:
-        """One outcome for each request, in order; token-sized data stays behind the outcome's ref."""
+        """The outcomes of the requests, in order (a request that was split over generators has several).
+
+        Token-sized data stays behind each outcome's ref.
+        """
         ...
 
     async def publish(self, weights: WeightsRef) -> None:
@@ -168,3 +179,23 @@ class Learners(Protocol):
     async def export(self, folder: str) -> None:
         """Write Hugging Face safetensors and the tokenizer into `folder`."""
         ...
+
+
+class Evaluator(Protocol):
+    """Held-out accuracy of the policy that the generators hold."""
+
+    async def evaluate(self) -> Metrics:
+        """Metrics under `eval/`, `eval/accuracy` among them; empty when there is nothing to evaluate on."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """Atomic checkpoints of a run."""
+
+    async def save(self, state: CheckpointState, learners: Learners) -> None: ...
+
+
+class StepLog(Protocol):
+    """Where one step's numbers go."""
+
+    def log_step(self, step: int, metrics: Metrics, *, histograms: Mapping[str, Float64Array]) -> None: ...

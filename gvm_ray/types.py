@@ -103,7 +103,7 @@ class RolloutGroup:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupRef:
-    """Where a scored group lies: an object ref (or, in tests, the object itself) to a tuple of groups, and its index."""
+    """Where a scored group lies: an object ref to a tuple of groups (in tests the tuple itself), and its index."""
 
     ref: Any
     index: int

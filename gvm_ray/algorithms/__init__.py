@@ -1,0 +1,48 @@
+"""What is learned from the samples: batches by `create_algorithm`, the learners' loss by `token_loss`."""
+
+from typing import TYPE_CHECKING
+
+from gvm_ray.algorithms.grpo import GRPO
+from gvm_ray.algorithms.raft import Raft
+from gvm_ray.algorithms.reinforce import ReinforcePlusPlus
+from gvm_ray.algorithms.rloo import RLOO
+from gvm_ray.config.strategy import (
+    AlgorithmSettings,
+    DrGRPOConfig,
+    GRPOConfig,
+    RaftConfig,
+    RaftPlusPlusConfig,
+    ReinforcePlusPlusConfig,
+    RLOOConfig,
+)
+from gvm_ray.protocols import Algorithm
+
+if TYPE_CHECKING:
+    from gvm_ray.algorithms.loss import TokenLoss
+
+__all__ = ["GRPO", "RLOO", "Raft", "ReinforcePlusPlus", "create_algorithm", "token_loss"]
+
+
+def create_algorithm(config: AlgorithmSettings, *, accept_threshold: float) -> Algorithm:
+    """The algorithm that `config` names.
+
+    Args:
+        config: its settings.
+        accept_threshold: a sample is accepted when its reward is at least this.
+    """
+    match config:
+        case RaftConfig() | RaftPlusPlusConfig():
+            return Raft(config, accept_threshold=accept_threshold)
+        case GRPOConfig() | DrGRPOConfig():
+            return GRPO(config, accept_threshold=accept_threshold)
+        case RLOOConfig():
+            return RLOO(config, accept_threshold=accept_threshold)
+        case ReinforcePlusPlusConfig():
+            return ReinforcePlusPlus(config, accept_threshold=accept_threshold)
+
+
+def token_loss(config: AlgorithmSettings) -> "TokenLoss":
+    """The loss of `config`'s algorithm for the learners. Imports torch, which building batches doesn't need."""
+    from gvm_ray.algorithms.loss import TokenLoss
+
+    return TokenLoss.from_settings(config)

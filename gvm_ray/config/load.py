@@ -99,5 +99,5 @@ def _field_names(model: type[BaseModel]) -> set[str]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             names |= set(annotation.model_fields)
             pending += [f.annotation for f in annotation.model_fields.values()]
-        pending += [argument for argument in getattr(annotation, "__args__", ())]
+        pending += list(getattr(annotation, "__args__", ()))
     return names

@@ -99,7 +99,7 @@ SourceSettings = Annotated[
 
 
 class PromptsConfig(Settings):
-    """Training and evaluation prompts. Evaluation prompts that also stand in the training set leave the training set."""
+    """Training and evaluation prompts. Prompts in both leave the training set."""
 
     train: SourceSettings
     eval: SourceSettings | None = None

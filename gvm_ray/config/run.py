@@ -18,7 +18,7 @@ from gvm_ray.config.strategy import (
 
 
 class SamplingConfig(Settings):
-    """How responses are sampled in training. top_p and top_k are not offered: their log-probs would need a correction."""
+    """How responses are sampled in training. No top_p or top_k: their log-probs would need a correction."""
 
     temperature: Positive = 1.0
     max_tokens: Count = 3072  # response tokens; longer responses are cut and count as truncated
@@ -154,8 +154,8 @@ class RunConfig(Settings):
         scored_by_gym = any(term.type == "reasoning_gym" for term in self.rewards.terms)
         if scored_by_gym and not isinstance(self.prompts.train, ReasoningGymSourceConfig):
             raise ValueError(
-                f"rewards.terms has 'reasoning_gym' but prompts.train is {self.prompts.train.type!r}, which has no such "
-                "scorer; write rewards.terms = [{type = 'math_verify'}], or prompts.train.type = 'reasoning_gym'"
+                f"rewards.terms has 'reasoning_gym' but prompts.train is {self.prompts.train.type!r}, which has no "
+                "such scorer; write rewards.terms = [{type = 'math_verify'}], or prompts.train.type = 'reasoning_gym'"
             )
         return self
 

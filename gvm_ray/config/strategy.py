@@ -1,6 +1,6 @@
 """The two decisions this package is about, kept apart: who gets how many samples, and what is learned from them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ class UniformAllocatorConfig(Settings):
 
 
 class GVMAllocatorConfig(Settings):
-    """Gradient variance minimization (arXiv 2505.02391, Algorithm 2): pilots, then n ~ G / sqrt(p + alpha / p^(beta-1))."""
+    """Gradient variance minimization (arXiv 2505.02391): pilots, then n ~ G / sqrt(p + alpha / p^(beta - 1))."""
 
     type: Literal["gvm"] = "gvm"
     pilot_samples: Count = 4  # N', drawn from every prompt first; part of the budget
@@ -40,7 +40,17 @@ class GVMAllocatorConfig(Settings):
         return self
 
 
-AllocatorSettings = Annotated[UniformAllocatorConfig | GVMAllocatorConfig, Field(discriminator="type")]
+class CustomAllocatorConfig(Settings):
+    """Any importable `module:Class` that satisfies `protocols.AllocatorStrategy`."""
+
+    type: Literal["custom"] = "custom"
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments besides accept_threshold
+
+
+AllocatorSettings = Annotated[
+    UniformAllocatorConfig | GVMAllocatorConfig | CustomAllocatorConfig, Field(discriminator="type")
+]
 
 Weighting = Literal["prompt_mean", "inverse", "token_mean"]
 
@@ -109,6 +119,7 @@ AlgorithmSettings = Annotated[
 __all__ = [
     "AlgorithmSettings",
     "AllocatorSettings",
+    "CustomAllocatorConfig",
     "DrGRPOConfig",
     "GRPOConfig",
     "GVMAllocatorConfig",

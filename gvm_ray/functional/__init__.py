@@ -1,0 +1,1 @@
+"""Pure mathematics on numpy and torch; imports nothing of the project."""

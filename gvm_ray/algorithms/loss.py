@@ -1,0 +1,74 @@
+"""The token loss of an algorithm as one picklable object, which the learners are handed from outside."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gvm_ray.config.strategy import AlgorithmSettings, RaftConfig
+from gvm_ray.functional.losses import KLKind, policy_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+    """Loss of every token of [B, T] responses; reduction and sample weights are the learner's."""
+
+    ratio: bool  # false: likelihood of the samples (RAFT), neither importance ratio nor clip
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
+    importance_cap: float | None
+    kl_coefficient: float
+    kl_kind: KLKind
+    entropy_coefficient: float
+
+    @classmethod
+    def from_settings(cls, config: AlgorithmSettings) -> "TokenLoss":
+        """The loss that these settings describe."""
+        return cls(
+            ratio=not isinstance(config, RaftConfig),
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+            importance_cap=config.importance_cap,
+            kl_coefficient=config.kl.coefficient,
+            kl_kind=config.kl.kind,
+            entropy_coefficient=config.entropy_coefficient,
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probs of the reference policy are wanted."""
+        return self.kl_coefficient > 0
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether entropies are wanted, with their gradient."""
+        return self.entropy_coefficient > 0
+
+    def __call__(
+        self,
+        *,
+        logprobs: Tensor,
+        old_logprobs: Tensor,
+        engine_logprobs: Tensor,
+        ref_logprobs: Tensor | None,
+        entropy: Tensor | None,
+        advantages: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses [B, T] and detached diagnostics [B, T]; see `functional.losses.policy_loss` for the arguments."""
+        return policy_loss(
+            logprobs,
+            old_logprobs=old_logprobs,
+            advantages=advantages,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
+            ratio=self.ratio,
+            engine_logprobs=engine_logprobs,
+            importance_cap=self.importance_cap,
+            ref_logprobs=ref_logprobs,
+            kl_coefficient=self.kl_coefficient,
+            kl_kind=self.kl_kind,
+            entropy=entropy,
+            entropy_coefficient=self.entropy_coefficient,
+        )

@@ -1,0 +1,79 @@
+"""Tasks from a JSONL or Parquet file."""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gvm_ray.config.prompts import FileSourceConfig
+from gvm_ray.envs.rows import missing_field, task_from_row, used_fields
+from gvm_ray.envs.task import Task
+from gvm_ray.exceptions import DataError
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+
+def file_tasks(config: FileSourceConfig) -> list[Task]:
+    """The file's tasks in its order, at most `limit`.
+
+    Raises:
+        DataError: the file is missing, empty, of another format, or has a bad row (its line and field are named).
+    """
+    path = Path(config.path).expanduser()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "doesn't exist"
+        raise DataError(f"data file {config.path!r} {what}; write the path of a .jsonl or .parquet file")
+    if path.suffix.lower() in JSON_SUFFIXES:
+        rows = _json_rows(path)
+    elif path.suffix.lower() == ".parquet":
+        rows = _parquet_rows(path, config=config)
+    else:
+        raise DataError(f"data file {config.path!r} is neither .jsonl nor .parquet; convert it to one of these")
+    tasks = [task_from_row(row, config=config, where=where) for where, row in islice(rows, config.limit)]
+    if not tasks:
+        raise DataError(f"data file {config.path!r} has no rows; write the path of a file with at least one task")
+    return tasks
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(file and line, row) of every line that isn't blank."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{where}: not valid JSON ({error.msg}, column {error.colno}); write one JSON object a line"
+                ) from error
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: a JSON {type(row).__name__}, not an object; write one JSON object a line")
+            yield where, row
+
+
+def _parquet_rows(path: Path, *, config: FileSourceConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(file and row, row), of the used columns only; rows count from 1."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"data file {str(path)!r} is not valid Parquet: {error}") from error
+    with file:
+        columns = used_fields(config)
+        for name, setting in columns.items():
+            if name not in file.schema_arrow.names:
+                raise DataError(
+                    missing_field(name, setting=setting, where=str(path), known=list(file.schema_arrow.names))
+                )
+        number = 0
+        for batch in file.iter_batches(columns=list(columns)):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row

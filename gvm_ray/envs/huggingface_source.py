@@ -1,0 +1,64 @@
+"""Tasks from a dataset of the `datasets` library."""
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gvm_ray.config.prompts import HuggingFaceSourceConfig
+from gvm_ray.envs.rows import missing_field, task_from_row, used_fields
+from gvm_ray.envs.task import Task
+from gvm_ray.exceptions import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def huggingface_tasks(config: HuggingFaceSourceConfig) -> list[Task]:
+    """The split's tasks in its order, at most `limit`.
+
+    Raises:
+        DataError: the dataset or its split can't be loaded, is empty, or has a bad row (row and field are named).
+    """
+    dataset = _load(config)
+    origin = f"dataset {config.path!r}, split {config.split!r}"
+    for name, setting in used_fields(config).items():
+        if name not in dataset.column_names:
+            raise DataError(missing_field(name, setting=setting, where=origin, known=dataset.column_names))
+    rows: Iterable[Any] = islice(dataset.select_columns(list(used_fields(config))), config.limit)
+    tasks = [task_from_row(row, config=config, where=f"{origin}, row {i}") for i, row in enumerate(rows, start=1)]
+    if not tasks:
+        raise DataError(f"{origin} has no rows; write a split with at least one task")
+    return tasks
+
+
+def _load(config: HuggingFaceSourceConfig) -> "Dataset":
+    """The split; a local folder may hold data files or what `save_to_disk` wrote."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    folder = Path(config.path).expanduser()
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            return _load_saved(folder / config.split, known=json.loads((folder / "dataset_dict.json").read_text()))
+        if (folder / "state.json").is_file():
+            return _load_saved(folder, known={})  # one split, whose name isn't saved
+        origin = str(folder) if folder.is_dir() else config.path
+        return datasets.load_dataset(origin, name=config.name, split=config.split)
+    except (DatasetsError, ValueError, OSError) as error:
+        raise DataError(
+            f"dataset {config.path!r} (name {config.name!r}, split {config.split!r}) can't be loaded: {error}; write a "
+            "hub id or a local folder as path, and a split that it has"
+        ) from error
+
+
+def _load_saved(folder: Path, *, known: Mapping[str, Any]) -> "Dataset":
+    """One split that `save_to_disk` wrote; `known` is the index of the splits beside it."""
+    import datasets
+
+    if "splits" in known and folder.name not in known["splits"]:
+        raise ValueError(f"its splits are {', '.join(known['splits'])}")
+    if not json.loads((folder / "state.json").read_text())["_data_files"]:
+        raise ValueError("it has no rows")  # load_from_disk meets an IndexError there
+    return datasets.Dataset.load_from_disk(str(folder))

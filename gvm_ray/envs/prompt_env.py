@@ -1,0 +1,144 @@
+"""The task as a Gymnasium environment: `reset` gives a prompt, `step` takes the whole response and gives its reward."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from gvm_ray.envs.text_spaces import AnyText, ResponseSpace
+from gvm_ray.exceptions import ConfigError, DataError, SystemFailure
+from gvm_ray.protocols import RewardFunction
+from gvm_ray.types import Completion, FinishReason, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class PromptEnv(gymnasium.Env[str, str | Completion]):
+    """One step an episode: the observation is the prompt's text, the action is a response to it.
+
+    `terminated` says that the response was finished, `truncated` that it was cut at `max_tokens`. The last observation
+    is prompt and response, one after the other.
+
+    The info of `reset` has `prompt_id`. That of `step` has also `reward_terms` (name -> value), `unscored` (True where
+    the reward isn't known: it is NaN then, never 0) and, where known, `num_tokens` of the response.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium declares it so
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt] = (),
+        *,
+        reward: RewardFunction | Mapping[str, RewardFunction],
+        max_tokens: int | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+    ) -> None:
+        """An environment over `prompts`.
+
+        Args:
+            prompts: `reset` chooses among them; may be empty if each reset names its prompt.
+            reward: What a response is worth. A mapping gives the sum of its functions, and each as a reward term; a
+                function with a method `terms(prompt, completion) -> dict[str, float]` gives these.
+            max_tokens: Response tokens at which a plain string counts as cut. A completion knows that by itself.
+            tokenizer: Counts the tokens of plain strings; needed for these where max_tokens is given.
+        """
+        self._prompts = tuple(prompts)
+        self._by_id = {prompt.prompt_id: prompt for prompt in self._prompts}
+        self._reward = reward
+        self._max_tokens = max_tokens
+        self._tokenizer = tokenizer
+        self._prompt: Prompt | None = None
+        # A sampled action has fewer tokens than max_tokens, so that it counts as finished.
+        sample_length = 32 if max_tokens is None else min(32, max_tokens - 1)
+        self.observation_space = AnyText()
+        self.action_space = ResponseSpace(max_sample_length=sample_length)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """A prompt drawn at random, or the one that `options` names: {"prompt_id": str} or {"prompt": Prompt}.
+
+        Raises:
+            DataError: there is no such prompt, or no prompt at all.
+            ConfigError: an option is unknown.
+        """
+        super().reset(seed=seed)
+        self._prompt = self._chosen(options or {})
+        return self._prompt.text, {"prompt_id": self._prompt.prompt_id}
+
+    def step(self, action: str | Completion) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Score the response; the episode is over.
+
+        Raises:
+            ResetNeeded: before `reset`, and after a step.
+            ConfigError: a plain string, with max_tokens but no tokenizer to count with.
+        """
+        if self._prompt is None:
+            raise ResetNeeded("PromptEnv.step needs a prompt: call reset first, and again after each step")
+        completion = self._completion(action) if isinstance(action, str) else action
+        reward, terms = _scored(self._reward, self._prompt, completion)
+        info: dict[str, Any] = {
+            "prompt_id": self._prompt.prompt_id,
+            "reward_terms": terms,
+            "unscored": math.isnan(reward),
+        }
+        if len(completion.token_ids) or self._tokenizer is not None or isinstance(action, Completion):
+            info["num_tokens"] = len(completion.token_ids)
+        observation = self._prompt.text + completion.text
+        self._prompt = None
+        return observation, reward, completion.finish_reason == "stop", completion.finish_reason == "length", info
+
+    def _chosen(self, options: Mapping[str, Any]) -> Prompt:
+        if unknown := options.keys() - {"prompt_id", "prompt"}:
+            raise ConfigError(f"PromptEnv.reset doesn't know options {sorted(unknown)}; write 'prompt_id' or 'prompt'")
+        if (prompt := options.get("prompt")) is not None:
+            return prompt
+        if (prompt_id := options.get("prompt_id")) is not None:
+            if prompt_id not in self._by_id:
+                raise DataError(f"PromptEnv has no prompt {prompt_id!r} among its {len(self._prompts)} prompts")
+            return self._by_id[prompt_id]
+        if not self._prompts:
+            raise DataError("PromptEnv was made without prompts; give it some, or reset(options={'prompt': ...})")
+        return self._prompts[int(self.np_random.integers(len(self._prompts)))]
+
+    def _completion(self, text: str) -> Completion:
+        """A plain string as a completion; log-probs and policy version are unknown."""
+        finish_reason: FinishReason = "stop"
+        ids: list[int] = []
+        if self._tokenizer is not None:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            # A finished response has an end-of-sequence token besides these.
+            finish_reason = "length" if self._max_tokens is not None and len(ids) >= self._max_tokens else "stop"
+        elif self._max_tokens is not None:
+            raise ConfigError(
+                f"PromptEnv has max_tokens={self._max_tokens} but no tokenizer to count the tokens of a plain string; "
+                "give it tokenizer=..., or step with a Completion"
+            )
+        return Completion(
+            token_ids=np.array(ids, dtype=np.int32),
+            logprobs=np.full(len(ids), np.nan, dtype=np.float32),
+            policy_version=-1,
+            finish_reason=finish_reason,
+            text=text,
+        )
+
+
+def _scored(
+    reward: RewardFunction | Mapping[str, RewardFunction], prompt: Prompt, completion: Completion
+) -> tuple[float, dict[str, float]]:
+    """The reward and its terms; NaN and no terms where it can't be known."""
+    try:
+        if isinstance(reward, Mapping):
+            terms = {name: float(function(prompt, completion)) for name, function in reward.items()}
+            value = sum(terms.values())
+        else:
+            value = reward(prompt, completion)
+            find_terms = getattr(reward, "terms", None)
+            terms = {} if find_terms is None else dict(find_terms(prompt, completion))
+    except SystemFailure:  # e.g. the reward's own time limit
+        return math.nan, {}
+    if value is None or not math.isfinite(value):
+        return math.nan, {}
+    return float(value), terms

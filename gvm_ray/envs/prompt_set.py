@@ -1,0 +1,189 @@
+"""The prompts of a run, cleaned before any budget is allocated to them, and the demonstrations of its warm start."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gvm_ray.config.prompts import ArithmeticSourceConfig, PromptsConfig
+from gvm_ray.envs import arithmetic
+from gvm_ray.envs.prompt_report import PromptReport, SourceReport
+from gvm_ray.envs.prompt_source import load_tasks
+from gvm_ray.envs.task import Task, content_id, normalised
+from gvm_ray.envs.templates import check_template, render_all, token_ids
+from gvm_ray.exceptions import DataError, ModelError
+from gvm_ray.types import Demonstration, IntArray, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptSets:
+    """The prompts of a run. Ids are distinct within each set."""
+
+    train: tuple[Prompt, ...]
+    eval: tuple[Prompt, ...]  # empty without prompts.eval
+    report: PromptReport
+
+
+@dataclass(kw_only=True)
+class _Cleaned:
+    """Tasks of one source without duplicates and without those that the evaluation has."""
+
+    loaded: int
+    tasks: list[Task] = field(default_factory=list)
+    duplicate_ids: list[str] = field(default_factory=list)
+    overlapping_ids: list[str] = field(default_factory=list)
+
+
+def load_prompts(
+    config: PromptsConfig, tokenizer: "PreTrainedTokenizerBase", *, verify_answer: Callable[[str], bool] | None = None
+) -> PromptSets:
+    """The training and evaluation prompts, rendered and tokenized.
+
+    Args:
+        config: Sources, template and the bound on prompt tokens.
+        tokenizer: Of the model.
+        verify_answer: Says whether a gold answer can be parsed; tasks with a scorer of their own aren't asked about.
+
+    Raises:
+        DataError: a source can't be loaded, or no prompt of it is left.
+        ConfigError, ModelError: the template contradicts itself or doesn't fit the tokenizer.
+    """
+    check_template(config.template, tokenizer=tokenizer)
+    cleaned_train, cleaned_eval = _clean_tasks(config)
+    train, train_report = _prompts(
+        cleaned_train, name="train", config=config, tokenizer=tokenizer, verify_answer=verify_answer
+    )
+    if cleaned_eval is None:
+        return PromptSets(train=train, eval=(), report=PromptReport(train=train_report))
+    evaluation, eval_report = _prompts(
+        cleaned_eval, name="eval", config=config, tokenizer=tokenizer, verify_answer=verify_answer
+    )
+    return PromptSets(train=train, eval=evaluation, report=PromptReport(train=train_report, eval=eval_report))
+
+
+def _clean_tasks(config: PromptsConfig) -> tuple[_Cleaned, _Cleaned | None]:
+    """Training and evaluation tasks; a problem that stands in both stays in the evaluation alone."""
+    cleaned_eval = None if config.eval is None else _clean(load_tasks(config.eval), held_out=frozenset())
+    held_out = frozenset(normalised(task.problem) for task in cleaned_eval.tasks) if cleaned_eval else frozenset()
+    return _clean(load_tasks(config.train), held_out=held_out), cleaned_eval
+
+
+def _clean(tasks: Sequence[Task], *, held_out: frozenset[str]) -> _Cleaned:
+    cleaned = _Cleaned(loaded=len(tasks))
+    seen_ids: set[str] = set()
+    seen_problems: set[str] = set()
+    for task in tasks:
+        problem = normalised(task.problem)
+        if task.prompt_id in seen_ids or problem in seen_problems:
+            cleaned.duplicate_ids.append(task.prompt_id)
+        elif problem in held_out:
+            cleaned.overlapping_ids.append(task.prompt_id)
+        else:
+            cleaned.tasks.append(task)
+        seen_ids.add(task.prompt_id)
+        seen_problems.add(problem)
+    return cleaned
+
+
+def _prompts(
+    cleaned: _Cleaned,
+    *,
+    name: str,
+    config: PromptsConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    verify_answer: Callable[[str], bool] | None,
+) -> tuple[tuple[Prompt, ...], SourceReport]:
+    rendered = render_all(cleaned.tasks, template=config.template, tokenizer=tokenizer)
+    prompts: list[Prompt] = []
+    too_long: list[str] = []
+    unparsable: list[str] = []
+    for task, (text, ids) in zip(cleaned.tasks, rendered, strict=True):
+        if len(ids) > config.max_tokens:
+            too_long.append(task.prompt_id)
+            continue
+        prompts.append(
+            Prompt(prompt_id=task.prompt_id, text=text, token_ids=ids, answer=task.answer, features=task.features)
+        )
+        if verify_answer is not None and "reasoning_gym" not in task.features and not verify_answer(task.answer):
+            unparsable.append(task.prompt_id)
+    report = SourceReport(
+        loaded=cleaned.loaded,
+        kept=len(prompts),
+        duplicate_ids=tuple(cleaned.duplicate_ids),
+        overlapping_ids=tuple(cleaned.overlapping_ids),
+        too_long_ids=tuple(too_long),
+        unparsable_answer_ids=tuple(unparsable),
+    )
+    if not prompts:
+        raise DataError(
+            f"prompts.{name} has no prompt left:\n" + "\n".join(report.lines(f"prompts.{name}")) + "\nwrite a larger "
+            f"prompts.max_tokens (now {config.max_tokens}), or sources that don't hold the same problems"
+        )
+    return tuple(prompts), report
+
+
+def demonstrations(
+    config: PromptsConfig, tokenizer: "PreTrainedTokenizerBase", *, num: int, seed: int
+) -> list[Demonstration]:
+    """`num` demonstrations from the training source, none on a problem of the evaluation, the same for the same seed.
+
+    The arithmetic source generates them. Other sources give their rationales in random order, again and again until
+    `num` is reached. Responses end with the tokenizer's end-of-sequence token; prompts of more than `max_tokens` tokens
+    are left out.
+
+    Raises:
+        DataError: the source has no rationales, or none whose prompt is short enough.
+        ModelError: the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path or 'the model'!r} has no end-of-sequence token, so a response "
+            "can't be taught to end; set eos_token in its tokenizer_config.json"
+        )
+    if isinstance(config.train, ArithmeticSourceConfig):
+        tasks = _generated(config.train, config=config, num=num, seed=seed)
+    else:
+        tasks = [task for task in _clean_tasks(config)[0].tasks if task.rationale is not None]
+    tokenized = _tokenized(tasks, config=config, tokenizer=tokenizer)
+    if not tokenized:
+        raise DataError(
+            f"prompts.train ({config.train.type!r}) gives no demonstration: {len(tasks)} of its tasks have a reference "
+            f"rationale, and no prompt of these has at most max_tokens={config.max_tokens} tokens; write "
+            "rationale_field = '...', or a larger prompts.max_tokens"
+        )
+    return tokenized if len(tokenized) == num else _repeated(tokenized, num=num, seed=seed)
+
+
+def _generated(source: ArithmeticSourceConfig, *, config: PromptsConfig, num: int, seed: int) -> list[Task]:
+    held_out = frozenset() if config.eval is None else frozenset(task.problem for task in load_tasks(config.eval))
+    return [
+        Task(prompt_id=content_id(problem, worked), problem=problem, answer="", rationale=worked)
+        for problem, worked in arithmetic.demonstrations(source, num=num, seed=seed, excluded=held_out)
+    ]
+
+
+def _tokenized(
+    tasks: list[Task], *, config: PromptsConfig, tokenizer: "PreTrainedTokenizerBase"
+) -> list[Demonstration]:
+    prompts = render_all(tasks, template=config.template, tokenizer=tokenizer)
+    responses = token_ids([task.rationale or "" for task in tasks], tokenizer=tokenizer)
+    end: IntArray = np.array([tokenizer.eos_token_id], dtype=np.int32)
+    return [
+        Demonstration(prompt_token_ids=prompt, response_token_ids=np.concatenate([response, end]))
+        for (_, prompt), response in zip(prompts, responses, strict=True)
+        if len(prompt) <= config.max_tokens
+    ]
+
+
+def _repeated(items: list[Demonstration], *, num: int, seed: int) -> list[Demonstration]:
+    """`num` of them: whole random orders of all, one after the other, the last one cut."""
+    rng = random.Random(f"demonstration order {seed}")
+    chosen: list[Demonstration] = []
+    while len(chosen) < num:
+        chosen += rng.sample(items, k=len(items))
+    return chosen[:num]

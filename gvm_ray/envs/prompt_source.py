@@ -1,0 +1,31 @@
+"""Where tasks come from: one function over the closed union of sources."""
+
+from gvm_ray.config.prompts import (
+    ArithmeticSourceConfig,
+    FileSourceConfig,
+    HuggingFaceSourceConfig,
+    ReasoningGymSourceConfig,
+    SourceSettings,
+)
+from gvm_ray.envs.arithmetic import arithmetic_tasks
+from gvm_ray.envs.file_source import file_tasks
+from gvm_ray.envs.huggingface_source import huggingface_tasks
+from gvm_ray.envs.reasoning_gym_source import reasoning_gym_tasks
+from gvm_ray.envs.task import Task
+
+
+def load_tasks(config: SourceSettings) -> list[Task]:
+    """The tasks of a source in its order, never none; duplicates are still among them.
+
+    Raises:
+        DataError: the source is missing, empty or has a bad row; the message says where and what to write.
+    """
+    match config:
+        case FileSourceConfig():
+            return file_tasks(config)
+        case HuggingFaceSourceConfig():
+            return huggingface_tasks(config)
+        case ReasoningGymSourceConfig():
+            return reasoning_gym_tasks(config)
+        case ArithmeticSourceConfig():
+            return arithmetic_tasks(config)

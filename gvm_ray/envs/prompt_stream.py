@@ -1,0 +1,132 @@
+"""The training prompts in their order, epoch after epoch, with a cursor that a checkpoint can hold."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gvm_ray.exceptions import CheckpointError, DataError
+from gvm_ray.types import Prompt
+
+
+@dataclass(kw_only=True)
+class _Cursor:
+    """Where the stream stands; prompts by their index in the set."""
+
+    epoch: int = 0
+    position: int = 0  # in the epoch's order
+    deferred: list[int] = field(default_factory=list)  # of this epoch, passed over at its seam, next in line
+    window: list[int] = field(default_factory=list)  # given out since the present window began
+    blocked: list[int] = field(default_factory=list)  # the part of the window that the epoch before gave
+
+
+class ShuffledPrompts:
+    """Implements `protocols.PromptStream`: whole epochs, each in an order of its own drawn from (seed, epoch).
+
+    The stream is cut into windows of `unique_within` prompts, counted from its start, and no prompt stands twice in a
+    window. Where a window crosses from one epoch into the next, prompts that it already has are passed over, and come
+    first in the next window. The sequence doesn't depend on how many prompts each call asks for, so `peek` shows just
+    what later calls of `next` will give.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool, unique_within: int) -> None:
+        """A stream at its start.
+
+        Args:
+            prompts: The set, at least `unique_within` prompts with distinct ids.
+            seed: Of the orders.
+            shuffle: False keeps the order of `prompts` in every epoch.
+            unique_within: Prompts that must differ: those of one step, or of all steps that share one allocation.
+
+        Raises:
+            DataError: the set is smaller than a window.
+        """
+        if not 1 <= unique_within <= len(prompts):
+            raise DataError(
+                f"{len(prompts)} training prompts can't give {unique_within} different ones to the steps that share an "
+                f"allocation; lower prompts_per_step or allocator.block_steps, or give more prompts"
+            )
+        self._prompts = tuple(prompts)
+        self._seed = seed
+        self._shuffle = shuffle
+        self._unique_within = unique_within
+        self._cursor = _Cursor()
+
+    def next(self, num_prompts: int) -> list[Prompt]:
+        """The next prompts; the cursor moves behind them."""
+        return self._take(self._cursor, num_prompts)
+
+    def peek(self, num_prompts: int) -> list[Prompt]:
+        """What `next` would give; the cursor stays."""
+        return self._take(deepcopy(self._cursor), num_prompts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor and a fingerprint of the set, as plain JSON values; at most a window of indices long."""
+        return {
+            **asdict(self._cursor),
+            "num_prompts": len(self._prompts),
+            "unique_within": self._unique_within,
+            "fingerprint": self._fingerprint(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the state was taken. If `unique_within` has changed since, a new window begins there.
+
+        Raises:
+            CheckpointError: the state belongs to other prompts, another order of them, or another seed.
+        """
+        if state["num_prompts"] != len(self._prompts):
+            raise CheckpointError(
+                f"the checkpoint was made with {state['num_prompts']} training prompts, and now there are "
+                f"{len(self._prompts)}; resume with the prompts settings and data of the checkpoint, or start a new run"
+            )
+        if state["fingerprint"] != self._fingerprint():
+            raise CheckpointError(
+                "the checkpoint was made with other training prompts, another order of them or another seed; resume "
+                "with the prompts settings, data and seed of the checkpoint, or start a new run"
+            )
+        same_window = state["unique_within"] == self._unique_within
+        self._cursor = _Cursor(
+            epoch=state["epoch"],
+            position=state["position"],
+            deferred=list(state["deferred"]),
+            window=list(state["window"]) if same_window else [],
+            blocked=list(state["blocked"]) if same_window else [],
+        )
+
+    def _take(self, cursor: _Cursor, num_prompts: int) -> list[Prompt]:
+        """The prompts behind the cursor, which moves."""
+        taken: list[Prompt] = []
+        order = self._order(cursor.epoch)
+        while len(taken) < num_prompts:
+            if cursor.position == len(order) and not cursor.deferred:
+                cursor.epoch, cursor.position = cursor.epoch + 1, 0
+                cursor.blocked = list(cursor.window)
+                order = self._order(cursor.epoch)
+            if cursor.deferred and not cursor.blocked:
+                index = cursor.deferred.pop(0)
+            else:
+                while order[cursor.position] in cursor.blocked:
+                    cursor.deferred.append(order[cursor.position])
+                    cursor.position += 1
+                index = order[cursor.position]
+                cursor.position += 1
+            taken.append(self._prompts[index])
+            cursor.window.append(index)
+            if len(cursor.window) == self._unique_within:
+                cursor.window, cursor.blocked = [], []
+        return taken
+
+    def _order(self, epoch: int) -> list[int]:
+        if not self._shuffle:
+            return list(range(len(self._prompts)))
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts)).tolist()
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self._seed if self._shuffle else 'in order'}".encode())
+        for prompt in self._prompts:
+            digest.update(b"\0" + prompt.prompt_id.encode())
+        return digest.hexdigest()[:16]

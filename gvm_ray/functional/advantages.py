@@ -1,0 +1,91 @@
+"""Advantages of whole responses, from their rewards and explicit group ids.
+
+Groups are ragged (1, 8, 37 samples) and in any order; ids, never a reshape, say who belongs together. The standard
+deviation is the sample one (n - 1 in the denominator), as in verl and TRL (`torch.std`).
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def group_normalized(
+    rewards: ArrayLike, group_ids: ArrayLike, *, normalize_std: bool = True, epsilon: float = 1e-6
+) -> NDArray[np.float64]:
+    """(r - mean) / (std + epsilon) within each group (GRPO, arXiv 2402.03300); r - mean without `normalize_std`
+    (Dr. GRPO, arXiv 2503.20783).
+
+    A group of one sample, or of equal rewards, has advantage exactly 0.
+
+    Args:
+        rewards: [N], finite.
+        group_ids: [N] integers; equal ids are one group.
+        normalize_std: divide by the group's sample standard deviation.
+        epsilon: added to it.
+
+    Returns:
+        [N] advantages.
+
+    Raises:
+        ValueError: a reward isn't finite, or the shapes differ.
+    """
+    values = _finite(rewards)
+    centered, inverse, sizes = _center(values, group_ids)
+    if not normalize_std:
+        return centered
+    squares = np.bincount(inverse, weights=centered**2, minlength=len(sizes))
+    std = np.sqrt(squares / np.maximum(sizes - 1, 1))
+    return centered / (std + epsilon)[inverse]
+
+
+def leave_one_out(rewards: ArrayLike, group_ids: ArrayLike) -> NDArray[np.float64]:
+    """r minus the mean of the others in its group (RLOO, arXiv 2402.14740); 0 in a group of one.
+
+    Args:
+        rewards: [N], finite.
+        group_ids: [N] integers; equal ids are one group.
+
+    Raises:
+        ValueError: a reward isn't finite, or the shapes differ.
+    """
+    values = _finite(rewards)
+    centered, inverse, sizes = _center(values, group_ids)
+    # r - (sum - r) / (n - 1) = (r - mean) * n / (n - 1)
+    return centered * (sizes / np.maximum(sizes - 1, 1))[inverse]
+
+
+def batch_normalized(rewards: ArrayLike, *, epsilon: float) -> NDArray[np.float64]:
+    """(r - mean) / (std + epsilon) over all samples (REINFORCE++, arXiv 2501.03262); each sample counts once, whatever
+    its length. One sample, or equal rewards, give exactly 0.
+
+    Raises:
+        ValueError: a reward isn't finite.
+    """
+    values = _finite(rewards)
+    return group_normalized(values, np.zeros(len(values), dtype=np.int64), epsilon=epsilon)
+
+
+def _center(
+    values: NDArray[np.float64], group_ids: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
+    """Rewards minus their group's mean [N], the group of each sample [N] as 0..G-1, and the group sizes [G]."""
+    ids = np.asarray(group_ids)
+    if ids.shape != values.shape:
+        raise ValueError(f"group_ids has shape {ids.shape}, rewards {values.shape}; give one group id per reward")
+    _, inverse, sizes = np.unique(ids, return_inverse=True, return_counts=True)
+    means = np.bincount(inverse, weights=values, minlength=len(sizes)) / np.maximum(sizes, 1)
+    lowest = np.full(len(sizes), np.inf)
+    np.minimum.at(lowest, inverse, values)
+    highest = np.full(len(sizes), -np.inf)
+    np.maximum.at(highest, inverse, values)
+    # The mean of equal rewards can miss them by a rounding error, which dividing by epsilon would blow up.
+    return np.where((lowest == highest)[inverse], 0.0, values - means[inverse]), inverse, sizes
+
+
+def _finite(rewards: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(rewards, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"rewards has shape {values.shape}; give a vector with one entry per sample")
+    if not np.isfinite(values).all():
+        index = int(np.argmin(np.isfinite(values)))
+        raise ValueError(f"rewards[{index}] = {values[index]} is not finite; leave unscored samples out")
+    return values

@@ -1,0 +1,138 @@
+"""Policy losses, token by token. Reduction, masking and sample weights are the learner's; these are pure functions.
+
+Shapes: B samples, T response tokens; advantages are [B, 1] or [B, T]. Log-probs are in nats. A log-ratio is cut at 20
+before exp(), so that one absurd token gives a large finite number and no gradient instead of an infinity.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0
+
+KLKind = Literal["k1", "k2", "k3"]
+
+
+def clipped_surrogate(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """PPO's clipped loss, -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(logprobs - old_logprobs).
+
+    Source: arXiv 1707.06347, equation 7; unequal bounds as in DAPO (arXiv 2503.14476). With `dual_clip` = c > 1 the
+    loss of a token of negative advantage is at most -c A (arXiv 1912.09729, equation 5).
+
+    Returns:
+        [B, T] losses.
+    """
+    ratio = _ratio(logprobs, old_logprobs)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+    if dual_clip is None:
+        return loss
+    return torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, kind: KLKind) -> Tensor:
+    """Estimates [B, T] of KL(policy || reference) from sampled tokens; with d = logprobs - ref_logprobs:
+
+    k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman, "Approximating KL divergence", 2020). As loss terms on
+    on-policy samples they differ: in expectation the gradient of k1 is 0, that of k2 is the gradient of
+    KL(policy || reference), and that of k3 the gradient of KL(reference || policy).
+    """
+    difference = logprobs - ref_logprobs
+    match kind:
+        case "k1":
+            return difference
+        case "k2":
+            return 0.5 * difference.square()
+        case "k3":
+            # Cut in both terms: in the exponential alone it would leave the linear term's gradient, of the wrong sign.
+            bounded = difference.clamp(min=-MAX_LOG_RATIO)
+            return torch.expm1(-bounded) + bounded
+
+
+def truncated_importance_weight(learner_logprobs: Tensor, engine_logprobs: Tensor, *, cap: float) -> Tensor:
+    """min(exp(learner_logprobs - engine_logprobs), cap) [B, T], detached.
+
+    Corrects for the engine having sampled under other probabilities than the learner computes (other kernels, or older
+    weights), truncated as between IMPALA's actors and learner (arXiv 1802.01561).
+    """
+    return _ratio(learner_logprobs, engine_logprobs).clamp(max=cap).detach()
+
+
+def policy_loss(
+    logprobs: Tensor,
+    *,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    ratio: bool = True,
+    engine_logprobs: Tensor | None = None,
+    importance_cap: float | None = None,
+    ref_logprobs: Tensor | None = None,
+    kl_coefficient: float = 0.0,
+    kl_kind: KLKind = "k3",
+    entropy: Tensor | None = None,
+    entropy_coefficient: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """importance weight x surrogate + kl_coefficient x KL - entropy_coefficient x entropy, for each token.
+
+    The surrogate is `clipped_surrogate`, or without `ratio` the plain likelihood -A x logprobs. All log-probs are
+    [B, T]: `old_logprobs` the learner's own from before the batch's first update, `engine_logprobs` those the tokens
+    were sampled with, `ref_logprobs` the reference policy's. The importance weight is old/engine, truncated at
+    `importance_cap`; None leaves it out. A term whose log-probs or entropy are None is a ValueError.
+
+    Returns [B, T] losses, and detached [B, T] diagnostics: "ratio", "clip_fraction" (1 where the clip took the
+    gradient), and "kl" where kl_coefficient > 0.
+    """
+    current = _ratio(logprobs, old_logprobs).detach()
+    if ratio:
+        loss = clipped_surrogate(
+            logprobs, old_logprobs, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
+        )
+        clipped = _clipped(current, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+    else:
+        loss = -advantages * logprobs
+        clipped = torch.zeros_like(current)
+    diagnostics = {"ratio": current, "clip_fraction": clipped}
+    if importance_cap is not None:
+        engine_logprobs = _required(engine_logprobs, "engine_logprobs", f"importance_cap={importance_cap}")
+        loss = loss * truncated_importance_weight(old_logprobs, engine_logprobs, cap=importance_cap)
+    if kl_coefficient > 0:
+        ref_logprobs = _required(ref_logprobs, "ref_logprobs", f"kl_coefficient={kl_coefficient}")
+        kl = kl_estimate(logprobs, ref_logprobs, kind=kl_kind)
+        loss = loss + kl_coefficient * kl
+        diagnostics["kl"] = kl.detach()
+    if entropy_coefficient > 0:
+        entropy = _required(entropy, "entropy", f"entropy_coefficient={entropy_coefficient}")
+        loss = loss - entropy_coefficient * entropy
+    return loss, diagnostics
+
+
+def _ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    return (logprobs - old_logprobs).clamp(max=MAX_LOG_RATIO).exp()
+
+
+def _clipped(
+    ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None
+) -> Tensor:
+    """1 where `clipped_surrogate` is flat in the ratio, else 0."""
+    clipped = ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
+    if dual_clip is not None:
+        clipped = clipped | ((advantages < 0) & (ratio > dual_clip))
+    return clipped.to(ratio.dtype)
+
+
+def _required(value: Tensor | None, name: str, reason: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"{reason} needs {name}, which is None")
+    return value

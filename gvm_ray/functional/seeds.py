@@ -1,0 +1,9 @@
+"""Seeds of single samples, so that what is sampled doesn't depend on which generator serves it or in which batch."""
+
+import hashlib
+
+
+def sample_seed(run_seed: int, *, step: int, prompt_id: str, sample_index: int) -> int:
+    """A seed in [0, 2**63), the same on every machine and Python version; unrelated for any two different arguments."""
+    key = f"{run_seed}\0{step}\0{sample_index}\0{prompt_id}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,25 @@
+"""Estimates from counts: what a handful of successes says about an accept rate."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def beta_posterior_mean(
+    successes: ArrayLike, trials: ArrayLike, *, prior_successes: float, prior_failures: float
+) -> NDArray[np.float64]:
+    """Posterior mean of a success probability under a Beta prior, elementwise: (s + a) / (t + a + b).
+
+    Without a prior (a = b = 0) it is the raw rate s / t, and 0 where there were no trials.
+
+    Raises:
+        ValueError: not 0 <= successes <= trials, or a negative or non-finite number.
+    """
+    s, t = np.broadcast_arrays(np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64))
+    bad = ~(np.isfinite(t) & (s >= 0) & (s <= t))
+    if bad.any():
+        index = int(np.argmax(bad))
+        raise ValueError(f"{s.flat[index]} successes of {t.flat[index]} trials (entry {index}) is not a count")
+    if not (0 <= prior_successes < np.inf and 0 <= prior_failures < np.inf):
+        raise ValueError(f"prior_successes={prior_successes} and prior_failures={prior_failures} must be >= 0")
+    total = t + prior_successes + prior_failures
+    return np.divide(s + prior_successes, total, out=np.zeros_like(total), where=total > 0)

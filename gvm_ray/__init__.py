@@ -1,0 +1,26 @@
+"""Reinforcement learning for reasoning models with a dynamic sampling budget, on Ray.
+
+The public names load on first use, so that `import gvm_ray` imports neither torch nor Ray.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gvm_ray.config import load_config
+    from gvm_ray.run import evaluate, train
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "evaluate", "load_config", "train"]
+
+_MODULE_OF = {"evaluate": "gvm_ray.run", "load_config": "gvm_ray.config", "train": "gvm_ray.run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'gvm_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

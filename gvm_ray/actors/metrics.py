@@ -1,0 +1,40 @@
+"""Ray metrics: the step's scalars as gauges, which Ray exports to its dashboard and to Prometheus."""
+
+import math
+import re
+
+from ray.util.metrics import Gauge
+
+from gvm_ray.types import Metrics
+
+
+class RayGaugeSink:
+    """One gauge for each metric, named ``gvm_ray_<metric>`` (exported as ``ray_gvm_ray_<metric>``), tagged by run.
+
+    Needs a connection to a Ray cluster; without one Ray keeps the values to itself.
+    """
+
+    def __init__(self, *, run: str) -> None:
+        self._run = run
+        self._gauges: dict[str, Gauge] = {}
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Set the gauges; a value that isn't finite leaves its gauge as it was."""
+        for name, value in {"step": float(step), **metrics}.items():
+            if math.isfinite(value):
+                self._gauge(name).set(value)
+
+    def close(self) -> None:
+        """Nothing is held open: Ray drops the gauges with the process."""
+
+    def _gauge(self, name: str) -> Gauge:
+        if name not in self._gauges:
+            gauge = Gauge(gauge_name(name), description=f"{name} of the last step", tag_keys=("run",))
+            gauge.set_default_tags({"run": self._run})
+            self._gauges[name] = gauge
+        return self._gauges[name]
+
+
+def gauge_name(metric: str) -> str:
+    """A metric's name in the letters that Prometheus allows: ``reward/mean`` is ``gvm_ray_reward_mean``."""
+    return "gvm_ray_" + re.sub(r"[^a-zA-Z0-9_]", "_", metric)

@@ -1,0 +1,148 @@
+"""Where one step's numbers go: metrics.jsonl, TensorBoard, further sinks, and one line on the console."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from gvm_ray.config import RunConfig
+from gvm_ray.reporting.console import step_line
+from gvm_ray.reporting.run_folder import RunFolder
+from gvm_ray.reporting.step_rows import append_row, cut_rows
+from gvm_ray.types import Float64Array, Metrics
+
+# What the files of every run promise, beside `step`, `time_s` and, where the step was evaluated, `eval/accuracy`.
+REQUIRED_KEYS = frozenset(
+    {
+        "cost/generated_samples",  # cumulative, pilots included
+        "cost/generated_tokens",  # cumulative, pilots included
+        "cost/optimizer_updates",  # cumulative
+        "reward/mean",
+        "allocation/total",
+        "allocation/min",
+        "allocation/max",
+        "allocation/zero",  # prompts with no sample at all
+        "staleness/mean",  # policy updates between sampling and training
+        "staleness/max",
+        "logprob_difference/mean",  # |learner - engine| per token, nats
+    }
+)
+
+
+class MetricsSink(Protocol):
+    """A further place for each step's scalars, e.g. Ray's metrics."""
+
+    def write(self, step: int, metrics: Metrics) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardSink:
+    """TensorBoard event files: scalars, histograms and texts."""
+
+    def __init__(self, folder: Path, *, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=start_step if start_step else None)
+
+    def write(
+        self, step: int, metrics: Metrics, *, histograms: Mapping[str, Float64Array], texts: Mapping[str, str]
+    ) -> None:
+        """Write and flush one step; arrays without a finite value are left out."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        for name, values in histograms.items():
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                self._writer.add_histogram(name, finite, step)
+        for name, text in texts.items():
+            self._writer.add_text(name, text, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Reporter:
+    """Writes every step of a run to all its sinks. A context manager; `close` ends the files."""
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path, *, start_step: int = 0, sinks: Sequence[MetricsSink] = ()
+    ) -> None:
+        """Open the files; rows of `start_step` and later, left by a run that is resumed, are removed."""
+        self._folder = RunFolder(run_dir)
+        self._folder.path.mkdir(parents=True, exist_ok=True)
+        self._num_steps = config.num_steps
+        self._sinks = tuple(sinks)
+        kept = cut_rows(self._folder.metrics, start_step=start_step)
+        cut_rows(self._folder.histograms, start_step=start_step)
+        self._time_s = float(kept[-1]["time_s"]) if kept else 0.0
+        self._clock = time.monotonic()
+        self._tensorboard = (
+            TensorBoardSink(self._folder.tensorboard, start_step=start_step) if config.reporting.tensorboard else None
+        )
+        # A bar in a log file is noise: only where a person looks at a terminal.
+        self._bar = (
+            tqdm(total=config.num_steps, initial=start_step, desc=config.name, unit="step", dynamic_ncols=True)
+            if config.reporting.progress and sys.stderr.isatty()
+            else None
+        )
+
+    def log_step(
+        self,
+        step: int,
+        metrics: Metrics,
+        *,
+        histograms: Mapping[str, Float64Array] | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write one step everywhere, and flush.
+
+        Args:
+            step: index of the step, from 0.
+            metrics: scalars, all of REQUIRED_KEYS among them.
+            histograms: per-prompt arrays [P]; those of one step are aligned.
+            texts: sample texts, for TensorBoard only.
+        """
+        missing = REQUIRED_KEYS - metrics.keys()
+        assert not missing, f"step {step} lacks the metrics {sorted(missing)}"
+        now = time.monotonic()
+        step_s = now - self._clock
+        self._clock = now
+        self._time_s += step_s  # counts the time of the run before a resume, but not the time between
+        numbers = {name: float(value) for name, value in metrics.items()}
+        arrays = {name: np.asarray(values, dtype=np.float64) for name, values in (histograms or {}).items()}
+        append_row(self._folder.metrics, {"step": step, "time_s": round(self._time_s, 3), **numbers})
+        if arrays:
+            append_row(self._folder.histograms, {"step": step, **{name: a.tolist() for name, a in arrays.items()}})
+        if self._tensorboard is not None:
+            self._tensorboard.write(step, numbers, histograms=arrays, texts=texts or {})
+        for sink in self._sinks:
+            sink.write(step, numbers)
+        self._print(step_line(step, num_steps=self._num_steps, metrics=numbers, step_s=step_s))
+
+    def close(self) -> None:
+        """End the files and the progress bar."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        for sink in self._sinks:
+            sink.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _print(self, line: str) -> None:
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.write(line)
+            self._bar.update()

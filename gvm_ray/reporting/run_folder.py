@@ -1,0 +1,104 @@
+"""The layout of a run's folder in one place, so that no other file joins paths by hand."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvm_ray.config import RunConfig
+from gvm_ray.exceptions import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``runs/<name>/`` and what lies in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings, as JSON."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object for each step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def histograms(self) -> Path:
+        """One JSON object for each step: its per-prompt arrays, from which the allocation is plotted."""
+        return self.path / "histograms.jsonl"
+
+    @property
+    def base_evaluation(self) -> Path:
+        """The starting policy's evaluation, for the summary of a resumed run."""
+        return self.path / "base_evaluation.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def base(self) -> Path:
+        """The starting policy of a run from scratch."""
+        return self.path / "base"
+
+    @property
+    def warm_start(self) -> Path:
+        """The result of a warm start that isn't kept in the cache."""
+        return self.path / "warm_start"
+
+    @property
+    def model(self) -> Path:
+        """The trained policy, as Hugging Face safetensors with its tokenizer."""
+        return self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        """Plots."""
+        return self.path / "report"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def create(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Make the folder ready for a run; a new run first removes what an earlier one left.
+
+        Raises:
+            ConfigError: a run of this name has begun already, and neither flag says what to do with it; or both do.
+            CheckpointError: `resume` without a run to go on with.
+        """
+        if resume and overwrite:
+            raise ConfigError("--resume and --overwrite contradict each other; give one of them")
+        if resume and not self.config.is_file():
+            raise CheckpointError(f"--resume: there is no run in {str(self.path)!r}; start without --resume")
+        if not resume:
+            if self.has_begun and not overwrite:
+                raise ConfigError(
+                    f"run folder {str(self.path)!r} holds a run already; choose another name with --set name=..., "
+                    "continue it with --resume, or replace it with --overwrite"
+                )
+            self._remove()  # also what a start that failed left: its base model may be another one
+        for folder in (self.path, self.checkpoints, self.report):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there are steps or checkpoints that a new run would mix with or destroy."""
+        return self.metrics.exists() or any(self.checkpoints.glob("*"))
+
+    def save_config(self, config: RunConfig) -> None:
+        """Write the resolved settings; `parse_config` reads them back."""
+        self.config.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def _remove(self) -> None:
+        # By name: whatever else someone has put into the folder stays.
+        for file in (self.config, self.metrics, self.histograms, self.summary, self.base_evaluation):
+            file.unlink(missing_ok=True)
+        for folder in (self.tensorboard, self.checkpoints, self.base, self.warm_start, self.model, self.report):
+            shutil.rmtree(folder, ignore_errors=True)

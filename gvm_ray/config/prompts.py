@@ -81,13 +81,20 @@ class ArithmeticSourceConfig(Settings):
     step_accuracy: dict[Literal["+", "-", "*", "@"], Probability] = Field(
         default_factory=lambda: {"+": 1.0, "-": 1.0, "*": 1.0, "@": 1.0}
     )
-    skip_probability: Probability = 0.2  # of leaving out a running result, in demonstrations
+    skip_probability: Probability = 0.2  # of not writing down a running result, in demonstrations
+    max_operations: Count = 6  # problems are padded to the width of this many
 
     @model_validator(mode="after")
     def _has_levels(self) -> "ArithmeticSourceConfig":
         if not self.levels:
             raise ValueError(
                 "levels is empty; write at least one, e.g. levels = [{num_operations = 2, operator = '+'}]"
+            )
+        longest = max(level.num_operations for level in self.levels)
+        if longest > self.max_operations:
+            raise ValueError(
+                f"max_operations={self.max_operations} is less than the {longest} operations of a level; "
+                f"write max_operations={longest}"
             )
         return self
 

@@ -2,8 +2,12 @@ r"""A procedural family of chain-of-thought problems that a tiny model can learn
 
 A problem is a chain such as `3+5*2@4=` over digits below the modulus m, worked strictly from left to right. `+`, `-`
 and `*` are taken modulo m, and a@b is 3a + b + 4 modulo m. A rationale lists the running results and boxes the last:
-with m = 7, `3+5*2=` is worked as `1 \boxed{2}`. Any running result but the last may be left out, so a chain of k
-operations has up to 2^(k-1) valid rationales: the latent rationales of a prompt are many, as in real reasoning.
+with m = 7, `3+5*2@4=` is worked as `1 2 \boxed{0}`. Any running result but the last may be left unwritten, as `_`, so a
+chain of k operations has 2^(k-1) valid rationales: the latent rationales of a prompt are many, as in real reasoning.
+
+Problems of one family have one width, padded with spaces before the `=`. Then the operand of every step stands at the
+same distance from the place where the step's result is written, which is what a model of two layers can learn in a
+minute.
 """
 
 import hashlib
@@ -18,6 +22,7 @@ from gvm_ray.envs.task import Task
 from gvm_ray.exceptions import DataError
 
 OPERATORS = "+-*@"  # from easy to hard; a level draws from the operators up to its own
+UNWRITTEN = "_"  # stands for a running result that is not written down
 TEST_SHARE = 5  # one in so many problems is a test problem
 ENUMERATED = 20_000  # levels with at most so many problems are listed in full, larger ones are drawn from
 MAX_REJECTIONS = 10_000  # draws in a row without a usable problem: the level has none
@@ -69,7 +74,7 @@ def demonstrations(
     rng = random.Random(f"arithmetic demonstrations {seed}")
     for level in rng.choices(config.levels, weights=[level.weight for level in config.levels], k=num):
         for _ in range(MAX_REJECTIONS):
-            problem = _random_problem(level, modulus=config.modulus, rng=rng)
+            problem = _random_problem(level, config=config, rng=rng)
             if split_of(problem) == "train" and problem not in excluded:
                 break
         else:
@@ -81,34 +86,34 @@ def demonstrations(
 
 
 def running_results(problem: str, *, modulus: int) -> list[int]:
-    """The result after each operation of a chain such as `3+5*2=`, each in [0, modulus)."""
+    """The result after each operation of a chain such as `3+5*2  =`, each in [0, modulus)."""
     results = []
     value = int(problem[0])
-    for position in range(1, len(problem) - 1, 2):
-        value = _apply(problem[position], value, int(problem[position + 1]), modulus=modulus)
+    for operator, operand in _steps(problem):
+        value = _apply(operator, value, operand, modulus=modulus)
         results.append(value)
     return results
 
 
 def is_valid_rationale(rationale: str, *, problem: str, modulus: int) -> bool:
-    """True if the text is right running results in order, any of them left out, and the boxed last one."""
+    """True if the text is the right running results in order, any of them unwritten, and the boxed last one."""
     *running, last = running_results(problem, modulus=modulus)
     *written, boxed = rationale.split(" ")
-    remaining = iter(map(str, running))
-    return boxed == _boxed(last) and all(result in remaining for result in written)
+    return (
+        boxed == _boxed(last)
+        and len(written) == len(running)
+        and all(text in (str(result), UNWRITTEN) for text, result in zip(written, running, strict=True))
+    )
 
 
-def num_valid_rationales(problem: str, *, modulus: int) -> int:
-    """How many different texts are valid: 2^(k-1), less where equal running results make two choices read alike."""
-    count, counted_before = 1, {}  # distinct subsequences of the running results but the last
-    for result in running_results(problem, modulus=modulus)[:-1]:
-        count, counted_before[result] = 2 * count - counted_before.get(result, 0), count
-    return count
+def num_valid_rationales(problem: str) -> int:
+    """How many texts are valid: 2^(k-1) of a chain of k operations."""
+    return 2 ** (len(_steps(problem)) - 1)
 
 
 def split_of(problem: str) -> Literal["train", "test"]:
-    """The split that a problem belongs to, by a hash of its text: the same in every run and configuration."""
-    digest = hashlib.blake2b(problem.encode(), digest_size=8).digest()
+    """The split that a problem belongs to, by a hash of its chain: the same in every run and configuration."""
+    digest = hashlib.blake2b(_chain(problem).encode(), digest_size=8).digest()
     return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
 
 
@@ -132,7 +137,7 @@ def _boxed(result: int) -> str:
 def _task(problem: str, *, index: int, level: ArithmeticLevelConfig, modulus: int) -> Task:
     *running, last = running_results(problem, modulus=modulus)
     return Task(
-        prompt_id=f"arithmetic-{modulus}-{problem.removesuffix('=')}",
+        prompt_id=f"arithmetic-{modulus}-{_chain(problem)}",
         problem=problem,
         answer=str(last),
         features={"level": index, "num_operations": level.num_operations, "operator": level.operator},
@@ -145,17 +150,12 @@ def _worked(problem: str, *, config: ArithmeticSourceConfig, rng: random.Random)
     accuracy: Mapping[str, float] = {**config.step_accuracy}
     written = []
     value = int(problem[0])
-    for position in range(1, len(problem) - 1, 2):
-        operator = problem[position]
-        value = _apply(operator, value, int(problem[position + 1]), modulus=config.modulus)
+    for operator, operand in _steps(problem):
+        value = _apply(operator, value, operand, modulus=config.modulus)
         if rng.random() >= accuracy.get(operator, 1.0):
             value = (value + rng.randrange(1, config.modulus)) % config.modulus
-        is_last = position == len(problem) - 3
-        if is_last:
-            written.append(_boxed(value))
-        elif rng.random() >= config.skip_probability:
-            written.append(str(value))
-    return " ".join(written)
+        written.append(str(value) if rng.random() >= config.skip_probability else UNWRITTEN)
+    return " ".join([*written[:-1], _boxed(value)])
 
 
 def _allowed(level: ArithmeticLevelConfig) -> str:
@@ -168,16 +168,29 @@ def _num_problems(level: ArithmeticLevelConfig, *, modulus: int) -> int:
     return modulus ** (k + 1) * (allowed**k - (allowed - 1) ** k)
 
 
-def _problem(digits: Sequence[str], operators: Sequence[str]) -> str:
-    return digits[0] + "".join(o + d for o, d in zip(operators, digits[1:], strict=True)) + "="
+def _problem(digits: Sequence[str], operators: Sequence[str], *, max_operations: int) -> str:
+    chain = digits[0] + "".join(o + d for o, d in zip(operators, digits[1:], strict=True))
+    return chain.ljust(2 * max_operations + 1) + "="
 
 
-def _random_problem(level: ArithmeticLevelConfig, *, modulus: int, rng: random.Random) -> str:
+def _chain(problem: str) -> str:
+    """`3+5*2` of `3+5*2    =`."""
+    return problem.removesuffix("=").rstrip()
+
+
+def _steps(problem: str) -> list[tuple[str, int]]:
+    """The operations of a chain in order: operator and right operand."""
+    chain = _chain(problem)
+    return [(chain[position], int(chain[position + 1])) for position in range(1, len(chain), 2)]
+
+
+def _random_problem(level: ArithmeticLevelConfig, *, config: ArithmeticSourceConfig, rng: random.Random) -> str:
     """Uniform over the level's problems."""
     operators = rng.choices(_allowed(level), k=level.num_operations)
     while level.operator not in operators:
         operators = rng.choices(_allowed(level), k=level.num_operations)
-    return _problem(rng.choices("0123456789"[:modulus], k=level.num_operations + 1), operators)
+    digits = rng.choices("0123456789"[: config.modulus], k=level.num_operations + 1)
+    return _problem(digits, operators, max_operations=config.max_operations)
 
 
 def _listed_problems(
@@ -191,7 +204,7 @@ def _listed_problems(
         for operators in itertools.product(_allowed(level), repeat=level.num_operations)
         if level.operator in operators
         for digits in itertools.product("0123456789"[: config.modulus], repeat=level.num_operations + 1)
-        if split_of(problem := _problem(digits, operators)) == config.split
+        if split_of(problem := _problem(digits, operators, max_operations=config.max_operations)) == config.split
     ]
     rng.shuffle(problems)
     return problems
@@ -203,7 +216,7 @@ def _drawn_problems(
     """`count` distinct problems of a large level that are in the split."""
     problems: dict[str, None] = {}
     while len(problems) < count:
-        problem = _random_problem(level, modulus=config.modulus, rng=rng)
+        problem = _random_problem(level, config=config, rng=rng)
         if split_of(problem) == config.split:
             problems[problem] = None
     return list(problems)

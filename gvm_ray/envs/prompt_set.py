@@ -11,7 +11,7 @@ from gvm_ray.config.prompts import ArithmeticSourceConfig, PromptsConfig
 from gvm_ray.envs import arithmetic
 from gvm_ray.envs.prompt_report import PromptReport, SourceReport
 from gvm_ray.envs.prompt_source import load_tasks
-from gvm_ray.envs.task import Task, content_id, normalised
+from gvm_ray.envs.task import Task, normalised
 from gvm_ray.envs.templates import check_template, render_all, token_ids
 from gvm_ray.exceptions import DataError, ModelError
 from gvm_ray.types import Demonstration, IntArray, Prompt
@@ -162,7 +162,7 @@ def demonstrations(
 def _generated(source: ArithmeticSourceConfig, *, config: PromptsConfig, num: int, seed: int) -> list[Task]:
     held_out = frozenset() if config.eval is None else frozenset(task.problem for task in load_tasks(config.eval))
     return [
-        Task(prompt_id=content_id(problem, worked), problem=problem, answer="", rationale=worked)
+        Task(prompt_id=problem, problem=problem, answer="", rationale=worked)
         for problem, worked in arithmetic.demonstrations(source, num=num, seed=seed, excluded=held_out)
     ]
 

@@ -86,11 +86,13 @@ def check_template(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerB
 
 
 def token_ids(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase") -> list[IntArray]:
-    """Token ids [T] of each text, no special token added."""
-    if not texts:
+    """Token ids [T] of each text, no special token added; equal texts, common among demonstrations, share an array."""
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
         return []
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return [np.array(ids, dtype=np.int32) for ids in encoded]
+    encoded = tokenizer(distinct, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    arrays = {text: np.array(ids, dtype=np.int32) for text, ids in zip(distinct, encoded, strict=True)}
+    return [arrays[text] for text in texts]
 
 
 def _plain_ids(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase") -> list[IntArray]:

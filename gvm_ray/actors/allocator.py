@@ -1,0 +1,74 @@
+"""The central allocator: one named actor that holds a strategy and its memory of every prompt."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+
+from gvm_ray.actors.waiting import wait_for
+from gvm_ray.allocators import create_allocator
+from gvm_ray.config.strategy import AllocatorSettings
+from gvm_ray.protocols import AllocatorStrategy
+from gvm_ray.types import Allocation, Float64Array, GroupOutcome, Metrics, Prompt
+
+ALLOCATOR_NAME = "allocator"
+
+
+@ray.remote(num_cpus=0)
+class AllocatorActor:
+    """Serves one strategy; calls arrive in the order in which the driver makes them."""
+
+    def __init__(self, config: AllocatorSettings, *, accept_threshold: float) -> None:
+        self._strategy: AllocatorStrategy = create_allocator(config, accept_threshold=accept_threshold)
+
+    def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt]) -> Allocation:
+        return self._strategy.plan(prompts, budget=budget, upcoming=upcoming)
+
+    def observe(self, outcomes: Sequence[GroupOutcome]) -> Allocation:
+        return self._strategy.observe(outcomes)
+
+    def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
+        return self._strategy.accept_rates(prompt_ids)
+
+    def report(self) -> tuple[Metrics, dict[str, Float64Array]]:
+        return self._strategy.metrics(), self._strategy.histograms()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._strategy.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._strategy.load_state_dict(state)
+
+
+class AllocatorClient:
+    """The loop's side of the allocator actor (protocol `Allocator`); every call has a deadline."""
+
+    def __init__(self, config: AllocatorSettings, *, accept_threshold: float, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._actor = AllocatorActor.options(name=ALLOCATOR_NAME).remote(config, accept_threshold=accept_threshold)
+
+    async def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Allocation:
+        return await self._wait(self._actor.plan.remote(prompts, budget=budget, upcoming=upcoming), "its plan")
+
+    async def observe(self, outcomes: Sequence[GroupOutcome]) -> Allocation:
+        return await self._wait(self._actor.observe.remote(outcomes), "its next round")
+
+    async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
+        return await self._wait(self._actor.accept_rates.remote(prompt_ids), "accept rates")
+
+    async def report(self) -> tuple[Metrics, dict[str, Float64Array]]:
+        return await self._wait(self._actor.report.remote(), "its report")
+
+    async def state_dict(self) -> dict[str, Any]:
+        return await self._wait(self._actor.state_dict.remote(), "its state")
+
+    async def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        await self._wait(self._actor.load_state_dict.remote(state), "its state to load")
+
+    def close(self) -> None:
+        ray.kill(self._actor)
+
+    async def _wait(self, reply: Any, what: str) -> Any:
+        return await wait_for(
+            reply, timeout_s=self._timeout_s, what=f"the allocator ({what})", setting="deadlines.sample_s"
+        )

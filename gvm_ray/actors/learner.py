@@ -1,0 +1,234 @@
+"""The learner group: FSDP2 ranks in a Ray Train worker group, driven by commands; the driver never sees a token."""
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from gvm_ray.actors.learner_rank import RankSetup, SupervisedUpdates, run_rank
+from gvm_ray.actors.mailbox import Command, Mailbox
+from gvm_ray.actors.waiting import wait_for
+from gvm_ray.config import RunConfig
+from gvm_ray.exceptions import ActorFailure
+from gvm_ray.learner.token_loss import TokenLoss
+from gvm_ray.types import Demonstration, GroupOutcome, Metrics, TrainBatch, UpdateResult, WeightsRef
+
+_UPDATES_PER_COMMAND = 25  # of the warm start: few enough to report progress, enough to hide the round trip
+
+
+class LearnerGroup:
+    """Protocol `Learners` over a Ray Train `TorchTrainer`, whose blocking `fit()` runs in a thread.
+
+    Args:
+        config: the run.
+        base_path: Hugging Face folder or hub id of the starting policy.
+        token_loss: the algorithm's loss.
+        run_dir: the run's folder; Ray Train keeps its own files below it.
+        namespace: Ray namespace of the run's actors.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, base_path: str, token_loss: TokenLoss, run_dir: str, namespace: str
+    ) -> None:
+        self._config = config
+        self._base_path = base_path
+        self._token_loss = token_loss
+        self._run_dir = run_dir
+        self._namespace = namespace
+        self._mailbox: Any = None
+        self._ended: asyncio.Future[BaseException | None] | None = None  # what fit() ended with
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Return when every rank holds its shard of the policy.
+
+        Raises:
+            ModelError: the model or its tokenizer can't be loaded.
+            DeadlineExceeded: the ranks did not start in time; often the cluster lacks free CPUs or GPUs.
+            ActorFailure: a rank died.
+        """
+        name = f"learner-mailbox-{uuid.uuid4().hex[:8]}"  # a group that is being stopped may still hold a plain name
+        self._mailbox = Mailbox.options(name=name, namespace=self._namespace).remote(self._config.learner.num_workers)
+        self._ended = asyncio.get_running_loop().create_future()
+        threading.Thread(target=self._fit, args=(asyncio.get_running_loop(),), daemon=True, name="learners").start()
+        await self._command("start", timeout_s=self._config.deadlines.start_s, setting="deadlines.start_s")
+
+    async def stop(self) -> None:
+        """End the ranks; does nothing where there are none, or where they failed."""
+        mailbox, self._mailbox = self._mailbox, None
+        if mailbox is None or self._ended is None:
+            return
+        if not self._ended.done():
+            mailbox.post.remote(Command(name="stop"))
+            await asyncio.wait({self._ended}, timeout=60)
+        ray.kill(mailbox)  # a rank that still waits for a command ends with it
+
+    def _fit(self, loop: asyncio.AbstractEventLoop) -> None:
+        outcome: BaseException | None = None
+        try:
+            _trainer(
+                RankSetup(
+                    config=self._config,
+                    base_path=self._base_path,
+                    token_loss=self._token_loss,
+                    mailbox=self._mailbox,
+                ),
+                run_dir=self._run_dir,
+            ).fit()
+        except BaseException as error:
+            outcome = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._end, outcome)
+
+    def _end(self, outcome: BaseException | None) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(outcome)
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+    async def update(self, batch: TrainBatch) -> UpdateResult:
+        """Train on the batch and publish the new policy under version batch.step + 1."""
+        weights, metrics = await self._command("update", batch)
+        return UpdateResult(weights=weights, metrics=metrics)
+
+    async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """The outcomes with the gradient norms of their accepted samples; NaN for the other samples."""
+        threshold = self._config.rewards.accept_threshold
+        chosen = [i for i, outcome in enumerate(outcomes) if (outcome.rewards >= threshold).any()]
+        norms = {i: np.full(len(outcome.rewards), np.nan) for i, outcome in enumerate(outcomes)}
+        if chosen:
+            answer = await self._command("gradient_norms", [outcomes[i].ref for i in chosen])
+            norms |= dict(zip(chosen, answer, strict=True))
+        return [outcome.with_gradient_norms(norms[i]) for i, outcome in enumerate(outcomes)]
+
+    async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
+        """One warm-start update."""
+        updates = SupervisedUpdates(
+            demonstrations=ray.put(tuple(demonstrations)), batches=(np.arange(len(demonstrations)),)
+        )
+        return await self._command("supervised_updates", updates)
+
+    async def warm_start(
+        self,
+        demonstrations: Sequence[Demonstration],
+        *,
+        on_progress: Callable[[int, Metrics], None] | None = None,
+    ) -> Metrics:
+        """All updates of [warm_start], each on the next `batch_size` demonstrations of an epoch's random order.
+
+        Reinforcement learning then starts with a fresh optimizer, and with these weights as the reference.
+
+        Args:
+            demonstrations: at least one.
+            on_progress: called now and then with the number of updates made and the metrics of the last.
+
+        Returns:
+            The metrics of the last update.
+        """
+        settings = self._config.warm_start
+        assert settings is not None, "a warm start needs [warm_start]"
+        batches = demonstration_batches(
+            len(demonstrations),
+            batch_size=settings.batch_size,
+            num_updates=settings.num_updates,
+            seed=settings.seed,
+        )
+        shared, metrics = ray.put(tuple(demonstrations)), Metrics()
+        for start in range(0, len(batches), _UPDATES_PER_COMMAND):
+            part = tuple(batches[start : start + _UPDATES_PER_COMMAND])
+            metrics = await self._command("supervised_updates", SupervisedUpdates(demonstrations=shared, batches=part))
+            if on_progress is not None:
+                on_progress(start + len(part), metrics)
+        await self.finish_warm_start()
+        return metrics
+
+    async def finish_warm_start(self) -> None:
+        """A fresh optimizer, and the present weights as the reference."""
+        await self._command("finish_warm_start")
+
+    async def weights(self, policy_version: int) -> WeightsRef:
+        """Publish the present weights under this version."""
+        return await self._command("weights", policy_version)
+
+    async def save(self, folder: str) -> None:
+        """Write model and optimizer shards under `folder`."""
+        await self._command("save", folder)
+
+    async def load(self, folder: str) -> None:
+        """Restore what `save` wrote.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of another model.
+        """
+        await self._command("load", folder)
+
+    async def export(self, folder: str) -> None:
+        """Write Hugging Face safetensors and the tokenizer into `folder`."""
+        await self._command("export", folder)
+
+    async def _command(
+        self, name: str, payload: Any = None, *, timeout_s: float | None = None, setting: str = "deadlines.update_s"
+    ) -> Any:
+        return await wait_for(
+            self._post(Command(name=name, payload=payload)),
+            timeout_s=timeout_s or self._config.deadlines.update_s,
+            what=f"the learners' {name.replace('_', ' ')}",
+            setting=setting,
+        )
+
+    async def _post(self, command: Command) -> Any:
+        """The ranks' answer; if they end first, the reason why."""
+        if self._mailbox is None or self._ended is None:
+            raise ActorFailure("the learners are not running; call start() first")
+        answer = asyncio.ensure_future(_result(self._mailbox.post.remote(command)))
+        await asyncio.wait({answer, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        outcome = self._ended.result()
+        cause = "they were stopped" if outcome is None else f"{type(outcome).__name__}: {outcome}"
+        raise ActorFailure(f"the learners ended before {command.name!r} was answered: {cause}") from outcome
+
+
+def demonstration_batches(num_demonstrations: int, *, batch_size: int, num_updates: int, seed: int) -> list[np.ndarray]:
+    """Indices of each warm-start update: consecutive slices of one random order after another.
+
+    Every demonstration is seen once before any is seen twice; a batch may reach over the end of an order.
+    """
+    if num_demonstrations < 1:
+        raise ValueError("a warm start needs at least one demonstration")
+    total = num_updates * batch_size
+    orders = [
+        np.random.default_rng((seed, epoch)).permutation(num_demonstrations)
+        for epoch in range(-(-total // num_demonstrations))
+    ]
+    return list(np.concatenate(orders)[:total].reshape(num_updates, batch_size))
+
+
+async def _result(ref: Any) -> Any:
+    return await ref
+
+
+def _trainer(setup: RankSetup, *, run_dir: str) -> Any:
+    """A Ray Train v2 trainer whose workers are the ranks. A failure is not retried here: the ranks' state would be lost."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    learner = setup.config.learner
+    use_gpu = learner.gpus_per_worker > 0
+    resources = {"CPU": learner.cpus_per_worker} | ({"GPU": learner.gpus_per_worker} if use_gpu else {})
+    return TorchTrainer(
+        run_rank,
+        train_loop_config={"rank": setup},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(setup.config.deadlines.update_s)),
+        scaling_config=ScalingConfig(num_workers=learner.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name="learners",
+            storage_path=run_dir,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )

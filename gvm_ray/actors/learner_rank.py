@@ -1,0 +1,143 @@
+"""One learner rank inside a Ray Train worker: takes commands from the mailbox and serves them with a `Learner`."""
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from gvm_ray.actors.mailbox import Command
+from gvm_ray.actors.weight_sync import publish
+from gvm_ray.config import RunConfig
+from gvm_ray.exceptions import ActorFailure, SystemFailure, UserError
+from gvm_ray.learner.token_loss import TokenLoss
+from gvm_ray.types import Demonstration, Float64Array, GroupRef, Metrics, RolloutGroup, TrainBatch, WeightsRef
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankSetup:
+    """What a rank is started with."""
+
+    config: RunConfig
+    base_path: str
+    token_loss: TokenLoss
+    mailbox: Any  # actor handle
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SupervisedUpdates:
+    """Some warm-start updates in one command."""
+
+    demonstrations: Any  # object ref to a tuple of Demonstration, nested so that the ranks fetch it themselves
+    batches: tuple[NDArray[np.int64], ...]  # one optimizer update each: indices into the demonstrations
+
+
+def run_rank(setup: dict[str, RankSetup]) -> None:
+    """Serve commands until "stop". Ray Train calls it on every worker.
+
+    An error ends the rank, and with it the group: the ranks' collective calls can't be mended one by one. Its cause
+    goes to the mailbox first, so that the driver doesn't wait for Ray Train to notice.
+    """
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    rank, mailbox, config = ray.train.get_context().get_world_rank(), setup["rank"].mailbox, setup["rank"].config
+    torch.set_num_threads(max(1, int(config.learner.cpus_per_worker)))
+    doing = "starting"
+    try:
+        server = _RankServer(setup["rank"], device=get_device(), rank=rank)
+        number = 0
+        while True:
+            command: Command = ray.get(mailbox.take.remote(number))
+            doing = command.name
+            answer = server.serve(command)
+            if rank == 0:
+                ray.get(mailbox.answer.remote(number, answer))
+            if command.name == "stop":
+                return
+            number += 1
+    except Exception as error:
+        ray.get(mailbox.fail.remote(_cause(error, rank=rank, doing=doing)))
+        raise
+
+
+class _RankServer:
+    """The commands of a learner group, by name."""
+
+    def __init__(self, setup: RankSetup, *, device: Any, rank: int) -> None:
+        from gvm_ray.learner.step import Learner
+
+        self._rank = rank
+        self._learner = Learner(setup.config, base_path=setup.base_path, token_loss=setup.token_loss, device=device)
+        self._demonstrations_ref: Any = None
+        self._demonstrations: Sequence[Demonstration] = ()
+
+    def serve(self, command: Command) -> Any:
+        """Do the command; what rank 0 returns is its answer."""
+        payload = command.payload
+        match command.name:
+            case "start" | "stop":
+                return None
+            case "update":
+                return self._update(payload)
+            case "gradient_norms":
+                return self._gradient_norms(payload)
+            case "supervised_updates":
+                return self._supervised_updates(payload)
+            case "finish_warm_start":
+                return self._learner.finish_warm_start()
+            case "weights":
+                return self._publish(payload)
+            case "save":
+                return self._learner.save(payload)
+            case "load":
+                return self._learner.load(payload)
+            case "export":
+                return self._learner.export(payload)
+            case unknown:
+                raise AssertionError(f"no command {unknown!r}")
+
+    def _update(self, batch: TrainBatch) -> tuple[WeightsRef | None, Metrics]:
+        groups = _fetch([group.ref for group in batch.groups])
+        metrics = self._learner.update(batch, groups)
+        return self._publish(batch.step + 1), metrics
+
+    def _gradient_norms(self, refs: Sequence[GroupRef]) -> list[Float64Array]:
+        return self._learner.gradient_norms(_fetch(refs))
+
+    def _supervised_updates(self, updates: SupervisedUpdates) -> Metrics:
+        """The metrics of the last one."""
+        if updates.demonstrations != self._demonstrations_ref:  # decoding them anew every time would take longer
+            self._demonstrations = ray.get(updates.demonstrations)
+            self._demonstrations_ref = updates.demonstrations
+        metrics: Metrics = {}
+        for indices in updates.batches:
+            metrics = self._learner.supervised_update([self._demonstrations[i] for i in indices])
+        return metrics
+
+    def _publish(self, policy_version: int) -> WeightsRef | None:
+        tensors = self._learner.named_full_tensors()
+        if self._rank == 0:
+            return publish(tensors, policy_version=policy_version)
+        for _ in tensors:  # gathering is a collective call
+            pass
+        return None
+
+
+def _fetch(refs: Sequence[GroupRef]) -> list[RolloutGroup]:
+    """The groups behind the references; groups that lie together are fetched once."""
+    distinct = list(dict.fromkeys(ref.ref for ref in refs))
+    fetched = dict(zip(distinct, ray.get(distinct), strict=True))
+    return [fetched[ref.ref][ref.index] for ref in refs]
+
+
+def _cause(error: Exception, *, rank: int, doing: str) -> Exception:
+    """The error as the driver sees it: the project's own as they are, any other with its traceback as text."""
+    if isinstance(error, UserError | SystemFailure):
+        return error
+    text = "".join(traceback.format_exception(error))
+    return ActorFailure(f"learner rank {rank} failed in {doing!r}: {type(error).__name__}: {error}\n{text}")

@@ -1,0 +1,67 @@
+"""How commands reach the learner ranks: Ray Train starts functions, not actors, so its workers come and ask."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Command:
+    """What every rank is to do next. Object refs in the payload stay refs."""
+
+    name: str
+    payload: Any = None
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Numbers the driver's commands from 0, gives each to every rank, and takes rank 0's answer back."""
+
+    def __init__(self, num_ranks: int) -> None:
+        self._num_ranks = num_ranks
+        self._commands: dict[int, Command] = {}  # those that some rank has not taken yet
+        self._num_takes: dict[int, int] = {}
+        self._num_posted = 0
+        self._posted = asyncio.Condition()
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._failure: Exception | None = None
+
+    async def post(self, command: Command) -> Any:
+        """Rank 0's answer to the command.
+
+        Raises:
+            Exception: the one that a rank failed with, now or earlier.
+        """
+        if self._failure is not None:
+            raise self._failure
+        async with self._posted:
+            number = self._num_posted
+            self._num_posted += 1
+            self._commands[number] = command
+            self._answers[number] = asyncio.get_running_loop().create_future()
+            self._posted.notify_all()
+        return await self._answers[number]
+
+    async def take(self, number: int) -> Command:
+        """Command `number`, once it is posted; each rank takes each command once."""
+        async with self._posted:
+            await self._posted.wait_for(lambda: number in self._commands)
+        command = self._commands[number]
+        self._num_takes[number] = self._num_takes.get(number, 0) + 1
+        if self._num_takes[number] == self._num_ranks:  # its payload may hold references to a step's samples
+            del self._commands[number], self._num_takes[number]
+        return command
+
+    async def answer(self, number: int, value: Any) -> None:
+        """Rank 0 is done with command `number`."""
+        self._answers.pop(number).set_result(value)
+
+    async def fail(self, error: Exception) -> None:
+        """A rank gives up: every pending and later command fails with the first such error."""
+        self._failure = self._failure or error
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(self._failure)
+        self._answers.clear()

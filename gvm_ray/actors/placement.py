@@ -1,0 +1,95 @@
+"""The Ray cluster a run lives in: connect or start one, and refuse a run that can't fit before it starts."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from gvm_ray.config import RunConfig
+from gvm_ray.exceptions import ResourceError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceDemand:
+    """What the actors of a run ask of the cluster, by pool."""
+
+    cpus: dict[str, float]
+    gpus: dict[str, float]
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "ResourceDemand":
+        engine, learner, rewards = config.engine, config.learner, config.rewards
+        return cls(
+            cpus={
+                "generators": engine.num_generators * engine.cpus_per_generator,
+                "learners": learner.num_workers * learner.cpus_per_worker,
+                "reward actors": rewards.num_actors * rewards.cpus_per_actor,
+            },
+            gpus={
+                "generators": engine.num_generators * engine.gpus_per_generator,
+                "learners": learner.num_workers * learner.gpus_per_worker,
+            },
+        )
+
+    def check(self, *, cpus: float, gpus: float) -> None:
+        """Raises:
+        ResourceError: the cluster has fewer CPUs or GPUs than the pools need together.
+        """
+        for kind, needed, available, setting in (
+            ("CPUs", self.cpus, cpus, "engine.cpus_per_generator, learner.num_workers or rewards.num_actors"),
+            ("GPUs", self.gpus, gpus, "engine.gpus_per_generator or learner.gpus_per_worker"),
+        ):
+            total = sum(needed.values())
+            if total > available + 1e-6:
+                parts = ", ".join(f"{count:g} for the {pool}" for pool, count in needed.items() if count)
+                raise ResourceError(
+                    f"the run needs {total:g} {kind} ({parts}) and the cluster has {available:g}; lower {setting}, "
+                    "or use a larger cluster"
+                )
+
+
+def namespace_of(config: RunConfig) -> str:
+    """Actors of different runs on one cluster don't meet."""
+    return f"gvm_ray-{config.name}"
+
+
+@contextmanager
+def connected(config: RunConfig) -> Iterator[None]:
+    """A Ray connection: to `cluster.address`, to RAY_ADDRESS (as inside a job), or to a local cluster started here.
+
+    Raises:
+        ResourceError: the cluster is too small for the run.
+    """
+    demand = ResourceDemand.of(config)
+    was_connected = ray.is_initialized()
+    if not was_connected:
+        _initialise(config, demand)
+    try:
+        resources = ray.cluster_resources()
+        demand.check(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
+        yield
+    finally:
+        if not was_connected:
+            ray.shutdown()
+
+
+def _initialise(config: RunConfig, demand: ResourceDemand) -> None:
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, namespace=namespace_of(config), logging_level=logging.WARNING, log_to_driver=False)
+        return
+    needed = math.ceil(sum(demand.cpus.values()))
+    ray.init(
+        address="local",
+        # Logical CPUs: actors that wait for each other share cores, so a small machine may run more than it has.
+        num_cpus=config.cluster.num_cpus or max(needed + 1, os.cpu_count() or 1),
+        namespace=namespace_of(config),
+        include_dashboard=config.cluster.dashboard,
+        object_store_memory=config.cluster.object_store_mb * 2**20,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )

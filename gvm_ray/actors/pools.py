@@ -1,0 +1,72 @@
+"""Generators and reward actors as one: requests in, outcomes out; token-sized data goes by ref between them."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from gvm_ray.actors.generator import GeneratorPool
+from gvm_ray.actors.reward import RewardPool
+from gvm_ray.actors.waiting import wait_for
+from gvm_ray.types import GroupOutcome, RolloutGroup, SampleRequest, SamplingParameters, WeightsRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingPools:
+    """Protocol `RolloutPools` over a generator pool and a reward pool."""
+
+    generators: GeneratorPool
+    rewards: RewardPool
+    sample_timeout_s: float
+
+    async def sample_and_score(
+        self, requests: Sequence[SampleRequest], sampling: SamplingParameters
+    ) -> list[GroupOutcome]:
+        """Score each generator's groups as soon as it has sampled them; the groups never pass through the driver."""
+        shares = self.generators.sample(requests, sampling)
+        scored = await wait_for(
+            asyncio.gather(*(self.rewards.score(groups, num_groups=len(positions)) for groups, positions in shares)),
+            timeout_s=self.sample_timeout_s,
+            what=f"sampling and scoring {sum(len(r.seeds) for r in requests)} samples of {len(requests)} prompts",
+            setting="deadlines.sample_s",
+        )
+        placed = [
+            (position, outcome)
+            for (_, positions), outcomes in zip(shares, scored, strict=True)
+            for position, outcome in zip(positions, outcomes, strict=True)
+        ]
+        return [outcome for _, outcome in sorted(placed, key=lambda item: item[0])]
+
+    async def publish(self, weights: WeightsRef) -> None:
+        """New weights in every generator."""
+        await self.generators.publish(weights)
+
+    async def wait_for_version(self, policy_version: int) -> None:
+        """Until every generator has this version."""
+        await self.generators.wait_for_version(policy_version)
+
+    async def start(self) -> None:
+        """Until every actor answers."""
+        await asyncio.gather(self.generators.start(), self.rewards.start())
+
+    def close(self) -> None:
+        self.generators.close()
+        self.rewards.close()
+
+
+async def fetch_groups(outcomes: Sequence[GroupOutcome], *, timeout_s: float) -> list[RolloutGroup]:
+    """The token-sized groups behind the outcomes, on the driver: for evaluation reports, not for training."""
+    refs = {outcome.ref.ref: None for outcome in outcomes}
+    fetched = await wait_for(
+        asyncio.gather(*(_resolve(ref) for ref in refs)),
+        timeout_s=timeout_s,
+        what="the sampled texts",
+        setting="deadlines.sample_s",
+    )
+    by_ref = dict(zip(refs, fetched, strict=True))
+    return [by_ref[outcome.ref.ref][outcome.ref.index] for outcome in outcomes]
+
+
+async def _resolve(ref: ray.ObjectRef) -> tuple[RolloutGroup, ...]:
+    return await ref

@@ -1,0 +1,163 @@
+"""Reward actors: each scores groups in a sandboxed process of its own; scored groups stay in the object store."""
+
+import asyncio
+import functools
+import logging
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from gvm_ray.actors.reward_env import make_reward_env
+from gvm_ray.actors.waiting import wait_for
+from gvm_ray.config.rewards import RewardsConfig
+from gvm_ray.rewards.sandbox import Sandbox, Scored, Unscored
+from gvm_ray.types import GroupOutcome, GroupRef, Metrics, RolloutGroup
+
+_LOGGED_FAILURES = 5  # of one actor; later ones are counted only
+
+logger = logging.getLogger(__name__)
+
+
+@ray.remote
+class RewardActor:
+    """Scores one call at a time."""
+
+    def __init__(self, name: str, config: RewardsConfig, *, max_tokens: int) -> None:
+        self._name = name
+        self._sandbox = Sandbox(
+            functools.partial(make_reward_env, config, max_tokens=max_tokens),
+            timeout_s=config.timeout_s,
+            memory_mb=config.memory_mb,
+        )
+        self._num_failures = 0
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def ready(self) -> None:
+        """Return once the sandbox runs; raises ConfigError where a reward can't be made."""
+        self._sandbox.start()
+
+    def score(
+        self, groups: tuple[RolloutGroup, ...], start: int, stride: int
+    ) -> tuple[tuple[RolloutGroup, ...], tuple[list[GroupOutcome], Counter[str]]]:
+        """Score groups[start::stride].
+
+        Returns:
+            The scored groups; and, for the driver, their outcomes (whose ref names no object yet) with the number of
+            unscored samples by reason.
+        """
+        groups = groups[start::stride]
+        results = self._sandbox.score([(group.prompt, c) for group in groups for c in group.completions])
+        unscored = [result for result in results if isinstance(result, Unscored)]
+        for failure in unscored[: max(0, _LOGGED_FAILURES - self._num_failures)]:
+            logger.warning("unscored (%s): %s", failure.reason, failure.detail)
+        self._num_failures += len(unscored)
+        remaining = iter(results)
+        scored = tuple(_with_results(group, [next(remaining) for _ in group.completions]) for group in groups)
+        outcomes = [_outcome(group, index) for index, group in enumerate(scored)]
+        return scored, (outcomes, Counter(failure.reason for failure in unscored))
+
+
+class RewardPool:
+    """The reward actors of a run, named reward-0, reward-1 ... A dead one is restarted and its work done again."""
+
+    def __init__(self, config: RewardsConfig, *, max_tokens: int, start_timeout_s: float) -> None:
+        self._start_timeout_s = start_timeout_s
+        self._actors: list[Any] = [  # Ray's types don't know the methods of an actor handle
+            RewardActor.options(
+                name=f"reward-{index}", num_cpus=config.cpus_per_actor, max_restarts=-1, max_task_retries=3
+            ).remote(f"reward-{index}", config, max_tokens=max_tokens)
+            for index in range(config.num_actors)
+        ]
+        self._num_pending = [0] * config.num_actors  # calls under way, by actor
+        self._unscored: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        """Return when every actor's reward process runs.
+
+        Raises:
+            ConfigError: a reward function can't be imported.
+            DeadlineExceeded, SystemFailure: an actor didn't start.
+        """
+        await wait_for(
+            asyncio.gather(*(_result(actor.ready.remote()) for actor in self._actors)),
+            timeout_s=self._start_timeout_s,
+            what=f"starting {len(self._actors)} reward actor(s)",
+            setting="deadlines.start_s",
+        )
+
+    async def score(self, groups: ray.ObjectRef, *, num_groups: int = 1) -> list[GroupOutcome]:
+        """Score the tuple of groups behind a ref, which the driver never fetches.
+
+        `num_groups` is the length of that tuple, as far as the caller knows it: up to so many actors share the work.
+        Each response takes at most `rewards.timeout_s`; the deadline for all of them is the caller's (`wait_for`).
+
+        Returns:
+            One outcome for each group, in order. Its rewards are NaN where a sample couldn't be scored.
+        """
+        stride = max(1, min(num_groups, len(self._actors)))
+        chosen = sorted(range(len(self._actors)), key=lambda index: self._num_pending[index])[:stride]
+        shares = await asyncio.gather(
+            *(self._score_share(actor, groups, start, stride) for start, actor in enumerate(chosen))
+        )
+        placed = {
+            start + stride * index: outcome for start, share in enumerate(shares) for index, outcome in enumerate(share)
+        }
+        return [placed[position] for position in sorted(placed)]
+
+    @property
+    def metrics(self) -> Metrics:
+        """Unscored samples since the start, by reason."""
+        return {f"rewards/unscored_{reason}": float(count) for reason, count in sorted(self._unscored.items())}
+
+    def close(self) -> None:
+        """Kill the actors; their processes die with them."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+    async def _score_share(self, actor: int, groups: ray.ObjectRef, start: int, stride: int) -> list[GroupOutcome]:
+        score = self._actors[actor].score.options(num_returns=2)
+        self._num_pending[actor] += 1
+        try:
+            scored, numbers = score.remote(groups, start, stride)
+            outcomes, unscored = await numbers
+        finally:
+            self._num_pending[actor] -= 1
+        self._unscored.update(unscored)
+        return [replace(outcome, ref=GroupRef(ref=scored, index=outcome.ref.index)) for outcome in outcomes]
+
+
+async def _result(ref: ray.ObjectRef) -> None:
+    await ref
+
+
+def _with_results(group: RolloutGroup, results: list[Scored | Unscored]) -> RolloutGroup:
+    """The group with its rewards; a term is NaN where the sample is unscored."""
+    names = sorted({name for result in results if isinstance(result, Scored) for name in result.terms})
+    return replace(
+        group,
+        rewards=np.array([r.reward if isinstance(r, Scored) else np.nan for r in results], dtype=np.float64),
+        reward_terms={
+            name: np.array(
+                [r.terms.get(name, np.nan) if isinstance(r, Scored) else np.nan for r in results], dtype=np.float64
+            )
+            for name in names
+        },
+    )
+
+
+def _outcome(group: RolloutGroup, index: int) -> GroupOutcome:
+    assert group.rewards is not None
+    return GroupOutcome(
+        prompt_id=group.prompt.prompt_id,
+        rewards=group.rewards,
+        num_tokens=group.num_tokens,
+        policy_versions=np.array([c.policy_version for c in group.completions], dtype=np.int32),
+        truncated=np.array([c.finish_reason == "length" for c in group.completions], dtype=np.bool_),
+        ref=GroupRef(ref=None, index=index),
+        reward_terms=group.reward_terms,
+    )

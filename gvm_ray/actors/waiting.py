@@ -1,0 +1,63 @@
+"""Every wait on an actor: with a deadline, and with errors that name what was waited for and which actor failed."""
+
+import asyncio
+import re
+from collections.abc import Awaitable
+from typing import NoReturn, TypeVar
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from gvm_ray.exceptions import ActorFailure, DeadlineExceeded, SystemFailure, UserError
+
+T = TypeVar("T")
+
+
+async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str, setting: str) -> T:
+    """The result of an object ref or coroutine, within `timeout_s` seconds.
+
+    Args:
+        awaitable: What to wait for.
+        timeout_s: Seconds.
+        what: Names the work in error messages, e.g. "scoring 64 samples".
+        setting: The setting that gives it longer, e.g. "deadlines.sample_s".
+
+    Raises:
+        DeadlineExceeded: the time is up; the wait is given up, the work itself isn't stopped.
+        UserError, SystemFailure: raised by the work, as they are.
+        ActorFailure: an actor died (named, with its node and cause of death) or raised something else.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        if not done:
+            raise DeadlineExceeded(
+                f"{what} took longer than {timeout_s:g} s; give it longer with --set {setting}={2 * timeout_s:g}"
+            )
+        return task.result()
+    except RayError as error:
+        _raise_failure(error, what)
+    finally:
+        task.cancel()
+
+
+def _raise_failure(error: RayError, what: str) -> NoReturn:
+    """Raise what a Ray error means: the work's own error, or an ActorFailure."""
+    origin: BaseException = error
+    while isinstance(origin, RayTaskError) and isinstance(origin.cause, BaseException):
+        origin = origin.cause  # an error in an argument's task comes wrapped once more
+    if isinstance(origin, UserError | SystemFailure):
+        raise origin from None
+    if isinstance(origin, RayActorError):
+        raise ActorFailure(f"{what} failed: {_death(origin)}") from None
+    text = re.sub(r"\x1b\[\d+m", "", str(error))
+    raise ActorFailure(f"{what} failed: {type(origin).__name__}: {origin}\n{text}") from error
+
+
+def _death(error: RayActorError) -> str:
+    """Which actor died, where, and of what; Ray gives these as lines of the message."""
+    fields = dict(re.findall(r"^\t(\w+): (.*)$", error.error_msg, re.MULTILINE))
+    if not fields:
+        return f"actor {error.actor_id or 'of unknown id'}: {error.error_msg}"
+    cause = "\n".join(line for line in error.error_msg.splitlines()[1:] if not line.startswith("\t"))
+    name = fields.get("name") or f"{fields.get('class_name', 'of unknown name')} {error.actor_id}"
+    return f"actor {name} on node {fields.get('ip', 'unknown')} (process {fields.get('pid', 'unknown')}) died: {cause}"

@@ -1,0 +1,115 @@
+"""The command line. Parses and validates first, so that --help and config errors answer before anything heavy loads."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from gvm_ray.config import RunConfig, load_config
+from gvm_ray.exceptions import SystemFailure, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 1 (the run failed) or 2 (the request was wrong)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SystemFailure as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; continue with --resume", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gvm-ray",
+        description="Reinforcement learning for reasoning models with a dynamic sampling budget, on Ray.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train a policy", description="Train a policy as a TOML file describes.")
+    _add_config_arguments(train)
+    train.add_argument("--resume", action="store_true", help="continue the run of this name from its last checkpoint")
+    train.add_argument("--overwrite", action="store_true", help="replace an earlier run of this name")
+    train.add_argument("--dry-run", action="store_true", help="check the settings, print what would run, and stop")
+    train.set_defaults(run=_train)
+    evaluate = commands.add_parser(
+        "eval",
+        help="measure a model on prompts",
+        description="avg@k, pass@k and maj@k of a model on a config's evaluation prompts, with bootstrap intervals.",
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id, e.g. runs/quickstart/model")
+    _add_config_arguments(evaluate, positional=False)
+    evaluate.add_argument("--num-samples", type=int, default=8, help="completions for each prompt (default 8)")
+    evaluate.add_argument("--temperature", type=float, default=None, help="default: evaluation.temperature")
+    evaluate.add_argument("--output", default=None, metavar="FILE", help="also write the numbers as JSON")
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _add_config_arguments(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
+    if positional:
+        parser.add_argument("config", metavar="CONFIG.toml", help="the run's settings")
+    else:
+        parser.add_argument("--config", required=True, metavar="CONFIG.toml", help="prompts, rewards and engine")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="A.B=C",
+        help="override one setting, e.g. --set allocator.alpha=0.01; may be repeated",
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    if options.dry_run:
+        print(describe(config))
+        return 0
+    from gvm_ray.run import train
+
+    train(config, resume=options.resume, overwrite=options.overwrite)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if options.num_samples < 1:
+        raise UserError(f"--num-samples {options.num_samples} is not a positive number; write e.g. --num-samples 8")
+    config = load_config(options.config, options.overrides)
+    from gvm_ray.run import evaluate
+
+    result = evaluate(
+        options.model, config, num_samples=options.num_samples, temperature=options.temperature, output=options.output
+    )
+    print(result.table())
+    return 0
+
+
+def describe(config: RunConfig) -> str:
+    """What would run, in words: the resolved settings and the sizes that follow from them."""
+    engine, learner = config.engine, config.learner
+    per_update = config.samples_per_step / config.algorithm.updates_per_batch
+    return "\n".join(
+        [
+            config.model_dump_json(indent=2),
+            f"run              {config.runs_dir}/{config.name}",
+            f"algorithm        {config.algorithm.type} ({config.algorithm.weighting})",
+            f"allocator        {config.allocator.type}",
+            f"steps            {config.num_steps} of {config.prompts_per_step} prompts and "
+            f"{config.samples_per_step} samples",
+            f"updates          {config.algorithm.updates_per_batch} a step, about {per_update:g} samples each",
+            f"generators       {engine.num_generators} ({engine.type}), {engine.cpus_per_generator:g} CPUs and "
+            f"{engine.gpus_per_generator:g} GPUs each",
+            f"learners         {learner.num_workers} (FSDP2), {learner.cpus_per_worker:g} CPUs and "
+            f"{learner.gpus_per_worker:g} GPUs each",
+            f"reward actors    {config.rewards.num_actors}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Held-out accuracy during training: samples the evaluation prompts with whatever policy the generators hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gvm_ray.functional.seeds import sample_seed
+from gvm_ray.protocols import RolloutPools
+from gvm_ray.types import GroupOutcome, Metrics, Prompt, SampleRequest, SamplingParameters
+
+# Seeds apart from every training step, and the same ones each time: less noise between two evaluations.
+_EVALUATION_STEP = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutEvaluator:
+    """avg@k over a fixed set of prompts."""
+
+    prompts: Sequence[Prompt]
+    pools: RolloutPools
+    sampling: SamplingParameters
+    num_samples: int  # k
+    accept_threshold: float
+    seed: int
+
+    async def sample(self) -> list[GroupOutcome]:
+        """One outcome of `num_samples` completions for each prompt, in order."""
+        indices = tuple(range(self.num_samples))
+        requests = [
+            SampleRequest(
+                prompt=prompt,
+                sample_indices=indices,
+                seeds=tuple(
+                    sample_seed(self.seed, step=_EVALUATION_STEP, prompt_id=prompt.prompt_id, sample_index=index)
+                    for index in indices
+                ),
+            )
+            for prompt in self.prompts
+        ]
+        return await self.pools.sample_and_score(requests, self.sampling)
+
+    async def evaluate(self) -> Metrics:
+        """`eval/accuracy` is the mean over prompts of the share of accepted samples; unscored samples don't count."""
+        if not self.prompts:
+            return {}
+        outcomes = await self.sample()
+        shares = [(o.rewards[o.scored] >= self.accept_threshold).mean() for o in outcomes if o.scored.any()]
+        return {
+            "eval/accuracy": float(np.mean(shares)) if shares else float("nan"),
+            "eval/unscored": float(sum((~o.scored).sum() for o in outcomes)),
+            "eval/truncated_fraction": float(np.mean(np.concatenate([o.truncated for o in outcomes]))),
+            "eval/length_mean": float(np.mean(np.concatenate([o.num_tokens for o in outcomes]))),
+        }

@@ -1,0 +1,143 @@
+"""The result of an evaluation, with its intervals, as numbers and as a table."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gvm_ray.evaluation.answers import final_answer
+from gvm_ray.evaluation.statistics import average_at_k, bootstrap_interval, majority_at_k, pass_at_k
+from gvm_ray.exceptions import SystemFailure
+from gvm_ray.types import BoolArray, Float64Array, RolloutGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over prompts and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Float64Array, *, confidence: float, seed: int) -> "Estimate":
+        """The mean of [P] values, one a prompt."""
+        low, high = bootstrap_interval(values, confidence=confidence, seed=seed)
+        return cls(mean=float(values.mean()), low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Accuracy of one model on one set of prompts."""
+
+    num_prompts: int
+    num_samples: int  # k, of each prompt
+    num_unscored: int  # samples without a reward; they count neither as right nor as wrong
+    confidence: float  # of the intervals
+    metrics: dict[str, Estimate]  # avg@k, pass@1, pass@2, pass@4 ... pass@k, and maj@k where answers are known
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[RolloutGroup],
+        *,
+        accept_threshold: float = 0.5,
+        confidence: float = 0.95,
+        seed: int = 0,
+    ) -> "EvaluationResult":
+        r"""The result of scored groups, one a prompt; a sample's answer is what it boxes last. See `of_rewards`."""
+        assert all(group.rewards is not None for group in groups), "groups are scored before they are evaluated"
+        return cls.of_rewards(
+            [group.rewards for group in groups if group.rewards is not None],
+            answers=[[final_answer(completion.text) for completion in group.completions] for group in groups],
+            accept_threshold=accept_threshold,
+            confidence=confidence,
+            seed=seed,
+        )
+
+    @classmethod
+    def of_rewards(
+        cls,
+        rewards: Sequence[ArrayLike],
+        *,
+        answers: Sequence[Sequence[str | None]] | None = None,
+        accept_threshold: float = 0.5,
+        confidence: float = 0.95,
+        seed: int = 0,
+    ) -> "EvaluationResult":
+        """The result of k samples of each of P prompts.
+
+        Unscored samples are left out; pass@j is over the prompts that have j scored samples or more, and stands only
+        where there are such prompts.
+
+        Args:
+            rewards: [P][k]; NaN is unscored.
+            answers: [P][k] the text of each sample's answer, None for none; without it there is no maj@k.
+            accept_threshold: A sample is correct when its reward is at least this.
+            confidence: Of the intervals, over prompts.
+            seed: Of the bootstrap.
+
+        Raises:
+            ValueError: there are no prompts or samples, or not k samples of every prompt.
+            SystemFailure: no sample was scored.
+        """
+        table = [np.asarray(samples, dtype=np.float64) for samples in rewards]
+        sizes = sorted({len(samples) for samples in table})
+        if len(sizes) != 1 or sizes[0] == 0:
+            raise ValueError(f"an evaluation needs the same number of samples, 1 or more, of each prompt; got {sizes}")
+        k = sizes[0]
+        scored = [np.isfinite(samples) for samples in table]
+        kept = [index for index, mask in enumerate(scored) if mask.any()]
+        if not kept:
+            raise SystemFailure(f"none of the {len(table) * k} samples was scored; the reward actors' log says why")
+        correct = [table[index][scored[index]] >= accept_threshold for index in kept]
+        values = {f"avg@{k}": average_at_k(correct), **_pass_values(correct, k)}
+        if answers is not None:
+            votes = [[a for a, known in zip(answers[index], scored[index], strict=True) if known] for index in kept]
+            values[f"maj@{k}"] = majority_at_k(votes, correct)
+        return cls(
+            num_prompts=len(table),
+            num_samples=k,
+            num_unscored=sum(int((~mask).sum()) for mask in scored),
+            confidence=confidence,
+            metrics={name: Estimate.of(v, confidence=confidence, seed=seed) for name, v in values.items()},
+        )
+
+    @property
+    def accuracy(self) -> float:
+        """avg@k: the share of all samples that are correct."""
+        return self.metrics[f"avg@{self.num_samples}"].mean
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """A Markdown table, in percent."""
+        lines = [
+            f"| {self.num_prompts} prompts | % | {100 * self.confidence:g} % interval |",
+            "|---|---|---|",
+            *(
+                f"| {name} | {100 * e.mean:.2f} | {100 * e.low:.2f} to {100 * e.high:.2f} |"
+                for name, e in self.metrics.items()
+            ),
+        ]
+        if self.num_unscored:
+            lines.append(
+                f"| unscored samples | {100 * self.num_unscored / (self.num_prompts * self.num_samples):.2f} | |"
+            )
+        return "\n".join(lines)
+
+
+def _pass_values(correct: Sequence[BoolArray], k: int) -> dict[str, Float64Array]:
+    """pass@1, pass@2, pass@4 ... and pass@k over the prompts with as many scored samples."""
+    num_samples = np.array([len(samples) for samples in correct])
+    num_correct = np.array([samples.sum() for samples in correct])
+    sizes = [2**exponent for exponent in range(k.bit_length()) if 2**exponent < k] + [k]
+    return {
+        f"pass@{size}": pass_at_k(num_samples[enough], num_correct[enough], size)
+        for size in sizes
+        if (enough := num_samples >= size).any()
+    }

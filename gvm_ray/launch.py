@@ -1,0 +1,141 @@
+"""RunConfig to a placed, started System: actors up, policy warm-started or restored, first weights published."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvm_ray.actors.allocator import AllocatorClient
+from gvm_ray.actors.generator import GeneratorPool
+from gvm_ray.actors.learner import LearnerGroup
+from gvm_ray.actors.placement import namespace_of
+from gvm_ray.actors.pools import SamplingPools
+from gvm_ray.actors.reward import RewardPool
+from gvm_ray.algorithms import create_algorithm, token_loss
+from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
+from gvm_ray.config import RunConfig
+from gvm_ray.config.model import PretrainedModelConfig
+from gvm_ray.envs.prompt_set import demonstrations
+from gvm_ray.envs.prompt_stream import ShuffledPrompts
+from gvm_ray.evaluation.evaluator import HeldOutEvaluator
+from gvm_ray.loop import System
+from gvm_ray.prepare import Prepared
+from gvm_ray.protocols import StepLog
+from gvm_ray.types import CheckpointState, SamplingParameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """A running system and the state its loop starts from."""
+
+    system: System
+    start: CheckpointState
+    learners: LearnerGroup
+    evaluator: HeldOutEvaluator
+
+
+@asynccontextmanager
+async def launched(
+    config: RunConfig,
+    prepared: Prepared,
+    *,
+    checkpoints: CheckpointFolder,
+    restored: RestoredCheckpoint | None,
+    run_dir: Path,
+    log: StepLog,
+) -> AsyncIterator[Launched]:
+    """A started system; every actor that was started is stopped again on the way out."""
+    pools = start_pools(config, prepared)
+    allocator = AllocatorClient(
+        config.allocator, accept_threshold=config.rewards.accept_threshold, timeout_s=config.deadlines.sample_s
+    )
+    learners = LearnerGroup(
+        config,
+        base_path=prepared.base.path,
+        token_loss=token_loss(config.algorithm),
+        run_dir=str(run_dir),
+        namespace=namespace_of(config),
+    )
+    stream = ShuffledPrompts(
+        prepared.prompts.train,
+        seed=config.seed,
+        shuffle=config.prompts.shuffle,
+        unique_within=config.prompts_per_step * config.block_steps,
+    )
+    try:
+        # The generators import and compile while the learners start and, where asked, learn from demonstrations.
+        await asyncio.gather(pools.start(), start_learners(config, prepared, learners, restored=restored))
+        start = CheckpointState(step=0, policy_version=0, cursor=stream.state_dict(), allocator={}, costs={})
+        if restored is not None:
+            start = restored.state
+            stream.load_state_dict(start.cursor)
+            await allocator.load_state_dict(start.allocator)
+        await pools.publish(await learners.weights(start.policy_version))
+        evaluator = make_evaluator(config, prepared, pools)
+        system = System(
+            prompts=stream,
+            allocator=allocator,
+            pools=pools,
+            learners=learners,
+            algorithm=create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold),
+            evaluator=evaluator,
+            checkpoints=checkpoints,
+            log=log,
+        )
+        yield Launched(system=system, start=start, learners=learners, evaluator=evaluator)
+    finally:
+        await learners.stop()
+        pools.close()
+        allocator.close()
+
+
+def start_pools(config: RunConfig, prepared: Prepared) -> SamplingPools:
+    """Generator and reward actors, asked for but not awaited."""
+    model = config.model
+    return SamplingPools(
+        generators=GeneratorPool(
+            config.engine,
+            kind=prepared.engine_kind,
+            model_path=prepared.base.path,
+            max_model_len=prepared.max_model_len,
+            seed=config.seed,
+            trust_remote_code=isinstance(model, PretrainedModelConfig) and model.trust_remote_code,
+            deadlines=config.deadlines,
+        ),
+        rewards=RewardPool(
+            config.rewards, max_tokens=config.sampling.max_tokens, start_timeout_s=config.deadlines.start_s
+        ),
+        sample_timeout_s=config.deadlines.sample_s,
+    )
+
+
+async def start_learners(
+    config: RunConfig,
+    prepared: Prepared,
+    learners: LearnerGroup,
+    *,
+    restored: RestoredCheckpoint | None,
+) -> None:
+    """Learners up, and either restored from a checkpoint or, where asked and not cached, warm-started."""
+    await learners.start()
+    if restored is not None:
+        await learners.load(str(restored.learner))
+    elif config.warm_start is not None and prepared.base.warm_start_folder is not None:
+        examples = demonstrations(
+            config.prompts, prepared.tokenizer, num=config.warm_start.num_demonstrations, seed=config.warm_start.seed
+        )
+        await learners.warm_start(examples)
+        await learners.export(str(prepared.base.warm_start_folder))
+
+
+def make_evaluator(config: RunConfig, prepared: Prepared, pools: SamplingPools) -> HeldOutEvaluator:
+    """The evaluator of prompts.eval with the run's evaluation settings."""
+    return HeldOutEvaluator(
+        prompts=prepared.prompts.eval[: config.evaluation.num_prompts],
+        pools=pools,
+        sampling=SamplingParameters(temperature=config.evaluation.temperature, max_tokens=config.sampling.max_tokens),
+        num_samples=config.evaluation.num_samples,
+        accept_threshold=config.rewards.accept_threshold,
+        seed=config.seed,
+    )

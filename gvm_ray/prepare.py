@@ -1,0 +1,137 @@
+"""Everything that can be found wrong before an actor starts: model, prompts, rewards, sizes."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gvm_ray.allocators import create_allocator
+from gvm_ray.config import RunConfig
+from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
+from gvm_ray.engines import resolve_engine
+from gvm_ray.envs.prompt_set import PromptSets, load_prompts
+from gvm_ray.exceptions import ConfigError, DataError, ModelError
+from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
+from gvm_ray.rewards import create_reward
+from gvm_ray.rewards.math_verify import can_parse_answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """Where the starting policy lies, as a Hugging Face folder or hub id."""
+
+    path: str
+    warm_start_folder: Path | None  # set when the warm start has still to run: its result goes here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A checked run, ready to be placed."""
+
+    base: BaseModel
+    prompts: PromptSets
+    tokenizer: Any
+    engine_kind: Literal["vllm", "transformers"]
+    max_model_len: int  # prompt and response tokens
+
+
+def prepare(config: RunConfig, *, run_dir: Path) -> Prepared:
+    """Check all that can be checked without a cluster, build or find the base model, load the prompts.
+
+    Raises:
+        UserError: a setting, file, model or data row is wrong.
+    """
+    engine_kind = resolve_engine(config.engine)
+    create_reward(config.rewards)
+    create_allocator(config.allocator, accept_threshold=config.rewards.accept_threshold)
+    base = find_base_model(config, run_dir=run_dir)
+    tokenizer = load_tokenizer(base.path)
+    max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
+    _check_context_length(base.path, max_model_len)
+    verified = any(term.type == "math_verify" for term in config.rewards.terms)
+    prompts = load_prompts(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
+    _check_batch(config, len(prompts.train))
+    return Prepared(
+        base=base, prompts=prompts, tokenizer=tokenizer, engine_kind=engine_kind, max_model_len=max_model_len
+    )
+
+
+def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
+    """The warm-started model where one is cached, else the model itself (a scratch one is built in the run folder)."""
+    target = _warm_start_folder(config, run_dir)
+    if target is not None and (target / "config.json").is_file():
+        return BaseModel(path=str(target), warm_start_folder=None)
+    match config.model:
+        case PretrainedModelConfig(path=path):
+            return BaseModel(path=path, warm_start_folder=target)
+        case ScratchModelConfig():
+            folder = run_dir / "base"
+            if not (folder / "config.json").is_file():
+                build_scratch_model(config.model, folder)
+            return BaseModel(path=str(folder), warm_start_folder=target)
+
+
+def load_tokenizer(path: str) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: there is no model or tokenizer at `path`, or the tokenizer has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no tokenizer can be loaded from {path!r} ({str(error).splitlines()[0]}); write model.path as a "
+            "folder with config.json, weights and tokenizer files, or as a hub id that this machine can reach"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {path!r} has no end-of-sequence token; set eos_token in its files")
+    return tokenizer
+
+
+def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
+    if config.warm_start is None:
+        return None
+    if not config.warm_start.cache:
+        return run_dir / "warm_start"
+    cache = os.environ.get("GVM_RAY_CACHE") or Path.home() / ".cache" / "gvm_ray"
+    key = warm_start_key(
+        config.model, prompts=config.prompts, warm_start=config.warm_start, seed=config.warm_start.seed
+    )
+    return Path(cache) / "warm_start" / key
+
+
+def _check_context_length(path: str, max_model_len: int) -> None:
+    from transformers import AutoConfig
+
+    try:
+        limit = getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no model config can be loaded from {path!r}: {str(error).splitlines()[0]}") from error
+    if limit is not None and max_model_len > limit:
+        raise ConfigError(
+            f"prompts.max_tokens + sampling.max_tokens = {max_model_len} is more than the model's context of {limit} "
+            f"tokens; lower one of them"
+        )
+
+
+def _check_batch(config: RunConfig, num_train_prompts: int) -> None:
+    needed = config.prompts_per_step * config.block_steps
+    if needed > num_train_prompts:
+        raise DataError(
+            f"prompts_per_step={config.prompts_per_step}"
+            + (f" x allocator.block_steps={config.block_steps}" if config.block_steps > 1 else "")
+            + f" needs {needed} training prompts and {num_train_prompts} are left after loading; lower it, or give more"
+        )
+
+
+def report_lines(prepared: Prepared) -> Sequence[str]:
+    """What was loaded and chosen, for the console."""
+    return [
+        *prepared.prompts.report.lines(),
+        f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),
+        f"engine {prepared.engine_kind}",
+    ]

@@ -1,0 +1,158 @@
+"""The Python API: `train` a run from its configuration, `evaluate` a model on a configuration's prompts."""
+
+import asyncio
+import json
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gvm_ray.actors.metrics import RayGaugeSink
+from gvm_ray.actors.placement import connected
+from gvm_ray.actors.pools import fetch_groups
+from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
+from gvm_ray.config import RunConfig
+from gvm_ray.config.model import PretrainedModelConfig
+from gvm_ray.evaluation import EvaluationResult
+from gvm_ray.exceptions import DataError
+from gvm_ray.launch import Launched, launched, make_evaluator, start_pools
+from gvm_ray.loop import train as run_loop
+from gvm_ray.prepare import Prepared, prepare, report_lines
+from gvm_ray.reporting import MetricsSink, Reporter, RunFolder, read_rows, summary_lines, write_plots, write_summary
+
+Result = TypeVar("Result")
+
+
+def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Run the whole job that `config` describes; returns what summary.json holds.
+
+    Connects to RAY_ADDRESS or `cluster.address` where given, else starts a local Ray for the time of the run.
+
+    Args:
+        config: the run.
+        resume: go on from the last checkpoint of the run of this name.
+        overwrite: replace an earlier run of this name.
+
+    Raises:
+        UserError: a setting, file, model or checkpoint is wrong; raised before anything heavy starts.
+        SystemFailure: a part of the running system failed.
+    """
+    folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
+    folder.create(resume=resume, overwrite=overwrite)
+    checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
+    restored = checkpoints.latest() if resume else None
+    prepared = prepare(config, run_dir=folder.path)
+    folder.save_config(config)
+    print("\n".join(report_lines(prepared)), flush=True)
+    with connected(config):
+        return _run(_train(config, prepared, folder=folder, checkpoints=checkpoints, restored=restored))
+
+
+def evaluate(
+    model: str,
+    config: RunConfig,
+    *,
+    num_samples: int = 8,
+    temperature: float | None = None,
+    output: str | Path | None = None,
+) -> EvaluationResult:
+    """avg@k, pass@k and maj@k of a model on the evaluation prompts of a configuration.
+
+    Args:
+        model: a Hugging Face folder or hub id.
+        config: prompts, rewards, sampling and engine; its own model and learner settings are not used.
+        num_samples: completions for each prompt.
+        temperature: of sampling; none takes evaluation.temperature.
+        output: a file that the numbers are written to as JSON.
+
+    Raises:
+        UserError: the model, the prompts or a setting is wrong.
+    """
+    settings = {**config.evaluation.model_dump(), "num_samples": num_samples}
+    if temperature is not None:
+        settings["temperature"] = temperature
+    values = {
+        **json.loads(config.model_dump_json()),
+        "model": PretrainedModelConfig(path=model).model_dump(),
+        "evaluation": settings,
+        "warm_start": None,
+    }
+    config = RunConfig.model_validate(values)
+    prepared = prepare(config, run_dir=Path(config.runs_dir).resolve() / config.name)
+    if not prepared.prompts.eval:
+        raise DataError("the config has no [prompts.eval], so there is nothing to evaluate on; add a source there")
+    with connected(config):
+        result = _run(_evaluate(config, prepared))
+    if output is not None:
+        Path(output).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+async def _train(
+    config: RunConfig,
+    prepared: Prepared,
+    *,
+    folder: RunFolder,
+    checkpoints: CheckpointFolder,
+    restored: RestoredCheckpoint | None,
+) -> dict[str, Any]:
+    sinks: Sequence[MetricsSink] = [RayGaugeSink(run=config.name)] if config.reporting.ray_metrics else []
+    start_step = restored.state.step if restored is not None else 0
+    with Reporter(config, folder.path, start_step=start_step, sinks=sinks) as reporter:
+        async with launched(
+            config, prepared, checkpoints=checkpoints, restored=restored, run_dir=folder.path, log=reporter
+        ) as run:
+            base_accuracy = await _base_accuracy(run, folder)
+            await run_loop(run.system, config, start=run.start)
+            await run.learners.export(str(folder.model))
+    return _close(config, folder, base_accuracy)
+
+
+async def _base_accuracy(run: Launched, folder: RunFolder) -> float | None:
+    """Accuracy of the starting policy; a resumed run reads what its beginning measured."""
+    if run.start.step > 0:
+        return json.loads(folder.base_evaluation.read_text(encoding="utf-8")).get("eval/accuracy")
+    metrics = await run.evaluator.evaluate()
+    folder.base_evaluation.write_text(json.dumps(metrics) + "\n", encoding="utf-8")
+    if metrics:
+        print(f"base held-out accuracy {metrics['eval/accuracy']:.3f}", flush=True)
+    return metrics.get("eval/accuracy")
+
+
+def _close(config: RunConfig, folder: RunFolder, base_accuracy: float | None) -> dict[str, Any]:
+    """Plots and summary of a finished run."""
+    rows = read_rows(folder.metrics)
+    last = rows[-1]
+    plots = write_plots(folder, base_accuracy=base_accuracy)
+    summary = write_summary(
+        folder.path,
+        base_accuracy=base_accuracy,
+        final_accuracy=last.get("eval/accuracy"),
+        num_steps=config.num_steps,
+        time_s=last["time_s"],
+        costs={name: value for name, value in last.items() if name.startswith("cost/")},
+    )
+    print("\n".join(summary_lines(summary, run_dir=folder.path, plots=plots)), flush=True)
+    return summary
+
+
+async def _evaluate(config: RunConfig, prepared: Prepared) -> EvaluationResult:
+    pools = start_pools(config, prepared)
+    try:
+        await pools.start()
+        evaluator = make_evaluator(config, prepared, pools)
+        outcomes = await evaluator.sample()
+        groups = await fetch_groups(outcomes, timeout_s=config.deadlines.sample_s)
+        return EvaluationResult.of(groups, accept_threshold=config.rewards.accept_threshold, seed=config.seed)
+    finally:
+        pools.close()
+
+
+def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run to completion; of a group of errors the first one is raised, for its message is the user's."""
+    try:
+        return asyncio.run(coroutine)
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group

@@ -1,0 +1,27 @@
+"""Fixtures that every kind of test shares: one local Ray cluster for the whole session, a tiny base model."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster of this test session; CPUs are logical, so more actors than cores can run."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=32,
+        include_dashboard=False,
+        object_store_memory=256 * 2**20,
+        namespace="gvm_ray",
+        log_to_driver=True,
+    )
+    yield
+    ray.shutdown()

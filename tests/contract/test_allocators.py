@@ -1,0 +1,176 @@
+"""What every allocator must do, whatever the prompts turn out to be."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from gvm_ray.allocators import create_allocator
+from gvm_ray.config.strategy import AllocatorSettings, GVMAllocatorConfig, UniformAllocatorConfig
+from gvm_ray.protocols import AllocatorStrategy
+from gvm_ray.types import Allocation, GroupOutcome, GroupRef, Prompt
+
+CONFIGS: dict[str, AllocatorSettings] = {
+    "uniform": UniformAllocatorConfig(),
+    "gvm": GVMAllocatorConfig(),
+    "gvm as published": GVMAllocatorConfig(reuse_pilots=False, prior_successes=0, prior_failures=0),
+    "gvm filtered": GVMAllocatorConfig(filter_threshold=0.7, min_expected_accepted=1.5, max_samples=12),
+    "gvm in blocks": GVMAllocatorConfig(block_steps=3, min_samples=2),
+}
+Rate = Callable[[int], float]
+RATES: dict[str, Rate] = {
+    "p = 0": lambda _: 0.0,
+    "p = 1": lambda _: 1.0,
+    "mixed": lambda index: index / 7,
+    "unscored": lambda _: float("nan"),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest) -> AllocatorSettings:
+    return CONFIGS[request.param]
+
+
+def make_prompts(first: int, count: int) -> list[Prompt]:
+    return [
+        Prompt(prompt_id=str(index), text="", token_ids=np.zeros(1, dtype=np.int32), answer="1")
+        for index in range(first, first + count)
+    ]
+
+
+def sample(allocation: Allocation, rate: Rate, rng: np.random.Generator) -> list[GroupOutcome]:
+    """What generators, rewards and learners would answer, read-only as from an object store."""
+    outcomes = []
+    for prompt_id, count in allocation.counts.items():
+        p = rate(int(prompt_id) % 8)
+        rewards = np.where(rng.random(count) < p, 1.0, 0.0) if np.isfinite(p) else np.full(count, np.nan)
+        norms = np.where(rewards > 0, rng.lognormal(size=count), np.nan)
+        rewards.setflags(write=False)
+        norms.setflags(write=False)
+        outcomes.append(
+            GroupOutcome(
+                prompt_id=prompt_id,
+                rewards=rewards,
+                num_tokens=np.full(count, 5, dtype=np.int32),
+                policy_versions=np.zeros(count, dtype=np.int32),
+                truncated=np.zeros(count, dtype=np.bool_),
+                ref=GroupRef(ref=None, index=0),
+                gradient_norms=norms if allocation.needs_gradient_norms else None,
+            )
+        )
+    return outcomes
+
+
+def run_step(
+    allocator: AllocatorStrategy,
+    *,
+    prompts: list[Prompt],
+    upcoming: list[Prompt],
+    budget: int,
+    rate: Rate,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Samples drawn for each prompt over the step's rounds."""
+    rng = np.random.default_rng(seed)
+    known = {prompt.prompt_id for prompt in [*prompts, *upcoming]}
+    drawn: dict[str, int] = {}
+    allocation = allocator.plan(prompts, budget=budget, upcoming=upcoming)
+    while allocation.total:
+        assert set(allocation.counts) <= known
+        for prompt_id, count in allocation.counts.items():
+            assert type(count) is int
+            assert count >= 0
+            drawn[prompt_id] = drawn.get(prompt_id, 0) + count
+        allocation = allocator.observe(sample(allocation, rate, rng))
+    return drawn
+
+
+def run_block(
+    allocator: AllocatorStrategy, config: AllocatorSettings, *, rate: Rate, size: int, budget: int, first: int = 0
+):
+    """Samples drawn for each prompt over a block of steps."""
+    steps = config.block_steps if isinstance(config, GVMAllocatorConfig) else 1
+    prompts = make_prompts(first, size * steps)
+    drawn: dict[str, int] = {}
+    for step in range(steps):
+        now = prompts[step * size : (step + 1) * size]
+        upcoming = prompts[size:] if step == 0 else []
+        for prompt_id, count in run_step(
+            allocator, prompts=now, upcoming=upcoming, budget=budget, rate=rate, seed=step
+        ).items():
+            drawn[prompt_id] = drawn.get(prompt_id, 0) + count
+    return steps, drawn
+
+
+def test_it_is_an_allocator_strategy(config) -> None:
+    assert isinstance(create_allocator(config, accept_threshold=0.5), AllocatorStrategy)
+
+
+@pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
+@pytest.mark.parametrize("size", [1, 8])
+def test_it_spends_exactly_the_budget(config, rate: Rate, size: int) -> None:
+    allocator = create_allocator(config, accept_threshold=0.5)
+    for block in range(2):
+        steps, drawn = run_block(allocator, config, rate=rate, size=size, budget=8 * size, first=100 * block)
+        assert sum(drawn.values()) == steps * 8 * size
+
+
+@pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
+def test_accept_rates_are_probabilities_of_the_prompts_asked_for(config, rate: Rate) -> None:
+    allocator = create_allocator(config, accept_threshold=0.5)
+    assert allocator.accept_rates(["0"]) == {}
+    run_step(allocator, prompts=make_prompts(0, 8), upcoming=[], budget=64, rate=rate)
+    rates = allocator.accept_rates(["7", "1", "unknown"])
+    assert set(rates) <= {"7", "1"}
+    assert all(0 < p <= 1 for p in rates.values())
+    if rate(7) == 1:
+        assert rates["7"] > 0.9
+    if np.isnan(rate(0)):
+        assert rates == {}
+
+
+def test_the_decision_is_a_function_of_what_was_observed(config) -> None:
+    runs = [
+        run_block(create_allocator(config, accept_threshold=0.5), config, rate=RATES["mixed"], size=8, budget=64)
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_its_memory_survives_json_and_it_goes_on_alike(config) -> None:
+    allocator = create_allocator(config, accept_threshold=0.5)
+    run_block(allocator, config, rate=RATES["mixed"], size=8, budget=64)
+    state = json.loads(json.dumps(allocator.state_dict(), allow_nan=False))
+    resumed = create_allocator(config, accept_threshold=0.5)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == allocator.state_dict() == state
+    again = [
+        run_block(each, config, rate=RATES["mixed"], size=8, budget=64, first=100) for each in (allocator, resumed)
+    ]
+    assert again[0] == again[1]
+    assert resumed.state_dict() == allocator.state_dict()
+
+
+def test_memory_counts_every_scored_sample(config) -> None:
+    allocator = create_allocator(config, accept_threshold=0.5)
+    _, drawn = run_block(allocator, config, rate=RATES["p = 1"], size=8, budget=64)
+    memory = allocator.state_dict()["prompts"]
+    assert {prompt_id: stats["trials"] for prompt_id, stats in memory.items()} == drawn
+    assert {prompt_id: stats["successes"] for prompt_id, stats in memory.items()} == drawn
+
+
+@pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
+def test_metrics_and_histograms_describe_the_step(config, rate: Rate) -> None:
+    allocator = create_allocator(config, accept_threshold=0.5)
+    assert allocator.metrics() == {}
+    run_step(allocator, prompts=make_prompts(0, 8), upcoming=[], budget=64, rate=rate)
+    metrics, histograms = allocator.metrics(), allocator.histograms()
+    counts = histograms["samples_per_prompt"]
+    assert counts.shape == histograms["accept_rate"].shape == (8,)
+    assert np.isfinite(list(metrics.values())).all()
+    assert metrics["allocation/total"] == counts.sum()
+    assert metrics["allocation/min"] == counts.min()
+    assert metrics["allocation/max"] == counts.max()
+    assert metrics["allocation/zero"] == (counts == 0).sum()
+    assert ((histograms["accept_rate"] >= 0) & (histograms["accept_rate"] <= 1)).all()

@@ -1,0 +1,119 @@
+"""Reward actors on a local Ray cluster: scoring by ref, faults in a reward, and actors that die."""
+
+import asyncio
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from gvm_ray.actors.reward import RewardPool
+from gvm_ray.config.rewards import ExactRewardConfig, FunctionRewardConfig, MathVerifyRewardConfig, RewardsConfig
+from gvm_ray.exceptions import ConfigError
+from gvm_ray.types import Completion, GroupOutcome, Prompt, RolloutGroup
+
+ray = pytest.importorskip("ray")
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+PATH = "tests.faulty_rewards:faulty"  # found from the repository's root, where tests are started
+
+
+def completion(text: str, *, version: int = 3, cut: bool = False) -> Completion:
+    return Completion(
+        token_ids=np.arange(len(text), dtype=np.int32),
+        logprobs=np.zeros(len(text), dtype=np.float32),
+        policy_version=version,
+        finish_reason="length" if cut else "stop",
+        text=text,
+    )
+
+
+def group(prompt_id: str, *texts: str, answer: str = "") -> RolloutGroup:
+    prompt = Prompt(prompt_id=prompt_id, text="?", token_ids=np.zeros(1, np.int32), answer=answer)
+    return RolloutGroup(prompt=prompt, completions=tuple(completion(text) for text in texts))
+
+
+def run(
+    config: RewardsConfig, *groups: RolloutGroup, num_groups: int = 1
+) -> tuple[list[GroupOutcome], list[RolloutGroup], dict[str, float]]:
+    """The outcomes, the scored groups behind their refs, and the pool's metrics."""
+
+    async def main():
+        pool = RewardPool(config, max_tokens=100, start_timeout_s=120)
+        try:
+            await pool.start()
+            outcomes = await pool.score(ray.put(groups), num_groups=num_groups)
+            return outcomes, [ray.get(o.ref.ref)[o.ref.index] for o in outcomes], pool.metrics
+        finally:
+            pool.close()
+
+    return asyncio.run(main())
+
+
+def test_outcomes_and_scored_groups_agree():
+    config = RewardsConfig(terms=(MathVerifyRewardConfig(), ExactRewardConfig(weight=0.5)))
+    outcomes, scored, metrics = run(config, group("a", r"\boxed{0.5}", r"\boxed{1/2}", "no", answer="1/2"), group("b"))
+    assert [o.prompt_id for o in outcomes] == ["a", "b"]
+    np.testing.assert_array_equal(outcomes[0].rewards, [1.0, 1.5, 0.0])
+    np.testing.assert_array_equal(outcomes[0].reward_terms["exact"], [0.0, 1.0, 0.0])
+    np.testing.assert_array_equal(outcomes[0].num_tokens, [11, 11, 2])
+    np.testing.assert_array_equal(outcomes[0].policy_versions, [3, 3, 3])
+    assert not outcomes[0].truncated.any()
+    assert outcomes[1].rewards.shape == (0,)
+    assert scored[0].rewards is not None
+    np.testing.assert_array_equal(scored[0].rewards, [1.0, 1.5, 0.0])
+    assert [c.text for c in scored[0].completions] == [r"\boxed{0.5}", r"\boxed{1/2}", "no"]
+    assert metrics == {}
+
+
+def test_faults_leave_samples_unscored_and_neighbours_scored():
+    config = RewardsConfig(terms=(FunctionRewardConfig(path=PATH),), timeout_s=2.0)
+    outcomes, _, metrics = run(config, group("a", "xx", "hang", "xxx"), group("b", "exit", "raise", "x"))
+    np.testing.assert_array_equal(outcomes[0].rewards, [2.0, np.nan, 3.0])
+    np.testing.assert_array_equal(outcomes[1].rewards, [np.nan, np.nan, 1.0])
+    assert metrics == {
+        "rewards/unscored_crash": 1.0,
+        "rewards/unscored_error": 1.0,
+        "rewards/unscored_timeout": 1.0,
+    }
+
+
+def test_actors_share_the_groups_of_one_ref():
+    config = RewardsConfig(terms=(FunctionRewardConfig(path=PATH),), num_actors=2)
+    groups = [group(name, "pid") for name in "abcde"]
+    outcomes, scored, _ = run(config, *groups, num_groups=5)
+    assert [o.prompt_id for o in outcomes] == list("abcde")
+    assert [g.prompt.prompt_id for g in scored] == list("abcde")
+    pids = [o.rewards[0] for o in outcomes]
+    assert len(set(pids)) == 2
+    assert pids[0] == pids[2] == pids[4]
+
+
+def test_a_killed_actor_is_replaced_and_its_process_dies_with_it():
+    config = RewardsConfig(terms=(FunctionRewardConfig(path=PATH),))
+
+    async def main():
+        pool = RewardPool(config, max_tokens=100, start_timeout_s=120)
+        try:
+            await pool.start()
+            (before,) = await pool.score(ray.put((group("a", "pid", "parent"),)))
+            process, actor = map(int, before.rewards)
+            (again,) = await pool.score(ray.put((group("a", "pid"),)))
+            assert again.rewards[0] == process
+            os.kill(actor, signal.SIGKILL)
+            (after,) = await pool.score(ray.put((group("b", "four", "parent"),)))
+            return process, actor, after.rewards
+        finally:
+            pool.close()
+
+    process, actor, rewards = asyncio.run(main())
+    assert rewards[0] == 4.0
+    assert rewards[1] != actor
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_an_unimportable_reward_function_is_a_config_error():
+    config = RewardsConfig(terms=(FunctionRewardConfig(path="no_such_module:score"),))
+    with pytest.raises(ConfigError, match="no_such_module"):
+        run(config, group("a", "x"))

@@ -1,0 +1,74 @@
+"""Tiny Qwen2 models with a character tokenizer, written to disk, and their forward pass as the reference."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.types import Completion, Prompt, SampleRequest
+
+
+def build_tiny_model(folder: Path, *, tied: bool, head_dim: int = 32) -> str:
+    """A random two-layer model; heads of 32 dimensions, the fewest that vLLM supports on a CPU."""
+    tokenizer = build_character_tokenizer()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=head_dim,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def changed_weights(model_path: str, *, seed: int) -> dict[str, torch.Tensor]:
+    """Every tensor of the model changed by a lot, biases and norms too; under tied embeddings without lm_head."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        return {
+            name: parameter * (0.5 + torch.rand(parameter.shape, generator=generator))
+            + 0.05 * torch.randn(parameter.shape, generator=generator)
+            for name, parameter in model.named_parameters()
+        }
+
+
+@torch.no_grad()
+def reference_logprobs(
+    model_path: str, weights: dict[str, torch.Tensor], *, prompt: Prompt, completion: Completion, temperature: float
+) -> np.ndarray:
+    """[T] log-probs of the completion's tokens by one float32 forward pass."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    token_ids = torch.from_numpy(np.concatenate([prompt.token_ids, completion.token_ids]).astype(np.int64))
+    logits = model(token_ids[None]).logits[0, len(prompt.token_ids) - 1 : -1]
+    logprobs = torch.log_softmax(logits / temperature, dim=-1)
+    return logprobs.gather(-1, token_ids[len(prompt.token_ids) :, None])[:, 0].numpy()
+
+
+def make_prompt(text: str) -> Prompt:
+    """A prompt of the character tokenizer, its text as its id."""
+    token_ids = build_character_tokenizer()(text)["input_ids"]
+    return Prompt(prompt_id=text, text=text, token_ids=np.array(token_ids, dtype=np.int32), answer="0")
+
+
+def make_request(prompt: Prompt, *, num_samples: int, first_seed: int = 0) -> SampleRequest:
+    """Seeds first_seed, first_seed + 1 ..."""
+    return SampleRequest(
+        prompt=prompt,
+        sample_indices=tuple(range(num_samples)),
+        seeds=tuple(range(first_seed, first_seed + num_samples)),
+    )

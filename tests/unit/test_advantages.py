@@ -1,0 +1,73 @@
+"""Advantages of ragged groups against hand-computed numbers and torch's standard deviation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gvm_ray.functional.advantages import batch_normalized, group_normalized, leave_one_out
+
+# Groups 7: rewards 1, 0, 0, 1; 3: rewards 1; 5: rewards 0, 0; in mixed order.
+REWARDS = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+GROUPS = [7, 3, 7, 5, 7, 5, 7]
+
+
+def test_group_normalized_uses_the_sample_standard_deviation() -> None:
+    # group 7: mean 1/2, deviations +-1/2, sample variance 4 * (1/4) / 3 = 1/3
+    value = 0.5 / (np.sqrt(1 / 3) + 1e-6)
+    expected = [value, 0.0, -value, 0.0, -value, 0.0, value]
+    np.testing.assert_allclose(group_normalized(REWARDS, GROUPS), expected, rtol=1e-12)
+
+
+def test_group_normalized_without_std_is_the_distance_to_the_mean() -> None:
+    advantages = group_normalized(REWARDS, GROUPS, normalize_std=False)
+    assert advantages.tolist() == [0.5, 0.0, -0.5, 0.0, -0.5, 0.0, 0.5]
+
+
+def test_leave_one_out_subtracts_the_mean_of_the_others() -> None:
+    # group 7: 1 - (0 + 0 + 1) / 3 = 2/3 and 0 - (1 + 0 + 1) / 3 = -2/3
+    np.testing.assert_allclose(
+        leave_one_out(REWARDS, GROUPS), [2 / 3, 0.0, -2 / 3, 0.0, -2 / 3, 0.0, 2 / 3], rtol=1e-12, atol=0
+    )
+
+
+def test_batch_normalized_is_over_all_samples() -> None:
+    # mean 1/2, sample std sqrt(1/3); epsilon 0.5
+    np.testing.assert_allclose(
+        batch_normalized([1.0, 0.0, 0.0, 1.0], epsilon=0.5), np.array([1, -1, -1, 1]) * 0.5 / (np.sqrt(1 / 3) + 0.5)
+    )
+    assert batch_normalized([0.3], epsilon=1e-6).tolist() == [0.0]
+
+
+def test_equal_rewards_give_exactly_zero_though_their_mean_is_rounded() -> None:
+    rewards = [0.1] * 3 + [0.7] * 6  # np.mean([0.1] * 3) is not 0.1
+    groups = [0] * 3 + [1] * 6
+    for advantages in (group_normalized(rewards, groups), leave_one_out(rewards, groups)):
+        assert advantages.tolist() == [0.0] * 9
+    assert batch_normalized([0.1] * 3, epsilon=1e-6).tolist() == [0.0] * 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(-5, 5)), min_size=1, max_size=25))
+def test_groups_are_independent_of_order_and_company(samples) -> None:
+    groups = np.array([group for group, _ in samples])
+    rewards = np.array([reward for _, reward in samples])
+    normalized, left_out = group_normalized(rewards, groups, epsilon=0.1), leave_one_out(rewards, groups)
+    for group in set(groups.tolist()):
+        own = rewards[groups == group]
+        std = torch.tensor(own).std().item() if len(own) > 1 else 0.0
+        np.testing.assert_allclose(normalized[groups == group], (own - own.mean()) / (std + 0.1), atol=1e-9)
+        others = [np.delete(own, i).mean() if len(own) > 1 else own[i] for i in range(len(own))]
+        np.testing.assert_allclose(left_out[groups == group], own - others, atol=1e-9)
+
+
+def test_no_samples_give_no_advantages() -> None:
+    for advantages in (group_normalized([], []), leave_one_out([], []), batch_normalized([], epsilon=1e-6)):
+        assert advantages.shape == (0,)
+
+
+def test_refuses_unscored_rewards_and_wrong_shapes() -> None:
+    with pytest.raises(ValueError, match=r"rewards\[1\] = nan"):
+        group_normalized([0.0, float("nan")], [0, 0])
+    with pytest.raises(ValueError, match="group_ids has shape"):
+        leave_one_out([0.0, 1.0], [0])

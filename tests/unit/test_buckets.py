@@ -1,0 +1,91 @@
+"""Packing weights into byte buckets: exact round trips, whatever the dtype, shape and bucket size."""
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gvm_ray.functional.buckets import Bucket, pack, unpack
+
+
+def _round_trip(named: list[tuple[str, torch.Tensor]], *, bucket_bytes: int) -> list[tuple[str, torch.Tensor]]:
+    return [item for bucket in pack(named, bucket_bytes=bucket_bytes) for item in unpack(bucket)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+def test_round_trip_keeps_names_shapes_dtypes_and_bits(dtype: torch.dtype) -> None:
+    named = [
+        ("matrix", torch.tensor([[1.5, -2.0, 0.0], [3.0, 4.0, 5.0]]).to(dtype)),
+        ("transposed", torch.arange(6.0).reshape(2, 3).t().to(dtype)),  # not contiguous
+        ("scalar", torch.tensor(7.0).to(dtype)),
+        ("empty", torch.zeros(0, 3, dtype=dtype)),
+        ("vector", torch.tensor([9.0]).to(dtype)),
+    ]
+    result = _round_trip(named, bucket_bytes=2**20)
+    assert [name for name, _ in result] == [name for name, _ in named]
+    for (_, expected), (_, actual) in zip(named, result, strict=True):
+        assert actual.dtype == dtype
+        assert actual.shape == expected.shape
+        assert torch.equal(actual, expected)
+
+
+def test_buckets_hold_at_most_bucket_bytes_unless_one_tensor_is_larger() -> None:
+    named = [(str(i), torch.full((count,), float(i))) for i, count in enumerate([16, 16, 16, 100, 1])]
+    buckets = list(pack(named, bucket_bytes=128))  # a tensor of 16 float32 is 64 bytes
+    assert [bucket.names for bucket in buckets] == [("0", "1"), ("2",), ("3",), ("4",)]
+    assert [bucket.offsets for bucket in buckets] == [(0, 64), (0,), (0,), (0,)]
+    assert [len(bucket.data) for bucket in buckets] == [128, 64, 400, 64]
+
+
+def test_packing_takes_tensors_only_as_needed() -> None:
+    taken: list[int] = []
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for i in range(4):
+            taken.append(i)
+            yield str(i), torch.zeros(16)
+
+    buckets = pack(tensors(), bucket_bytes=64)
+    next(buckets)
+    assert taken == [0, 1]  # the second only showed that the first bucket was full
+
+
+def test_packing_copies() -> None:
+    weight = torch.ones(4)
+    (bucket,) = pack([("weight", weight)])
+    weight.zero_()
+    assert dict(unpack(bucket))["weight"].tolist() == [1, 1, 1, 1]
+
+
+def test_unpacking_shares_read_only_memory_without_a_warning() -> None:
+    (packed,) = pack([("weight", torch.nn.Parameter(torch.ones(4)))])
+    data = packed.data.copy()
+    data.flags.writeable = False
+    bucket = Bucket(names=packed.names, shapes=packed.shapes, dtypes=packed.dtypes, offsets=packed.offsets, data=data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ((_, tensor),) = unpack(bucket)
+    assert tensor.data_ptr() == data.ctypes.data
+
+
+def test_nothing_packs_to_nothing() -> None:
+    assert list(pack([])) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 5), max_size=3), max_size=8),
+    bucket_bytes=st.integers(1, 600),
+)
+def test_any_shapes_survive(shapes: list[list[int]], bucket_bytes: int) -> None:
+    generator = np.random.default_rng(0)
+    named = [
+        (str(i), torch.from_numpy(generator.normal(size=shape)).to(torch.bfloat16)) for i, shape in enumerate(shapes)
+    ]
+    result = _round_trip(named, bucket_bytes=bucket_bytes)
+    assert len(result) == len(named)
+    assert all(torch.equal(a, b) and na == nb for (na, a), (nb, b) in zip(named, result, strict=True))

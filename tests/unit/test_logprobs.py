@@ -1,0 +1,67 @@
+"""Chunked log-probs and entropies against log_softmax, values and gradients."""
+
+import pytest
+import torch
+
+from gvm_ray.functional.logprobs import token_logprobs
+
+
+def _operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 7, 5, generator=generator, requires_grad=True)
+    weight = torch.randn(11, 5, generator=generator, requires_grad=True)
+    return hidden, weight, torch.randint(0, 11, (2, 7), generator=generator)
+
+
+def test_uniform_logits_give_the_log_of_the_vocabulary_size() -> None:
+    logprobs, entropies = token_logprobs(
+        torch.zeros(3, 4), torch.randn(8, 4), torch.tensor([0, 3, 7]), with_entropy=True
+    )
+    expected = torch.full((3,), 2.0794415)  # ln 8
+    torch.testing.assert_close(logprobs, -expected)
+    torch.testing.assert_close(entropies, expected)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 14, 100])
+def test_equals_log_softmax_whatever_the_chunk(chunk_tokens: int) -> None:
+    hidden, weight, targets = _operands()
+    logprobs, entropies = token_logprobs(
+        hidden, weight, targets, temperature=0.7, chunk_tokens=chunk_tokens, with_entropy=True
+    )
+    expected = (hidden @ weight.T / 0.7).log_softmax(-1)
+    torch.testing.assert_close(logprobs, expected.gather(-1, targets.unsqueeze(-1)).squeeze(-1))
+    torch.testing.assert_close(entropies, -(expected.exp() * expected).sum(-1))
+
+
+@pytest.mark.parametrize("chunk_tokens", [3, 100])
+def test_gradients_equal_those_of_log_softmax(chunk_tokens: int) -> None:
+    hidden, weight, targets = _operands()
+    logprobs, entropies = token_logprobs(
+        hidden, weight, targets, temperature=0.7, chunk_tokens=chunk_tokens, with_entropy=True
+    )
+    assert entropies is not None
+    gradients = torch.autograd.grad((logprobs + 0.3 * entropies).sum(), (hidden, weight))
+    reference = (hidden @ weight.T / 0.7).log_softmax(-1)
+    objective = reference.gather(-1, targets.unsqueeze(-1)).sum() - 0.3 * (reference.exp() * reference).sum()
+    for gradient, expected in zip(gradients, torch.autograd.grad(objective, (hidden, weight)), strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_entropies_without_gradient_leave_the_log_probs_gradient_alone() -> None:
+    hidden, weight, targets = _operands()
+    logprobs, entropies = token_logprobs(
+        hidden, weight, targets, chunk_tokens=4, with_entropy=True, entropy_gradient=False
+    )
+    assert entropies is not None
+    assert not entropies.requires_grad
+    (gradient,) = torch.autograd.grad(logprobs.sum(), weight)
+    plain, _ = token_logprobs(hidden, weight, targets)
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain.sum(), weight)[0])
+
+
+def test_no_token_at_all_keeps_the_graph() -> None:
+    hidden, weight, _ = _operands()
+    logprobs, _ = token_logprobs(hidden[:0, 0], weight, torch.zeros(0, dtype=torch.long))
+    assert logprobs.shape == (0,)
+    (gradient,) = torch.autograd.grad(logprobs.sum(), weight)
+    assert gradient.abs().sum() == 0

@@ -1,0 +1,64 @@
+"""Layouts for the learners: bounds kept, nothing lost, loads near equal."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gvm_ray.functional.packing import micro_batches, split_updates
+
+
+def test_micro_batches_by_hand() -> None:
+    ranks = micro_batches([5, 9, 4, 4, 30], max_tokens=10, num_ranks=1)
+    # falling length 30, 9, 5, 4, 4: 30 exceeds the bound and stands alone; 9 x 1; 5 x 2 = 10; the last 4
+    assert [batch.tolist() for batch in ranks[0]] == [[4], [1], [0, 2], [3]]
+
+
+def test_ranks_get_the_same_number_of_micro_batches() -> None:
+    ranks = micro_batches([10, 1, 1, 1], max_tokens=1, num_ranks=2)
+    # 10 to the first rank, the three 1s to the second
+    assert [[batch.tolist() for batch in rank] for rank in ranks] == [[[0], [], []], [[1], [2], [3]]]
+    assert micro_batches(np.zeros(0, dtype=np.int32), max_tokens=8, num_ranks=3) == [[], [], []]
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120), st.integers(1, 4))
+def test_micro_batches_keep_their_promises(lengths: list[int], max_tokens: int, num_ranks: int) -> None:
+    ranks = micro_batches(np.array(lengths, dtype=np.int32), max_tokens=max_tokens, num_ranks=num_ranks)
+    assert len(ranks) == num_ranks
+    assert len({len(rank) for rank in ranks}) == 1
+    flat = [index for rank in ranks for batch in rank for index in batch.tolist()]
+    assert sorted(flat) == list(range(len(lengths)))
+    for batch in (batch for rank in ranks for batch in rank):
+        if len(batch) > 1:
+            assert len(batch) * max(lengths[i] for i in batch) <= max_tokens
+    loads = [sum(lengths[i] for batch in rank for i in batch) for rank in ranks]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 8), st.integers(0, 5))
+def test_updates_split_every_sample_once_with_near_equal_tokens(lengths: list[int], updates: int, seed: int) -> None:
+    parts = split_updates(np.array(lengths, dtype=np.int32), num_updates=updates, rng=np.random.default_rng(seed))
+    assert len(parts) == updates
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(lengths)))
+    assert sum(len(part) == 0 for part in parts) == max(updates - len(lengths), 0)
+    loads = [sum(lengths[i] for i in part) for part in parts]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+def test_updates_are_random_and_reproducible() -> None:
+    lengths = np.full(32, 4)
+    split = [
+        [part.tolist() for part in split_updates(lengths, num_updates=4, rng=np.random.default_rng(seed))]
+        for seed in (0, 0, 1)
+    ]
+    assert split[0] == split[1]
+    assert split[0] != split[2]
+
+
+def test_refuses_impossible_layouts() -> None:
+    with pytest.raises(ValueError, match="max_tokens=0"):
+        micro_batches([1], max_tokens=0, num_ranks=1)
+    with pytest.raises(ValueError, match="num_updates=0"):
+        split_updates([1], num_updates=0, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="lengths must be"):
+        micro_batches([-1], max_tokens=4, num_ranks=1)

@@ -1,0 +1,135 @@
+"""What stands between a source and the allocator: duplicates, overlap and over-long prompts leave, and are reported."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from gvm_ray.config.prompts import (
+    ArithmeticLevelConfig,
+    ArithmeticSourceConfig,
+    FileSourceConfig,
+    PromptsConfig,
+    TemplateConfig,
+)
+from gvm_ray.envs import demonstrations, load_prompts
+from gvm_ray.exceptions import ConfigError, DataError
+from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_character_tokenizer()
+
+
+def source(path, *rows, rationale_field=None):
+    """A JSONL source of (id, problem, answer[, rationale]) rows."""
+    names = ("id", "problem", "answer", "rationale")
+    path.write_text("".join(json.dumps(dict(zip(names, row, strict=False))) + "\n" for row in rows))
+    return FileSourceConfig(path=str(path), id_field="id", rationale_field=rationale_field)
+
+
+def test_every_prompt_that_leaves_is_counted_and_named(tmp_path, tokenizer):
+    train = source(
+        tmp_path / "train.jsonl",
+        ("a", "1+1=", "2"),
+        ("b", "1+2=", "3"),
+        ("a", "1+3=", "4"),  # id of an earlier one
+        ("c", " 1+1= ", "2"),  # problem of an earlier one
+        ("d", "held  out\n", "5"),  # in the evaluation, spaces aside
+        ("e", "1+2+3+4+5+6=", "21"),  # 12 tokens
+        ("f", "1+x=", "?"),
+    )
+    evaluation = source(tmp_path / "eval.jsonl", ("z", "held out", "5"), ("y", "1+2+3+4+5+7=", "22"))
+    config = PromptsConfig(train=train, eval=evaluation, max_tokens=11)
+    sets = load_prompts(config, tokenizer, verify_answer=str.isdigit)
+    assert [prompt.prompt_id for prompt in sets.train] == ["a", "b", "f"]
+    assert [prompt.prompt_id for prompt in sets.eval] == ["z"]
+    assert [tokenizer.decode(prompt.token_ids) for prompt in sets.train] == ["1+1=", "1+2=", "1+x="]
+    assert [prompt.answer for prompt in sets.train] == ["2", "3", "?"]
+    report = sets.report.train
+    assert (report.loaded, report.kept) == (7, 3)
+    assert report.duplicate_ids == ("a", "c")
+    assert report.overlapping_ids == ("d",)
+    assert report.too_long_ids == ("e",)
+    assert report.unparsable_answer_ids == ("f",)
+    assert sets.report.lines() == [
+        "training: 3 of 7 prompts",
+        "  2 dropped as duplicates: a, c",
+        "  1 dropped because the evaluation has them too: d",
+        "  1 dropped as longer than prompts.max_tokens: e",
+        "  1 kept, but their gold answer can't be parsed: f",
+        "evaluation: 1 of 2 prompts",
+        "  1 dropped as longer than prompts.max_tokens: y",
+    ]
+
+
+def test_long_lists_of_ids_are_cut_in_print_but_not_in_the_report(tmp_path, tokenizer):
+    train = source(tmp_path / "train.jsonl", *[("same", f"{i}=", "1") for i in range(9)])
+    sets = load_prompts(PromptsConfig(train=train), tokenizer)
+    assert sets.eval == ()
+    assert len(sets.report.train.duplicate_ids) == 8
+    assert sets.report.lines()[1].endswith("same, same, same, same, same and 3 more")
+
+
+def test_no_prompt_left_says_why(tmp_path, tokenizer):
+    train = source(tmp_path / "train.jsonl", ("a", "1+1=", "2"))
+    with pytest.raises(DataError, match=r"prompts.train has no prompt left(.|\n)*longer.*(.|\n)*write a larger"):
+        load_prompts(PromptsConfig(train=train, max_tokens=3), tokenizer)
+    with pytest.raises(DataError, match=r"prompts.train has no prompt left(.|\n)*the evaluation has them too: a"):
+        load_prompts(PromptsConfig(train=train, eval=train), tokenizer)
+
+
+def test_a_contradictory_template_is_found_before_the_data_is_read(tokenizer):
+    config = PromptsConfig(
+        train=FileSourceConfig(path="nowhere.jsonl"), template=TemplateConfig(system_prompt="qwen-boxed")
+    )
+    with pytest.raises(ConfigError, match="template"):
+        load_prompts(config, tokenizer)
+
+
+def test_rationales_become_demonstrations_that_end(tmp_path, tokenizer):
+    train = source(
+        tmp_path / "train.jsonl",
+        ("a", "1+1=", "2", "\\boxed{2}"),
+        ("b", "1+2=", "3", "3 \\boxed{3}"),
+        ("c", "1+3=", "4", ""),
+        ("d", "1+4=", "5", "held out"),
+        ("e", "1+1+1+1=", "4", "too long"),
+        rationale_field="rationale",
+    )
+    evaluation = source(tmp_path / "eval.jsonl", ("z", "1+4=", "5"))
+    config = PromptsConfig(train=train, eval=evaluation, max_tokens=4)
+    shown = demonstrations(config, tokenizer, num=7, seed=0)
+    texts = Counter((tokenizer.decode(d.prompt_token_ids), tokenizer.decode(d.response_token_ids)) for d in shown)
+    assert set(texts) == {("1+1=", "\\boxed{2}<|endoftext|>"), ("1+2=", "3 \\boxed{3}<|endoftext|>")}
+    assert sorted(texts.values()) == [3, 4]
+    assert all(d.response_token_ids[-1] == tokenizer.eos_token_id for d in shown)
+
+
+def test_a_source_without_rationales_gives_no_demonstrations(tmp_path, tokenizer):
+    train = source(tmp_path / "train.jsonl", ("a", "1+1=", "2"))
+    with pytest.raises(DataError, match=r"0 of its tasks have a reference rationale.*write rationale_field"):
+        demonstrations(PromptsConfig(train=train), tokenizer, num=1, seed=0)
+
+
+def test_arithmetic_demonstrations_keep_off_the_evaluation(tokenizer):
+    levels = (ArithmeticLevelConfig(num_operations=1, operator="+"),)
+    # Evaluated on problems of the training split too: the demonstrations must still not show them.
+    config = PromptsConfig(
+        train=ArithmeticSourceConfig(levels=levels, size=10),
+        eval=ArithmeticSourceConfig(levels=levels, size=20, seed=1),
+    )
+    evaluated = {prompt.text for prompt in load_prompts(config, tokenizer).eval}
+    shown = demonstrations(config, tokenizer, num=300, seed=0)
+    assert len(shown) == 300
+    assert not evaluated & {tokenizer.decode(d.prompt_token_ids) for d in shown}
+
+
+def test_demonstrations_depend_on_the_seed_alone(tokenizer):
+    config = PromptsConfig(train=ArithmeticSourceConfig())
+    drawn = [
+        [d.response_token_ids.tolist() for d in demonstrations(config, tokenizer, num=20, seed=s)] for s in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]

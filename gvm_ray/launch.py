@@ -1,7 +1,7 @@
 """RunConfig to a placed, started System: actors up, policy warm-started or restored, first weights published."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from gvm_ray.evaluation.evaluator import HeldOutEvaluator
 from gvm_ray.loop import System
 from gvm_ray.prepare import Prepared
 from gvm_ray.protocols import StepLog
-from gvm_ray.types import CheckpointState, SamplingParameters
+from gvm_ray.types import CheckpointState, Metrics, SamplingParameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,21 @@ async def start_learners(
         examples = demonstrations(
             config.prompts, prepared.tokenizer, num=config.warm_start.num_demonstrations, seed=config.warm_start.seed
         )
-        await learners.warm_start(examples)
+        await learners.warm_start(examples, on_progress=_print_progress(config.warm_start.num_updates))
         await learners.export(str(prepared.base.warm_start_folder))
+
+
+def _print_progress(num_updates: int) -> Callable[[int, Metrics], None]:
+    """A line of the warm start each tenth of the way."""
+    printed = 0
+
+    def on_progress(done: int, metrics: Metrics) -> None:
+        nonlocal printed
+        if done * 10 // num_updates > printed:
+            printed = done * 10 // num_updates
+            print(f"warm start {done}/{num_updates}  loss {metrics['loss']:.3f}", flush=True)
+
+    return on_progress
 
 
 def make_evaluator(config: RunConfig, prepared: Prepared, pools: SamplingPools) -> HeldOutEvaluator:

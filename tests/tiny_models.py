@@ -20,14 +20,13 @@ def build_tiny_model(folder: Path, *, tied: bool, head_dim: int = 32) -> str:
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=64 // head_dim,
         num_key_value_heads=1,
-        head_dim=head_dim,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=0,
+        eos_token_id=1,
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
     return str(folder)

@@ -45,7 +45,8 @@ class AllocatorClient:
 
     def __init__(self, config: AllocatorSettings, *, accept_threshold: float, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._actor = AllocatorActor.options(name=ALLOCATOR_NAME).remote(config, accept_threshold=accept_threshold)
+        actor_class: Any = AllocatorActor  # Ray's types don't know the methods of an actor handle
+        self._actor = actor_class.options(name=ALLOCATOR_NAME).remote(config, accept_threshold=accept_threshold)
 
     async def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Allocation:
         return await self._wait(self._actor.plan.remote(prompts, budget=budget, upcoming=upcoming), "its plan")

@@ -1,6 +1,7 @@
 """Generator actors: each holds one engine; the pool shares requests out and brings new policies to every engine."""
 
 import asyncio
+import functools
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import DeadlineConfig, EngineConfig
 from gvm_ray.engines import EngineKind, create_engine
 from gvm_ray.exceptions import SystemFailure
+from gvm_ray.protocols import Engine
 from gvm_ray.types import RolloutGroup, SampleRequest, SamplingParameters, WeightsRef
 
 Share = list[tuple[int, SampleRequest]]  # of one generator: (position among all requests, request)
@@ -34,7 +36,9 @@ class GeneratorActor:
         trust_remote_code: bool,
     ) -> None:
         self._name = name
-        self._engine = create_engine(
+        self._created: Engine | None = None
+        self._create_engine = functools.partial(
+            create_engine,
             kind,
             model_path,
             config=config,
@@ -47,7 +51,11 @@ class GeneratorActor:
         return self._name
 
     def policy_version(self) -> int:
-        """Version of the loaded weights, -1 before the first; answers once the engine has started."""
+        """Version of the loaded weights, -1 before the first; answers once the engine has started.
+
+        Raises:
+            UserError: the engine can't run the model.
+        """
         return self._engine.policy_version
 
     def generate(
@@ -69,6 +77,13 @@ class GeneratorActor:
         """The version of the engine after it has loaded these weights."""
         self._engine.load_weights(weights.policy_version, fetch(weights))
         return self._engine.policy_version
+
+    @property
+    def _engine(self) -> Engine:
+        """Made by the first call and not in __init__, whose errors reach the caller as the death of the actor only."""
+        if self._created is None:
+            self._created = self._create_engine()
+        return self._created
 
 
 class GeneratorPool:

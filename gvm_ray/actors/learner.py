@@ -1,9 +1,11 @@
 """The learner group: FSDP2 ranks in a Ray Train worker group, driven by commands; the driver never sees a token."""
 
 import asyncio
+import os
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from gvm_ray.exceptions import ActorFailure
 from gvm_ray.learner.token_loss import TokenLoss
 from gvm_ray.types import Demonstration, GroupOutcome, Metrics, TrainBatch, UpdateResult, WeightsRef
 
+_STOP_S = 60.0  # for the ranks to end by themselves
+_CAUSE_S = 2.0  # for the mailbox to tell a rank's own error, after Ray Train has told that the ranks ended
 _UPDATES_PER_COMMAND = 25  # of the warm start: few enough to report progress, enough to hide the round trip
 
 
@@ -35,7 +39,7 @@ class LearnerGroup:
         self, config: RunConfig, *, base_path: str, token_loss: TokenLoss, run_dir: str, namespace: str
     ) -> None:
         self._config = config
-        self._base_path = base_path
+        self._base_path = _absolute(base_path) if Path(base_path).is_dir() else base_path  # else a hub id
         self._token_loss = token_loss
         self._run_dir = run_dir
         self._namespace = namespace
@@ -63,8 +67,10 @@ class LearnerGroup:
         if mailbox is None or self._ended is None:
             return
         if not self._ended.done():
-            mailbox.post.remote(Command(name="stop"))
-            await asyncio.wait({self._ended}, timeout=60)
+            answer = asyncio.ensure_future(_result(mailbox.post.remote(Command(name="stop"))))
+            await asyncio.wait({self._ended}, timeout=_STOP_S)
+            if not answer.cancel():
+                answer.exception()  # seen: the ranks had failed, and a command has said so
         ray.kill(mailbox)  # a rank that still waits for a command ends with it
 
     def _fit(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -155,7 +161,7 @@ class LearnerGroup:
 
     async def save(self, folder: str) -> None:
         """Write model and optimizer shards under `folder`."""
-        await self._command("save", folder)
+        await self._command("save", _absolute(folder))
 
     async def load(self, folder: str) -> None:
         """Restore what `save` wrote.
@@ -163,11 +169,11 @@ class LearnerGroup:
         Raises:
             CheckpointError: it is missing, damaged or of another model.
         """
-        await self._command("load", folder)
+        await self._command("load", _absolute(folder))
 
     async def export(self, folder: str) -> None:
         """Write Hugging Face safetensors and the tokenizer into `folder`."""
-        await self._command("export", folder)
+        await self._command("export", _absolute(folder))
 
     async def _command(
         self, name: str, payload: Any = None, *, timeout_s: float | None = None, setting: str = "deadlines.update_s"
@@ -185,6 +191,8 @@ class LearnerGroup:
             raise ActorFailure("the learners are not running; call start() first")
         answer = asyncio.ensure_future(_result(self._mailbox.post.remote(command)))
         await asyncio.wait({answer, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            await asyncio.wait({answer}, timeout=_CAUSE_S)
         if answer.done():
             return answer.result()
         answer.cancel()
@@ -208,15 +216,21 @@ def demonstration_batches(num_demonstrations: int, *, batch_size: int, num_updat
     return list(np.concatenate(orders)[:total].reshape(num_updates, batch_size))
 
 
+def _absolute(folder: str) -> str:
+    """The ranks have another working directory than the driver."""
+    return str(Path(folder).absolute())
+
+
 async def _result(ref: Any) -> Any:
     return await ref
 
 
 def _trainer(setup: RankSetup, *, run_dir: str) -> Any:
-    """A Ray Train v2 trainer whose workers are the ranks. A failure is not retried here: the ranks' state would be lost."""
+    """A Ray Train v2 trainer whose workers are the ranks. It doesn't retry: the ranks' state would be lost."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nothing here acts on its notices
     learner = setup.config.learner
     use_gpu = learner.gpus_per_worker > 0
     resources = {"CPU": learner.cpus_per_worker} | ({"GPU": learner.gpus_per_worker} if use_gpu else {})
@@ -227,7 +241,7 @@ def _trainer(setup: RankSetup, *, run_dir: str) -> Any:
         scaling_config=ScalingConfig(num_workers=learner.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name="learners",
-            storage_path=run_dir,
+            storage_path=_absolute(run_dir),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

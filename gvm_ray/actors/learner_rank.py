@@ -39,7 +39,8 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
     """Serve commands until "stop". Ray Train calls it on every worker.
 
     An error ends the rank, and with it the group: the ranks' collective calls can't be mended one by one. Its cause
-    goes to the mailbox first, so that the driver doesn't wait for Ray Train to notice.
+    goes to the mailbox first, so that the driver doesn't wait for Ray Train to notice. A user's error, which every rank
+    meets alike, is not raised here again: the driver shows it, and a traceback would only hide it.
     """
     import ray.train
     import torch
@@ -62,7 +63,8 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
             number += 1
     except Exception as error:
         ray.get(mailbox.fail.remote(_cause(error, rank=rank, doing=doing)))
-        raise
+        if not isinstance(error, UserError):
+            raise
 
 
 class _RankServer:

@@ -24,8 +24,8 @@ class ScratchModelConfig(Settings):
     type: Literal["scratch"] = "scratch"
     hidden_size: Count = 64
     num_layers: Count = 2
-    num_heads: Count = 4
-    num_key_value_heads: Count = 2
+    num_heads: Count = 2
+    num_key_value_heads: Count = 1
     intermediate_size: Count = 160
     max_position_embeddings: Count = 512
     tie_word_embeddings: bool = True

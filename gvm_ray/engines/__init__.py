@@ -1,0 +1,73 @@
+"""Engines sample responses: vLLM, and Hugging Face transformers where vLLM is not installed."""
+
+from importlib.util import find_spec
+from typing import Literal
+
+from gvm_ray.config.run import EngineConfig
+from gvm_ray.exceptions import ConfigError
+from gvm_ray.protocols import Engine
+
+EngineKind = Literal["vllm", "transformers"]
+
+__all__ = ["EngineKind", "create_engine", "resolve_engine"]
+
+
+def resolve_engine(config: EngineConfig) -> EngineKind:
+    """The engine that `engine.type` means on this machine; `auto` takes vLLM where it is installed. Imports nothing.
+
+    Raises:
+        ConfigError: vLLM is asked for and is not installed.
+    """
+    installed = find_spec("vllm") is not None
+    match config.type:
+        case "auto":
+            return "vllm" if installed else "transformers"
+        case "vllm" if not installed:
+            raise ConfigError(
+                "engine.type='vllm', but vLLM is not installed; run pip install 'gvm-ray[cpu]' (or 'gvm-ray[gpu]' on a "
+                "machine with CUDA), or write engine.type='transformers'"
+            )
+        case kind:
+            return kind
+
+
+def create_engine(
+    kind: EngineKind,
+    model_path: str,
+    *,
+    config: EngineConfig,
+    max_model_len: int,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> Engine:
+    """Load the model into a new engine of this process; its policy version is -1 until the first load_weights.
+
+    Args:
+        kind: As `resolve_engine` gave it.
+        model_path: A Hugging Face folder or hub id, with its tokenizer.
+        config: Sizes and dtype.
+        max_model_len: Prompt and response tokens of the longest request.
+        seed: Of the engine's own random state; samples depend on their requests' seeds only.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ConfigError: the engine's library can't be imported.
+        ModelError: the engine can't run this model.
+    """
+    match kind:
+        case "vllm":
+            from gvm_ray.engines.vllm import VLLMEngine
+
+            return VLLMEngine(
+                model_path,
+                config=config,
+                max_model_len=max_model_len,
+                seed=seed,
+                trust_remote_code=trust_remote_code,
+            )
+        case "transformers":
+            from gvm_ray.engines.transformers import TransformersEngine
+
+            return TransformersEngine(
+                model_path, config=config, max_model_len=max_model_len, trust_remote_code=trust_remote_code
+            )

@@ -1,0 +1,1 @@
+"""The policy under training: model, optimizer, gradient norms, checkpoints. Its modules import torch."""

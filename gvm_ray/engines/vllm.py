@@ -1,0 +1,209 @@
+"""vLLM in this process: continuous batching, one request and one seed per sample, weights replaced in place."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, PretrainedConfig
+
+from gvm_ray.config.run import EngineConfig
+from gvm_ray.engines.samples import RawSample, check_lengths, form_completions, load_tokenizer
+from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
+from gvm_ray.types import Completion, SampleRequest, SamplingParameters
+
+# Read while vLLM is imported. The engine runs in this process: as a child process it starts several times slower.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+for _name, _value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
+    os.environ.setdefault(_name, _value)
+
+try:
+    from vllm import EngineArgs, SamplingParams
+    from vllm.inputs.engine import tokens_input
+    from vllm.logprobs import FlatLogprobs
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.outputs import RequestOutput
+    from vllm.platforms import current_platform
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.llm_engine import LLMEngine
+except (ImportError, RuntimeError) as error:
+    raise ConfigError(
+        f"vLLM is installed but can't be imported: {error}. On a machine without CUDA, CUDA builds of torchvision, "
+        "torchaudio or torchcodec beside CPU torch cause this: run pip uninstall torchvision torchaudio torchcodec. "
+        "Or write engine.type='transformers'"
+    ) from error
+
+_CPU_BATCHED_TOKENS = 8192  # prompt tokens of one forward pass
+
+
+class VLLMEngine:
+    """Protocol `Engine` over vLLM's own LLMEngine."""
+
+    def __init__(
+        self, model_path: str, *, config: EngineConfig, max_model_len: int, seed: int, trust_remote_code: bool = False
+    ) -> None:
+        self._tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+        self._max_model_len = max_model_len
+        self._in_process = config.tensor_parallel_size == 1
+        self._policy_version = -1
+        model_config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        self._names = _checkpoint_names(model_path)
+        self._tied = bool(model_config.tie_word_embeddings)
+        arguments = EngineArgs(
+            model=model_path,
+            trust_remote_code=trust_remote_code,
+            skip_tokenizer_init=True,  # token ids in, token ids out
+            generation_config="vllm",  # the run's sampling settings alone count, not the model's recommended ones
+            dtype=config.dtype,
+            seed=seed % 2**32,
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            tensor_parallel_size=config.tensor_parallel_size,
+            logprobs_mode="processed_logprobs",  # after temperature: of the distribution that is sampled from
+            enable_prefix_caching=True,
+            enforce_eager=config.enforce_eager,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+        )
+        if current_platform.is_cpu():
+            _set_up_cpu(arguments, config=config, model_config=model_config)
+        try:
+            self._engine = LLMEngine.from_engine_args(arguments)
+        except ValueError as error:
+            raise ModelError(f"vLLM can't run {model_path!r}: {error}") from error
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the loaded weights; -1 before the first load_weights."""
+        return self._policy_version
+
+    def generate(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> list[tuple[Completion, ...]]:
+        """One tuple for each request, in order. What a sample is depends on its prompt and seed, not on its company.
+
+        Raises:
+            DataError: a prompt is too long for the engine.
+            ConfigError: vLLM does not take these sampling settings (a temperature above 2).
+        """
+        check_lengths(requests, sampling=sampling, max_model_len=self._max_model_len)
+        waiting: set[str] = set()
+        try:
+            for request in requests:
+                token_ids: list[int] = request.prompt.token_ids.tolist()
+                for seed in request.seeds:
+                    request_id = str(len(waiting))
+                    waiting.add(request_id)
+                    self._engine.add_request(request_id, tokens_input(token_ids), self._parameters(sampling, seed=seed))
+            finished: dict[str, RawSample] = {}
+            while self._engine.has_unfinished_requests():
+                for output in self._engine.step():
+                    assert isinstance(output, RequestOutput)
+                    waiting.discard(output.request_id)
+                    finished[output.request_id] = _raw_sample(output)
+        finally:
+            if waiting:  # something was raised: the next call must not meet these requests
+                self._engine.abort_request(list(waiting))
+        samples = [finished[str(index)] for index in range(len(finished))]
+        return form_completions(
+            requests, samples=samples, tokenizer=self._tokenizer, policy_version=self._policy_version
+        )
+
+    def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace every weight by the named CPU tensors (Hugging Face names).
+
+        Raises:
+            SystemFailure: a weight was left out, or the prefix cache of the old weights could not be dropped.
+        """
+        weights = _complete(tensors, names=self._names, tied=self._tied, policy_version=policy_version)
+        # Workers in processes of their own are sent the tensors, and an iterator can't be sent.
+        self._engine.collective_rpc(
+            "reload_weights", kwargs={"weights_iterator": weights if self._in_process else list(weights)}
+        )
+        if not self._engine.reset_prefix_cache():
+            raise SystemFailure(f"weights version {policy_version} were loaded while requests were under way")
+        self._policy_version = policy_version
+
+    def close(self) -> None:
+        """Free the model and its cache; the engine can't be used afterwards."""
+        self._engine.engine_core.shutdown()
+
+    def _parameters(self, sampling: SamplingParameters, *, seed: int) -> SamplingParams:
+        try:
+            return SamplingParams(
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_tokens,
+                seed=seed,
+                stop_token_ids=[self._tokenizer.eos_token_id],
+                logprobs=0,  # the sampled token's alone
+                flat_logprobs=True,
+                detokenize=False,  # once, at the end
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_clone=True,
+            )
+        except ValueError as error:
+            raise ConfigError(f"vLLM refuses the sampling settings: {error}") from error
+
+
+def _set_up_cpu(arguments: EngineArgs, *, config: EngineConfig, model_config: PretrainedConfig) -> None:
+    """Start in a few seconds and sample with per-request seeds on a CPU."""
+    head_dim = getattr(model_config, "head_dim", None) or (model_config.hidden_size // model_config.num_attention_heads)
+    supported = _cpu_head_dims()
+    if head_dim not in supported:
+        raise ModelError(
+            f"the model's attention heads have {head_dim} dimensions, and vLLM on a CPU supports {supported}; write "
+            "another model (model.hidden_size / model.num_heads of a scratch model), or engine.type='transformers'"
+        )
+    torch._dynamo.config.disable = True  # vLLM compiles a small function of its sampler even when eager: seconds
+    arguments.enforce_eager = True  # compilation takes longer than it saves
+    arguments.kv_cache_memory_bytes = int(config.kv_cache_gib * 2**30)  # given and eager: no warm-up run
+    # A prompt cut into chunks would make vLLM rewind the seeded generator, which a CPU generator can't (it raises).
+    arguments.enable_chunked_prefill = False
+    arguments.max_num_batched_tokens = max(_CPU_BATCHED_TOKENS, arguments.max_model_len or 0)
+    for architecture in model_config.architectures or ():
+        known = ModelRegistry.models.get(architecture)
+        if known is not None:  # looked at here; else vLLM imports itself once more in a child process to look at it
+            ModelRegistry.register_model(architecture, known.load_model_cls())
+
+
+def _cpu_head_dims() -> list[int]:
+    """Sizes of attention heads that vLLM's CPU kernels are compiled for."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    return CPUAttentionBackend.get_supported_head_sizes()
+
+
+def _raw_sample(output: RequestOutput) -> RawSample:
+    (sample,) = output.outputs
+    assert isinstance(sample.logprobs, FlatLogprobs)
+    return RawSample(token_ids=sample.token_ids, logprobs=sample.logprobs.logprobs)
+
+
+def _checkpoint_names(model_path: str) -> frozenset[str]:
+    """Names of the model's tensors, where it is a folder of safetensors; empty for a hub id."""
+    names: set[str] = set()
+    for file in Path(model_path).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            names |= set(tensors.keys())
+    return frozenset(names)
+
+
+def _complete(
+    tensors: Iterable[tuple[str, torch.Tensor]], *, names: frozenset[str], tied: bool, policy_version: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, with a tied output head by its own name: it is packed apart and would keep its old weights.
+
+    Raises:
+        SystemFailure: a name is missing; vLLM would silently keep that old weight.
+    """
+    seen: set[str] = set()
+    for name, tensor in tensors:
+        seen.add(name)
+        if not (tied and name == "lm_head.weight"):  # once only
+            yield name, tensor
+        if tied and name.endswith("embed_tokens.weight"):
+            seen.add("lm_head.weight")
+            yield "lm_head.weight", tensor
+    missing = sorted(names - seen)
+    if missing or not seen:
+        raise SystemFailure(f"weights version {policy_version} lack {len(missing)} weights: {missing[:3]} ...")

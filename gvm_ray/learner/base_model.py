@@ -1,0 +1,63 @@
+"""Base models made on the spot: a small random Qwen2-architecture model, and the cache key of its warm start."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from gvm_ray.config.model import ModelSettings, ScratchModelConfig, WarmStartConfig
+from gvm_ray.config.prompts import PromptsConfig
+from gvm_ray.learner.character_tokenizer import EOS_TOKEN, PAD_TOKEN, build_character_tokenizer
+from gvm_ray.learner.model_folder import write_model_folder
+
+CACHE_FORMAT = 1  # raised whenever the same settings give another model, tokenizer or warm start
+
+
+def build_scratch_model(config: ScratchModelConfig, folder: str | Path) -> None:
+    """Write a Hugging Face model folder: configuration, random safetensors weights, tokenizer, generation settings.
+
+    The weights depend on `config.seed` alone; the global random state is left as it was.
+    """
+    import torch
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = build_character_tokenizer()
+    eos_id, pad_id = tokenizer.encode(EOS_TOKEN)[0], tokenizer.encode(PAD_TOKEN)[0]
+    model_config = Qwen2Config(
+        architectures=["Qwen2ForCausalLM"],
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        max_position_embeddings=config.max_position_embeddings,
+        tie_word_embeddings=config.tie_word_embeddings,
+        initializer_range=config.hidden_size**-0.5,  # the default 0.02 suits widths in the thousands
+        bos_token_id=None,
+        eos_token_id=eos_id,
+        pad_token_id=pad_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Qwen2ForCausalLM(model_config)
+    tokenizer.model_max_length = config.max_position_embeddings
+    write_model_folder(
+        folder,
+        model_config=model_config,
+        generation_config=GenerationConfig(eos_token_id=eos_id, pad_token_id=pad_id),
+        tensors=model.state_dict().items(),
+        tokenizer=tokenizer,
+    )
+
+
+def warm_start_key(model: ModelSettings, *, prompts: PromptsConfig, warm_start: WarmStartConfig, seed: int) -> str:
+    """16 hexadecimal digits that change with everything the warm-started weights depend on, and with nothing else."""
+    values = {
+        "format": CACHE_FORMAT,
+        "model": model.model_dump(mode="json"),
+        "source": prompts.train.model_dump(mode="json"),
+        "template": prompts.template.model_dump(mode="json"),
+        "warm_start": warm_start.model_dump(mode="json", exclude={"cache"}),
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

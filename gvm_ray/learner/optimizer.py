@@ -1,0 +1,88 @@
+"""AdamW, its learning-rate schedule, and gradient clipping over shards."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from gvm_ray.config.model import OptimizerConfig, ScheduleConfig
+from gvm_ray.learner.policy import local_shards
+
+
+class PolicyOptimizer:
+    """AdamW over a sharded module; vectors (norms and biases) are not decayed."""
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig, *, total_updates: int) -> None:
+        self._module = module
+        self._config = config
+        self._total_updates = total_updates
+        self.num_updates = 0  # applied so far
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=self.learning_rate,
+            betas=config.betas,
+            eps=config.epsilon,
+            fused=True,
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        factor = learning_rate_factor(
+            self.num_updates, schedule=self._config.schedule, total_updates=self._total_updates
+        )
+        return self._config.learning_rate * factor
+
+    def apply(self) -> float:
+        """Clip the gradients, update, and clear them; with a norm that isn't finite only clear them.
+
+        Returns:
+            The L2 norm of the gradient before clipping; infinite or NaN says that the update was skipped.
+        """
+        norm = clip_gradients(self._module, max_norm=self._config.gradient_clip)
+        if math.isfinite(norm):
+            for group in self.adamw.param_groups:
+                group["lr"] = self.learning_rate
+            self.adamw.step()
+            self.num_updates += 1
+        self.adamw.zero_grad(set_to_none=True)
+        return norm
+
+
+def learning_rate_factor(update: int, *, schedule: ScheduleConfig, total_updates: int) -> float:
+    """Factor in (0, 1] on the learning rate of optimizer update `update`, counted from 0.
+
+    Linear warm-up reaches 1 at update `warmup_updates`; decay reaches `min_ratio` at the last update and stays there.
+    """
+    if update < schedule.warmup_updates:
+        return (update + 1) / (schedule.warmup_updates + 1)
+    decay_updates = max(total_updates - 1 - schedule.warmup_updates, 1)
+    progress = min((update - schedule.warmup_updates) / decay_updates, 1.0)
+    match schedule.type:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - (1.0 - schedule.min_ratio) * progress
+        case "cosine":
+            return schedule.min_ratio + (1.0 - schedule.min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def clip_gradients(module: nn.Module, *, max_norm: float) -> float:
+    """Scale the gradients so that their L2 norm over all ranks is at most `max_norm`; the norm before that.
+
+    Works on the local shards, with one collective call; a norm that isn't finite leaves the gradients as they are.
+    """
+    shards = local_shards(p.grad for p in module.parameters() if p.grad is not None)
+    square_norm = nn.utils.get_total_norm(shards).double().square().to(next(module.parameters()).device)
+    dist.all_reduce(square_norm)
+    norm = math.sqrt(float(square_norm))
+    if math.isfinite(norm) and norm > max_norm:
+        for shard in shards:
+            shard.mul_(max_norm / norm)
+    return norm

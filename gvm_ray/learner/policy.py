@@ -1,0 +1,228 @@
+"""The trained model: a Hugging Face causal LM, sharded with FSDP2, that answers with log-probs instead of logits."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from gvm_ray.config.model import DType
+from gvm_ray.exceptions import ModelError
+from gvm_ray.functional.gradient_norms import (
+    embedding_gradient_square_norms,
+    head_gradient_square_norms,
+    tied_gradient_inner_products,
+)
+from gvm_ray.functional.logprobs import token_logprobs
+from gvm_ray.learner.sequences import SequenceBatch
+
+GradientParameters = Literal["embed_tokens", "lm_head"]
+
+
+class PolicyModule(nn.Module):
+    """The FSDP2 root around a causal LM: whatever needs the output head happens inside its forward methods.
+
+    Sharded parameters are whole only there, and the head belongs to the root. Attention is causal and padding stands on
+    the right, so no token ever attends to padding and no attention mask is needed.
+    """
+
+    causal_lm: Any  # transformers' classes share no typed base with `model`, `lm_head` and `config`
+
+    def __init__(self, causal_lm: nn.Module, *, temperature: float, chunk_tokens: int) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.temperature = temperature
+        self.chunk_tokens = chunk_tokens
+
+    @property
+    def tied(self) -> bool:
+        """Whether the input embedding is the output head."""
+        return bool(self.causal_lm.config.tie_word_embeddings)
+
+    def forward(
+        self,
+        batch: SequenceBatch,
+        *,
+        temperature: float | None = None,
+        with_entropy: bool = False,
+        entropy_gradient: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probs [B, T] of the response tokens in float32 nats, and their entropies [B, T] or None; 0 at padding.
+
+        At the sampling temperature unless another is given.
+        """
+        hidden = self.causal_lm.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        rows, columns = batch.mask.nonzero(as_tuple=True)
+        logprobs, entropies = token_logprobs(
+            hidden[rows, batch.first_state[rows] + columns],
+            self.causal_lm.lm_head.weight,
+            batch.targets[rows, columns],
+            temperature=temperature or self.temperature,
+            chunk_tokens=self.chunk_tokens,
+            with_entropy=with_entropy,
+            entropy_gradient=entropy_gradient,
+        )
+        empty = logprobs.new_zeros(batch.mask.shape)
+        padded = empty.index_put((rows, columns), logprobs)
+        return padded, None if entropies is None else empty.index_put((rows, columns), entropies)
+
+    def response_states(self, batch: SequenceBatch, *, offset: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The states [B, T, H] that predict the response tokens, and, with an `offset`, the summed log-probs.
+
+        `offset` [B, S, H] of zeros is added to the input embeddings; the gradient of the sum with respect to it is the
+        gradient at the embedding layer's output, and no parameter gets one.
+        """
+        backbone = self.causal_lm.model
+        embeddings = backbone.embed_tokens(batch.input_ids).detach()
+        if offset is not None:
+            embeddings = embeddings + offset
+        hidden = backbone(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        positions = torch.arange(batch.targets.shape[1], device=hidden.device) + batch.first_state.unsqueeze(1)
+        positions = positions.clamp(0, hidden.shape[1] - 1)  # padded columns may reach past the end
+        states = hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        if offset is None:
+            return states.detach(), None
+        rows, columns = batch.mask.nonzero(as_tuple=True)
+        logprobs, _ = token_logprobs(
+            states[rows, columns],
+            self.causal_lm.lm_head.weight,
+            batch.targets[rows, columns],
+            temperature=self.temperature,
+            chunk_tokens=self.chunk_tokens,
+        )
+        return states.detach(), logprobs.sum()
+
+    def head_terms(self, batch: SequenceBatch, states: Tensor, *, activation_gradients: Tensor | None = None) -> Tensor:
+        """[B] squared norm of each sample's output-head gradient.
+
+        For tied weights, given the gradients [B, S, H] at the input embeddings, plus twice its inner product with the
+        embedding's gradient.
+        """
+        operands = (states, self.causal_lm.lm_head.weight, batch.targets, batch.mask)
+        terms = head_gradient_square_norms(*operands, temperature=self.temperature)
+        if activation_gradients is None:
+            return terms
+        return terms + 2 * tied_gradient_inner_products(
+            *operands,
+            activation_gradients=activation_gradients,
+            input_ids=batch.input_ids,
+            temperature=self.temperature,
+        )
+
+
+def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, parameters: GradientParameters) -> Tensor:
+    """[B] norm of each sample's gradient of sum_t ln pi(y_t), at the sampling temperature, in one of its matrices.
+
+    With tied embeddings either choice of `parameters` means the one shared matrix. No parameter gets a gradient.
+    """
+    if not policy.tied and parameters == "lm_head":
+        with torch.no_grad():
+            states, _ = policy.response_states(batch)
+            square_norms = policy.head_terms(batch, states)
+    else:
+        width = policy.causal_lm.config.hidden_size
+        offset = torch.zeros(*batch.input_ids.shape, width, device=batch.input_ids.device, requires_grad=True)
+        states, objective = policy.response_states(batch, offset=offset)
+        assert objective is not None
+        (gradients,) = torch.autograd.grad(objective, offset)
+        square_norms = embedding_gradient_square_norms(gradients, batch.input_ids)
+        if policy.tied:
+            with torch.no_grad():
+                square_norms += policy.head_terms(batch, states, activation_gradients=gradients)
+    return square_norms.clamp(min=0).sqrt()  # rounding can leave a tied sum of three terms below 0
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    mesh: DeviceMesh,
+    dtype: DType,
+    temperature: float,
+    chunk_tokens: int,
+    activation_checkpointing: bool = False,
+    trainable: bool = True,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PolicyModule:
+    """The causal LM of a Hugging Face folder or hub id, sharded over `mesh` block by block; master weights are float32.
+
+    Raises:
+        ModelError: there is no causal language model of the Llama layout (`model.layers`, `lm_head`).
+    """
+    causal_lm = _load_causal_lm(path, revision=revision, trust_remote_code=trust_remote_code)
+    policy = PolicyModule(causal_lm, temperature=temperature, chunk_tokens=chunk_tokens)
+    policy.requires_grad_(trainable)
+    policy.eval()  # dropout would make two passes over the same tokens disagree
+    if activation_checkpointing and trainable:
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy.train()  # transformers checkpoints in training mode only
+    precision = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if dtype == "bfloat16" else None, reduce_dtype=torch.float32
+    )
+    for block in causal_lm.model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=precision)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    for method in ("response_states", "head_terms"):
+        register_fsdp_forward_method(policy, method)
+    return policy
+
+
+def reshard(policy: PolicyModule) -> None:
+    """Drop the whole copy of the root's weights that a forward pass without a backward pass leaves behind.
+
+    Left standing it would be used, out of date, after the next optimizer step or weight copy.
+    """
+    assert isinstance(policy, FSDPModule)
+    policy.reshard()
+
+
+def local_shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """This rank's shard of each tensor; shares memory with it."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+@torch.no_grad()
+def copy_weights(policy: PolicyModule, *, to: PolicyModule) -> None:
+    """Overwrite the weights of another policy of the same model and mesh."""
+    for target, source in zip(local_shards(to.parameters()), local_shards(policy.parameters()), strict=True):
+        target.copy_(source)
+
+
+def named_full_tensors(policy: PolicyModule, *, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, whole CPU tensor) of every weight, gathered one at a time; every rank must iterate.
+
+    A tied output head comes once, under the name of the input embedding.
+    """
+    for name, tensor in policy.causal_lm.state_dict().items():
+        if policy.tied and name == "lm_head.weight":
+            continue
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        yield name, whole.to(dtype=dtype, device="cpu")
+
+
+def _load_causal_lm(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no model can be loaded from {str(path)!r} ({str(error).splitlines()[0]}); write model.path as a folder "
+            "with config.json, weights and tokenizer files, or as a hub id that this machine can reach"
+        ) from error
+    if not hasattr(getattr(causal_lm, "model", None), "layers") or not hasattr(causal_lm, "lm_head"):
+        raise ModelError(
+            f"{str(path)!r} holds a {type(causal_lm).__name__} without `model.layers` and `lm_head`; "
+            "use a model of the Llama, Qwen2, Qwen3 or Mistral family"
+        )
+    return causal_lm

@@ -1,0 +1,291 @@
+"""One learner rank: optimizer updates, gradient norms, and the policy's state. Knows torch.distributed, not Ray.
+
+Every method is a collective call: all ranks call it with the same arguments, and get the same answer. Without a process
+group one rank stands alone, so a notebook or a test drives a Learner directly.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from gvm_ray.config import RunConfig
+from gvm_ray.config.model import PretrainedModelConfig
+from gvm_ray.config.strategy import GVMAllocatorConfig
+from gvm_ray.functional.packing import micro_batches, split_updates
+from gvm_ray.learner.checkpoint import load_shards, save_shards
+from gvm_ray.learner.metric_sums import MetricSums
+from gvm_ray.learner.model_folder import load_tokenizer, write_model_folder
+from gvm_ray.learner.optimizer import PolicyOptimizer
+from gvm_ray.learner.policy import (
+    PolicyModule,
+    copy_weights,
+    load_policy,
+    named_full_tensors,
+    reshard,
+    sample_gradient_norms,
+)
+from gvm_ray.learner.sequences import (
+    SequenceBatch,
+    TrainSample,
+    pad_samples,
+    pad_values,
+    samples_of_batch,
+    samples_of_demonstrations,
+    train_sample,
+)
+from gvm_ray.learner.token_loss import TokenLoss
+from gvm_ray.types import Demonstration, Float64Array, FloatArray, Metrics, RolloutGroup, TrainBatch
+
+MicroBatchLoss = Callable[[SequenceBatch, Sequence[TrainSample], MetricSums], Tensor]
+
+
+class Learner:
+    """One rank's share of the policy and its optimizer."""
+
+    def __init__(
+        self, config: RunConfig, *, base_path: str, token_loss: TokenLoss, device: torch.device | None = None
+    ) -> None:
+        if not dist.is_initialized():
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        self._config = config
+        self._token_loss = token_loss
+        self._device = device or torch.device("cpu")
+        self._base_path = base_path
+        self._world_size, self._rank = dist.get_world_size(), dist.get_rank()
+        self._mesh = init_device_mesh(self._device.type, (self._world_size,))
+        model = config.model if isinstance(config.model, PretrainedModelConfig) else None
+        self._revision = model.revision if model is not None and model.path == base_path else None
+        self._trust_remote_code = model is not None and model.trust_remote_code
+        self._tokenizer = load_tokenizer(base_path, revision=self._revision, trust_remote_code=self._trust_remote_code)
+        self._policy = self._load(trainable=True)
+        self._reference = self._load(trainable=False) if token_loss.needs_reference else None
+        self._optimizer = self._build_optimizer()
+        self._warm_start_optimizer: PolicyOptimizer | None = None
+
+    # --- training -----------------------------------------------------------------------------------------------------
+    def update(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> Metrics:
+        """Make the batch's optimizer updates; `groups` are the groups behind batch.groups, in order.
+
+        Each of the `updates_per_batch` updates takes a random part of the samples and scales its loss by the number of
+        parts, so that the parts' gradients average to the whole batch's. An update without samples, or with a gradient
+        norm that isn't finite, is skipped and counted. How samples are split over micro-batches and ranks changes
+        nothing but rounding.
+        """
+        samples = samples_of_batch(batch, groups)
+        num_parts = self._config.algorithm.updates_per_batch
+        if num_parts > 1:  # with one update the policy is the old policy: the training pass itself gives its log-probs
+            old = self._logprobs(samples)
+            samples = [replace(sample, old_logprobs=values) for sample, values in zip(samples, old, strict=True)]
+        rng = np.random.default_rng((self._config.seed, batch.step))
+        parts = split_updates([len(s.response_ids) for s in samples], num_updates=num_parts, rng=rng)
+        sums = MetricSums(self._device)
+        first_update = self._optimizer.num_updates
+        grad_norms: list[float] = []
+        for part in parts:
+            members = [samples[i] for i in part]
+            if members:
+                self._accumulate_gradients(members, self._policy_loss, sums=sums, scale=num_parts)
+                grad_norms.append(self._optimizer.apply())
+        applied = self._optimizer.num_updates - first_update
+        finite = [value for value in grad_norms if np.isfinite(value)]
+        return sums.reduce() | {
+            "grad_norm": float(np.mean(finite)) if finite else 0.0,
+            "learning_rate": self._optimizer.learning_rate,
+            "num_updates": float(applied),
+            "num_skipped_updates": float(num_parts - applied),
+        }
+
+    def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
+        """One warm-start update: cross entropy, averaged over all response tokens, at temperature 1.
+
+        Returns:
+            loss (nats per token), grad_norm, learning_rate.
+        """
+        warm_start = self._config.warm_start
+        assert warm_start is not None, "supervised updates need [warm_start]"
+        if self._warm_start_optimizer is None:
+            self._warm_start_optimizer = PolicyOptimizer(
+                self._policy, warm_start.optimizer, total_updates=warm_start.num_updates
+            )
+        sums = MetricSums(self._device)
+        self._accumulate_gradients(samples_of_demonstrations(demonstrations), self._cross_entropy, sums=sums)
+        grad_norm = self._warm_start_optimizer.apply()
+        return sums.reduce() | {"grad_norm": grad_norm, "learning_rate": self._warm_start_optimizer.learning_rate}
+
+    def finish_warm_start(self) -> None:
+        """Start reinforcement learning from here: a fresh optimizer, and the present weights as the reference."""
+        self._warm_start_optimizer = None
+        self._optimizer = self._build_optimizer()
+        if self._reference is not None:
+            reshard(self._reference)
+            copy_weights(self._policy, to=self._reference)
+
+    def _accumulate_gradients(
+        self, samples: Sequence[TrainSample], loss: MicroBatchLoss, *, sums: MetricSums, scale: float = 1.0
+    ) -> None:
+        """Add the gradient of scale x the samples' summed loss, over all ranks, to the parameters.
+
+        Gradients are reduced after every micro-batch: keeping them whole until the last would save calls, but hold a
+        full float32 copy of the model on every rank.
+        """
+        for indices in self._micro_batches(samples):
+            members = [samples[i] for i in indices]
+            value = loss(pad_samples(members, device=self._device), members, sums)
+            sums.add("loss", value)
+            (value * (scale * self._world_size)).backward()  # FSDP averages over ranks; the batch loss is a sum
+
+    def _policy_loss(self, padded: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor:
+        """This micro-batch's term of sum_i weight_i sum_t loss_it."""
+        needs_entropy = self._token_loss.needs_entropy
+        logprobs, entropy = self._policy(padded, with_entropy=True, entropy_gradient=needs_entropy)
+        reference = None
+        if self._reference is not None:
+            with torch.no_grad():
+                reference, _ = self._reference(padded)
+        engine = pad_values([s.engine_logprobs for s in members], like=logprobs)
+        old = logprobs.detach()
+        if members and members[0].old_logprobs is not None:
+            old = pad_values([s.old_logprobs for s in members if s.old_logprobs is not None], like=logprobs)
+        losses, diagnostics = self._token_loss(
+            logprobs=logprobs,
+            old_logprobs=old,
+            engine_logprobs=engine,
+            ref_logprobs=reference,
+            entropy=entropy if needs_entropy else None,
+            advantages=_column([s.advantage for s in members], like=logprobs),
+        )
+        difference = (old - engine).abs()
+        token_means = diagnostics | {"entropy": entropy.detach(), "logprob_difference/mean": difference}
+        for name, values in token_means.items():
+            sums.add_tokens(name, values, mask=padded.mask)
+        sums.maximum("logprob_difference/max", difference * padded.mask)
+        weights = _column([s.weight for s in members], like=logprobs)
+        return (torch.where(padded.mask, losses, 0.0) * weights).sum()
+
+    def _cross_entropy(self, padded: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor:
+        """This micro-batch's term of the mean over all response tokens."""
+        logprobs, _ = self._policy(padded, temperature=1.0)
+        return -(logprobs * _column([s.weight for s in members], like=logprobs)).sum()
+
+    @torch.no_grad()
+    def _logprobs(self, samples: Sequence[TrainSample]) -> list[FloatArray]:
+        """[T] for each sample under the present weights, on every rank."""
+        stops = np.cumsum([0, *(len(s.response_ids) for s in samples)])
+        flat = torch.zeros(int(stops[-1]), dtype=torch.float32, device=self._device)
+        for indices in self._micro_batches(samples):
+            padded = pad_samples([samples[i] for i in indices], device=self._device)
+            logprobs, _ = self._policy(padded)
+            for row, i in enumerate(indices):
+                flat[stops[i] : stops[i + 1]] = logprobs[row, : stops[i + 1] - stops[i]]
+        reshard(self._policy)
+        dist.all_reduce(flat)
+        values = flat.cpu().numpy()
+        return [values[start:stop] for start, stop in pairwise(stops)]
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+    def gradient_norms(self, groups: Sequence[RolloutGroup]) -> list[Float64Array]:
+        """[n] for each group: the norm of the gradient of ln pi(response) for accepted samples, NaN for the others.
+
+        The gradient is that of the token sum, at the sampling temperature, in the matrix that the allocator names
+        (with tied embeddings: in the shared one).
+        """
+        allocator = self._config.allocator
+        parameters = allocator.gradient_parameters if isinstance(allocator, GVMAllocatorConfig) else "embed_tokens"
+        threshold = self._config.rewards.accept_threshold
+        norms = [np.full(len(group.completions), np.nan) for group in groups]
+        accepted = [
+            (g, i)
+            for g, group in enumerate(groups)
+            for i in range(len(group.completions))
+            if group.rewards is not None and group.rewards[i] >= threshold and len(group.completions[i].token_ids)
+        ]
+        samples = [train_sample(groups[g], i) for g, i in accepted]
+        values = torch.zeros(len(samples), dtype=torch.float64, device=self._device)
+        for indices in self._micro_batches(samples):
+            padded = pad_samples([samples[i] for i in indices], device=self._device)
+            computed = sample_gradient_norms(self._policy, padded, parameters=parameters)
+            values[torch.from_numpy(indices).to(self._device)] = computed[: len(indices)].double()
+        reshard(self._policy)
+        dist.all_reduce(values)
+        for (g, i), value in zip(accepted, values.tolist(), strict=True):
+            norms[g][i] = value
+        return norms
+
+    # --- state --------------------------------------------------------------------------------------------------------
+    def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, whole CPU tensor in the engine's dtype) of every weight, gathered one at a time."""
+        return named_full_tensors(self._policy, dtype=getattr(torch, self._config.engine.dtype))
+
+    def save(self, folder: str) -> None:
+        """Write this rank's shards of weights and optimizer (and of the reference, if there is one) under `folder`."""
+        save_shards(
+            folder,
+            policy=self._policy,
+            optimizer=self._optimizer,
+            reference=self._reference,
+        )
+
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote, with this or another number of ranks.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of another model.
+        """
+        for module in (self._policy, self._reference):
+            if module is not None:
+                reshard(module)
+        load_shards(folder, policy=self._policy, optimizer=self._optimizer, reference=self._reference)
+
+    def export(self, folder: str) -> None:
+        """Write a Hugging Face model folder in the learner's dtype: safetensors, configuration, tokenizer."""
+        tensors = named_full_tensors(self._policy, dtype=getattr(torch, self._config.learner.dtype))
+        if self._rank == 0:
+            causal_lm = self._policy.causal_lm
+            write_model_folder(
+                folder,
+                model_config=causal_lm.config,
+                generation_config=causal_lm.generation_config,
+                tensors=tensors,
+                tokenizer=self._tokenizer,
+            )
+        else:
+            for _ in tensors:  # gathering is a collective call
+                pass
+        dist.barrier()
+
+    def _load(self, *, trainable: bool) -> PolicyModule:
+        settings = self._config.learner
+        return load_policy(
+            self._base_path,
+            mesh=self._mesh,
+            dtype=settings.dtype,
+            temperature=self._config.sampling.temperature,
+            chunk_tokens=settings.logprob_chunk_tokens,
+            activation_checkpointing=settings.activation_checkpointing,
+            trainable=trainable,
+            revision=self._revision,
+            trust_remote_code=self._trust_remote_code,
+        )
+
+    def _build_optimizer(self) -> PolicyOptimizer:
+        total_updates = self._config.num_steps * self._config.algorithm.updates_per_batch
+        return PolicyOptimizer(self._policy, self._config.learner.optimizer, total_updates=total_updates)
+
+    def _micro_batches(self, samples: Sequence[TrainSample]) -> list[NDArray[np.int64]]:
+        """Indices of this rank's micro-batches, as many as on every other rank; trailing ones may be empty."""
+        lengths = np.array([sample.length for sample in samples], dtype=np.int64)
+        max_tokens = self._config.learner.micro_batch_tokens
+        return micro_batches(lengths, max_tokens=max_tokens, num_ranks=self._world_size)[self._rank]
+
+
+def _column(values: Sequence[float], *, like: Tensor) -> Tensor:
+    """[B, 1] of one number a sample; 0 for the row that stands for no sample."""
+    return torch.tensor(values or [0.0], dtype=torch.float32, device=like.device).unsqueeze(1)

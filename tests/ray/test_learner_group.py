@@ -1,0 +1,194 @@
+"""Two FSDP2 ranks in a Ray Train worker group, against one rank in this process."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from gvm_ray.actors.learner import LearnerGroup, demonstration_batches
+from gvm_ray.actors.weight_sync import fetch
+from gvm_ray.config import RunConfig
+from gvm_ray.exceptions import ActorFailure, ModelError
+from gvm_ray.learner.step import Learner
+from gvm_ray.types import GroupOutcome, GroupRef, RolloutGroup, WeightsRef
+from tests.learner_cases import (
+    OPTIMIZER,
+    DeadlyLoss,
+    SurrogateLoss,
+    batch_of,
+    build_tiny_model,
+    copy_demonstrations,
+    learner_config,
+    ragged_groups,
+)
+
+pytestmark = pytest.mark.ray
+
+LOSS = SurrogateLoss(kl_coefficient=0.1, needs_entropy=True)
+
+
+def _config(*, num_workers: int, micro_batch_tokens: int = 100_000) -> RunConfig:
+    return learner_config(
+        learner={"num_workers": num_workers, "micro_batch_tokens": micro_batch_tokens, "optimizer": OPTIMIZER},
+        algorithm={"type": "grpo", "updates_per_batch": 2},
+        allocator={"type": "gvm"},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the base model in "base", and in "start" the two ranks' checkpoint of it."""
+    folder = tmp_path_factory.mktemp("learners")
+    build_tiny_model(folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def two_ranks(ray_cluster: None, folder: Path, runner: asyncio.Runner) -> Iterator[LearnerGroup]:
+    group = LearnerGroup(
+        _config(num_workers=2, micro_batch_tokens=45),  # several micro-batches a rank, one of them empty
+        base_path=str(folder / "base"),
+        token_loss=LOSS,
+        run_dir=str(folder / "run"),
+        namespace="gvm_ray",
+    )
+    runner.run(group.start())
+    runner.run(group.save(str(folder / "start")))
+    yield group
+    runner.run(group.stop())
+
+
+@pytest.fixture
+def learners(two_ranks: LearnerGroup, folder: Path, runner: asyncio.Runner) -> LearnerGroup:
+    """The two ranks, as they were at the start."""
+    runner.run(two_ranks.load(str(folder / "start")))
+    return two_ranks
+
+
+def _one_rank(path: Path) -> Learner:
+    return Learner(_config(num_workers=1), base_path=str(path), token_loss=LOSS)
+
+
+def _put(groups: list[RolloutGroup]) -> list[GroupRef]:
+    """The groups in two objects, as reward actors leave them."""
+    halves = [ray.put(tuple(groups[:2])), ray.put(tuple(groups[2:]))]
+    return [GroupRef(ref=halves[i // 2], index=i % 2) for i in range(len(groups))]
+
+
+def _assert_published(weights: WeightsRef, learner: Learner, *, tolerance: float) -> None:
+    expected = dict(learner.named_full_tensors())
+    published = dict(fetch(weights, timeout_s=60))
+    assert published.keys() == expected.keys()
+    for name, tensor in published.items():
+        torch.testing.assert_close(tensor, expected[name], atol=tolerance, rtol=0, msg=name)
+
+
+def test_update_equals_that_of_one_rank(learners: LearnerGroup, folder: Path, runner: asyncio.Runner) -> None:
+    groups = ragged_groups()
+    result = runner.run(learners.update(batch_of(groups, refs=_put(groups), step=4)))
+    learner = _one_rank(folder / "base")
+    expected = learner.update(batch_of(groups, step=4), groups)
+    assert result.metrics == pytest.approx(expected, abs=1e-5)
+    assert result.metrics["num_updates"] == 2
+    assert result.weights.policy_version == 5
+    _assert_published(result.weights, learner, tolerance=1e-5)
+
+
+def test_gradient_norms_equal_those_of_one_rank(learners: LearnerGroup, folder: Path, runner: asyncio.Runner) -> None:
+    groups = ragged_groups()
+    outcomes = [
+        GroupOutcome(
+            prompt_id=group.prompt.prompt_id,
+            rewards=group.rewards if group.rewards is not None else np.zeros(0),
+            num_tokens=group.num_tokens,
+            policy_versions=np.zeros(len(group.completions), dtype=np.int32),
+            truncated=np.zeros(len(group.completions), dtype=np.bool_),
+            ref=ref,
+        )
+        for group, ref in zip(groups, _put(groups), strict=True)
+    ]
+    measured = [outcome.gradient_norms for outcome in runner.run(learners.gradient_norms(outcomes))]
+    expected = _one_rank(folder / "base").gradient_norms(groups)
+    assert [np.isfinite(norms).sum() for norms in expected] == [1, 0, 0, 2]
+    for norms, reference in zip(measured, expected, strict=True):
+        np.testing.assert_allclose(norms, reference, rtol=1e-4)
+
+
+def test_a_checkpoint_of_two_ranks_loads_into_one(
+    learners: LearnerGroup, folder: Path, runner: asyncio.Runner, tmp_path: Path
+) -> None:
+    groups = ragged_groups()
+    batch = batch_of(groups, refs=_put(groups))
+    runner.run(learners.update(batch))
+    runner.run(learners.save(str(tmp_path / "shards")))
+    after_two = runner.run(learners.update(batch))
+    runner.run(learners.load(str(tmp_path / "shards")))
+    again = runner.run(learners.update(batch))
+    assert again.metrics == after_two.metrics
+    learner = _one_rank(folder / "base")
+    learner.load(str(tmp_path / "shards"))
+    assert learner.update(batch_of(groups), groups) == pytest.approx(after_two.metrics, abs=1e-5)
+    _assert_published(again.weights, learner, tolerance=1e-5)
+
+
+def test_warm_start_learns_and_exports(learners: LearnerGroup, runner: asyncio.Runner, tmp_path: Path) -> None:
+    progress: list[int] = []
+    metrics = runner.run(
+        learners.warm_start(copy_demonstrations(), on_progress=lambda updates, _: progress.append(updates))
+    )
+    assert metrics["loss"] < 1.5
+    assert progress == [25, 30]
+    runner.run(learners.export(str(tmp_path / "exported")))
+    _assert_published(runner.run(learners.weights(0)), _one_rank(tmp_path / "exported"), tolerance=0)
+    groups = ragged_groups()
+    assert runner.run(learners.update(batch_of(groups, refs=_put(groups)))).metrics["num_updates"] == 2
+
+
+def test_a_dead_rank_fails_the_pending_and_later_commands(
+    ray_cluster: None, folder: Path, runner: asyncio.Runner, tmp_path: Path
+) -> None:
+    group = LearnerGroup(
+        _config(num_workers=1),
+        base_path=str(folder / "base"),
+        token_loss=DeadlyLoss(),
+        run_dir=str(tmp_path),
+        namespace="gvm_ray",
+    )
+    runner.run(group.start())
+    groups = ragged_groups()
+    with pytest.raises(ActorFailure, match="before 'update' was answered"):
+        runner.run(group.update(batch_of(groups, refs=_put(groups))))
+    with pytest.raises(ActorFailure, match="before 'weights' was answered"):
+        runner.run(group.weights(0))
+    runner.run(group.stop())
+
+
+def test_a_user_error_comes_out_as_it_is(ray_cluster: None, runner: asyncio.Runner, tmp_path: Path) -> None:
+    group = LearnerGroup(
+        _config(num_workers=1),
+        base_path=str(tmp_path / "nowhere"),
+        token_loss=LOSS,
+        run_dir=str(tmp_path),
+        namespace="gvm_ray",
+    )
+    with pytest.raises(ModelError, match="nowhere"):
+        runner.run(group.start())
+    runner.run(group.stop())
+
+
+def test_every_demonstration_comes_once_an_epoch() -> None:
+    batches = demonstration_batches(6, batch_size=4, num_updates=3, seed=1)
+    order = np.concatenate(batches)
+    assert [len(batch) for batch in batches] == [4, 4, 4]
+    assert sorted(order[:6]) == sorted(order[6:]) == list(range(6))
+    assert order[:6].tolist() != order[6:].tolist()

@@ -1,0 +1,236 @@
+"""One learner rank in this process: losses, gradients, updates, checkpoints, exports."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gvm_ray.exceptions import CheckpointError, ModelError
+from gvm_ray.learner.step import Learner
+from gvm_ray.types import Metrics, TrainBatch
+from tests.learner_cases import (
+    OPTIMIZER,
+    SurrogateLoss,
+    batch_of,
+    build_tiny_model,
+    copy_demonstrations,
+    learner_config,
+    ragged_groups,
+    reference_logprobs,
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return build_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+def _learner(base: str, *, loss: SurrogateLoss | None = None, **tables: dict) -> Learner:
+    return Learner(learner_config(**tables), base_path=base, token_loss=loss or SurrogateLoss())
+
+
+def _weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.named_full_tensors()}
+
+
+def _largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def test_update_equals_one_written_by_hand(base: str) -> None:
+    learner, groups = _learner(base), ragged_groups()
+    metrics = learner.update(batch_of(groups), groups)
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, weight_decay=0.0)
+    loss = torch.zeros(())
+    for kept, group in zip(batch_of(groups).groups, groups, strict=True):
+        for i, advantage, weight in zip(kept.sample_indices, kept.advantages, kept.weights, strict=True):
+            response = torch.from_numpy(group.completions[i].token_ids).long()
+            ids = torch.cat([torch.from_numpy(group.prompt.token_ids).long(), response])
+            logits = model(ids.unsqueeze(0)).logits[0, len(group.prompt.token_ids) - 1 : -1] / 0.7
+            logprobs = logits.log_softmax(-1).gather(-1, response.unsqueeze(-1)).squeeze(-1)
+            loss = loss + weight * (-advantage * (logprobs - logprobs.detach()).exp()).sum()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+    assert metrics["loss"] == pytest.approx(float(loss.detach()), abs=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+    assert metrics["num_updates"] == 1
+    assert metrics["ratio"] == 1
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    assert _largest_difference(_weights(learner), expected) < 1e-5
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_micro_batch_size_changes_nothing(base: str, updates: int) -> None:
+    groups = ragged_groups()
+    results: list[tuple[Metrics, dict[str, torch.Tensor]]] = []
+    for max_tokens in (40, 100_000):
+        learner = _learner(
+            base,
+            loss=SurrogateLoss(needs_entropy=True),
+            learner={"micro_batch_tokens": max_tokens, "optimizer": OPTIMIZER},
+            algorithm={"type": "grpo", "updates_per_batch": updates},
+        )
+        results.append((learner.update(batch_of(groups), groups), _weights(learner)))
+    (metrics, weights), (expected_metrics, expected_weights) = results
+    assert metrics == pytest.approx(expected_metrics, abs=1e-5)
+    assert metrics["num_updates"] == updates
+    assert _largest_difference(weights, expected_weights) < 1e-5
+
+
+def test_reports_the_distance_to_the_engines_log_probs(base: str) -> None:
+    learner, groups = _learner(base), ragged_groups()
+    metrics = learner.update(batch_of(groups), groups)
+    differences = torch.cat(
+        [
+            (reference_logprobs(base, group, i, temperature=0.7) + 4.0).abs()
+            for group in groups
+            for i in range(len(group.completions))
+        ]
+    )
+    assert metrics["logprob_difference/mean"] == pytest.approx(float(differences.mean()), rel=1e-4)
+    assert metrics["logprob_difference/max"] == pytest.approx(float(differences.max()), rel=1e-4)
+
+
+def test_later_updates_of_a_batch_see_the_ratio_move(base: str) -> None:
+    learner, groups = _learner(base, algorithm={"type": "grpo", "updates_per_batch": 3}), ragged_groups()
+    assert learner.update(batch_of(groups), groups)["ratio"] != pytest.approx(1, abs=1e-3)
+
+
+def test_an_empty_batch_is_skipped_and_counted(base: str) -> None:
+    learner = _learner(base)
+    before = _weights(learner)
+    metrics = learner.update(TrainBatch(step=0, groups=()), [])
+    assert (metrics["num_updates"], metrics["num_skipped_updates"]) == (0, 1)
+    assert _largest_difference(before, _weights(learner)) == 0
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(base: str) -> None:
+    learner, groups = _learner(base), ragged_groups()
+    batch = batch_of(groups)
+    batch.groups[0].weights[0] = np.inf
+    before = _weights(learner)
+    metrics = learner.update(batch, groups)
+    assert (metrics["num_updates"], metrics["num_skipped_updates"]) == (0, 1)
+    assert _largest_difference(before, _weights(learner)) == 0
+    assert learner.update(batch_of(groups), groups)["num_updates"] == 1  # and the next one is not spoilt
+
+
+def test_kl_is_0_at_the_start_and_again_after_the_warm_start(base: str) -> None:
+    learner, groups = _learner(base, loss=SurrogateLoss(kl_coefficient=0.1)), ragged_groups()
+    assert learner.update(batch_of(groups), groups)["kl"] == 0
+    assert learner.update(batch_of(groups), groups)["kl"] != 0
+    learner.finish_warm_start()
+    assert learner.update(batch_of(groups), groups)["kl"] == 0
+
+
+def test_supervised_updates_learn_the_demonstrations(base: str) -> None:
+    learner, demonstrations = _learner(base), copy_demonstrations()
+    losses = [learner.supervised_update(demonstrations)["loss"] for _ in range(30)]
+    assert losses[0] > 3  # about ln 99
+    assert losses[-1] < 0.7
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("parameters", ["embed_tokens", "lm_head"])
+def test_gradient_norms(tmp_path: Path, parameters: str, tied: bool) -> None:
+    base = build_tiny_model(tmp_path / "model", tied=tied)
+    allocator = {"type": "gvm", "gradient_parameters": parameters}
+    learner = _learner(base, allocator=allocator, learner={"micro_batch_tokens": 60})
+    groups = ragged_groups()
+    computed = learner.gradient_norms(groups)
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    weight = model.model.embed_tokens.weight if parameters == "embed_tokens" else model.lm_head.weight
+    for group, norms in zip(groups, computed, strict=True):
+        assert np.isnan(norms[::2]).all()  # reward 0
+        for i in range(1, len(norms), 2):
+            response = torch.from_numpy(group.completions[i].token_ids).long()
+            ids = torch.cat([torch.from_numpy(group.prompt.token_ids).long(), response])
+            logits = model(ids.unsqueeze(0)).logits[0, len(group.prompt.token_ids) - 1 : -1] / 0.7
+            objective = logits.log_softmax(-1).gather(-1, response.unsqueeze(-1)).sum()
+            (gradient,) = torch.autograd.grad(objective, weight)
+            assert norms[i] == pytest.approx(float(gradient.norm()), rel=1e-4)
+    assert learner.update(batch_of(groups), groups)["ratio"] == 1  # the training state is untouched
+
+
+def test_save_and_load_go_on_as_if_nothing_had_happened(base: str, tmp_path: Path) -> None:
+    loss, groups = SurrogateLoss(kl_coefficient=0.1), ragged_groups()
+    schedule = {"optimizer": OPTIMIZER | {"schedule": {"type": "linear"}}}
+    learner = _learner(base, loss=loss, learner=schedule)
+    learner.supervised_update(copy_demonstrations())
+    learner.finish_warm_start()
+    learner.update(batch_of(groups), groups)
+    learner.save(str(tmp_path / "shards"))
+    expected = learner.update(batch_of(groups, step=1), groups)
+
+    resumed = _learner(base, loss=loss, learner=schedule)
+    resumed.load(str(tmp_path / "shards"))
+    assert resumed.update(batch_of(groups, step=1), groups) == expected
+    assert _largest_difference(_weights(resumed), _weights(learner)) == 0
+
+
+def test_a_fresh_optimizer_survives_the_round_trip(base: str, tmp_path: Path) -> None:
+    groups = ragged_groups()
+    learner, resumed = _learner(base), _learner(base)
+    learner.save(str(tmp_path / "shards"))
+    resumed.load(str(tmp_path / "shards"))
+    untouched = _learner(base)
+    for rank in (learner, resumed, untouched):
+        rank.update(batch_of(groups), groups)
+    assert _largest_difference(_weights(learner), _weights(untouched)) == 0
+    assert _largest_difference(_weights(resumed), _weights(untouched)) == 0
+
+
+def test_load_says_what_is_wrong(base: str, tmp_path: Path) -> None:
+    learner = _learner(base)
+    with pytest.raises(CheckpointError, match="missing or unfinished"):
+        learner.load(str(tmp_path / "nowhere"))
+    learner.save(str(tmp_path / "shards"))
+    other = Learner(
+        learner_config(), base_path=build_tiny_model(tmp_path / "untied", tied=False), token_loss=SurrogateLoss()
+    )
+    with pytest.raises(CheckpointError, match="doesn't fit this run"):
+        other.load(str(tmp_path / "shards"))
+
+
+def test_export_loads_in_transformers_with_the_same_log_probs(base: str, tmp_path: Path) -> None:
+    learner, groups = _learner(base), ragged_groups()
+    learner.update(batch_of(groups), groups)
+    learner.export(str(tmp_path / "exported"))
+    again = Learner(learner_config(), base_path=str(tmp_path / "exported"), token_loss=SurrogateLoss())
+    assert _largest_difference(_weights(again), _weights(learner)) == 0
+    logprobs = reference_logprobs(tmp_path / "exported", groups[0], 0, temperature=0.7)
+    assert not torch.allclose(logprobs, reference_logprobs(base, groups[0], 0, temperature=0.7))
+
+
+def test_activation_checkpointing_gives_the_same_update(base: str) -> None:
+    groups, results = ragged_groups(), []
+    for enabled in (False, True):
+        learner = _learner(
+            base, learner={"activation_checkpointing": enabled, "logprob_chunk_tokens": 7, "optimizer": OPTIMIZER}
+        )
+        learner.update(batch_of(groups), groups)
+        results.append(_weights(learner))
+    assert _largest_difference(*results) < 1e-5
+
+
+def test_bfloat16_keeps_float32_master_weights(base: str) -> None:
+    learner = _learner(base, learner={"dtype": "bfloat16", "optimizer": {"learning_rate": 1e-6}})
+    groups, before = ragged_groups(), _weights(learner)
+    metrics = learner.update(batch_of(groups), groups)
+    after = _weights(learner)
+    assert np.isfinite(metrics["grad_norm"])
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    assert 0 < _largest_difference(before, after) < 1e-5  # bfloat16 weights could not move by so little
+
+
+def test_a_missing_model_is_an_error_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        _learner(str(tmp_path / "nowhere"))

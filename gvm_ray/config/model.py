@@ -68,6 +68,12 @@ class OptimizerConfig(Settings):
     schedule: ScheduleConfig = ScheduleConfig()
 
 
+class SupervisedOptimizerConfig(OptimizerConfig):
+    """The same for the warm start, whose learning rate is usually larger."""
+
+    learning_rate: Positive = 1e-5
+
+
 class LearnerConfig(Settings):
     """Ray Train FSDP2 learners."""
 
@@ -87,6 +93,6 @@ class WarmStartConfig(Settings):
     num_updates: Count = 1000
     batch_size: Count = 128  # demonstrations per optimizer update
     num_demonstrations: Count = 20000
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-3)
+    optimizer: SupervisedOptimizerConfig = SupervisedOptimizerConfig()
     seed: NonNegativeCount = 0  # of the demonstrations; apart from the run's seed, so that runs share a start
     cache: bool = True  # reuse the result of an earlier run with the same model, source and warm-start settings

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gvm_ray.exceptions import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_model_folder(
@@ -14,7 +15,7 @@ def write_model_folder(
     *,
     model_config: Any,
     generation_config: Any | None,
-    tensors: Iterable[tuple[str, torch.Tensor]],
+    tensors: "Iterable[tuple[str, Tensor]]",
     tokenizer: Any,
 ) -> None:
     """Write configuration, safetensors weights and tokenizer; the weights' dtype is noted in the configuration.

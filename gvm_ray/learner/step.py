@@ -58,6 +58,8 @@ class Learner:
         self._config = config
         self._token_loss = token_loss
         self._device = device or torch.device("cpu")
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # FSDP2 places the shards on the current device
         self._base_path = base_path
         self._world_size, self._rank = dist.get_world_size(), dist.get_rank()
         self._mesh = init_device_mesh(self._device.type, (self._world_size,))

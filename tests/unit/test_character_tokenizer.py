@@ -1,6 +1,7 @@
 """The character tokenizer: byte-exact both ways, also as AutoTokenizer loads it from a model folder."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -68,13 +69,10 @@ def test_scratch_models_depend_on_their_seed_alone(tmp_path: Path) -> None:
 def test_warm_start_key_changes_with_what_the_weights_depend_on() -> None:
     prompts = PromptsConfig(train=ArithmeticSourceConfig())
 
-    def key(**changes: object) -> str:
-        return warm_start_key(
-            TINY_MODEL.model_copy(update={"seed": changes.get("model_seed", 0)}),
-            prompts=prompts,
-            warm_start=WarmStartConfig(**changes.get("warm_start", {})),
-        )
+    def key(*, model_seed: int = 0, seed: int = 0, **warm_start: Any) -> str:
+        model = TINY_MODEL.model_copy(update={"seed": model_seed})
+        return warm_start_key(model, prompts=prompts, warm_start=WarmStartConfig(**warm_start), seed=seed)
 
-    assert key() == key(warm_start={"cache": False})
-    keys = [key(), key(model_seed=1), key(warm_start={"num_updates": 7}), key(warm_start={"seed": 1})]
+    assert key() == key(cache=False)
+    keys = [key(), key(model_seed=1), key(num_updates=7), key(seed=1)]
     assert len(set(keys)) == len(keys)

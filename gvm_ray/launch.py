@@ -15,7 +15,6 @@ from gvm_ray.actors.reward import RewardPool
 from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
 from gvm_ray.config import RunConfig
-from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.envs.prompt_set import demonstrations
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.evaluation.evaluator import HeldOutEvaluator
@@ -66,11 +65,7 @@ async def launched(
     try:
         # The generators import and compile while the learners start and, where asked, learn from demonstrations.
         await asyncio.gather(pools.start(), start_learners(config, prepared, learners, restored=restored))
-        start = CheckpointState(step=0, policy_version=0, cursor=stream.state_dict(), allocator={}, costs={})
-        if restored is not None:
-            start = restored.state
-            stream.load_state_dict(start.cursor)
-            await allocator.load_state_dict(start.allocator)
+        start = await starting_state(stream, allocator, restored=restored)
         await pools.publish(await learners.weights(start.policy_version))
         evaluator = make_evaluator(config, prepared, pools)
         system = System(
@@ -90,9 +85,19 @@ async def launched(
         allocator.close()
 
 
+async def starting_state(
+    stream: ShuffledPrompts, allocator: AllocatorClient, *, restored: RestoredCheckpoint | None
+) -> CheckpointState:
+    """Where the loop begins; prompts and allocator go back to where a restored checkpoint left them."""
+    if restored is None:
+        return CheckpointState(step=0, policy_version=0, cursor=stream.state_dict(), allocator={}, costs={})
+    stream.load_state_dict(restored.state.cursor)
+    await allocator.load_state_dict(restored.state.allocator)
+    return restored.state
+
+
 def start_pools(config: RunConfig, prepared: Prepared) -> SamplingPools:
     """Generator and reward actors, asked for but not awaited."""
-    model = config.model
     return SamplingPools(
         generators=GeneratorPool(
             config.engine,
@@ -100,7 +105,8 @@ def start_pools(config: RunConfig, prepared: Prepared) -> SamplingPools:
             model_path=prepared.base.path,
             max_model_len=prepared.max_model_len,
             seed=config.seed,
-            trust_remote_code=isinstance(model, PretrainedModelConfig) and model.trust_remote_code,
+            revision=prepared.base.revision,
+            trust_remote_code=prepared.base.trust_remote_code,
             deadlines=config.deadlines,
         ),
         rewards=RewardPool(

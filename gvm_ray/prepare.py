@@ -11,8 +11,9 @@ from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
 from gvm_ray.engines import resolve_engine
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
-from gvm_ray.exceptions import ConfigError, DataError, ModelError
+from gvm_ray.exceptions import ConfigError, DataError
 from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
+from gvm_ray.pretrained import load_model_config, load_tokenizer
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
 
@@ -22,7 +23,9 @@ class BaseModel:
     """Where the starting policy lies, as a Hugging Face folder or hub id."""
 
     path: str
-    warm_start_folder: Path | None  # set when the warm start has still to run: its result goes here
+    revision: str | None = None  # of a hub id
+    trust_remote_code: bool = False
+    warm_start_folder: Path | None = None  # set when the warm start has still to run: its result goes here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +49,9 @@ def prepare(config: RunConfig, *, run_dir: Path) -> Prepared:
     create_reward(config.rewards)
     create_allocator(config.allocator, accept_threshold=config.rewards.accept_threshold)
     base = find_base_model(config, run_dir=run_dir)
-    tokenizer = load_tokenizer(base.path)
+    tokenizer = load_tokenizer(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
-    _check_context_length(base.path, max_model_len)
+    _check_context_length(base, max_model_len)
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
     prompts = load_prompts(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
     _check_batch(config, len(prompts.train))
@@ -59,37 +62,18 @@ def prepare(config: RunConfig, *, run_dir: Path) -> Prepared:
 
 def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
     """The warm-started model where one is cached, else the model itself (a scratch one is built in the run folder)."""
-    target = _warm_start_folder(config, run_dir)
+    model, target = config.model, _warm_start_folder(config, run_dir)
+    trusted = isinstance(model, PretrainedModelConfig) and model.trust_remote_code
     if target is not None and (target / "config.json").is_file():
-        return BaseModel(path=str(target), warm_start_folder=None)
-    match config.model:
-        case PretrainedModelConfig(path=path):
-            return BaseModel(path=path, warm_start_folder=target)
+        return BaseModel(path=str(target), trust_remote_code=trusted)
+    match model:
+        case PretrainedModelConfig(path=path, revision=revision):
+            return BaseModel(path=path, revision=revision, trust_remote_code=trusted, warm_start_folder=target)
         case ScratchModelConfig():
             folder = run_dir / "base"
             if not (folder / "config.json").is_file():
-                build_scratch_model(config.model, folder)
+                build_scratch_model(model, folder)
             return BaseModel(path=str(folder), warm_start_folder=target)
-
-
-def load_tokenizer(path: str) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        ModelError: there is no model or tokenizer at `path`, or the tokenizer has no end-of-sequence token.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no tokenizer can be loaded from {path!r} ({str(error).splitlines()[0]}); write model.path as a "
-            "folder with config.json, weights and tokenizer files, or as a hub id that this machine can reach"
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {path!r} has no end-of-sequence token; set eos_token in its files")
-    return tokenizer
 
 
 def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
@@ -98,19 +82,13 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     if not config.warm_start.cache:
         return run_dir / "warm_start"
     cache = os.environ.get("GVM_RAY_CACHE") or Path.home() / ".cache" / "gvm_ray"
-    key = warm_start_key(
-        config.model, prompts=config.prompts, warm_start=config.warm_start, seed=config.warm_start.seed
-    )
+    key = warm_start_key(config.model, prompts=config.prompts, warm_start=config.warm_start, dtype=config.learner.dtype)
     return Path(cache) / "warm_start" / key
 
 
-def _check_context_length(path: str, max_model_len: int) -> None:
-    from transformers import AutoConfig
-
-    try:
-        limit = getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no model config can be loaded from {path!r}: {str(error).splitlines()[0]}") from error
+def _check_context_length(base: BaseModel, max_model_len: int) -> None:
+    model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
+    limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and max_model_len > limit:
         raise ConfigError(
             f"prompts.max_tokens + sampling.max_tokens = {max_model_len} is more than the model's context of {limit} "

@@ -33,6 +33,7 @@ class GeneratorActor:
         config: EngineConfig,
         max_model_len: int,
         seed: int,
+        revision: str | None,
         trust_remote_code: bool,
     ) -> None:
         self._name = name
@@ -44,6 +45,7 @@ class GeneratorActor:
             config=config,
             max_model_len=max_model_len,
             seed=seed,
+            revision=revision,
             trust_remote_code=trust_remote_code,
         )
 
@@ -100,6 +102,7 @@ class GeneratorPool:
         model_path: str,
         max_model_len: int,
         seed: int = 0,
+        revision: str | None = None,
         trust_remote_code: bool = False,
         deadlines: DeadlineConfig,
         name: str = "generator",
@@ -124,6 +127,7 @@ class GeneratorPool:
                 config=config,
                 max_model_len=max_model_len,
                 seed=seed + index,
+                revision=revision,
                 trust_remote_code=trust_remote_code,
             )
             for index in range(config.num_generators)

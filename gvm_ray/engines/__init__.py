@@ -38,6 +38,7 @@ def create_engine(
     config: EngineConfig,
     max_model_len: int,
     seed: int = 0,
+    revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Engine:
     """Load the model into a new engine of this process; its policy version is -1 until the first load_weights.
@@ -48,6 +49,7 @@ def create_engine(
         config: Sizes and dtype.
         max_model_len: Prompt and response tokens of the longest request.
         seed: Of the engine's own random state; samples depend on their requests' seeds only.
+        revision: Of a hub id; None takes the newest.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
@@ -63,11 +65,16 @@ def create_engine(
                 config=config,
                 max_model_len=max_model_len,
                 seed=seed,
+                revision=revision,
                 trust_remote_code=trust_remote_code,
             )
         case "transformers":
             from gvm_ray.engines.transformers import TransformersEngine
 
             return TransformersEngine(
-                model_path, config=config, max_model_len=max_model_len, trust_remote_code=trust_remote_code
+                model_path,
+                config=config,
+                max_model_len=max_model_len,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
             )

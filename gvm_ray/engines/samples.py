@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gvm_ray.exceptions import DataError, ModelError
+from gvm_ray.exceptions import DataError
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
 
@@ -16,23 +16,6 @@ class RawSample:
 
     token_ids: Sequence[int]  # [T], end-of-sequence included
     logprobs: Sequence[float]  # [T] nats
-
-
-def load_tokenizer(model_path: str, *, trust_remote_code: bool) -> Any:
-    """The model's tokenizer; its `eos_token_id` is the one token that ends a response, in every engine.
-
-    Raises:
-        ModelError: there is none, or it has no end-of-sequence token.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer can be loaded from {model_path!r}: {error}") from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {model_path!r} has no end-of-sequence token; set eos_token in its files")
-    return tokenizer
 
 
 def check_lengths(requests: Sequence[SampleRequest], *, sampling: SamplingParameters, max_model_len: int) -> None:

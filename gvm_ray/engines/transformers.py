@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from gvm_ray.config.run import EngineConfig
-from gvm_ray.engines.samples import RawSample, check_lengths, form_completions, load_tokenizer
+from gvm_ray.engines.samples import RawSample, check_lengths, form_completions
 from gvm_ray.exceptions import ModelError, SystemFailure
+from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
 
@@ -28,9 +29,15 @@ class TransformersEngine:
     """Protocol `Engine`: left-padded batches of `max_num_seqs` rows with a KV cache; a finished row leaves."""
 
     def __init__(
-        self, model_path: str, *, config: EngineConfig, max_model_len: int, trust_remote_code: bool = False
+        self,
+        model_path: str,
+        *,
+        config: EngineConfig,
+        max_model_len: int,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
-        self._tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+        self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if config.gpus_per_generator and torch.cuda.is_available() else "cpu")
         self._max_model_len = max_model_len
         self._max_num_seqs = config.max_num_seqs
@@ -38,7 +45,10 @@ class TransformersEngine:
         transformers_logging.disable_progress_bar()
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
-                model_path, dtype=getattr(torch, config.dtype), trust_remote_code=trust_remote_code
+                model_path,
+                revision=revision or "main",
+                dtype=getattr(torch, config.dtype),
+                trust_remote_code=trust_remote_code,
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"transformers can't run {model_path!r}: {error}") from error

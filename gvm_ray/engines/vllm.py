@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from gvm_ray.config.run import EngineConfig
-from gvm_ray.engines.samples import RawSample, check_lengths, form_completions, load_tokenizer
+from gvm_ray.engines.samples import RawSample, check_lengths, form_completions
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
+from gvm_ray.pretrained import load_model_config, load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
 # Read while vLLM is imported. The engine runs in this process: as a child process it starts several times slower.
@@ -41,17 +42,25 @@ class VLLMEngine:
     """Protocol `Engine` over vLLM's own LLMEngine."""
 
     def __init__(
-        self, model_path: str, *, config: EngineConfig, max_model_len: int, seed: int, trust_remote_code: bool = False
+        self,
+        model_path: str,
+        *,
+        config: EngineConfig,
+        max_model_len: int,
+        seed: int,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
-        self._tokenizer = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+        self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._max_model_len = max_model_len
         self._in_process = config.tensor_parallel_size == 1
         self._policy_version = -1
-        model_config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._names = _checkpoint_names(model_path)
         self._tied = bool(model_config.tie_word_embeddings)
         arguments = EngineArgs(
             model=model_path,
+            revision=revision,
             trust_remote_code=trust_remote_code,
             skip_tokenizer_init=True,  # token ids in, token ids out
             generation_config="vllm",  # the run's sampling settings alone count, not the model's recommended ones

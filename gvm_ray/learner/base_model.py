@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from gvm_ray.config.model import ModelSettings, ScratchModelConfig, WarmStartConfig
+from gvm_ray.config.model import DType, ModelSettings, ScratchModelConfig, WarmStartConfig
 from gvm_ray.config.prompts import PromptsConfig
 from gvm_ray.learner.character_tokenizer import EOS_TOKEN, PAD_TOKEN, build_character_tokenizer
 from gvm_ray.learner.model_folder import write_model_folder
@@ -50,7 +50,7 @@ def build_scratch_model(config: ScratchModelConfig, folder: str | Path) -> None:
     )
 
 
-def warm_start_key(model: ModelSettings, *, prompts: PromptsConfig, warm_start: WarmStartConfig, seed: int) -> str:
+def warm_start_key(model: ModelSettings, *, prompts: PromptsConfig, warm_start: WarmStartConfig, dtype: DType) -> str:
     """16 hexadecimal digits that change with everything the warm-started weights depend on, and with nothing else."""
     values = {
         "format": CACHE_FORMAT,
@@ -58,6 +58,6 @@ def warm_start_key(model: ModelSettings, *, prompts: PromptsConfig, warm_start: 
         "source": prompts.train.model_dump(mode="json"),
         "template": prompts.template.model_dump(mode="json"),
         "warm_start": warm_start.model_dump(mode="json", exclude={"cache"}),
-        "seed": seed,
+        "dtype": dtype,
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

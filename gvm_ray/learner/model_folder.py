@@ -1,10 +1,8 @@
-"""Hugging Face model folders: writing one from gathered weights, and reading a tokenizer from one."""
+"""Writes Hugging Face model folders from gathered weights."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from gvm_ray.exceptions import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,20 +42,3 @@ def write_model_folder(
     if generation_config is not None:
         generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a Hugging Face model folder or hub id.
-
-    Raises:
-        ModelError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no tokenizer can be loaded from {str(path)!r} ({str(error).splitlines()[0]}); "
-            "copy the model's tokenizer files into its folder"
-        ) from error

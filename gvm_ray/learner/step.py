@@ -21,7 +21,7 @@ from gvm_ray.config.strategy import GVMAllocatorConfig
 from gvm_ray.functional.packing import micro_batches, split_updates
 from gvm_ray.learner.checkpoint import load_shards, save_shards
 from gvm_ray.learner.metric_sums import MetricSums
-from gvm_ray.learner.model_folder import load_tokenizer, write_model_folder
+from gvm_ray.learner.model_folder import write_model_folder
 from gvm_ray.learner.optimizer import PolicyOptimizer
 from gvm_ray.learner.policy import (
     PolicyModule,
@@ -41,6 +41,7 @@ from gvm_ray.learner.sequences import (
     train_sample,
 )
 from gvm_ray.learner.token_loss import TokenLoss
+from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.types import Demonstration, Float64Array, FloatArray, Metrics, RolloutGroup, TrainBatch
 
 MicroBatchLoss = Callable[[SequenceBatch, Sequence[TrainSample], MetricSums], Tensor]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from gvm_ray.config.model import WarmStartConfig
+from gvm_ray.config.model import DType, WarmStartConfig
 from gvm_ray.config.prompts import ArithmeticSourceConfig, PromptsConfig
 from gvm_ray.learner.base_model import warm_start_key
 from gvm_ray.learner.character_tokenizer import BOXED_TOKEN, CHARACTERS, build_character_tokenizer
@@ -69,10 +69,10 @@ def test_scratch_models_depend_on_their_seed_alone(tmp_path: Path) -> None:
 def test_warm_start_key_changes_with_what_the_weights_depend_on() -> None:
     prompts = PromptsConfig(train=ArithmeticSourceConfig())
 
-    def key(*, model_seed: int = 0, seed: int = 0, **warm_start: Any) -> str:
+    def key(*, model_seed: int = 0, dtype: DType = "float32", **warm_start: Any) -> str:
         model = TINY_MODEL.model_copy(update={"seed": model_seed})
-        return warm_start_key(model, prompts=prompts, warm_start=WarmStartConfig(**warm_start), seed=seed)
+        return warm_start_key(model, prompts=prompts, warm_start=WarmStartConfig(**warm_start), dtype=dtype)
 
     assert key() == key(cache=False)
-    keys = [key(), key(model_seed=1), key(num_updates=7), key(seed=1)]
+    keys = [key(), key(model_seed=1), key(num_updates=7), key(seed=1), key(dtype="bfloat16")]
     assert len(set(keys)) == len(keys)

@@ -11,11 +11,14 @@ from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
 from gvm_ray.engines import resolve_engine
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
-from gvm_ray.exceptions import ConfigError, DataError
+from gvm_ray.exceptions import ConfigError, DataError, ResourceError
+from gvm_ray.functional.memory import ModelSizes, generator_bytes, learner_bytes
 from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
 from gvm_ray.pretrained import load_model_config, load_tokenizer
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
+
+_VALUE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,9 @@ def prepare(config: RunConfig, *, run_dir: Path) -> Prepared:
     base = find_base_model(config, run_dir=run_dir)
     tokenizer = load_tokenizer(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
-    _check_context_length(base, max_model_len)
+    model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
+    _check_context_length(model_config, max_model_len)
+    check_memory(config, model_config, available_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
     prompts = load_prompts(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
     _check_batch(config, len(prompts.train))
@@ -86,8 +91,51 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     return Path(cache) / "warm_start" / key
 
 
-def _check_context_length(base: BaseModel, max_model_len: int) -> None:
-    model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
+def check_memory(config: RunConfig, model_config: Any, *, available_bytes: int) -> None:
+    """Compare a CPU run's estimated need with this machine's memory. GPU runs, and runs elsewhere, aren't checked here.
+
+    Raises:
+        ResourceError: learners and generators need more than `available_bytes`.
+    """
+    elsewhere = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if config.learner.gpus_per_worker or config.engine.gpus_per_generator or elsewhere:
+        return
+    sizes = model_sizes(model_config)
+    learners = learner_bytes(
+        sizes,
+        micro_batch_tokens=config.learner.micro_batch_tokens * config.learner.num_workers,
+        chunk_tokens=config.learner.logprob_chunk_tokens,
+        value_bytes=_VALUE_BYTES[config.learner.dtype],
+        has_reference=config.algorithm.kl.coefficient > 0,
+    )
+    generators = config.engine.num_generators * generator_bytes(
+        sizes, value_bytes=_VALUE_BYTES[config.engine.dtype], kv_cache_bytes=int(config.engine.kv_cache_gib * 2**30)
+    )
+    if learners + generators > available_bytes:
+        raise ResourceError(
+            f"the run needs about {(learners + generators) / 2**30:.1f} GiB ({learners / 2**30:.1f} for the learners "
+            f"with learner.micro_batch_tokens={config.learner.micro_batch_tokens}, {generators / 2**30:.1f} for the "
+            f"generators) and this machine has {available_bytes / 2**30:.1f}; lower learner.micro_batch_tokens, "
+            "engine.kv_cache_gib or engine.num_generators, or take a smaller model"
+        )
+
+
+def model_sizes(model_config: Any) -> ModelSizes:
+    """Sizes of the model that a transformers configuration describes; no weight is allocated."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    return ModelSizes(
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        hidden_size=model_config.hidden_size,
+        num_layers=model_config.num_hidden_layers,
+        vocab_size=model_config.vocab_size,
+    )
+
+
+def _check_context_length(model_config: Any, max_model_len: int) -> None:
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and max_model_len > limit:
         raise ConfigError(

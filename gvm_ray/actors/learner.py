@@ -230,11 +230,23 @@ def _trainer(setup: RankSetup, *, run_dir: str) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Without Ray Train's placement-group cleaner, an actor that asks the dashboard whether the controller lives.
+
+        Where the cluster has no dashboard of its own, and another cluster's listens on that port, the answer is that
+        there is no such actor, and the cleaner then takes the ranks' placement group away. Nothing is lost with it: a
+        placement group ends with the actor that made it.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nothing here acts on its notices
     learner = setup.config.learner
     use_gpu = learner.gpus_per_worker > 0
     resources = {"CPU": learner.cpus_per_worker} | ({"GPU": learner.gpus_per_worker} if use_gpu else {})
-    return TorchTrainer(
+    return Trainer(
         run_rank,
         train_loop_config={"rank": setup},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(setup.config.deadlines.update_s)),

@@ -104,7 +104,6 @@ def start_pools(config: RunConfig, prepared: Prepared) -> SamplingPools:
             kind=prepared.engine_kind,
             model_path=prepared.base.path,
             max_model_len=prepared.max_model_len,
-            seed=config.seed,
             revision=prepared.base.revision,
             trust_remote_code=prepared.base.trust_remote_code,
             deadlines=config.deadlines,

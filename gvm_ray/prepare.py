@@ -4,12 +4,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from gvm_ray.algorithms import create_algorithm
 from gvm_ray.allocators import create_allocator
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
-from gvm_ray.engines import resolve_engine
+from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
 from gvm_ray.exceptions import ConfigError, DataError, ResourceError
 from gvm_ray.functional.memory import ModelSizes, generator_bytes, learner_bytes
@@ -38,7 +39,7 @@ class Prepared:
     base: BaseModel
     prompts: PromptSets
     tokenizer: Any
-    engine_kind: Literal["vllm", "transformers"]
+    engine_kind: EngineKind
     max_model_len: int  # prompt and response tokens
 
 
@@ -51,6 +52,7 @@ def prepare(config: RunConfig, *, run_dir: Path) -> Prepared:
     engine_kind = resolve_engine(config.engine)
     create_reward(config.rewards)
     create_allocator(config.allocator, accept_threshold=config.rewards.accept_threshold)
+    create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
     base = find_base_model(config, run_dir=run_dir)
     tokenizer = load_tokenizer(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens

@@ -31,3 +31,9 @@ def faulty(prompt: Prompt, completion: Completion) -> float:
         case "parent":
             return float(os.getppid())
     return float(len(completion.text))
+
+
+def slow(prompt: Prompt, completion: Completion) -> float:
+    """0, after a minute."""
+    time.sleep(60)
+    return 0.0

@@ -32,7 +32,6 @@ class GeneratorActor:
         model_path: str,
         config: EngineConfig,
         max_model_len: int,
-        seed: int,
         revision: str | None,
         trust_remote_code: bool,
     ) -> None:
@@ -44,7 +43,6 @@ class GeneratorActor:
             model_path,
             config=config,
             max_model_len=max_model_len,
-            seed=seed,
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
@@ -101,7 +99,6 @@ class GeneratorPool:
         kind: EngineKind,
         model_path: str,
         max_model_len: int,
-        seed: int = 0,
         revision: str | None = None,
         trust_remote_code: bool = False,
         deadlines: DeadlineConfig,
@@ -126,7 +123,6 @@ class GeneratorPool:
                 model_path=model_path,
                 config=config,
                 max_model_len=max_model_len,
-                seed=seed + index,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
             )

@@ -1,6 +1,7 @@
 """The learner group: FSDP2 ranks in a Ray Train worker group, driven by commands; the driver never sees a token."""
 
 import asyncio
+import math
 import os
 import threading
 import uuid
@@ -98,7 +99,8 @@ class LearnerGroup:
     async def update(self, batch: TrainBatch) -> UpdateResult:
         """Train on the batch and publish the new policy under version batch.step + 1."""
         weights, metrics = await self._command("update", batch)
-        return UpdateResult(weights=weights, metrics=metrics)
+        # A step without a sample to train on has no log-probs to compare.
+        return UpdateResult(weights=weights, metrics={"logprob_difference/mean": math.nan, **metrics})
 
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
         """The outcomes with the gradient norms of their accepted samples; NaN for the other samples."""

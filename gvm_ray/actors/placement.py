@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import ray
 
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ResourceError
+
+_CONNECT_S = 10.0  # for the head node of a cluster to answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ def connected(config: RunConfig) -> Iterator[None]:
     """A Ray connection: to `cluster.address`, to RAY_ADDRESS (as inside a job), or to a local cluster started here.
 
     Raises:
-        ResourceError: the cluster is too small for the run.
+        ResourceError: there is no such cluster, or it is too small for the run.
     """
     demand = ResourceDemand.of(config)
     was_connected = ray.is_initialized()
@@ -77,12 +80,32 @@ def connected(config: RunConfig) -> Iterator[None]:
             ray.shutdown()
 
 
+def _connect(address: str, *, namespace: str) -> None:
+    """Connect to a running cluster. A quick look comes first: Ray itself tries for minutes, and then ends the process.
+
+    Raises:
+        ResourceError: no cluster answers at the address.
+    """
+    try:
+        if address not in ("auto", "local"):
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        ray.init(address=address, namespace=namespace, logging_level=logging.WARNING, log_to_driver=False)
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address!r} ({error}); write cluster.address (or RAY_ADDRESS) as the host:port "
+            "of its head node, or leave out both to start a local cluster"
+        ) from error
+
+
 def _initialise(config: RunConfig, demand: ResourceDemand) -> None:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, namespace=namespace_of(config), logging_level=logging.WARNING, log_to_driver=False)
+        _connect(address, namespace=namespace_of(config))
         return
     needed = math.ceil(sum(demand.cpus.values()))
+    # It says that Ray's token authentication is on, which for a cluster of this process needs nothing from the user.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(
         address="local",
         # Logical CPUs: actors that wait for each other share cores, so a small machine may run more than it has.

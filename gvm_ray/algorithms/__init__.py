@@ -8,6 +8,7 @@ from gvm_ray.algorithms.reinforce import ReinforcePlusPlus
 from gvm_ray.algorithms.rloo import RLOO
 from gvm_ray.config.strategy import (
     AlgorithmSettings,
+    CustomAlgorithmConfig,
     DrGRPOConfig,
     GRPOConfig,
     RaftConfig,
@@ -15,6 +16,8 @@ from gvm_ray.config.strategy import (
     ReinforcePlusPlusConfig,
     RLOOConfig,
 )
+from gvm_ray.exceptions import ConfigError
+from gvm_ray.functional.import_path import create_from_path
 from gvm_ray.protocols import Algorithm
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ def create_algorithm(config: AlgorithmSettings, *, accept_threshold: float) -> A
     Args:
         config: its settings.
         accept_threshold: a sample is accepted when its reward is at least this.
+
+    Raises:
+        ConfigError: a custom algorithm can't be imported or made.
     """
     match config:
         case RaftConfig() | RaftPlusPlusConfig():
@@ -39,6 +45,16 @@ def create_algorithm(config: AlgorithmSettings, *, accept_threshold: float) -> A
             return RLOO(config, accept_threshold=accept_threshold)
         case ReinforcePlusPlusConfig():
             return ReinforcePlusPlus(config, accept_threshold=accept_threshold)
+        case CustomAlgorithmConfig():
+            return _custom_algorithm(config, accept_threshold=accept_threshold)
+
+
+def _custom_algorithm(config: CustomAlgorithmConfig, *, accept_threshold: float) -> Algorithm:
+    parameters = {"accept_threshold": accept_threshold, **config.parameters}
+    try:
+        return create_from_path(config.path, config, parameters=parameters, protocol=Algorithm)
+    except ImportError as error:
+        raise ConfigError(f"algorithm.path: {error}") from error
 
 
 def token_loss(config: AlgorithmSettings) -> "TokenLoss":

@@ -4,7 +4,7 @@ import numpy as np
 
 from gvm_ray.algorithms.samples import ScoredSamples, train_batch
 from gvm_ray.algorithms.weighting import sample_weights
-from gvm_ray.config.strategy import DrGRPOConfig, GRPOConfig, ReinforcePlusPlusConfig, RLOOConfig
+from gvm_ray.config.strategy import AlgorithmSettings
 from gvm_ray.types import Float64Array, TrainBatch
 
 
@@ -12,7 +12,7 @@ def batch_with_advantages(
     samples: ScoredSamples,
     advantages: Float64Array,
     *,
-    config: GRPOConfig | DrGRPOConfig | RLOOConfig | ReinforcePlusPlusConfig,
+    config: AlgorithmSettings,
     step: int,
     num_prompts: int,
 ) -> TrainBatch:

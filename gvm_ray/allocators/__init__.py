@@ -9,7 +9,7 @@ from gvm_ray.config.strategy import (
     UniformAllocatorConfig,
 )
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.functional.import_path import import_object
+from gvm_ray.functional.import_path import create_from_path
 from gvm_ray.protocols import AllocatorStrategy
 
 __all__ = ["GVMAllocator", "UniformAllocator", "create_allocator"]
@@ -35,12 +35,8 @@ def create_allocator(config: AllocatorSettings, *, accept_threshold: float) -> A
 
 
 def _custom_allocator(config: CustomAllocatorConfig, *, accept_threshold: float) -> AllocatorStrategy:
+    parameters = {"accept_threshold": accept_threshold, **config.parameters}
     try:
-        strategy = import_object(config.path)(accept_threshold=accept_threshold, **config.parameters)
-    except (ImportError, TypeError) as error:
+        return create_from_path(config.path, parameters=parameters, protocol=AllocatorStrategy)
+    except ImportError as error:
         raise ConfigError(f"allocator.path: {error}") from error
-    if not isinstance(strategy, AllocatorStrategy):
-        raise ConfigError(
-            f"allocator.path: {config.path!r} doesn't offer all methods of gvm_ray.protocols.AllocatorStrategy"
-        )
-    return strategy

@@ -16,18 +16,21 @@ from gvm_ray.config.strategy import (
     UniformAllocatorConfig,
 )
 
+Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
+
 
 class SamplingConfig(Settings):
     """How responses are sampled in training. No top_p or top_k: their log-probs would need a correction."""
 
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     max_tokens: Count = 3072  # response tokens; longer responses are cut and count as truncated
 
 
 class EngineConfig(Settings):
-    """The generator pool. `auto` takes vLLM where it imports, else transformers, and prints the choice."""
+    """The generator pool. `auto` takes vLLM where it is installed, else transformers, and prints the choice."""
 
-    type: Literal["auto", "vllm", "transformers"] = "auto"
+    type: Literal["auto", "vllm", "transformers", "custom"] = "auto"
+    path: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")  # of a custom engine, `module:Class`
     num_generators: Count = 1
     cpus_per_generator: Positive = 1
     gpus_per_generator: NonNegative = 0
@@ -38,6 +41,14 @@ class EngineConfig(Settings):
     enforce_eager: bool = False  # true turns CUDA graphs off
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    @model_validator(mode="after")
+    def _path_is_for_custom(self) -> "EngineConfig":
+        if (self.type == "custom") != (self.path is not None):
+            raise ValueError(
+                f"type={self.type!r} with path={self.path!r}; write type = 'custom' together with path = 'module:Class'"
+            )
+        return self
+
 
 class EvaluationConfig(Settings):
     """Evaluation on prompts.eval during training: before the first step, every so many steps, and at the end."""
@@ -45,7 +56,7 @@ class EvaluationConfig(Settings):
     every_steps: Count = 10
     num_prompts: Count | None = None  # the first so many; none = all
     num_samples: Count = 1  # avg@k
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
 
 
 class CheckpointConfig(Settings):

@@ -111,14 +111,29 @@ class ReinforcePlusPlusConfig(_AlgorithmBase):
     epsilon: Positive = 1e-6
 
 
+class CustomAlgorithmConfig(_AlgorithmBase):
+    """Any importable `module:Class` that satisfies `protocols.Algorithm`, with the clipped loss of the others."""
+
+    type: Literal["custom"] = "custom"
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments besides config and accept_threshold
+
+
 AlgorithmSettings = Annotated[
-    RaftConfig | RaftPlusPlusConfig | GRPOConfig | DrGRPOConfig | RLOOConfig | ReinforcePlusPlusConfig,
+    RaftConfig
+    | RaftPlusPlusConfig
+    | GRPOConfig
+    | DrGRPOConfig
+    | RLOOConfig
+    | ReinforcePlusPlusConfig
+    | CustomAlgorithmConfig,
     Field(discriminator="type"),
 ]
 
 __all__ = [
     "AlgorithmSettings",
     "AllocatorSettings",
+    "CustomAlgorithmConfig",
     "CustomAllocatorConfig",
     "DrGRPOConfig",
     "GRPOConfig",

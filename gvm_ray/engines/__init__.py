@@ -1,13 +1,15 @@
 """Engines sample responses: vLLM, and Hugging Face transformers where vLLM is not installed."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.functional.import_path import create_from_path
 from gvm_ray.protocols import Engine
 
-EngineKind = Literal["vllm", "transformers"]
+EngineKind = Literal["vllm", "transformers", "custom"]
 
 __all__ = ["EngineKind", "create_engine", "resolve_engine"]
 
@@ -37,7 +39,6 @@ def create_engine(
     *,
     config: EngineConfig,
     max_model_len: int,
-    seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Engine:
@@ -45,16 +46,13 @@ def create_engine(
 
     Args:
         kind: As `resolve_engine` gave it.
-        model_path: A Hugging Face folder or hub id, with its tokenizer.
+        model_path: A Hugging Face folder or hub id, with its tokenizer; `revision` is that of a hub id.
         config: Sizes and dtype.
         max_model_len: Prompt and response tokens of the longest request.
-        seed: Of the engine's own random state; samples depend on their requests' seeds only.
-        revision: Of a hub id; None takes the newest.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ConfigError: the engine's library can't be imported.
-        ModelError: the engine can't run this model.
+        ConfigError, ModelError: the engine can't be imported, or can't run this model.
     """
     match kind:
         case "vllm":
@@ -64,7 +62,6 @@ def create_engine(
                 model_path,
                 config=config,
                 max_model_len=max_model_len,
-                seed=seed,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
             )
@@ -78,3 +75,19 @@ def create_engine(
                 revision=revision,
                 trust_remote_code=trust_remote_code,
             )
+        case "custom":
+            parameters = {
+                "config": config,
+                "max_model_len": max_model_len,
+                "revision": revision,
+                "trust_remote_code": trust_remote_code,
+            }
+            return _custom_engine(config.path, model_path, parameters=parameters)
+
+
+def _custom_engine(path: str | None, model_path: str, *, parameters: Mapping[str, Any]) -> Engine:
+    assert path is not None  # EngineConfig asks for it
+    try:
+        return create_from_path(path, model_path, parameters=parameters, protocol=Engine)
+    except ImportError as error:
+        raise ConfigError(f"engine.path: {error}") from error

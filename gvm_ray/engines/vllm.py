@@ -47,7 +47,6 @@ class VLLMEngine:
         *,
         config: EngineConfig,
         max_model_len: int,
-        seed: int,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -65,7 +64,7 @@ class VLLMEngine:
             skip_tokenizer_init=True,  # token ids in, token ids out
             generation_config="vllm",  # the run's sampling settings alone count, not the model's recommended ones
             dtype=config.dtype,
-            seed=seed % 2**32,
+            seed=0,  # of the engine's own random state, which no sample depends on
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,

@@ -3,7 +3,23 @@
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
+
+
+def create_from_path(path: str, *arguments: Any, parameters: Mapping[str, Any], protocol: type) -> Any:
+    """`module:Class` called with the arguments and parameters, checked for the methods of a runtime protocol.
+
+    Raises:
+        ImportError: it can't be imported, called like that, or lacks a method.
+    """
+    try:
+        made = import_object(path)(*arguments, **parameters)
+    except TypeError as error:
+        raise ImportError(f"{path!r} can't be called with {sorted(parameters)}: {error}") from error
+    if not isinstance(made, protocol):
+        raise ImportError(f"{path!r} doesn't offer all methods of {protocol.__module__}.{protocol.__qualname__}")
+    return made
 
 
 def import_object(path: str) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.config.strategy import AllocatorSettings, GVMAllocatorConfig, UniformAllocatorConfig
+from gvm_ray.config.strategy import AllocatorSettings, CustomAllocatorConfig, GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.protocols import AllocatorStrategy
 from gvm_ray.types import Allocation, GroupOutcome, GroupRef, Prompt
 
@@ -17,6 +17,7 @@ CONFIGS: dict[str, AllocatorSettings] = {
     "gvm as published": GVMAllocatorConfig(reuse_pilots=False, prior_successes=0, prior_failures=0),
     "gvm filtered": GVMAllocatorConfig(filter_threshold=0.7, min_expected_accepted=1.5, max_samples=12),
     "gvm in blocks": GVMAllocatorConfig(block_steps=3, min_samples=2),
+    "the example": CustomAllocatorConfig(path="examples.custom_allocator:FewerForSolved"),
 }
 Rate = Callable[[int], float]
 RATES: dict[str, Rate] = {

@@ -32,7 +32,7 @@ class Loaded:
     scope="module",
     params=[
         pytest.param((kind, tied), id=f"{kind}-{'tied' if tied else 'untied'}", marks=marks)
-        for kind, marks in (("transformers", ()), ("vllm", pytest.mark.vllm))
+        for kind, marks in (("transformers", ()), ("custom", ()), ("vllm", pytest.mark.vllm))
         for tied in (True, False)
     ],
 )
@@ -41,7 +41,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if kind == "vllm":
         pytest.importorskip("vllm")
     model_path = build_tiny_model(tmp_path_factory.mktemp("model"), tied=tied)
-    config = EngineConfig(max_num_seqs=8, kv_cache_gib=0.05)
+    path = "examples.custom_engine:ReportingEngine" if kind == "custom" else None
+    config = EngineConfig(type=kind, path=path, max_num_seqs=8, kv_cache_gib=0.05)
     engine = create_engine(kind, model_path, config=config, max_model_len=MAX_MODEL_LEN)
     assert isinstance(engine, Engine)
     assert engine.policy_version == -1

@@ -32,6 +32,7 @@ TERMS = [
     ReasoningGymRewardConfig(),
     FormatRewardConfig(),
     FunctionRewardConfig(path="tests.faulty_rewards:faulty"),
+    FunctionRewardConfig(path="examples.custom_reward:brevity"),
 ]
 GYM_ENTRY = {"task": "chain_sum", "question": "2 + 2 =", "answer": "4", "metadata": {"source_dataset": "chain_sum"}}
 MODEL_TEXTS = [

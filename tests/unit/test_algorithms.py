@@ -1,5 +1,6 @@
 """Batches of every algorithm against hand-computed advantages and weights; the token losses they go with."""
 
+import functools
 import math
 import pickle
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.config.strategy import (
     AlgorithmSettings,
+    CustomAlgorithmConfig,
     DrGRPOConfig,
     GRPOConfig,
     KLConfig,
@@ -30,6 +32,7 @@ ALL_CONFIGS = [
     DrGRPOConfig,
     RLOOConfig,
     ReinforcePlusPlusConfig,
+    functools.partial(CustomAlgorithmConfig, path="examples.custom_algorithm:MeanNormalised"),
 ]
 
 

@@ -46,9 +46,10 @@ def create_engine(
 
     Args:
         kind: As `resolve_engine` gave it.
-        model_path: A Hugging Face folder or hub id, with its tokenizer; `revision` is that of a hub id.
+        model_path: A Hugging Face folder or hub id, with its tokenizer.
         config: Sizes and dtype.
         max_model_len: Prompt and response tokens of the longest request.
+        revision: Of a hub id; None takes the newest.
         trust_remote_code: Run code that comes with the model.
 
     Raises:

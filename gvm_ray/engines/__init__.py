@@ -42,7 +42,7 @@ def create_engine(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Engine:
-    """Load the model into a new engine of this process; its policy version is -1 until the first load_weights.
+    """Load the model into a new engine of this process, at policy version -1; ConfigError or ModelError if it can't.
 
     Args:
         kind: As `resolve_engine` gave it.
@@ -51,9 +51,6 @@ def create_engine(
         max_model_len: Prompt and response tokens of the longest request.
         revision: Of a hub id; None takes the newest.
         trust_remote_code: Run code that comes with the model.
-
-    Raises:
-        ConfigError, ModelError: the engine can't be imported, or can't run this model.
     """
     match kind:
         case "vllm":

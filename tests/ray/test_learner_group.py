@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.train.torch import TorchTrainer
 
-from gvm_ray.actors.learner import LearnerGroup, demonstration_batches
+from gvm_ray.actors.learner import LearnerGroup, _trainer, demonstration_batches
+from gvm_ray.actors.learner_rank import RankSetup
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorFailure, ModelError
@@ -171,6 +173,14 @@ def test_a_dead_rank_fails_the_pending_and_later_commands(
     with pytest.raises(ActorFailure, match="before 'weights' was answered"):
         runner.run(group.weights(0))
     runner.run(group.stop())
+
+
+def test_ray_train_is_left_as_it_is_but_for_its_placement_group_cleaner(ray_cluster: None, tmp_path: Path) -> None:
+    setup = RankSetup(config=_config(num_workers=1), base_path="", token_loss=LOSS, mailbox=None)
+    trainer = _trainer(setup, run_dir=str(tmp_path))
+    names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
+    defaults = [type(callback).__name__ for callback in TorchTrainer._create_default_callbacks(trainer)]
+    assert [name for name in defaults if name not in names] == ["PlacementGroupCleanerCallback"]
 
 
 def test_a_user_error_comes_out_as_it_is(ray_cluster: None, runner: asyncio.Runner, tmp_path: Path) -> None:

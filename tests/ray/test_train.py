@@ -1,0 +1,175 @@
+"""Whole runs with the transformers engine: what they leave behind, repeatability, resuming, staleness, no signal."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import TINY_TOML, largest_change, timeless_rows, tiny_config
+
+from gvm_ray.cli import main
+from gvm_ray.exceptions import CheckpointError, ConfigError
+from gvm_ray.reporting import REQUIRED_KEYS, RunFolder, read_rows
+from gvm_ray.run import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster: None, runs_dir: Path) -> RunFolder:
+    """Four steps at a stretch."""
+    train(tiny_config(runs_dir, name="whole"))
+    return RunFolder(runs_dir / "whole")
+
+
+@pytest.fixture(scope="module")
+def resumed(ray_cluster: None, runs_dir: Path) -> RunFolder:
+    """Two steps, and then two more."""
+    train(tiny_config(runs_dir, name="resumed", num_steps=2))
+    train(tiny_config(runs_dir, name="resumed"), resume=True)
+    return RunFolder(runs_dir / "resumed")
+
+
+# --- what a run leaves behind -----------------------------------------------------------------------------------------
+def test_every_step_has_its_metrics(whole: RunFolder) -> None:
+    rows = read_rows(whole.metrics)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    for row in rows:
+        assert row.keys() > REQUIRED_KEYS
+        assert None not in row.values()
+        assert row["logprob_difference/mean"] < 1e-4
+    assert [row["step"] for row in rows if "eval/accuracy" in row] == [1, 3]
+    assert [row["cost/generated_samples"] for row in rows] == [48, 96, 144, 192]
+    assert rows[-1]["cost/optimizer_updates"] == 8
+
+
+def test_the_budget_is_spent_exactly_and_unevenly(whole: RunFolder) -> None:
+    rows, histograms = read_rows(whole.metrics), read_rows(whole.histograms)
+    assert [row["allocation/total"] for row in rows] == [48] * 4
+    counts = [row["samples_per_prompt"] for row in histograms]
+    assert [sum(step) for step in counts] == [48] * 4
+    assert all(min(step) >= 3 for step in counts)  # the pilots
+    assert any(max(step) > min(step) for step in counts)
+
+
+def test_the_run_folder_is_complete(whole: RunFolder) -> None:
+    assert json.loads(whole.config.read_text())["name"] == "whole"
+    assert list(whole.tensorboard.glob("events.*"))
+    assert sorted(path.name for path in whole.checkpoints.iterdir()) == ["step_000002", "step_000004"]
+    assert sorted(path.name for path in whole.report.iterdir()) == ["accuracy.png", "allocation.png"]
+    summary = json.loads(whole.summary.read_text())
+    assert summary["num_steps"] == 4
+    assert summary["versions"].keys() > {"python", "ray", "torch"}
+    assert summary["base_accuracy"] == json.loads(whole.base_evaluation.read_text())["eval/accuracy"]
+    assert summary["final_accuracy"] == read_rows(whole.metrics)[-1]["eval/accuracy"]
+
+
+def test_the_trained_model_loads_and_differs_from_its_start(whole: RunFolder) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(whole.model)
+    model = AutoModelForCausalLM.from_pretrained(whole.model, dtype=torch.float32)
+    logits = model(**tokenizer("1-2-0=", return_tensors="pt")).logits
+    assert logits.shape == (1, 6, len(tokenizer))
+    assert logits.isfinite().all()
+    assert largest_change(whole.warm_start, whole.model) > 1e-4
+
+
+def test_the_trained_model_can_be_evaluated(
+    whole: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, output = tmp_path / "tiny.toml", tmp_path / "numbers.json"
+    config.write_text(TINY_TOML)
+    arguments = ["--config", str(config), "--num-samples", "4", "--output", str(output)]
+    assert main(["eval", str(whole.model), *arguments, "--set", 'rewards.terms=[{type="math_verify"}]']) == 0
+    numbers = json.loads(output.read_text())
+    assert (numbers["num_prompts"], numbers["num_samples"], numbers["num_unscored"]) == (12, 4, 0)
+    metrics = numbers["metrics"]
+    assert metrics.keys() == {"avg@4", "pass@1", "pass@2", "pass@4", "maj@4"}
+    assert all(0 <= value["low"] <= value["mean"] <= value["high"] <= 1 for value in metrics.values())
+    assert metrics["pass@1"]["mean"] <= metrics["pass@2"]["mean"] <= metrics["pass@4"]["mean"]
+    assert 0 < metrics["avg@4"]["mean"] < 1
+    assert "| avg@4 |" in capsys.readouterr().out
+
+
+# --- repeatability ----------------------------------------------------------------------------------------------------
+def test_the_same_seed_gives_the_same_run_whether_resumed_or_not(whole: RunFolder, resumed: RunFolder) -> None:
+    assert timeless_rows(resumed) == timeless_rows(whole)
+    assert read_rows(resumed.histograms) == read_rows(whole.histograms)
+    assert largest_change(resumed.model, whole.model) == 0
+
+
+def test_a_resumed_run_reports_the_whole_of_it(whole: RunFolder, resumed: RunFolder) -> None:
+    expected, summary = (json.loads(folder.summary.read_text()) for folder in (whole, resumed))
+    for name in ("num_steps", "base_accuracy", "final_accuracy", "cost/generated_tokens", "cost/optimizer_updates"):
+        assert summary[name] == expected[name]
+    times = [row["time_s"] for row in read_rows(resumed.metrics)]
+    assert times == sorted(times)
+
+
+def test_sampling_ahead_stays_within_its_bound(whole: RunFolder, runs_dir: Path) -> None:
+    train(tiny_config(runs_dir, name="ahead", seed=1, num_steps=6, max_staleness=2))
+    rows = timeless_rows(RunFolder(runs_dir / "ahead"))
+    assert [row["step"] for row in rows] == list(range(6))
+    assert all(row["staleness/max"] <= 2 for row in rows)
+    assert [row["cost/optimizer_updates"] for row in rows] == [2 * (step + 1) for step in range(6)]
+    assert [row["cost/generated_samples"] for row in rows] == [48 * (step + 1) for step in range(6)]
+    # Its first step is sampled under the first weights, whatever the bound: only the seed makes it another.
+    first, other = rows[0], timeless_rows(whole)[0]
+    assert [first["staleness/max"], other["staleness/max"]] == [0, 0]
+    assert first["loss"] != other["loss"]
+
+
+# --- what can't be resumed --------------------------------------------------------------------------------------------
+def test_a_run_that_exists_is_neither_mixed_nor_lost(whole: RunFolder, runs_dir: Path) -> None:
+    rows = read_rows(whole.metrics)
+    with pytest.raises(ConfigError, match="--overwrite"):
+        train(tiny_config(runs_dir, name="whole"))
+    assert read_rows(whole.metrics) == rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"model__num_layers": 3}, "model"), ({"seed": 4, "prompts_per_step": 4}, "seed")]
+)
+def test_resuming_with_other_settings_is_refused(
+    whole: RunFolder, runs_dir: Path, changes: dict[str, int], named: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"other settings in {named}"):
+        train(tiny_config(runs_dir, name="whole", **changes), resume=True)
+
+
+def test_resuming_what_never_began_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no run in"):
+        train(tiny_config(tmp_path), resume=True)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        train(tiny_config(tmp_path), resume=True)
+
+
+# --- no signal --------------------------------------------------------------------------------------------------------
+def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path) -> None:
+    data = runs_dir / "unanswerable.jsonl"
+    data.write_text("".join(json.dumps({"problem": f"{i}+1=", "answer": "never"}) + "\n" for i in range(8)))
+    source = {"type": "file", "path": str(data)}
+    summary = train(
+        tiny_config(
+            runs_dir, name="unanswerable", num_steps=2, warm_start=None, prompts__train=source, prompts__eval=None
+        )
+    )
+    folder = RunFolder(runs_dir / "unanswerable")
+    for row in read_rows(folder.metrics):
+        assert row["reward/mean"] == 0
+        assert row["groups/no_signal"] == 8
+        assert row["num_updates"] == 0
+        assert row["allocation/total"] == 48
+        assert row["staleness/max"] == 0  # new versions come all the same
+        assert row["logprob_difference/mean"] is None  # nothing was trained on
+    assert largest_change(folder.base, folder.model) == 0
+    assert summary["base_accuracy"] is None
+    assert summary["cost/optimizer_updates"] == 0

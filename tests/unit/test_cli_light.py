@@ -1,0 +1,81 @@
+"""The command line answers help, dry runs and wrong settings at once: exit codes, one clear error, nothing heavy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+PROGRAM = """
+import json, sys
+from gvm_ray.cli import main
+try:
+    code = main(json.loads(sys.argv[1]))
+except SystemExit as error:  # argparse
+    code = error.code
+print([name for name in ("datasets", "ray", "torch", "transformers", "vllm") if name in sys.modules], file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, whose last line of stderr lists the heavy modules that it imported."""
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def refusal(*arguments: str) -> str:
+    """The only error of a command that is refused with exit code 2 before anything heavy is imported."""
+    result = run(*arguments)
+    error, heavy = result.stderr.strip().rsplit("\n", 1)
+    assert result.returncode == 2
+    assert heavy == "[]"
+    assert result.stdout == ""
+    assert error.count("error: ") == 1
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"]])
+def test_help_is_light(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 0
+    assert result.stdout.startswith("usage: gvm-ray")
+    assert result.stderr.strip() == "[]"
+
+
+def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
+    result = run("train", str(CONFIG), "--dry-run", "--set", f"runs_dir={tmp_path}", "--set", "num_steps=7")
+    assert result.returncode == 0
+    assert result.stderr.strip() == "[]"
+    assert '"pilot_samples": 4' in result.stdout
+    assert "steps            7 of 64 prompts and 512 samples" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_setting_gets_a_suggestion() -> None:
+    error = refusal("train", str(CONFIG), "--set", "sampling.max_token=4")
+    assert "sampling.max_token: unknown setting; did you mean 'max_tokens'?" in error
+
+
+def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
+    assert "nowhere.toml' doesn't exist" in refusal("train", str(tmp_path / "nowhere.toml"))
+    assert "nowhere.toml' doesn't exist" in refusal("eval", "model", "--config", str(tmp_path / "nowhere.toml"))
+
+
+def test_contradictory_settings_are_refused_with_what_to_write() -> None:
+    error = refusal("train", str(CONFIG), "--set", "allocator.pilot_samples=8")
+    assert "allocator.pilot_samples=8 leaves nothing of samples_per_prompt=8" in error
+    assert "write pilot_samples=4" in error
+
+
+def test_an_impossible_number_of_samples_is_refused() -> None:
+    error = refusal("eval", "model", "--config", str(CONFIG), "--num-samples", "0")
+    assert "--num-samples 0" in error
+
+
+def test_a_command_is_needed() -> None:
+    assert "required: COMMAND" in refusal()

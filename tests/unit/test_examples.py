@@ -1,0 +1,111 @@
+"""The examples run, do what they say, and the commands that they show are right."""
+
+import importlib
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from gvm_ray.cli import main
+from gvm_ray.types import Completion, GroupOutcome, GroupRef, Prompt
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def _in_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.chdir(EXAMPLES)
+
+
+def prompt(prompt_id: str) -> Prompt:
+    return Prompt(prompt_id=prompt_id, text="?", token_ids=np.zeros(1, dtype=np.int32), answer="1")
+
+
+def outcome(prompt_id: str, *rewards: float) -> GroupOutcome:
+    n = len(rewards)
+    return GroupOutcome(
+        prompt_id=prompt_id,
+        rewards=np.array(rewards),
+        num_tokens=np.ones(n, dtype=np.int32),
+        policy_versions=np.zeros(n, dtype=np.int32),
+        truncated=np.zeros(n, dtype=np.bool_),
+        ref=GroupRef(ref=None, index=0),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_that_an_example_shows_is_accepted(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = (importlib.import_module(name).__doc__ or "").replace("\\\n", " ")
+    for line in shown.splitlines():
+        _, found, arguments = line.partition("gvm-ray ")
+        if found and arguments.startswith("train "):
+            assert main([*shlex.split(arguments), "--dry-run"]) == 0, line
+    assert "gvm-ray train" in shown or f"python examples/{name}.py" in shown
+    assert capsys.readouterr().err == ""
+
+
+# --- GVM in one file --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def one_file() -> ModuleType:
+    return importlib.import_module("gvm_in_one_file")
+
+
+def test_one_file_trains(
+    one_file: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(one_file, "STEPS", 12)
+    one_file.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("accuracy")[0].strip() for line in lines] == ["step  0", "step  5", "step 10", "step 11"]
+    assert all("samples 352" in line for line in lines)
+    first, *_, last = [float(line.split("accuracy ")[1][:4]) for line in lines]
+    assert first < 0.2 < last
+
+
+def test_one_file_allocates_by_hand(one_file: ModuleType) -> None:
+    counts = one_file.allocate(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 3.0]), budget=17)
+    assert counts.tolist() == [4 + 2, 4 + 7]  # 9 beyond the pilots as 1 : 3, that is 2.25 and 6.75
+
+
+def test_one_file_spends_any_budget(one_file: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        rates, norms = (torch.rand(7, generator=generator) + 0.01 for _ in range(2))
+        budget = int(torch.randint(28, 200, (), generator=generator))
+        counts = one_file.allocate(rates, norms, budget=budget)
+        assert int(counts.sum()) == budget
+        assert int(counts.min()) >= 4
+
+
+# --- parts of one's own -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("num_tokens", "expected"), [(0, 1.0), (6, 0.75), (24, 0.0), (48, 0.0)])
+def test_brevity(num_tokens: int, expected: float) -> None:
+    completion = Completion(
+        token_ids=np.zeros(num_tokens, dtype=np.int32),
+        logprobs=np.zeros(num_tokens, dtype=np.float32),
+        policy_version=0,
+        finish_reason="stop",
+        text="x" * num_tokens,
+    )
+    assert importlib.import_module("custom_reward").brevity(prompt("a"), completion) == expected
+
+
+def test_fewer_samples_for_solved_prompts() -> None:
+    allocator = importlib.import_module("custom_allocator").FewerForSolved(accept_threshold=0.5)
+    prompts = [prompt(name) for name in "abc"]
+    assert dict(allocator.plan(prompts, budget=15).counts) == {"a": 5, "b": 5, "c": 5}
+    assert allocator.observe([outcome("a", 1.0, 1.0), outcome("b", 1.0, 0.0)]).total == 0
+    assert dict(allocator.plan(prompts, budget=15).counts) == {"a": 3, "b": 6, "c": 6}
+
+
+def test_stepping_the_environment_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("prompt_env").main()
+    right, wrong, unfinished, _ = capsys.readouterr().out.splitlines()
+    assert "reward=1.0 terminated=True truncated=False" in right
+    assert "reward=0.0 terminated=True truncated=False" in wrong
+    assert "reward=0.0 terminated=False truncated=True" in unfinished

@@ -1,0 +1,104 @@
+"""The ledger of a step's rollouts: seeds, costs, what is kept for whom, and when too little was scored."""
+
+import numpy as np
+import pytest
+
+from gvm_ray.exceptions import SystemFailure
+from gvm_ray.rollouts import RolloutLedger, staleness_metrics
+from gvm_ray.types import Allocation, GroupOutcome, GroupRef, Prompt
+
+
+def prompt(prompt_id: str) -> Prompt:
+    return Prompt(prompt_id=prompt_id, text="?", token_ids=np.zeros(1, dtype=np.int32), answer="1")
+
+
+def outcome(prompt_id: str, *rewards: float, num_tokens: int = 5, version: int = 0) -> GroupOutcome:
+    n = len(rewards)
+    return GroupOutcome(
+        prompt_id=prompt_id,
+        rewards=np.array(rewards, dtype=np.float64),
+        num_tokens=np.full(n, num_tokens, dtype=np.int32),
+        policy_versions=np.full(n, version, dtype=np.int32),
+        truncated=np.zeros(n, dtype=np.bool_),
+        ref=GroupRef(ref=None, index=0),
+    )
+
+
+def ledger(*, max_unscored_fraction: float = 0.5, generated_samples: int = 0) -> RolloutLedger:
+    return RolloutLedger(run_seed=1, max_unscored_fraction=max_unscored_fraction, generated_samples=generated_samples)
+
+
+def test_one_request_for_each_prompt_with_samples() -> None:
+    requests = ledger().requests(Allocation(counts={"a": 2, "b": 0, "c": 3}), prompts=[*map(prompt, "abc")], step=0)
+    assert [(request.prompt.prompt_id, request.sample_indices) for request in requests] == [
+        ("a", (0, 1)),
+        ("c", (0, 1, 2)),
+    ]
+
+
+def test_a_second_round_goes_on_counting_so_that_no_seed_comes_twice() -> None:
+    book = ledger()
+    (first,) = book.requests(Allocation(counts={"a": 2}), prompts=[prompt("a")], step=3)
+    (second,) = book.requests(Allocation(counts={"a": 2}), prompts=[prompt("a")], step=3)
+    assert second.sample_indices == (2, 3)
+    assert len({*first.seeds, *second.seeds}) == 4
+
+
+def test_a_step_starts_counting_anew_with_other_seeds() -> None:
+    book = ledger()
+    (first,) = book.requests(Allocation(counts={"a": 2}), prompts=[prompt("a")], step=3)
+    book.take([prompt("a")])
+    (later,) = book.requests(Allocation(counts={"a": 2}), prompts=[prompt("a")], step=4)
+    assert later.sample_indices == (0, 1)
+    assert not {*first.seeds} & {*later.seeds}
+
+
+def test_seeds_depend_on_the_run_and_not_on_the_round_that_asks() -> None:
+    together = ledger().requests(Allocation(counts={"a": 4}), prompts=[prompt("a")], step=0)[0]
+    book = ledger()
+    apart = [book.requests(Allocation(counts={"a": 2}), prompts=[prompt("a")], step=0)[0] for _ in range(2)]
+    assert apart[0].seeds + apart[1].seeds == together.seeds
+
+
+def test_costs_go_on_from_where_a_resumed_run_stands() -> None:
+    book = ledger(generated_samples=100)
+    book.record([outcome("a", 1.0, 0.0), outcome("b", 1.0, num_tokens=7)], trained_on=True)
+    assert book.generated_samples == 103
+    assert book.generated_tokens == 17
+
+
+def test_outcomes_wait_for_their_prompt_and_leave_with_it() -> None:
+    book = ledger()
+    pilot, rest, other = outcome("a", 1.0), outcome("a", 0.0, 1.0), outcome("b", 0.0)
+    book.record([pilot, other], trained_on=True)
+    book.record([rest], trained_on=True)
+    assert book.take([prompt("a")]) == [pilot, rest]
+    assert book.take([prompt("a")]) == []
+    assert book.take([prompt("b"), prompt("c")]) == [other]
+
+
+def test_samples_that_only_inform_are_charged_but_not_kept() -> None:
+    book = ledger()
+    book.record([outcome("a", 1.0, 0.0)], trained_on=False)
+    assert book.generated_samples == 2
+    assert book.take([prompt("a")]) == []
+
+
+def test_more_unscored_samples_than_allowed_stop_the_run() -> None:
+    nan = float("nan")
+    ledger().record([outcome("a", nan, 1.0), outcome("b", nan, 1.0)], trained_on=True)  # half: still allowed
+    with pytest.raises(SystemFailure, match=r"3 of 4 samples.*max_unscored_fraction=0\.5"):
+        ledger().record([outcome("a", nan, nan), outcome("b", nan, 1.0)], trained_on=True)
+    ledger(max_unscored_fraction=1.0).record([outcome("a", nan, nan)], trained_on=True)
+
+
+def test_staleness_is_counted_by_sample() -> None:
+    outcomes = [outcome("a", 0.0, 0.0, 0.0, version=3), outcome("b", 1.0, version=5)]
+    assert staleness_metrics(outcomes, step=5, max_staleness=2) == {"staleness/mean": 1.5, "staleness/max": 2.0}
+    assert staleness_metrics([], step=5, max_staleness=0) == {"staleness/mean": 0.0, "staleness/max": 0.0}
+
+
+@pytest.mark.parametrize("version", [2, 6])
+def test_samples_of_versions_out_of_bounds_stop_the_run(version: int) -> None:
+    with pytest.raises(SystemFailure, match=f"policy versions {version} to {version}"):
+        staleness_metrics([outcome("a", 1.0, version=version)], step=5, max_staleness=2)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+import hypothesis  # noqa: F401  # its plugin would import it when the session ends, where Python 3.11 can fail to parse it
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -38,6 +38,13 @@ async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str, sett
         _raise_failure(error, what)
     finally:
         task.cancel()
+        task.add_done_callback(_seen)
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    """Else asyncio complains, below the error that the user is shown, that nobody asked how the work ended."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _raise_failure(error: RayError, what: str) -> NoReturn:

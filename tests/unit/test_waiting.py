@@ -1,6 +1,7 @@
 """Waiting: deadlines are named, and Ray's errors become the run's own."""
 
 import asyncio
+import gc
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayTaskError
@@ -53,6 +54,24 @@ def test_deadline_names_the_work_and_the_setting():
     message = asyncio.run(main())
     assert message == "scoring 3 groups took longer than 0.05 s; give it longer with --set deadlines.sample_s=0.1"
     assert cancelled
+
+
+def test_work_that_is_given_up_leaves_no_complaint():
+    complaints = []
+
+    async def never():
+        await asyncio.get_running_loop().create_future()
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        with pytest.raises(DeadlineExceeded):
+            await wait_for(asyncio.gather(never(), never()), timeout_s=0.05, what="scoring", setting="s")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(main())
+    assert complaints == []
 
 
 def test_a_timeout_inside_the_work_is_not_the_deadline():

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,9 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         SystemFailure: a part of the running system failed.
     """
     folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
+    if overwrite and folder.has_begun:
+        with tempfile.TemporaryDirectory() as scratch:  # a wrong setting must not cost the run that would be replaced
+            prepare(config, run_dir=Path(scratch))
     folder.create(resume=resume, overwrite=overwrite)
     checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
     restored = checkpoints.latest() if resume else None

@@ -20,7 +20,8 @@ def resolve_engine(config: EngineConfig) -> EngineKind:
     Raises:
         ConfigError: vLLM is asked for and is not installed.
     """
-    installed = find_spec("vllm") is not None
+    spec = find_spec("vllm")
+    installed = spec is not None and spec.origin is not None  # not a mere folder of that name
     match config.type:
         case "auto":
             return "vllm" if installed else "transformers"

@@ -75,3 +75,15 @@ def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     missing = str(tmp_path / "nowhere")
     with pytest.raises(ModelError, match="nowhere"):
         prepare(run_config(model={"type": "pretrained", "path": missing}), run_dir=tmp_path)
+
+
+def test_a_wrong_setting_does_not_cost_the_run_it_would_replace(tmp_path: Path) -> None:
+    from gvm_ray.run import train
+
+    begun = tmp_path / "prepare" / "metrics.jsonl"
+    begun.parent.mkdir()
+    begun.write_text("{}\n")
+    config = run_config(runs_dir=str(tmp_path), prompts_per_step=33)
+    with pytest.raises(DataError, match="prompts_per_step=33"):
+        train(config, overwrite=True)
+    assert begun.read_text() == "{}\n"

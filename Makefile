@@ -51,10 +51,10 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@$(BIN)/pip install --quiet --no-compile torch==$(TORCH_VERSION)$(TORCH_LOCAL) || \
+	@$(BIN)/pip install --quiet torch==$(TORCH_VERSION)$(TORCH_LOCAL) || \
 		{ echo "pip can't install torch $(TORCH_VERSION)$(TORCH_LOCAL); README.md, Installation, says how to point" \
 		"pip at PyTorch's builds"; exit 1; }
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[$(EXTRA),dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRA),dev]'
 ifeq ($(EXTRA),cpu)
 	# vLLM's CPU build pulls in these CUDA builds, beside which importing vLLM fails; it needs none of them.
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gvm_ray.actors.allocator import AllocatorClient
-from gvm_ray.actors.generator import GeneratorPool
+from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.learner import LearnerGroup
 from gvm_ray.actors.placement import namespace_of
 from gvm_ray.actors.pools import SamplingPools
@@ -19,6 +19,7 @@ from gvm_ray.envs.prompt_set import demonstrations
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.evaluation.evaluator import HeldOutEvaluator
 from gvm_ray.loop import System
+from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared
 from gvm_ray.protocols import StepLog
 from gvm_ray.types import CheckpointState, Metrics, SamplingParameters
@@ -43,9 +44,10 @@ async def launched(
     restored: RestoredCheckpoint | None,
     run_dir: Path,
     log: StepLog,
+    clock: PhaseClock,
 ) -> AsyncIterator[Launched]:
     """A started system; every actor that was started is stopped again on the way out."""
-    pools = start_pools(config, prepared)
+    pools = start_pools(config, prepared, clock=clock)
     allocator = AllocatorClient(
         config.allocator, accept_threshold=config.rewards.accept_threshold, timeout_s=config.deadlines.sample_s
     )
@@ -55,6 +57,7 @@ async def launched(
         token_loss=token_loss(config.algorithm),
         run_dir=str(run_dir),
         namespace=namespace_of(config),
+        clock=clock,
     )
     stream = ShuffledPrompts(
         prepared.prompts.train,
@@ -96,22 +99,26 @@ async def starting_state(
     return restored.state
 
 
-def start_pools(config: RunConfig, prepared: Prepared) -> SamplingPools:
+def start_pools(config: RunConfig, prepared: Prepared, *, clock: PhaseClock | None = None) -> SamplingPools:
     """Generator and reward actors, asked for but not awaited."""
+    clock = clock or PhaseClock()
     return SamplingPools(
         generators=GeneratorPool(
             config.engine,
             kind=prepared.engine_kind,
             model_path=prepared.base.path,
             max_model_len=prepared.max_model_len,
+            max_tokens=config.sampling.max_tokens,
             revision=prepared.base.revision,
             trust_remote_code=prepared.base.trust_remote_code,
             deadlines=config.deadlines,
+            clock=clock,
         ),
         rewards=RewardPool(
             config.rewards, max_tokens=config.sampling.max_tokens, start_timeout_s=config.deadlines.start_s
         ),
         sample_timeout_s=config.deadlines.sample_s,
+        clock=clock,
     )
 
 

@@ -1,10 +1,12 @@
 """The page: two loops and a bounded queue.
 
-One code path serves both modes. With ``max_staleness = 0`` the loops alternate (strictly on-policy); with
-``max_staleness = k`` sampling runs up to k updates ahead of training.
+One code path serves both modes. With ``max_staleness = 0`` the loops alternate (strictly on-policy). With
+``max_staleness = k`` sampling runs up to k updates ahead: the next batches' requests are with the generators while the
+last samples of a batch are under way, scored, measured and trained on.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,13 +41,22 @@ class System:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class StepPrompts:
+    """The prompts of one step, and where the stream stood after them."""
+
+    step: int
+    prompts: Sequence[Prompt]
+    cursor: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredBatch:
     """What the rollout loop hands to the update loop."""
 
     batch: TrainBatch
     metrics: Metrics
     histograms: Mapping[str, Float64Array]
-    costs: Mapping[str, float]  # cumulative, after this batch
+    costs: Mapping[str, float]  # of this batch
     cursor: Mapping[str, Any]  # of the prompts, after this batch
     allocator: Mapping[str, Any] | None  # memory after this batch, where a checkpoint follows it
 
@@ -61,65 +72,78 @@ async def train(system: System, config: RunConfig, *, start: CheckpointState) ->
 async def rollout_loop(
     system: System, config: RunConfig, batches: asyncio.Queue[ScoredBatch], start: CheckpointState
 ) -> None:
-    """Consumes prompts; produces scored batches; waits for a policy version within max_staleness of the step that will
-    train on the samples; unblocked by a weight publish.
+    """Consumes prompts; produces scored batches; waits for a policy version within max_staleness of the steps that will
+    train on the samples; unblocked by a weight publish. So many blocks are sampled at once as that leaves room for.
     """
-    ledger = RolloutLedger(
-        run_seed=config.seed,
-        max_unscored_fraction=config.max_unscored_fraction,
-        generated_samples=int(start.costs.get("cost/generated_samples", 0)),
-        generated_tokens=int(start.costs.get("cost/generated_tokens", 0)),
-    )
-    for step in range(start.step, config.num_steps):
-        # A block's first step also samples pilots that its last step trains on.
-        ahead = min(config.block_steps, config.num_steps - step) - 1 if step % config.block_steps == 0 else 0
-        await system.pools.wait_for_version(min(step, step + ahead - config.max_staleness))
-        prompts = system.prompts.next(config.prompts_per_step)
-        upcoming = system.prompts.peek(ahead * config.prompts_per_step)
-        await sample_in_rounds(system, config, ledger, step=step, prompts=prompts, upcoming=upcoming)
-        await batches.put(await scored_batch(system, config, ledger, step=step, prompts=prompts))
+    turn: asyncio.Task[None] | None = None
+    async with asyncio.TaskGroup() as tasks:
+        for first in range(start.step, config.num_steps, config.block_steps):
+            steps = range(first, min(first + config.block_steps, config.num_steps))
+            # A block's first step also samples pilots that its last step trains on.
+            await system.pools.wait_for_version(min(first, steps[-1] - config.max_staleness))
+            block = [take_prompts(system, config, step=step) for step in steps]
+            turn = tasks.create_task(sample_block(system, config, batches, block, turn))
+
+
+async def sample_block(
+    system: System,
+    config: RunConfig,
+    batches: asyncio.Queue[ScoredBatch],
+    block: Sequence[StepPrompts],
+    turn: asyncio.Task[None] | None,
+) -> None:
+    """The batches of the steps that share one allocation, each put after those of the block before, whose `turn` it is
+    until it ends.
+    """
+    ledger = RolloutLedger(run_seed=config.seed, max_unscored_fraction=config.max_unscored_fraction)
+    for part in block:
+        await system.pools.wait_for_version(part.step - config.max_staleness)
+        upcoming = [prompt for later in block if later.step > part.step for prompt in later.prompts]
+        await sample_in_rounds(system, config, ledger, part, upcoming=upcoming if part is block[0] else ())
+        scored = await scored_batch(system, config, ledger, part)
+        if turn is not None:
+            await turn
+        await batches.put(scored)
+
+
+def take_prompts(system: System, config: RunConfig, *, step: int) -> StepPrompts:
+    """The stream's next prompts."""
+    prompts = system.prompts.next(config.prompts_per_step)
+    return StepPrompts(step=step, prompts=prompts, cursor=system.prompts.state_dict())
 
 
 async def sample_in_rounds(
-    system: System,
-    config: RunConfig,
-    ledger: RolloutLedger,
-    *,
-    step: int,
-    prompts: Sequence[Prompt],
-    upcoming: Sequence[Prompt],
+    system: System, config: RunConfig, ledger: RolloutLedger, part: StepPrompts, *, upcoming: Sequence[Prompt]
 ) -> None:
     """Spend the step's budget as the allocator decides, round by round, into the ledger."""
     sampling = SamplingParameters(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
-    allocation = await system.allocator.plan(prompts, budget=config.samples_per_step, upcoming=upcoming)
+    budget = config.samples_per_step
+    allocation = await system.allocator.plan(part.prompts, step=part.step, budget=budget, upcoming=upcoming)
     while allocation.total:
-        requests = ledger.requests(allocation, prompts=[*prompts, *upcoming], step=step)
+        requests = ledger.requests(allocation, prompts=[*part.prompts, *upcoming], step=part.step)
         outcomes = await system.pools.sample_and_score(requests, sampling)
+        if refill := ledger.refill(outcomes, requests, step=part.step):
+            outcomes += await system.pools.sample_and_score(refill, sampling)
         if allocation.needs_gradient_norms:
             outcomes = await system.learners.gradient_norms(outcomes)
         ledger.record(outcomes, trained_on=allocation.trained_on)
-        allocation = await system.allocator.observe(outcomes)
+        allocation = await system.allocator.observe(outcomes, step=part.step)
 
 
-async def scored_batch(
-    system: System, config: RunConfig, ledger: RolloutLedger, *, step: int, prompts: Sequence[Prompt]
-) -> ScoredBatch:
+async def scored_batch(system: System, config: RunConfig, ledger: RolloutLedger, part: StepPrompts) -> ScoredBatch:
     """The step's outcomes as a training batch, with all that the update loop needs to log and to checkpoint it."""
-    outcomes = ledger.take(prompts)
-    rates = await system.allocator.accept_rates([prompt.prompt_id for prompt in prompts])
-    batch = system.algorithm.build_batch(outcomes, step=step, accept_rates=rates, num_prompts=len(prompts))
-    allocation, histograms = await system.allocator.report()
-    staleness = staleness_metrics(outcomes, step=step, max_staleness=config.max_staleness)
+    outcomes = ledger.take(part.prompts)
+    rates = await system.allocator.accept_rates([prompt.prompt_id for prompt in part.prompts])
+    batch = system.algorithm.build_batch(outcomes, step=part.step, accept_rates=rates, num_prompts=len(part.prompts))
+    report = await system.allocator.report(step=part.step)
+    staleness = staleness_metrics(outcomes, step=part.step, max_staleness=config.max_staleness)
     return ScoredBatch(
         batch=batch,
-        metrics={**batch.metrics, **allocation, **staleness},
-        histograms=histograms,
-        costs={
-            "cost/generated_samples": ledger.generated_samples,
-            "cost/generated_tokens": ledger.generated_tokens,
-        },
-        cursor=system.prompts.state_dict(),
-        allocator=await system.allocator.state_dict() if checkpoint_due(config, step + 1) else None,
+        metrics={**batch.metrics, **report.metrics, **staleness},
+        histograms=report.histograms,
+        costs=ledger.take_costs(),
+        cursor=part.cursor,
+        allocator=await system.allocator.state_dict() if checkpoint_due(config, part.step + 1) else None,
     )
 
 
@@ -127,28 +151,43 @@ async def update_loop(
     system: System, config: RunConfig, batches: asyncio.Queue[ScoredBatch], start: CheckpointState
 ) -> None:
     """Consumes batches; produces policy versions, metrics and checkpoints; waits for a batch; unblocked by
-    rollout_loop.
+    rollout_loop. New weights go out while the learners go on.
     """
-    num_updates = start.costs.get("cost/optimizer_updates", 0.0)
-    for step in range(start.step, config.num_steps):
-        scored = await batches.get()
-        result = await system.learners.update(scored.batch)
-        await system.pools.publish(result.weights)
-        num_updates += result.metrics["num_updates"]
-        costs = {**scored.costs, "cost/optimizer_updates": num_updates}
-        evaluation = await system.evaluator.evaluate() if evaluation_due(config, step + 1) else {}
-        system.log.log_step(
-            step, {**scored.metrics, **result.metrics, **costs, **evaluation}, histograms=scored.histograms
-        )
-        if scored.allocator is not None:
-            state = CheckpointState(
-                step=step + 1,
-                policy_version=step + 1,
-                cursor=scored.cursor,
-                allocator=scored.allocator,
-                costs=costs,
-            )
-            await system.checkpoints.save(state, system.learners)
+    costs = Counter(start.costs)
+    publishing: asyncio.Task[None] | None = None
+    async with asyncio.TaskGroup() as tasks:
+        for step in range(start.step, config.num_steps):
+            scored = await batches.get()
+            result = await system.learners.update(scored.batch)
+            if publishing is not None:
+                await publishing
+            publishing = tasks.create_task(system.pools.publish(result.weights))
+            costs.update({**scored.costs, "cost/optimizer_updates": result.metrics["num_updates"]})
+            metrics = {
+                **scored.metrics,
+                **result.metrics,
+                **costs,
+                **await evaluation(system, config, publishing, step),
+            }
+            system.log.log_step(step, metrics, histograms=scored.histograms)
+            if scored.allocator is not None:
+                await system.checkpoints.save(checkpoint_state(scored, step=step, costs=costs), system.learners)
+
+
+async def evaluation(system: System, config: RunConfig, publishing: asyncio.Task[None], step: int) -> Metrics:
+    """Metrics of the policy that comes of this step, where they are due."""
+    if not evaluation_due(config, step + 1):
+        return {}
+    await publishing
+    return await system.evaluator.evaluate()
+
+
+def checkpoint_state(scored: ScoredBatch, *, step: int, costs: Mapping[str, float]) -> CheckpointState:
+    """The driver's part of the checkpoint after a step."""
+    assert scored.allocator is not None
+    return CheckpointState(
+        step=step + 1, policy_version=step + 1, cursor=scored.cursor, allocator=scored.allocator, costs=dict(costs)
+    )
 
 
 def evaluation_due(config: RunConfig, completed_steps: int) -> bool:

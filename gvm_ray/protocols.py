@@ -81,19 +81,41 @@ class RewardFunction(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Samples responses. Lives in one generator actor."""
+    """Samples responses by continuous batching: requests may come, and weights change, between any two steps.
+
+    Lives in one generator actor, whose one thread makes every call.
+    """
 
     @property
     def policy_version(self) -> int:
         """Version of the loaded weights; -1 before the first load_weights."""
         ...
 
-    def generate(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> list[tuple[Completion, ...]]:
-        """One tuple for each request, as many completions as it has sample indices, in order."""
+    @property
+    def num_unfinished(self) -> int:
+        """Requests added and not answered yet."""
+        ...
+
+    def add(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> None:
+        """Queue requests; after an error none of them is."""
+        ...
+
+    def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
+        """Sample for a moment, such as a token of every running sample.
+
+        Returns the requests that are finished with it, each with as many completions as it has seeds, in their order.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Drop every unfinished request."""
         ...
 
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, Any]]) -> None:
-        """Replace every weight by the named CPU torch tensors (Hugging Face names)."""
+        """Replace every weight by the named CPU torch tensors (Hugging Face names).
+
+        Samples under way go on with the new weights and the attention keys and values that they have.
+        """
         ...
 
     def close(self) -> None: ...

@@ -1,5 +1,6 @@
 """Book-keeping of a step's rollouts: which samples to ask for next, what came back, what it cost."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,15 +13,14 @@ from gvm_ray.types import Allocation, GroupOutcome, Prompt, SampleRequest
 
 @dataclass(kw_only=True)
 class RolloutLedger:
-    """Outcomes by prompt until their step trains on them, and the cumulative cost, pilots included.
+    """Outcomes of a block of steps by prompt until their step trains on them, and what they cost, pilots included.
 
     A block's pilot round samples prompts of later steps too; their outcomes wait here.
     """
 
     run_seed: int
     max_unscored_fraction: float
-    generated_samples: int = 0
-    generated_tokens: int = 0
+    costs: Counter[str] = field(default_factory=Counter)  # since the last take_costs
     num_samples: dict[str, int] = field(default_factory=dict)  # prompt_id -> samples so far, for seeds
     kept: dict[str, list[GroupOutcome]] = field(default_factory=dict)  # prompt_id -> outcomes to train on
 
@@ -31,24 +31,31 @@ class RolloutLedger:
         for prompt_id, count in allocation.counts.items():
             if count == 0:
                 continue
-            first = self.num_samples.get(prompt_id, 0)
-            indices = tuple(range(first, first + count))
-            seeds = tuple(
-                sample_seed(self.run_seed, step=step, prompt_id=prompt_id, sample_index=index) for index in indices
-            )
-            requests.append(SampleRequest(prompt=by_id[prompt_id], sample_indices=indices, seeds=seeds))
-            self.num_samples[prompt_id] = first + count
+            requests.append(self._request(by_id[prompt_id], count=count, step=step))
         return requests
 
-    def record(self, outcomes: Sequence[GroupOutcome], *, trained_on: bool) -> None:
-        """Charge a round and keep what will be trained on.
+    def refill(
+        self, outcomes: Sequence[GroupOutcome], requests: Sequence[SampleRequest], *, step: int
+    ) -> list[SampleRequest]:
+        """Requests for as many new samples as have no reward: those are charged and dropped, once for each round.
 
         Raises:
             SystemFailure: more of the round than `max_unscored_fraction` has no reward.
         """
-        self.generated_samples += sum(len(outcome.rewards) for outcome in outcomes)
-        self.generated_tokens += sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
         self._check_scored(outcomes)
+        prompts = {request.prompt.prompt_id: request.prompt for request in requests}
+        dropped: Counter[str] = Counter()
+        for outcome in outcomes:
+            dropped[outcome.prompt_id] += int((~outcome.scored).sum())
+        self.costs["cost/refilled_samples"] += dropped.total()
+        return [
+            self._request(prompts[prompt_id], count=count, step=step) for prompt_id, count in dropped.items() if count
+        ]
+
+    def record(self, outcomes: Sequence[GroupOutcome], *, trained_on: bool) -> None:
+        """Charge a round and keep what will be trained on."""
+        self.costs["cost/generated_samples"] += sum(len(outcome.rewards) for outcome in outcomes)
+        self.costs["cost/generated_tokens"] += sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
         if trained_on:
             for outcome in outcomes:
                 self.kept.setdefault(outcome.prompt_id, []).append(outcome)
@@ -58,6 +65,21 @@ class RolloutLedger:
         for prompt in prompts:
             self.num_samples.pop(prompt.prompt_id, None)
         return [outcome for prompt in prompts for outcome in self.kept.pop(prompt.prompt_id, [])]
+
+    def take_costs(self) -> dict[str, float]:
+        """What was spent since this was asked last: `cost/generated_samples|generated_tokens|refilled_samples`."""
+        costs, self.costs = self.costs, Counter()
+        return {name: float(value) for name, value in costs.items()}
+
+    def _request(self, prompt: Prompt, *, count: int, step: int) -> SampleRequest:
+        """`count` samples more of a prompt."""
+        first = self.num_samples.get(prompt.prompt_id, 0)
+        self.num_samples[prompt.prompt_id] = first + count
+        indices = tuple(range(first, first + count))
+        seeds = tuple(
+            sample_seed(self.run_seed, step=step, prompt_id=prompt.prompt_id, sample_index=index) for index in indices
+        )
+        return SampleRequest(prompt=prompt, sample_indices=indices, seeds=seeds)
 
     def _check_scored(self, outcomes: Sequence[GroupOutcome]) -> None:
         total = sum(len(outcome.rewards) for outcome in outcomes)
@@ -72,17 +94,17 @@ class RolloutLedger:
 
 
 def staleness_metrics(outcomes: Sequence[GroupOutcome], *, step: int, max_staleness: int) -> dict[str, float]:
-    """`staleness/mean|max`: updates between sampling and training, over all samples of a step.
+    """`staleness/mean|max`: updates between sampling and training, over the samples of a step by their oldest token.
 
     Raises:
-        SystemFailure: a sample is older than the bound.
+        SystemFailure: a token is older than the bound.
     """
     if not outcomes:
         return {"staleness/mean": 0.0, "staleness/max": 0.0}
     staleness = step - np.concatenate([outcome.policy_versions for outcome in outcomes])
     if staleness.max() > max_staleness or staleness.min() < 0:
         raise SystemFailure(
-            f"step {step} holds samples of policy versions {step - staleness.max()} to {step - staleness.min()}, "
+            f"step {step} holds tokens of policy versions {step - staleness.max()} to {step - staleness.min()}, "
             f"outside max_staleness={max_staleness}"
         )
     return {"staleness/mean": float(staleness.mean()), "staleness/max": float(staleness.max())}

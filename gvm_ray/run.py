@@ -3,7 +3,7 @@
 import asyncio
 import json
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from gvm_ray.evaluation import EvaluationResult
 from gvm_ray.exceptions import DataError
 from gvm_ray.launch import Launched, launched, make_evaluator, start_pools
 from gvm_ray.loop import train as run_loop
+from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared, prepare, report_lines
 from gvm_ray.reporting import MetricsSink, Reporter, RunFolder, read_rows, summary_lines, write_plots, write_summary
 
@@ -101,14 +102,17 @@ async def _train(
 ) -> dict[str, Any]:
     sinks: Sequence[MetricsSink] = [RayGaugeSink(run=config.name)] if config.reporting.ray_metrics else []
     start_step = restored.state.step if restored is not None else 0
-    with Reporter(config, folder.path, start_step=start_step, sinks=sinks) as reporter:
+    clock = PhaseClock()
+    with Reporter(config, folder.path, start_step=start_step, sinks=sinks, phases=clock) as reporter:
         async with launched(
-            config, prepared, checkpoints=checkpoints, restored=restored, run_dir=folder.path, log=reporter
+            config, prepared, checkpoints=checkpoints, restored=restored, run_dir=folder.path, log=reporter, clock=clock
         ) as run:
             base_accuracy = await _base_accuracy(run, folder)
+            clock.restart()
             await run_loop(run.system, config, start=run.start)
+            steps_s, phases = clock.elapsed, clock.seconds()
             await run.learners.export(str(folder.model))
-    return _close(config, folder, base_accuracy)
+    return _close(config, folder, base_accuracy, steps_s=steps_s, phases=phases)
 
 
 async def _base_accuracy(run: Launched, folder: RunFolder) -> float | None:
@@ -122,7 +126,14 @@ async def _base_accuracy(run: Launched, folder: RunFolder) -> float | None:
     return metrics.get("eval/accuracy")
 
 
-def _close(config: RunConfig, folder: RunFolder, base_accuracy: float | None) -> dict[str, Any]:
+def _close(
+    config: RunConfig,
+    folder: RunFolder,
+    base_accuracy: float | None,
+    *,
+    steps_s: float,
+    phases: Mapping[str, float],
+) -> dict[str, Any]:
     """Plots and summary of a finished run."""
     rows = read_rows(folder.metrics)
     last = rows[-1]
@@ -133,6 +144,8 @@ def _close(config: RunConfig, folder: RunFolder, base_accuracy: float | None) ->
         final_accuracy=last.get("eval/accuracy"),
         num_steps=config.num_steps,
         time_s=last["time_s"],
+        steps_s=steps_s,
+        phases=phases,
         costs={name: value for name, value in last.items() if name.startswith("cost/")},
     )
     print("\n".join(summary_lines(summary, run_dir=folder.path, plots=plots)), flush=True)

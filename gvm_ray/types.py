@@ -5,7 +5,7 @@ Token-sized fields are numpy arrays (never Python lists) and travel by object re
 Ragged axes: P prompts, n samples of one prompt (0, 1, 37 ...), T tokens of one completion.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -81,24 +81,76 @@ class Completion:
 
     token_ids: IntArray  # [T], end-of-sequence included when finish_reason == "stop"
     logprobs: FloatArray  # [T] nats, under the sampling distribution (after temperature)
-    policy_version: int  # version of the weights that sampled it
+    policy_versions: IntArray  # [T] version of the weights that sampled each token; never falls
     finish_reason: FinishReason  # "stop" = the model ended it; "length" = cut at max_tokens
     text: str  # decoded without special tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RolloutGroup:
-    """The samples of one prompt of one round. Rewards are absent until a reward actor scored it."""
+    """The samples of one prompt of one round, token arrays end to end. Rewards are absent until it is scored."""
 
     prompt: Prompt
-    completions: tuple[Completion, ...]
+    sample_indices: tuple[int, ...]  # [n], as they were requested
+    token_ids: IntArray  # [sum of T]; sample i is at offsets[i] : offsets[i + 1]
+    logprobs: FloatArray  # [sum of T] nats
+    policy_versions: IntArray  # [sum of T]
+    offsets: IntArray  # [n + 1], from 0
+    truncated: BoolArray  # [n] cut at max_tokens
+    texts: tuple[str, ...]  # [n]
     rewards: Float64Array | None = None  # [n]; NaN = unscored, such samples are never trained on
     reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
+
+    @classmethod
+    def of(
+        cls,
+        prompt: Prompt,
+        completions: Sequence[Completion],
+        *,
+        sample_indices: tuple[int, ...] | None = None,
+        rewards: Float64Array | None = None,
+    ) -> "RolloutGroup":
+        """The group of some completions; indices count from 0 where none are given."""
+        return cls(
+            prompt=prompt,
+            sample_indices=tuple(range(len(completions))) if sample_indices is None else sample_indices,
+            token_ids=_end_to_end([c.token_ids for c in completions], dtype=np.int32),
+            logprobs=_end_to_end([c.logprobs for c in completions], dtype=np.float32),
+            policy_versions=_end_to_end([c.policy_versions for c in completions], dtype=np.int32),
+            offsets=np.cumsum([0, *(len(c.token_ids) for c in completions)], dtype=np.int32),
+            truncated=np.array([c.finish_reason == "length" for c in completions], dtype=np.bool_),
+            texts=tuple(c.text for c in completions),
+            rewards=rewards,
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
     @property
     def num_tokens(self) -> IntArray:
         """[n] response lengths."""
-        return np.array([len(c.token_ids) for c in self.completions], dtype=np.int32)
+        return np.diff(self.offsets)
+
+    @property
+    def oldest_versions(self) -> IntArray:
+        """[n] version of each sample's first token, than which none of its tokens is older."""
+        return self.policy_versions[self.offsets[:-1]]
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """The samples one by one; their arrays are views."""
+        return tuple(self.completion(index) for index in range(len(self)))
+
+    def completion(self, index: int) -> Completion:
+        """One sample; its arrays are views."""
+        part = slice(self.offsets[index], self.offsets[index + 1])
+        return Completion(
+            token_ids=self.token_ids[part],
+            logprobs=self.logprobs[part],
+            policy_versions=self.policy_versions[part],
+            finish_reason="length" if self.truncated[index] else "stop",
+            text=self.texts[index],
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,9 +166,10 @@ class GroupOutcome:
     """The small numbers of one scored group: all that the driver, the allocator and the algorithm see of it."""
 
     prompt_id: str
+    sample_indices: tuple[int, ...]  # [n], as they were requested
     rewards: Float64Array  # [n], NaN = unscored
     num_tokens: IntArray  # [n] response tokens
-    policy_versions: IntArray  # [n]
+    policy_versions: IntArray  # [n] of each sample's oldest token
     truncated: BoolArray  # [n] cut at max_tokens
     ref: GroupRef
     gradient_norms: Float64Array | None = None  # [n]; NaN where not computed
@@ -190,3 +243,7 @@ class CheckpointState:
     cursor: Mapping[str, Any]
     allocator: Mapping[str, Any]
     costs: Mapping[str, float]
+
+
+def _end_to_end(arrays: Sequence[NDArray[Any]], *, dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)

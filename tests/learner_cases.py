@@ -91,7 +91,7 @@ def ragged_groups(*, seed: int = 0) -> list[RolloutGroup]:
             Completion(
                 token_ids=(ids := rng.integers(3, 12, size=rng.integers(1, 20)).astype(np.int32)),
                 logprobs=np.full(len(ids), -4.0, dtype=np.float32),
-                policy_version=0,
+                policy_versions=np.zeros(len(ids), dtype=np.int32),
                 finish_reason="stop",
                 text="",
             )
@@ -99,7 +99,7 @@ def ragged_groups(*, seed: int = 0) -> list[RolloutGroup]:
         )
         prompt = Prompt(prompt_id=f"p{index}", text="", token_ids=prompt_ids, answer="")
         rewards = np.arange(num_samples, dtype=np.float64) % 2
-        groups.append(RolloutGroup(prompt=prompt, completions=completions, rewards=rewards))
+        groups.append(RolloutGroup.of(prompt, completions, rewards=rewards))
     return groups
 
 

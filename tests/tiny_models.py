@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from gvm_ray.learner.character_tokenizer import build_character_tokenizer
 from gvm_ray.types import Completion, Prompt, SampleRequest
@@ -56,6 +56,32 @@ def reference_logprobs(
     logits = model(token_ids[None]).logits[0, len(prompt.token_ids) - 1 : -1]
     logprobs = torch.log_softmax(logits / temperature, dim=-1)
     return logprobs.gather(-1, token_ids[len(prompt.token_ids) :, None])[:, 0].numpy()
+
+
+@torch.no_grad()
+def reference_logprobs_across(
+    model_path: str,
+    before: dict[str, torch.Tensor],
+    after: dict[str, torch.Tensor],
+    *,
+    prompt: Prompt,
+    completion: Completion,
+    num_before: int,
+) -> np.ndarray:
+    """[T] log-probs where the first `num_before` >= 1 tokens come of one policy and the rest of another.
+
+    The second policy finds the attention keys and values that the first one left.
+    """
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    token_ids = torch.from_numpy(np.concatenate([prompt.token_ids, completion.token_ids]).astype(np.int64))[None]
+    num_read = len(prompt.token_ids) + num_before - 1  # the last token of the first policy is read by the second
+    logits, cache = [], DynamicCache(config=model.config)
+    for weights, part in ((before, token_ids[:, :num_read]), (after, token_ids[:, num_read:-1])):
+        model.load_state_dict(weights, strict=False)
+        model.tie_weights()
+        logits.append(model(part, past_key_values=cache, use_cache=True).logits[0])
+    logprobs = torch.log_softmax(torch.cat(logits)[len(prompt.token_ids) - 1 :], dim=-1)
+    return logprobs.gather(-1, token_ids[0, len(prompt.token_ids) :, None])[:, 0].numpy()
 
 
 def make_prompt(text: str) -> Prompt:

@@ -109,7 +109,10 @@ def tiny_config(runs_dir: Path, **changes: Any) -> RunConfig:
 
 def timeless_rows(folder: RunFolder) -> list[dict[str, Any]]:
     """The run's metrics without what a clock measured."""
-    return [{name: value for name, value in row.items() if name != "time_s"} for row in read_rows(folder.metrics)]
+    return [
+        {name: value for name, value in row.items() if name != "time_s" and not name.startswith("time/")}
+        for row in read_rows(folder.metrics)
+    ]
 
 
 def largest_change(before: Path, after: Path) -> float:

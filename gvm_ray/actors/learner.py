@@ -18,6 +18,7 @@ from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorFailure
 from gvm_ray.learner.token_loss import TokenLoss
+from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import Demonstration, GroupOutcome, Metrics, TrainBatch, UpdateResult, WeightsRef
 
 _STOP_S = 60.0  # for the ranks to end by themselves
@@ -34,12 +35,21 @@ class LearnerGroup:
         token_loss: the algorithm's loss.
         run_dir: the run's folder; Ray Train keeps its own files below it.
         namespace: Ray namespace of the run's actors.
+        clock: counts the time of updates and gradient norms.
     """
 
     def __init__(
-        self, config: RunConfig, *, base_path: str, token_loss: TokenLoss, run_dir: str, namespace: str
+        self,
+        config: RunConfig,
+        *,
+        base_path: str,
+        token_loss: TokenLoss,
+        run_dir: str,
+        namespace: str,
+        clock: PhaseClock | None = None,
     ) -> None:
         self._config = config
+        self._clock = clock or PhaseClock()
         self._base_path = _absolute(base_path) if Path(base_path).is_dir() else base_path  # else a hub id
         self._token_loss = token_loss
         self._run_dir = run_dir
@@ -98,7 +108,8 @@ class LearnerGroup:
     # --- commands -----------------------------------------------------------------------------------------------------
     async def update(self, batch: TrainBatch) -> UpdateResult:
         """Train on the batch and publish the new policy under version batch.step + 1."""
-        weights, metrics = await self._command("update", batch)
+        with self._clock.phase("update"):
+            weights, metrics = await self._command("update", batch)
         # A step without a sample to train on has no log-probs to compare.
         return UpdateResult(weights=weights, metrics={"logprob_difference/mean": math.nan, **metrics})
 
@@ -108,7 +119,8 @@ class LearnerGroup:
         chosen = [i for i, outcome in enumerate(outcomes) if (outcome.rewards >= threshold).any()]
         norms = {i: np.full(len(outcome.rewards), np.nan) for i, outcome in enumerate(outcomes)}
         if chosen:
-            answer = await self._command("gradient_norms", [outcomes[i].ref for i in chosen])
+            with self._clock.phase("gradient_norms"):
+                answer = await self._command("gradient_norms", [outcomes[i].ref for i in chosen])
             norms |= dict(zip(chosen, answer, strict=True))
         return [outcome.with_gradient_norms(norms[i]) for i, outcome in enumerate(outcomes)]
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import ray
 
-from gvm_ray.actors.generator import GeneratorPool
+from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.reward import RewardPool
 from gvm_ray.actors.waiting import wait_for
+from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import GroupOutcome, RolloutGroup, SampleRequest, SamplingParameters, WeightsRef
 
 
@@ -19,28 +20,27 @@ class SamplingPools:
     generators: GeneratorPool
     rewards: RewardPool
     sample_timeout_s: float
+    clock: PhaseClock
 
     async def sample_and_score(
         self, requests: Sequence[SampleRequest], sampling: SamplingParameters
     ) -> list[GroupOutcome]:
-        """Score each generator's groups as soon as it has sampled them; the groups never pass through the driver."""
-        shares = self.generators.sample(requests, sampling)
-        scored = await wait_for(
-            asyncio.gather(*(self.rewards.score(groups, num_groups=len(positions)) for groups, positions in shares)),
+        """Groups go to the reward actors as they are finished; they never pass through the driver."""
+        return await wait_for(
+            self.generators.sample(requests, sampling, score=self._score),
             timeout_s=self.sample_timeout_s,
             what=f"sampling and scoring {sum(len(r.seeds) for r in requests)} samples of {len(requests)} prompts",
             setting="deadlines.sample_s",
         )
-        placed = [
-            (position, outcome)
-            for (_, positions), outcomes in zip(shares, scored, strict=True)
-            for position, outcome in zip(positions, outcomes, strict=True)
-        ]
-        return [outcome for _, outcome in sorted(placed, key=lambda item: item[0])]
+
+    async def _score(self, chunk: ray.ObjectRef) -> list[GroupOutcome]:
+        with self.clock.phase("reward"):
+            return await self.rewards.score(chunk)
 
     async def publish(self, weights: WeightsRef) -> None:
         """New weights in every generator."""
-        await self.generators.publish(weights)
+        with self.clock.phase("sync"):
+            await self.generators.publish(weights)
 
     async def wait_for_version(self, policy_version: int) -> None:
         """Until every generator has this version."""

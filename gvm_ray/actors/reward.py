@@ -42,22 +42,18 @@ class RewardActor:
         self._sandbox.start()
 
     def score(
-        self, groups: tuple[RolloutGroup, ...], start: int, stride: int
+        self, groups: tuple[RolloutGroup, ...]
     ) -> tuple[tuple[RolloutGroup, ...], tuple[list[GroupOutcome], Counter[str]]]:
-        """Score groups[start::stride].
-
-        Returns:
-            The scored groups; and, for the driver, their outcomes (whose ref names no object yet) with the number of
-            unscored samples by reason.
+        """The scored groups; and, for the driver, their outcomes (whose ref names no object yet) with the number of
+        unscored samples by reason.
         """
-        groups = groups[start::stride]
         results = self._sandbox.score([(group.prompt, c) for group in groups for c in group.completions])
         unscored = [result for result in results if isinstance(result, Unscored)]
         for failure in unscored[: max(0, _LOGGED_FAILURES - self._num_failures)]:
             logger.warning("unscored (%s): %s", failure.reason, failure.detail)
         self._num_failures += len(unscored)
         remaining = iter(results)
-        scored = tuple(_with_results(group, [next(remaining) for _ in group.completions]) for group in groups)
+        scored = tuple(_with_results(group, [next(remaining) for _ in range(len(group))]) for group in groups)
         outcomes = [_outcome(group, index) for index, group in enumerate(scored)]
         return scored, (outcomes, Counter(failure.reason for failure in unscored))
 
@@ -90,24 +86,23 @@ class RewardPool:
             setting="deadlines.start_s",
         )
 
-    async def score(self, groups: ray.ObjectRef, *, num_groups: int = 1) -> list[GroupOutcome]:
-        """Score the tuple of groups behind a ref, which the driver never fetches.
+    async def score(self, groups: ray.ObjectRef) -> list[GroupOutcome]:
+        """Score the tuple of groups behind a ref, which the driver never fetches, by the least busy actor.
 
-        `num_groups` is the length of that tuple, as far as the caller knows it: up to so many actors share the work.
         Each response takes at most `rewards.timeout_s`; the deadline for all of them is the caller's (`wait_for`).
 
         Returns:
             One outcome for each group, in order. Its rewards are NaN where a sample couldn't be scored.
         """
-        stride = max(1, min(num_groups, len(self._actors)))
-        chosen = sorted(range(len(self._actors)), key=lambda index: self._num_pending[index])[:stride]
-        shares = await asyncio.gather(
-            *(self._score_share(actor, groups, start, stride) for start, actor in enumerate(chosen))
-        )
-        placed = {
-            start + stride * index: outcome for start, share in enumerate(shares) for index, outcome in enumerate(share)
-        }
-        return [placed[position] for position in sorted(placed)]
+        actor = self._num_pending.index(min(self._num_pending))
+        self._num_pending[actor] += 1
+        try:
+            scored, numbers = self._actors[actor].score.options(num_returns=2).remote(groups)
+            outcomes, unscored = await numbers
+        finally:
+            self._num_pending[actor] -= 1
+        self._unscored.update(unscored)
+        return [replace(outcome, ref=GroupRef(ref=scored, index=outcome.ref.index)) for outcome in outcomes]
 
     @property
     def metrics(self) -> Metrics:
@@ -118,17 +113,6 @@ class RewardPool:
         """Kill the actors; their processes die with them."""
         for actor in self._actors:
             ray.kill(actor)
-
-    async def _score_share(self, actor: int, groups: ray.ObjectRef, start: int, stride: int) -> list[GroupOutcome]:
-        score = self._actors[actor].score.options(num_returns=2)
-        self._num_pending[actor] += 1
-        try:
-            scored, numbers = score.remote(groups, start, stride)
-            outcomes, unscored = await numbers
-        finally:
-            self._num_pending[actor] -= 1
-        self._unscored.update(unscored)
-        return [replace(outcome, ref=GroupRef(ref=scored, index=outcome.ref.index)) for outcome in outcomes]
 
 
 async def _result(ref: ray.ObjectRef) -> None:
@@ -154,10 +138,11 @@ def _outcome(group: RolloutGroup, index: int) -> GroupOutcome:
     assert group.rewards is not None
     return GroupOutcome(
         prompt_id=group.prompt.prompt_id,
+        sample_indices=group.sample_indices,
         rewards=group.rewards,
         num_tokens=group.num_tokens,
-        policy_versions=np.array([c.policy_version for c in group.completions], dtype=np.int32),
-        truncated=np.array([c.finish_reason == "length" for c in group.completions], dtype=np.bool_),
+        policy_versions=group.oldest_versions,
+        truncated=group.truncated,
         ref=GroupRef(ref=None, index=index),
         reward_terms=group.reward_terms,
     )

@@ -16,6 +16,7 @@ from gvm_ray.config.strategy import (
     UniformAllocatorConfig,
 )
 
+InFlightPolicy = Literal["keep", "finish"]
 Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
 
 
@@ -40,6 +41,9 @@ class EngineConfig(Settings):
     kv_cache_gib: Positive = 1.0  # on CPU
     enforce_eager: bool = False  # true turns CUDA graphs off
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # New weights while samples are under way (max_staleness > 0): "keep" goes on with the new weights from the next
+    # token, "finish" ends them first under the weights they began with. Each token knows its version either way.
+    in_flight: InFlightPolicy = "keep"
 
     @model_validator(mode="after")
     def _path_is_for_custom(self) -> "EngineConfig":

@@ -1,6 +1,6 @@
 """Engines sample responses: vLLM, and Hugging Face transformers where vLLM is not installed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -8,10 +8,11 @@ from gvm_ray.config.run import EngineConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.import_path import create_from_path
 from gvm_ray.protocols import Engine
+from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
 EngineKind = Literal["vllm", "transformers", "custom"]
 
-__all__ = ["EngineKind", "create_engine", "resolve_engine"]
+__all__ = ["EngineKind", "create_engine", "generate", "resolve_engine"]
 
 
 def resolve_engine(config: EngineConfig) -> EngineKind:
@@ -82,6 +83,18 @@ def create_engine(
                 "trust_remote_code": trust_remote_code,
             }
             return _custom_engine(config.path, model_path, parameters=parameters)
+
+
+def generate(
+    engine: Engine, requests: Sequence[SampleRequest], sampling: SamplingParameters
+) -> list[tuple[Completion, ...]]:
+    """Sample with an idle engine until everything is answered: one tuple for each request, in order."""
+    assert not engine.num_unfinished, "the engine has other requests under way"
+    engine.add(requests, sampling)
+    answers: dict[int, tuple[Completion, ...]] = {}
+    while engine.num_unfinished:
+        answers |= {id(request): completions for request, completions in engine.step()}
+    return [answers[id(request)] for request in requests]
 
 
 def _custom_engine(path: str | None, model_path: str, *, parameters: Mapping[str, Any]) -> Engine:

@@ -1,5 +1,6 @@
 """Sampling with Hugging Face transformers where vLLM is not installed: the same contract, without its speed."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from gvm_ray.config.run import EngineConfig
-from gvm_ray.engines.samples import RawSample, check_lengths, form_completions
+from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.exceptions import ModelError, SystemFailure
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
@@ -19,14 +20,38 @@ from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 class _Row:
     """One sample in the making."""
 
+    number: int  # of the sample, in OpenRequests
     prompt_token_ids: list[int]
     generator: torch.Generator
+    sampling: SamplingParameters
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    versions: list[tuple[int, int]] = field(default_factory=list)  # (policy version, its first token)
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    """The rows that are decoded together, and what their next forward pass needs."""
+
+    rows: list[_Row]
+    cache: DynamicCache
+    token_ids: torch.Tensor  # [rows, width] prompts at first, then [rows, 1]
+    positions: torch.Tensor  # likewise
+    mask: torch.Tensor  # [rows, tokens so far]
+
+    def keep(self, kept: list[int]) -> None:
+        """Let the other rows go."""
+        index = torch.tensor(kept, dtype=torch.long, device=self.mask.device)
+        self.rows = [self.rows[i] for i in kept]
+        self.cache.batch_select_indices(index)
+        self.token_ids, self.positions, self.mask = self.token_ids[index], self.positions[index], self.mask[index]
 
 
 class TransformersEngine:
-    """Protocol `Engine`: left-padded batches of `max_num_seqs` rows with a KV cache; a finished row leaves."""
+    """Protocol `Engine`: left-padded batches of up to `max_num_seqs` rows with a KV cache.
+
+    A finished row leaves its batch at once; waiting rows start when the whole batch has ended.
+    """
 
     def __init__(
         self,
@@ -39,7 +64,9 @@ class TransformersEngine:
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if config.gpus_per_generator and torch.cuda.is_available() else "cpu")
-        self._max_model_len = max_model_len
+        self._open = OpenRequests(self._tokenizer, max_model_len=max_model_len)
+        self._waiting: deque[_Row] = deque()
+        self._batch: _Batch | None = None
         self._max_num_seqs = config.max_num_seqs
         self._policy_version = -1
         transformers_logging.disable_progress_bar()
@@ -59,29 +86,44 @@ class TransformersEngine:
         """Version of the loaded weights; -1 before the first load_weights."""
         return self._policy_version
 
-    @torch.inference_mode()
-    def generate(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> list[tuple[Completion, ...]]:
-        """One tuple for each request, in order. What a sample is depends on its prompt and seed, not on its company.
+    @property
+    def num_unfinished(self) -> int:
+        """Requests added and not answered yet."""
+        return len(self._open)
+
+    def add(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> None:
+        """Queue requests. What a sample is depends on its prompt, its seed and the weights, not on its company.
 
         Raises:
             DataError: a prompt is too long for the engine.
         """
-        check_lengths(requests, sampling=sampling, max_model_len=self._max_model_len)
         rows = [
             _Row(
+                number=number,
                 prompt_token_ids=request.prompt.token_ids.tolist(),
                 generator=torch.Generator(self._device).manual_seed(seed),
+                sampling=sampling,
             )
-            for request in requests
-            for seed in request.seeds
+            for number, request, seed in self._open.add(requests, sampling)
         ]
-        by_length = sorted(rows, key=lambda row: len(row.prompt_token_ids))  # little padding
-        for start in range(0, len(rows), self._max_num_seqs):
-            self._sample(by_length[start : start + self._max_num_seqs], sampling)
-        samples = [RawSample(token_ids=row.token_ids, logprobs=row.logprobs) for row in rows]
-        return form_completions(
-            requests, samples=samples, tokenizer=self._tokenizer, policy_version=self._policy_version
-        )
+        self._waiting.extend(sorted(rows, key=lambda row: len(row.prompt_token_ids)))  # little padding
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
+        """A token of every running row; the requests that are finished with it."""
+        if self._batch is None and self._waiting:
+            self._batch = self._start_batch()
+        if self._batch is not None:
+            self._decode(self._batch)
+            if not self._batch.rows:
+                self._batch = None
+        return self._open.take_complete()
+
+    def abort(self) -> None:
+        """Drop every unfinished request."""
+        self._open.clear()
+        self._waiting.clear()
+        self._batch = None
 
     @torch.no_grad()
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -110,42 +152,53 @@ class TransformersEngine:
         """Free the model; the engine can't be used afterwards."""
         del self._model
 
-    def _sample(self, rows: list[_Row], sampling: SamplingParameters) -> None:
-        """Fill in the rows' tokens and log-probs."""
+    def _start_batch(self) -> _Batch:
+        """The next waiting rows, as many as there is room for, padded on the left."""
+        rows = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_num_seqs))]
         width = max(len(row.prompt_token_ids) for row in rows)
         padded = [[0] * (width - len(row.prompt_token_ids)) + row.prompt_token_ids for row in rows]
-        mask = torch.tensor(
-            [[0] * (width - len(row.prompt_token_ids)) + [1] * len(row.prompt_token_ids) for row in rows],
-            device=self._device,
+        present = [[0] * (width - len(row.prompt_token_ids)) + [1] * len(row.prompt_token_ids) for row in rows]
+        mask = torch.tensor(present, device=self._device)
+        return _Batch(
+            rows=rows,
+            cache=DynamicCache(config=self._model.config),
+            token_ids=torch.tensor(padded, device=self._device),
+            positions=(mask.cumsum(-1) - 1).clamp_min(0),
+            mask=mask,
         )
-        token_ids = torch.tensor(padded, device=self._device)  # [rows, width] at first, then [rows, 1]
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        cache = DynamicCache(config=self._model.config)
-        for _ in range(sampling.max_tokens):
-            logits = self._model(
-                input_ids=token_ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            logprobs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
-            sampled = _sample_tokens(logprobs, [row.generator for row in rows])
-            chosen = logprobs.gather(-1, sampled[:, None])[:, 0].tolist()
-            for row, token_id, logprob in zip(rows, sampled.tolist(), chosen, strict=True):
-                row.token_ids.append(token_id)
-                row.logprobs.append(logprob)
-            keep = [i for i, row in enumerate(rows) if row.token_ids[-1] != self._tokenizer.eos_token_id]
-            if not keep:
-                return
-            if len(keep) < len(rows):
-                rows = [rows[i] for i in keep]
-                kept = torch.tensor(keep, device=self._device)
-                cache.batch_select_indices(kept)
-                sampled, mask, positions = sampled[kept], mask[kept], positions[kept]
-            token_ids, positions = sampled[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
+
+    def _decode(self, batch: _Batch) -> None:
+        """One forward pass and one token for every row; rows that end with it leave the batch."""
+        logits = self._model(
+            input_ids=batch.token_ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            past_key_values=batch.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        temperatures = torch.tensor([[row.sampling.temperature] for row in batch.rows], device=self._device)
+        logprobs = torch.log_softmax(logits.float() / temperatures, dim=-1)
+        sampled = _sample_tokens(logprobs, [row.generator for row in batch.rows])
+        chosen = logprobs.gather(-1, sampled[:, None])[:, 0].tolist()
+        for row, token_id, logprob in zip(batch.rows, sampled.tolist(), chosen, strict=True):
+            if not row.versions or row.versions[-1][0] != self._policy_version:
+                row.versions.append((self._policy_version, len(row.token_ids)))
+            row.token_ids.append(token_id)
+            row.logprobs.append(logprob)
+        batch.token_ids, batch.positions = sampled[:, None], batch.positions[:, -1:] + 1
+        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), 1)], dim=-1)
+        kept = [index for index, row in enumerate(batch.rows) if not self._has_ended(row)]
+        if len(kept) == len(batch.rows):
+            return
+        for row in batch.rows:
+            if self._has_ended(row):
+                sample = RawSample(token_ids=row.token_ids, logprobs=row.logprobs, versions=row.versions)
+                self._open.finish(row.number, sample)
+        batch.keep(kept)
+
+    def _has_ended(self, row: _Row) -> bool:
+        return row.token_ids[-1] == self._tokenizer.eos_token_id or len(row.token_ids) == row.sampling.max_tokens
 
 
 def _sample_tokens(logprobs: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import PretrainedConfig
 
 from gvm_ray.config.run import EngineConfig
-from gvm_ray.engines.samples import RawSample, check_lengths, form_completions
+from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
 from gvm_ray.pretrained import load_model_config, load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
@@ -51,7 +51,7 @@ class VLLMEngine:
         trust_remote_code: bool = False,
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
-        self._max_model_len = max_model_len
+        self._open = OpenRequests(self._tokenizer, max_model_len=max_model_len)
         self._in_process = config.tensor_parallel_size == 1
         self._policy_version = -1
         model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
@@ -81,55 +81,55 @@ class VLLMEngine:
             self._engine = LLMEngine.from_engine_args(arguments)
         except ValueError as error:
             raise ModelError(f"vLLM can't run {model_path!r}: {error}") from error
+        self._engine.set_weight_version(str(self._policy_version))
 
     @property
     def policy_version(self) -> int:
         """Version of the loaded weights; -1 before the first load_weights."""
         return self._policy_version
 
-    def generate(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> list[tuple[Completion, ...]]:
-        """One tuple for each request, in order. What a sample is depends on its prompt and seed, not on its company.
+    @property
+    def num_unfinished(self) -> int:
+        """Requests added and not answered yet."""
+        return len(self._open)
+
+    def add(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> None:
+        """Queue requests. What a sample is depends on its prompt, its seed and the weights, not on its company.
 
         Raises:
             DataError: a prompt is too long for the engine.
             ConfigError: vLLM does not take these sampling settings (a temperature above 2).
         """
-        check_lengths(requests, sampling=sampling, max_model_len=self._max_model_len)
-        waiting: set[str] = set()
-        try:
-            for request in requests:
-                token_ids: list[int] = request.prompt.token_ids.tolist()
-                for seed in request.seeds:
-                    request_id = str(len(waiting))
-                    waiting.add(request_id)
-                    self._engine.add_request(request_id, tokens_input(token_ids), self._parameters(sampling, seed=seed))
-            finished: dict[str, RawSample] = {}
-            while self._engine.has_unfinished_requests():
-                for output in self._engine.step():
-                    assert isinstance(output, RequestOutput)
-                    waiting.discard(output.request_id)
-                    finished[output.request_id] = _raw_sample(output)
-        finally:
-            if waiting:  # something was raised: the next call must not meet these requests
-                self._engine.abort_request(list(waiting))
-        samples = [finished[str(index)] for index in range(len(finished))]
-        return form_completions(
-            requests, samples=samples, tokenizer=self._tokenizer, policy_version=self._policy_version
-        )
+        self._parameters(sampling, seed=0)  # refused settings are refused before anything is queued
+        for number, request, seed in self._open.add(requests, sampling):
+            # Blocks of the prefix cache are shared under one policy version only: keys and values go with the weights.
+            prompt = tokens_input(request.prompt.token_ids.tolist(), cache_salt=str(self._policy_version))
+            self._engine.add_request(str(number), prompt, self._parameters(sampling, seed=seed))
+
+    def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
+        """A forward pass for every running sample; the requests that are finished with it."""
+        if self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                assert isinstance(output, RequestOutput)
+                self._open.finish(int(output.request_id), _raw_sample(output))
+        return self._open.take_complete()
+
+    def abort(self) -> None:
+        """Drop every unfinished request."""
+        self._engine.abort_request([str(number) for number in self._open.clear()])
 
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight by the named CPU tensors (Hugging Face names).
 
         Raises:
-            SystemFailure: a weight was left out, or the prefix cache of the old weights could not be dropped.
+            SystemFailure: a weight was left out.
         """
         weights = _complete(tensors, names=self._names, tied=self._tied, policy_version=policy_version)
         # Workers in processes of their own are sent the tensors, and an iterator can't be sent.
         self._engine.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": weights if self._in_process else list(weights)}
         )
-        if not self._engine.reset_prefix_cache():
-            raise SystemFailure(f"weights version {policy_version} were loaded while requests were under way")
+        self._engine.set_weight_version(str(policy_version))
         self._policy_version = policy_version
 
     def close(self) -> None:
@@ -184,7 +184,12 @@ def _cpu_head_dims() -> list[int]:
 def _raw_sample(output: RequestOutput) -> RawSample:
     (sample,) = output.outputs
     assert isinstance(sample.logprobs, FlatLogprobs)
-    return RawSample(token_ids=sample.token_ids, logprobs=sample.logprobs.logprobs)
+    assert sample.weight_versions is not None
+    return RawSample(
+        token_ids=sample.token_ids,
+        logprobs=sample.logprobs.logprobs,
+        versions=[(int(span.version), span.start) for span in sample.weight_versions],
+    )
 
 
 def _checkpoint_names(model_path: str) -> frozenset[str]:

@@ -119,7 +119,7 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
         return Completion(
             token_ids=np.array(ids, dtype=np.int32),
             logprobs=np.full(len(ids), np.nan, dtype=np.float32),
-            policy_version=-1,
+            policy_versions=np.full(len(ids), -1, dtype=np.int32),
             finish_reason=finish_reason,
             text=text,
         )

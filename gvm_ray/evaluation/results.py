@@ -51,7 +51,7 @@ class EvaluationResult:
         assert all(group.rewards is not None for group in groups), "groups are scored before they are evaluated"
         return cls.of_rewards(
             [group.rewards for group in groups if group.rewards is not None],
-            answers=[[final_answer(completion.text) for completion in group.completions] for group in groups],
+            answers=[[final_answer(text) for text in group.texts] for group in groups],
             accept_threshold=accept_threshold,
             confidence=confidence,
             seed=seed,

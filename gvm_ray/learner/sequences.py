@@ -65,7 +65,7 @@ def pad_values(values: Sequence[NDArray[np.floating]], like: Tensor) -> Tensor:
 
 def train_sample(group: RolloutGroup, index: int, *, advantage: float = 0.0, weight: float = 0.0) -> TrainSample:
     """Completion `index` of a group as a sample."""
-    completion = group.completions[index]
+    completion = group.completion(index)
     return TrainSample(
         prompt_ids=group.prompt.token_ids,
         response_ids=completion.token_ids,

@@ -203,12 +203,12 @@ class Learner:
         allocator = self._config.allocator
         parameters = allocator.gradient_parameters if isinstance(allocator, GVMAllocatorConfig) else "embed_tokens"
         threshold = self._config.rewards.accept_threshold
-        norms = [np.full(len(group.completions), np.nan) for group in groups]
+        norms = [np.full(len(group), np.nan) for group in groups]
         accepted = [
             (g, i)
             for g, group in enumerate(groups)
-            for i in range(len(group.completions))
-            if group.rewards is not None and group.rewards[i] >= threshold and len(group.completions[i].token_ids)
+            for i in range(len(group))
+            if group.rewards is not None and group.rewards[i] >= threshold and group.num_tokens[i]
         ]
         samples = [train_sample(groups[g], i) for g, i in accepted]
         values = torch.zeros(len(samples), dtype=torch.float64, device=self._device)

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gvm_ray.config import RunConfig
+from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.reporting.console import step_line
 from gvm_ray.reporting.run_folder import RunFolder
 from gvm_ray.reporting.step_rows import append_row, cut_rows
@@ -71,13 +72,24 @@ class Reporter:
     """Writes every step of a run to all its sinks. A context manager; `close` ends the files."""
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, *, start_step: int = 0, sinks: Sequence[MetricsSink] = ()
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        *,
+        start_step: int = 0,
+        sinks: Sequence[MetricsSink] = (),
+        phases: PhaseClock | None = None,
     ) -> None:
-        """Open the files; rows of `start_step` and later, left by a run that is resumed, are removed."""
+        """Open the files; rows of `start_step` and later, left by a run that is resumed, are removed.
+
+        With `phases` every step's row also says how long each phase was under way since the step before.
+        """
         self._folder = RunFolder(run_dir)
         self._folder.path.mkdir(parents=True, exist_ok=True)
         self._num_steps = config.num_steps
         self._sinks = tuple(sinks)
+        self._phases = phases
+        self._phase_seconds: dict[str, float] = {}
         kept = cut_rows(self._folder.metrics, start_step=start_step)
         cut_rows(self._folder.histograms, start_step=start_step)
         self._time_s = float(kept[-1]["time_s"]) if kept else 0.0
@@ -114,7 +126,7 @@ class Reporter:
         step_s = now - self._clock
         self._clock = now
         self._time_s += step_s  # counts the time of the run before a resume, but not the time between
-        numbers = {name: float(value) for name, value in metrics.items()}
+        numbers = {name: float(value) for name, value in metrics.items()} | self._phase_times()
         arrays = {name: np.asarray(values, dtype=np.float64) for name, values in (histograms or {}).items()}
         append_row(self._folder.metrics, {"step": step, "time_s": round(self._time_s, 3), **numbers})
         if arrays:
@@ -139,6 +151,13 @@ class Reporter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _phase_times(self) -> dict[str, float]:
+        """`time/<phase>_s` since the step before."""
+        if self._phases is None:
+            return {}
+        before, self._phase_seconds = self._phase_seconds, self._phases.seconds()
+        return {f"time/{name}_s": s - before.get(name, 0.0) for name, s in self._phase_seconds.items()}
 
     def _print(self, line: str) -> None:
         if self._bar is None:

@@ -29,6 +29,8 @@ def write_summary(
     final_accuracy: float | None,
     num_steps: int,
     time_s: float,
+    steps_s: float,
+    phases: Mapping[str, float],
     costs: Mapping[str, float],
 ) -> dict[str, Any]:
     """Write summary.json into the run's folder, and return what was written.
@@ -39,6 +41,8 @@ def write_summary(
         final_accuracy: held-out accuracy after the last step; none if the run has no evaluation.
         num_steps: steps completed, those before a resume included.
         time_s: seconds of the whole run.
+        steps_s: seconds of this process's steps, from the first one's beginning.
+        phases: seconds of them in which each phase was under way, and `idle` ones (`PhaseClock.seconds`).
         costs: cumulative costs, under their metric names (`cost/generated_tokens` ...).
     """
     summary: dict[str, Any] = {
@@ -47,6 +51,8 @@ def write_summary(
         "final_accuracy": final_accuracy,
         "num_steps": num_steps,
         "time_s": round(time_s, 3),
+        "steps_s": round(steps_s, 3),
+        "phases_s": {name: round(seconds, 3) for name, seconds in phases.items()},
         **costs,
         "versions": package_versions(),
     }
@@ -76,6 +82,8 @@ def summary_lines(summary: Mapping[str, Any], *, run_dir: Path, plots: Sequence[
         f"generated {summary['cost/generated_samples']:,.0f} samples, {summary['cost/generated_tokens']:,.0f} tokens "
         f"(pilots included); {summary['cost/optimizer_updates']:,.0f} optimizer updates"
     )
+    shares = {name: s / summary["steps_s"] for name, s in summary["phases_s"].items()}
+    lines.append("share of the steps' time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     folder = RunFolder(run_dir)
     written = [folder.metrics, folder.summary, *plots]
     lines += [f"  {path}" for path in written]

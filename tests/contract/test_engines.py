@@ -6,10 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request, reference_logprobs
+from tiny_models import (
+    build_tiny_model,
+    changed_weights,
+    make_prompt,
+    make_request,
+    reference_logprobs,
+    reference_logprobs_across,
+)
 
 from gvm_ray.config.run import EngineConfig
-from gvm_ray.engines import create_engine, resolve_engine
+from gvm_ray.engines import create_engine, generate, resolve_engine
 from gvm_ray.exceptions import DataError, SystemFailure
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
@@ -46,7 +53,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     engine = create_engine(kind, model_path, config=config, max_model_len=MAX_MODEL_LEN)
     assert isinstance(engine, Engine)
     assert engine.policy_version == -1
-    engine.generate([make_request(PROMPTS[0], num_samples=2)], sampling())  # fills the prefix cache with old weights
+    generate(engine, [make_request(PROMPTS[0], num_samples=2)], sampling())  # fills the prefix cache with old weights
     weights = changed_weights(model_path, seed=1)
     engine.load_weights(5, weights.items())
     yield Loaded(engine=engine, model_path=model_path, weights=weights)
@@ -63,20 +70,20 @@ def tokens(completion: Completion) -> list[int]:
 
 def test_as_many_samples_as_asked_in_order(loaded: Loaded) -> None:
     requests = [make_request(prompt, num_samples=n) for prompt, n in zip(PROMPTS, (3, 0, 7), strict=True)]
-    result = loaded.engine.generate(requests, sampling())
+    result = generate(loaded.engine, requests, sampling())
     assert [len(completions) for completions in result] == [3, 0, 7]
     for completion in result[0] + result[2]:
         assert completion.token_ids.dtype == np.int32
         assert completion.logprobs.dtype == np.float32
         assert completion.token_ids.shape == completion.logprobs.shape
-        assert completion.policy_version == 5
-    assert loaded.engine.generate([], sampling()) == []
+        assert completion.policy_versions.tolist() == [5] * len(completion.token_ids)
+    assert generate(loaded.engine, [], sampling()) == []
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_a_forward_pass_under_the_new_weights(loaded: Loaded, temperature: float) -> None:
     requests = [make_request(prompt, num_samples=3) for prompt in PROMPTS]
-    result = loaded.engine.generate(requests, sampling(temperature=temperature))
+    result = generate(loaded.engine, requests, sampling(temperature=temperature))
     differences = [
         np.abs(
             completion.logprobs
@@ -94,21 +101,29 @@ def test_logprobs_are_those_of_a_forward_pass_under_the_new_weights(loaded: Load
     assert np.concatenate(differences).mean() < 1e-4
 
 
+def assert_logprobs_match(loaded: Loaded, request: SampleRequest, completions: tuple[Completion, ...]) -> None:
+    for completion in completions:
+        expected = reference_logprobs(
+            loaded.model_path, loaded.weights, prompt=request.prompt, completion=completion, temperature=1.0
+        )
+        assert np.abs(completion.logprobs - expected).max() < 1e-4
+
+
 def test_samples_depend_on_seeds_and_not_on_company_or_order(loaded: Loaded) -> None:
     first, second, third = (make_request(prompt, num_samples=4, first_seed=2**62) for prompt in PROMPTS)
-    together = loaded.engine.generate([first, second, third], sampling())
-    (alone,) = loaded.engine.generate([second], sampling())
-    reordered = loaded.engine.generate([third, second], sampling())
+    together = generate(loaded.engine, [first, second, third], sampling())
+    (alone,) = generate(loaded.engine, [second], sampling())
+    reordered = generate(loaded.engine, [third, second], sampling())
     assert [tokens(c) for c in alone] == [tokens(c) for c in together[1]]
     assert [tokens(c) for c in reordered[1]] == [tokens(c) for c in together[1]]
     backwards = SampleRequest(prompt=second.prompt, sample_indices=(3, 2, 1, 0), seeds=second.seeds[::-1])
-    (reversed_samples,) = loaded.engine.generate([backwards], sampling())
+    (reversed_samples,) = generate(loaded.engine, [backwards], sampling())
     assert [tokens(c) for c in reversed_samples[::-1]] == [tokens(c) for c in alone]
     assert len({tuple(tokens(c)) for c in alone}) == 4  # other seeds, other samples
 
 
 def test_responses_end_with_end_of_sequence_or_at_max_tokens(loaded: Loaded) -> None:
-    (completions,) = loaded.engine.generate([make_request(PROMPTS[0], num_samples=64)], sampling(temperature=2.0))
+    (completions,) = generate(loaded.engine, [make_request(PROMPTS[0], num_samples=64)], sampling(temperature=2.0))
     reasons = {completion.finish_reason for completion in completions}
     assert reasons == {"stop", "length"}  # about one in 98 tokens ends a response at this temperature
     eos_token_id = 1
@@ -124,14 +139,14 @@ def test_responses_end_with_end_of_sequence_or_at_max_tokens(loaded: Loaded) -> 
 
 
 def test_max_tokens_cuts(loaded: Loaded) -> None:
-    (completions,) = loaded.engine.generate([make_request(PROMPTS[0], num_samples=8)], sampling(max_tokens=1))
+    (completions,) = generate(loaded.engine, [make_request(PROMPTS[0], num_samples=8)], sampling(max_tokens=1))
     assert {len(completion.token_ids) for completion in completions} == {1}
 
 
 def test_sampling_follows_the_distribution(loaded: Loaded) -> None:
     """Each token comes up as often as its log-prob says, within five standard deviations."""
-    (completions,) = loaded.engine.generate(
-        [make_request(PROMPTS[0], num_samples=1500)], sampling(temperature=0.5, max_tokens=1)
+    (completions,) = generate(
+        loaded.engine, [make_request(PROMPTS[0], num_samples=1500)], sampling(temperature=0.5, max_tokens=1)
     )
     sampled = np.array([completion.token_ids[0] for completion in completions])
     probability = {int(c.token_ids[0]): float(np.exp(c.logprobs[0])) for c in completions}
@@ -143,29 +158,91 @@ def test_sampling_follows_the_distribution(loaded: Loaded) -> None:
 def test_a_prompt_too_long_for_the_engine_is_named(loaded: Loaded) -> None:
     long = make_prompt("x" * (MAX_MODEL_LEN - MAX_TOKENS + 1))
     with pytest.raises(DataError, match=f"{len(long.token_ids)} tokens"):
-        loaded.engine.generate([make_request(long, num_samples=1)], sampling())
+        generate(loaded.engine, [make_request(long, num_samples=1)], sampling())
     fits = make_prompt("x" * (MAX_MODEL_LEN - MAX_TOKENS))
-    assert loaded.engine.generate([make_request(fits, num_samples=1)], sampling())
+    assert generate(loaded.engine, [make_request(fits, num_samples=1)], sampling())
 
 
 def test_new_weights_change_samples_and_version(loaded: Loaded) -> None:
     request = make_request(PROMPTS[1], num_samples=4)
-    (before,) = loaded.engine.generate([request], sampling())
+    (before,) = generate(loaded.engine, [request], sampling())
     loaded.engine.load_weights(6, changed_weights(loaded.model_path, seed=2).items())
-    (other,) = loaded.engine.generate([request], sampling())
+    (other,) = generate(loaded.engine, [request], sampling())
     loaded.engine.load_weights(7, loaded.weights.items())
-    (after,) = loaded.engine.generate([request], sampling())
-    assert [completion.policy_version for completion in before + other + after] == [5] * 4 + [6] * 4 + [7] * 4
+    (after,) = generate(loaded.engine, [request], sampling())
+    versions = [set(completion.policy_versions.tolist()) for completion in before + other + after]
+    assert versions == [{5}] * 4 + [{6}] * 4 + [{7}] * 4
     assert [tokens(c) for c in other] != [tokens(c) for c in before]
     assert [tokens(c) for c in after] == [tokens(c) for c in before]
+
+
+def test_weights_change_between_two_tokens_of_a_sample(loaded: Loaded) -> None:
+    """Each token knows its version, and its log-prob is that of the weights and of the cache it was sampled with."""
+    engine, changed = loaded.engine, changed_weights(loaded.model_path, seed=4)
+    requests = [make_request(prompt, num_samples=2, first_seed=40) for prompt in PROMPTS]
+    engine.add(requests, sampling())
+    num_before = 6
+    finished = [answer for _ in range(num_before) for answer in engine.step()]
+    assert not finished, "the seeds give samples that are longer"
+    engine.load_weights(8, changed.items())
+    while engine.num_unfinished:
+        finished += engine.step()
+    engine.load_weights(9, loaded.weights.items())
+    assert {id(request) for request, _ in finished} == {id(request) for request in requests}
+    for request, completions in finished:
+        for completion in completions:
+            num_after = len(completion.token_ids) - num_before
+            assert num_after > 0
+            assert completion.policy_versions.tolist() == [7] * num_before + [8] * num_after
+            expected = reference_logprobs_across(
+                loaded.model_path,
+                loaded.weights,
+                changed,
+                prompt=request.prompt,
+                completion=completion,
+                num_before=num_before,
+            )
+            assert np.abs(completion.logprobs - expected).max() < 1e-4
+    (again,) = generate(engine, [requests[0]], sampling())  # no cache of the other weights is left
+    (first,) = generate(engine, [requests[0]], sampling())
+    assert [tokens(c) for c in again] == [tokens(c) for c in first]
+    assert_logprobs_match(loaded, requests[0], again)
+
+
+def test_requests_come_while_others_are_under_way(loaded: Loaded) -> None:
+    engine = loaded.engine
+    early, late = (make_request(prompt, num_samples=3, first_seed=7) for prompt in PROMPTS[:2])
+    expected = generate(engine, [early], sampling()) + generate(engine, [late], sampling(max_tokens=9))
+    engine.add([early], sampling())
+    finished = engine.step()
+    engine.add([late], sampling(max_tokens=9))
+    assert engine.num_unfinished == 2
+    while engine.num_unfinished:
+        finished += engine.step()
+    answers = {id(request): completions for request, completions in finished}
+    for request, completions in zip((early, late), expected, strict=True):
+        assert [tokens(c) for c in answers[id(request)]] == [tokens(c) for c in completions]
+
+
+def test_aborted_requests_are_never_answered(loaded: Loaded) -> None:
+    engine = loaded.engine
+    request = make_request(PROMPTS[1], num_samples=3)
+    expected = generate(engine, [request], sampling())
+    engine.add([make_request(PROMPTS[0], num_samples=12)], sampling())
+    engine.step()
+    engine.abort()
+    assert engine.num_unfinished == 0
+    assert engine.step() == []
+    (again,) = generate(engine, [request], sampling())
+    assert [tokens(c) for c in again] == [tokens(c) for c in expected[0]]
 
 
 def test_incomplete_weights_are_refused(loaded: Loaded) -> None:
     """Last: an engine that was given half a policy is not used again."""
     incomplete = {name: tensor for name, tensor in loaded.weights.items() if "layers.1.mlp" not in name}
     with pytest.raises(SystemFailure, match=r"layers\.1\.mlp"):
-        loaded.engine.load_weights(8, incomplete.items())
-    assert loaded.engine.policy_version != 8
+        loaded.engine.load_weights(10, incomplete.items())
+    assert loaded.engine.policy_version != 10
 
 
 def test_auto_takes_what_is_installed() -> None:

@@ -69,7 +69,7 @@ def completion(text: str) -> Completion:
     return Completion(
         token_ids=np.zeros(1, np.int32),
         logprobs=np.zeros(1, np.float32),
-        policy_version=0,
+        policy_versions=np.zeros(1, dtype=np.int32),
         finish_reason="stop",
         text=text,
     )

@@ -22,7 +22,7 @@ def completion(text: str, *, version: int = 3, cut: bool = False) -> Completion:
     return Completion(
         token_ids=np.arange(len(text), dtype=np.int32),
         logprobs=np.zeros(len(text), dtype=np.float32),
-        policy_version=version,
+        policy_versions=np.full(len(text), version, dtype=np.int32),
         finish_reason="length" if cut else "stop",
         text=text,
     )
@@ -30,19 +30,20 @@ def completion(text: str, *, version: int = 3, cut: bool = False) -> Completion:
 
 def group(prompt_id: str, *texts: str, answer: str = "") -> RolloutGroup:
     prompt = Prompt(prompt_id=prompt_id, text="?", token_ids=np.zeros(1, np.int32), answer=answer)
-    return RolloutGroup(prompt=prompt, completions=tuple(completion(text) for text in texts))
+    return RolloutGroup.of(prompt, [completion(text) for text in texts])
 
 
 def run(
-    config: RewardsConfig, *groups: RolloutGroup, num_groups: int = 1
+    config: RewardsConfig, *chunks: tuple[RolloutGroup, ...]
 ) -> tuple[list[GroupOutcome], list[RolloutGroup], dict[str, float]]:
-    """The outcomes, the scored groups behind their refs, and the pool's metrics."""
+    """Chunks scored at once: the outcomes, the scored groups behind their refs, and the pool's metrics."""
 
     async def main():
         pool = RewardPool(config, max_tokens=100, start_timeout_s=120)
         try:
             await pool.start()
-            outcomes = await pool.score(ray.put(groups), num_groups=num_groups)
+            scored = await asyncio.gather(*(pool.score(ray.put(chunk)) for chunk in chunks))
+            outcomes = [outcome for part in scored for outcome in part]
             return outcomes, [ray.get(o.ref.ref)[o.ref.index] for o in outcomes], pool.metrics
         finally:
             pool.close()
@@ -52,7 +53,9 @@ def run(
 
 def test_outcomes_and_scored_groups_agree():
     config = RewardsConfig(terms=(MathVerifyRewardConfig(), ExactRewardConfig(weight=0.5)))
-    outcomes, scored, metrics = run(config, group("a", r"\boxed{0.5}", r"\boxed{1/2}", "no", answer="1/2"), group("b"))
+    outcomes, scored, metrics = run(
+        config, (group("a", r"\boxed{0.5}", r"\boxed{1/2}", "no", answer="1/2"), group("b"))
+    )
     assert [o.prompt_id for o in outcomes] == ["a", "b"]
     np.testing.assert_array_equal(outcomes[0].rewards, [1.0, 1.5, 0.0])
     np.testing.assert_array_equal(outcomes[0].reward_terms["exact"], [0.0, 1.0, 0.0])
@@ -68,7 +71,7 @@ def test_outcomes_and_scored_groups_agree():
 
 def test_faults_leave_samples_unscored_and_neighbours_scored():
     config = RewardsConfig(terms=(FunctionRewardConfig(path=PATH),), timeout_s=2.0)
-    outcomes, _, metrics = run(config, group("a", "xx", "hang", "xxx"), group("b", "exit", "raise", "x"))
+    outcomes, _, metrics = run(config, (group("a", "xx", "hang", "xxx"), group("b", "exit", "raise", "x")))
     np.testing.assert_array_equal(outcomes[0].rewards, [2.0, np.nan, 3.0])
     np.testing.assert_array_equal(outcomes[1].rewards, [np.nan, np.nan, 1.0])
     assert metrics == {
@@ -78,15 +81,14 @@ def test_faults_leave_samples_unscored_and_neighbours_scored():
     }
 
 
-def test_actors_share_the_groups_of_one_ref():
+def test_chunks_go_to_the_least_busy_actor():
     config = RewardsConfig(terms=(FunctionRewardConfig(path=PATH),), num_actors=2)
-    groups = [group(name, "pid") for name in "abcde"]
-    outcomes, scored, _ = run(config, *groups, num_groups=5)
-    assert [o.prompt_id for o in outcomes] == list("abcde")
-    assert [g.prompt.prompt_id for g in scored] == list("abcde")
-    pids = [o.rewards[0] for o in outcomes]
-    assert len(set(pids)) == 2
-    assert pids[0] == pids[2] == pids[4]
+    outcomes, scored, _ = run(config, *[(group(name, "pid"), group(name * 2, "pid")) for name in "abcd"])
+    assert [o.prompt_id for o in outcomes] == ["a", "aa", "b", "bb", "c", "cc", "d", "dd"]
+    assert [g.prompt.prompt_id for g in scored] == [o.prompt_id for o in outcomes]
+    pids = [float(o.rewards[0]) for o in outcomes]
+    assert pids[0::2] == pids[1::2]
+    assert sorted(pids.count(pid) for pid in set(pids)) == [4, 4]
 
 
 def test_a_killed_actor_is_replaced_and_its_process_dies_with_it():
@@ -116,4 +118,4 @@ def test_a_killed_actor_is_replaced_and_its_process_dies_with_it():
 def test_an_unimportable_reward_function_is_a_config_error():
     config = RewardsConfig(terms=(FunctionRewardConfig(path="no_such_module:score"),))
     with pytest.raises(ConfigError, match="no_such_module"):
-        run(config, group("a", "x"))
+        run(config, (group("a", "x"),))

@@ -24,14 +24,14 @@ def scored_group(texts: list[str], rewards: list[float]) -> RolloutGroup:
         Completion(
             token_ids=np.zeros(1, np.int32),
             logprobs=np.zeros(1, np.float32),
-            policy_version=0,
+            policy_versions=np.zeros(1, dtype=np.int32),
             finish_reason="stop",
             text=text,
         )
         for text in texts
     )
     prompt = Prompt(prompt_id="p", text="", token_ids=np.zeros(1, np.int32), answer="")
-    return RolloutGroup(prompt=prompt, completions=completions, rewards=np.array(rewards))
+    return RolloutGroup.of(prompt, completions, rewards=np.array(rewards))
 
 
 def test_average_at_k_of_ragged_prompts():

@@ -88,7 +88,7 @@ def test_brevity(num_tokens: int, expected: float) -> None:
     completion = Completion(
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         logprobs=np.zeros(num_tokens, dtype=np.float32),
-        policy_version=0,
+        policy_versions=np.zeros(num_tokens, dtype=np.int32),
         finish_reason="stop",
         text="x" * num_tokens,
     )

@@ -37,7 +37,7 @@ def completion(text, *, finish_reason="stop", num_tokens=2):
     return Completion(
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         logprobs=np.zeros(num_tokens, dtype=np.float32),
-        policy_version=0,
+        policy_versions=np.zeros(num_tokens, dtype=np.int32),
         finish_reason=finish_reason,
         text=text,
     )

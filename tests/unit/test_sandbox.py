@@ -30,7 +30,7 @@ def completion(text: str) -> Completion:
     return Completion(
         token_ids=np.zeros(3, np.int32),
         logprobs=np.zeros(3, np.float32),
-        policy_version=0,
+        policy_versions=np.zeros(3, dtype=np.int32),
         finish_reason="stop",
         text=text,
     )

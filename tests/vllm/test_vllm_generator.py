@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
+from tiny_groups import sample_groups
 from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request, reference_logprobs
 
-from gvm_ray.actors.generator import GeneratorPool
+from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.weight_sync import publish
 from gvm_ray.config.run import DeadlineConfig, EngineConfig
-from gvm_ray.types import RolloutGroup, SamplingParameters
+from gvm_ray.types import SamplingParameters
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.ray]
@@ -31,6 +31,7 @@ def pool(ray_cluster: None, model_path: str) -> Iterator[GeneratorPool]:
         EngineConfig(type="vllm", kv_cache_gib=0.05),
         kind="vllm",
         model_path=model_path,
+        max_tokens=16,
         max_model_len=64,
         deadlines=DeadlineConfig(start_s=500, sync_s=120),
         name="vllm-generator",
@@ -44,13 +45,12 @@ def test_published_weights_are_what_the_actor_samples_from(pool: GeneratorPool, 
     weights = changed_weights(model_path, seed=1)
     asyncio.run(pool.publish(publish(weights.items(), policy_version=1, bucket_bytes=2**15)))
     requests = [make_request(make_prompt(f"{i}+{i}="), num_samples=3) for i in range(4)]
-    ((ref, positions),) = pool.sample(requests, SamplingParameters(temperature=0.8, max_tokens=16))
-    groups: tuple[RolloutGroup, ...] = ray.get(ref, timeout=300)
-    assert positions == [0, 1, 2, 3]
-    assert [len(group.completions) for group in groups] == [3, 3, 3, 3]
+    groups = sample_groups(pool, requests, SamplingParameters(temperature=0.8, max_tokens=16))
+    assert [group.prompt.prompt_id for group in groups] == [request.prompt.prompt_id for request in requests]
     for group in groups:
+        assert len(group) == 3
         for completion in group.completions:
-            assert completion.policy_version == 1
+            assert set(completion.policy_versions.tolist()) == {1}
             expected = reference_logprobs(
                 model_path, weights, prompt=group.prompt, completion=completion, temperature=0.8
             )

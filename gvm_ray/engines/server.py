@@ -1,0 +1,159 @@
+"""Serves an engine to asynchronous callers: requests of many callers in one batch, new weights between two steps."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gvm_ray.config.run import InFlightPolicy
+from gvm_ray.protocols import Engine
+from gvm_ray.types import Completion, SampleRequest, SamplingParameters
+
+Answer = tuple[SampleRequest, tuple[Completion, ...]]
+T = TypeVar("T")
+
+_TURN_S = 0.02  # the engine's thread looks up from its work this often; a turn costs about 0.1 ms
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Submission:
+    """The requests of one caller, and where their answers go."""
+
+    requests: Sequence[SampleRequest]
+    sampling: SamplingParameters
+    answers: asyncio.Queue[Answer | Exception]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _NewWeights:
+    policy_version: int
+    tensors: Callable[[], Iterable[tuple[str, Any]]]
+    loaded: asyncio.Future[int]
+
+
+class EngineServer:
+    """One engine in a thread of its own.
+
+    Args:
+        create: makes the engine; called in that thread, by the first call that needs it.
+        in_flight: what new weights mean for samples under way. "keep": they go on with the new weights from their next
+            token on. "finish": they are ended under the weights they began with, and later requests wait until the new
+            weights are in.
+    """
+
+    def __init__(self, create: Callable[[], Engine], *, in_flight: InFlightPolicy) -> None:
+        self._create = create
+        self._in_flight = in_flight
+        self._created: Engine | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._submissions: list[_Submission] = []  # not given to the engine yet
+        self._under_way: dict[int, _Submission] = {}  # id of a request in the engine -> who asked
+        self._weights: list[_NewWeights] = []
+        self._at_work: asyncio.Task[None] | None = None
+
+    async def policy_version(self) -> int:
+        """Version of the loaded weights; answers once the engine has started, or raises what its start raised."""
+        return await self._in_thread(lambda: self._engine.policy_version)
+
+    async def sample(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> AsyncIterator[Answer]:
+        """Each request with its completions, as soon as it is finished.
+
+        Raises:
+            Exception: what the engine raised; every request under way has then ended.
+        """
+        submission = _Submission(requests=requests, sampling=sampling, answers=asyncio.Queue())
+        self._submissions.append(submission)
+        self._work()
+        for _ in requests:
+            answer = await submission.answers.get()
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+
+    async def load_weights(self, policy_version: int, tensors: Callable[[], Iterable[tuple[str, Any]]]) -> int:
+        """The engine's version once it has weights of this version or newer; `tensors` is called in its thread."""
+        if await self.policy_version() >= policy_version:
+            return policy_version
+        loaded: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._weights.append(_NewWeights(policy_version=policy_version, tensors=tensors, loaded=loaded))
+        self._work()
+        return await loaded
+
+    def _work(self) -> None:
+        if self._at_work is None or self._at_work.done():
+            self._at_work = asyncio.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        """Until there is nothing left to do."""
+        while self._weights or self._submissions or self._under_way:
+            if self._weights and (self._in_flight == "keep" or not self._under_way):
+                await self._load(self._weights.pop(0))
+            elif self._submissions and not self._weights:
+                await self._submit(self._submissions.pop(0))
+            else:
+                await self._advance()
+
+    async def _load(self, weights: _NewWeights) -> None:
+        def load() -> int:
+            if self._engine.policy_version < weights.policy_version:
+                self._engine.load_weights(weights.policy_version, weights.tensors())
+            return self._engine.policy_version
+
+        try:
+            version = await self._in_thread(load)
+        except Exception as error:
+            _settle(weights.loaded, error=error)
+        else:
+            _settle(weights.loaded, result=version)
+
+    async def _submit(self, submission: _Submission) -> None:
+        try:
+            await self._in_thread(lambda: self._engine.add(submission.requests, submission.sampling))
+        except Exception as error:
+            submission.answers.put_nowait(error)
+        else:
+            self._under_way |= {id(request): submission for request in submission.requests}
+
+    async def _advance(self) -> None:
+        """Some steps of the engine; what they finish goes to who asked."""
+        try:
+            finished = await self._in_thread(self._steps)
+        except Exception as error:
+            for submission in set(self._under_way.values()):
+                submission.answers.put_nowait(error)
+            self._under_way.clear()
+            await self._in_thread(self._engine.abort)
+            return
+        for request, completions in finished:
+            self._under_way.pop(id(request)).answers.put_nowait((request, completions))
+
+    def _steps(self) -> list[Answer]:
+        """In the engine's thread: steps for a turn, or until nothing is under way."""
+        finished: list[Answer] = []
+        end = time.monotonic() + _TURN_S
+        while self._engine.num_unfinished:
+            finished += self._engine.step()
+            if time.monotonic() >= end:
+                break
+        return finished
+
+    @property
+    def _engine(self) -> Engine:
+        """In the engine's thread only."""
+        if self._created is None:
+            self._created = self._create()
+        return self._created
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+def _settle(future: asyncio.Future[int], *, result: int = -1, error: Exception | None = None) -> None:
+    if future.done():  # who waited has given up
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,53 @@
+"""Where the wall time of a run goes: seconds in which each kind of work was under way."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+PHASES = ("sampling", "reward", "gradient_norms", "update", "sync")
+
+
+class PhaseClock:
+    """Seconds in which at least one piece of work of a phase was under way, and `idle` ones in which none was at all.
+
+    Phases overlap in an asynchronous run, so together they may come to more than the time that has passed.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on; work under way goes on."""
+        self._start = self._since = self._clock()
+        self._seconds = dict.fromkeys((*PHASES, "idle"), 0.0)
+        if not hasattr(self, "_under_way"):
+            self._under_way = dict.fromkeys(PHASES, 0)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Work of a phase, which may be done several times at once."""
+        self._count()
+        self._under_way[name] += 1
+        try:
+            yield
+        finally:
+            self._count()
+            self._under_way[name] -= 1
+
+    def seconds(self) -> dict[str, float]:
+        """By phase, since the last restart."""
+        self._count()
+        return dict(self._seconds)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the last restart."""
+        return self._clock() - self._start
+
+    def _count(self) -> None:
+        now = self._clock()
+        busy = [name for name, number in self._under_way.items() if number] or ["idle"]
+        for name in busy:
+            self._seconds[name] += now - self._since
+        self._since = now

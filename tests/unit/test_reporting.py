@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from gvm_ray.reporting import (
 )
 from gvm_ray.reporting.console import short_count, step_line
 from gvm_ray.reporting.plots import binned_mean
+from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import Metrics
 
 
@@ -32,6 +34,9 @@ def run_config(**reporting: bool) -> RunConfig:
     return parse_config(
         {"name": "t", "num_steps": 4, "model": model, "prompts": {"train": train}, "reporting": settings}
     )
+
+
+TIMES: dict[str, Any] = {"steps_s": 50.0, "phases": {"sampling": 30.0, "idle": 5.0}}
 
 
 def metrics(**extra: float) -> Metrics:
@@ -268,7 +273,9 @@ COSTS = {"cost/generated_samples": 512.0, "cost/generated_tokens": 12345.0, "cos
 
 
 def test_summary_holds_result_costs_and_versions(tmp_path: Path) -> None:
-    written = write_summary(tmp_path, base_accuracy=0.5, final_accuracy=0.75, num_steps=2, time_s=61.0, costs=COSTS)
+    written = write_summary(
+        tmp_path, base_accuracy=0.5, final_accuracy=0.75, num_steps=2, time_s=61.0, **TIMES, costs=COSTS
+    )
     read = json.loads((tmp_path / "summary.json").read_text())
     assert read == written
     assert read["final_accuracy"] == 0.75
@@ -278,8 +285,25 @@ def test_summary_holds_result_costs_and_versions(tmp_path: Path) -> None:
     assert lines[0] == f"run {tmp_path.name}: 2 steps in 61 s"
     assert lines[1] == "held-out accuracy 0.500 -> 0.750 (+0.250)"
     assert "512 samples, 12,345 tokens (pilots included); 8 optimizer updates" in lines[2]
+    assert read["phases_s"] == {"sampling": 30.0, "idle": 5.0}
+    assert lines[3] == "share of the steps' time: sampling 60%, idle 10%"
+
+
+def test_every_row_has_the_phases_since_the_step_before(tmp_path: Path) -> None:
+    now = 0.0
+    clock = PhaseClock(lambda: now)
+    with Reporter(run_config(), tmp_path, phases=clock) as reporter:
+        for step, seconds in enumerate((2.0, 3.0)):
+            with clock.phase("update"):
+                now += seconds
+            reporter.log_step(step, metrics())
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["time/update_s"] for row in rows] == [2.0, 3.0]
+    assert [row["time/idle_s"] for row in rows] == [0.0, 0.0]
 
 
 def test_summary_without_evaluation_says_nothing_of_accuracy(tmp_path: Path) -> None:
-    written = write_summary(tmp_path, base_accuracy=None, final_accuracy=None, num_steps=2, time_s=1.0, costs=COSTS)
+    written = write_summary(
+        tmp_path, base_accuracy=None, final_accuracy=None, num_steps=2, time_s=1.0, **TIMES, costs=COSTS
+    )
     assert not any("accuracy" in line for line in summary_lines(written, run_dir=tmp_path))

@@ -91,14 +91,14 @@ async def sample_in_rounds(
 ) -> None:
     """Spend the step's budget as the allocator decides, round by round, into the ledger."""
     sampling = SamplingParameters(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
-    allocation = await system.allocator.plan(prompts, budget=config.samples_per_step, upcoming=upcoming)
+    allocation = await system.allocator.plan(prompts, step=step, budget=config.samples_per_step, upcoming=upcoming)
     while allocation.total:
         requests = ledger.requests(allocation, prompts=[*prompts, *upcoming], step=step)
         outcomes = await system.pools.sample_and_score(requests, sampling)
         if allocation.needs_gradient_norms:
             outcomes = await system.learners.gradient_norms(outcomes)
         ledger.record(outcomes, trained_on=allocation.trained_on)
-        allocation = await system.allocator.observe(outcomes)
+        allocation = await system.allocator.observe(outcomes, step=step)
 
 
 async def scored_batch(
@@ -108,12 +108,12 @@ async def scored_batch(
     outcomes = ledger.take(prompts)
     rates = await system.allocator.accept_rates([prompt.prompt_id for prompt in prompts])
     batch = system.algorithm.build_batch(outcomes, step=step, accept_rates=rates, num_prompts=len(prompts))
-    allocation, histograms = await system.allocator.report()
+    report = await system.allocator.report(step=step)
     staleness = staleness_metrics(outcomes, step=step, max_staleness=config.max_staleness)
     return ScoredBatch(
         batch=batch,
-        metrics={**batch.metrics, **allocation, **staleness},
-        histograms=histograms,
+        metrics={**batch.metrics, **report.metrics, **staleness},
+        histograms=report.histograms,
         costs={
             "cost/generated_samples": ledger.generated_samples,
             "cost/generated_tokens": ledger.generated_tokens,

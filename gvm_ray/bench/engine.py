@@ -21,7 +21,12 @@ from gvm_ray.learner.character_tokenizer import build_character_tokenizer
 from gvm_ray.types import GroupOutcome, GroupRef, Prompt, RolloutGroup, SampleRequest, SamplingParameters
 
 _MODEL = ScratchModelConfig(
-    hidden_size=128, num_layers=5, num_heads=4, num_key_value_heads=2, intermediate_size=352, max_position_embeddings=256
+    hidden_size=128,
+    num_layers=5,
+    num_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=352,
+    max_position_embeddings=256,
 )  # 0.9 million parameters; a random model hardly ever ends a response, so every one is of max_tokens
 _MAX_MODEL_LEN = 128
 _SAMPLING = SamplingParameters(temperature=1.0, max_tokens=64)

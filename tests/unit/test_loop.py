@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gvm_ray.algorithms import create_algorithm
-from gvm_ray.allocators import create_allocator
-from gvm_ray.allocators.steps import AllocatorSteps
+from gvm_ray.allocators import AllocatorSteps, create_allocator
+
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.exceptions import SystemFailure

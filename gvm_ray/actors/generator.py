@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import ray
 
+from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine
 from gvm_ray.engines.server import EngineServer
@@ -72,6 +73,4 @@ class GeneratorActor:
 
     async def load_weights(self, weights: WeightsRef) -> int:
         """The version of the engine once it has these weights or newer ones."""
-        from gvm_ray.actors.weight_sync import fetch  # imports torch, which a simulated engine does without
-
         return await self._server.load_weights(weights.policy_version, lambda: fetch(weights))

@@ -1,7 +1,8 @@
 """Generator actors: each serves one engine."""
 
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import ray
 
@@ -52,6 +53,10 @@ class GeneratorActor:
             UserError: the engine can't run the model.
         """
         return await self._server.policy_version()
+
+    async def ask(self, question: Callable[[Any], Any]) -> Any:
+        """What a function says of the engine, such as a method of the engine's class that counts its work."""
+        return await self._server.ask(question)
 
     async def generate(
         self, requests: Sequence[SampleRequest], sampling: SamplingParameters, weights: WeightsRef | None

@@ -1,10 +1,12 @@
 """Generator actors: each serves one engine."""
 
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import ray
 
+from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine
 from gvm_ray.engines.server import EngineServer
@@ -52,6 +54,10 @@ class GeneratorActor:
         """
         return await self._server.policy_version()
 
+    async def ask(self, question: Callable[[Any], Any]) -> Any:
+        """What a function says of the engine, such as a method of the engine's class that counts its work."""
+        return await self._server.ask(question)
+
     async def generate(
         self, requests: Sequence[SampleRequest], sampling: SamplingParameters, weights: WeightsRef | None
     ) -> AsyncIterator[tuple[RolloutGroup, ...]]:
@@ -72,6 +78,4 @@ class GeneratorActor:
 
     async def load_weights(self, weights: WeightsRef) -> int:
         """The version of the engine once it has these weights or newer ones."""
-        from gvm_ray.actors.weight_sync import fetch  # imports torch, which a simulated engine does without
-
         return await self._server.load_weights(weights.policy_version, lambda: fetch(weights))

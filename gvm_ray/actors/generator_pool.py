@@ -94,10 +94,23 @@ class GeneratorPool:
             UserError: its engine can't run the model.
         """
         await wait_for(
-            asyncio.gather(*(_version(generator.actor.policy_version.remote()) for generator in self._generators)),
+            asyncio.gather(*(_answer(generator.actor.policy_version.remote()) for generator in self._generators)),
             timeout_s=self._deadlines.start_s,
             what=f"starting {len(self._generators)} generator(s)",
             setting="deadlines.start_s",
+        )
+
+    async def ask(self, question: Callable[[Any], Any]) -> list[Any]:
+        """What a function says of each generator's engine; see `GeneratorActor.ask`.
+
+        Raises:
+            DeadlineExceeded, ActorFailure: a generator didn't answer.
+        """
+        return await wait_for(
+            asyncio.gather(*(_answer(generator.actor.ask.remote(question)) for generator in self._generators)),
+            timeout_s=self._deadlines.sync_s,
+            what=f"asking {len(self._generators)} generator(s) about their engines",
+            setting="deadlines.sync_s",
         )
 
     async def sample(
@@ -176,11 +189,11 @@ class GeneratorPool:
         """
         generator.available = False
         if self._weights is not None:
-            generator.version = await _version(
+            generator.version = await _answer(
                 generator.actor.load_weights.options(max_task_retries=-1).remote(self._weights)
             )
         else:
-            await _version(generator.actor.policy_version.options(max_task_retries=-1).remote())
+            await _answer(generator.actor.policy_version.options(max_task_retries=-1).remote())
         generator.available = True
 
     async def publish(self, weights: WeightsRef) -> None:
@@ -199,7 +212,7 @@ class GeneratorPool:
         )
 
     async def _bring(self, weights: WeightsRef, generator: _Generator) -> None:
-        version = await _version(generator.actor.load_weights.options(max_task_retries=-1).remote(weights))
+        version = await _answer(generator.actor.load_weights.options(max_task_retries=-1).remote(weights))
         if version != weights.policy_version:
             raise SystemFailure(
                 f"weights version {weights.policy_version} were published; {generator.name} holds {version}"
@@ -233,5 +246,5 @@ class GeneratorPool:
             await self._versions_changed.wait_for(lambda: min(self.versions) >= policy_version)
 
 
-async def _version(ref: ray.ObjectRef) -> int:
+async def _answer(ref: ray.ObjectRef) -> Any:
     return await ref

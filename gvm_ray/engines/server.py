@@ -56,7 +56,11 @@ class EngineServer:
 
     async def policy_version(self) -> int:
         """Version of the loaded weights; answers once the engine has started, or raises what its start raised."""
-        return await self._in_thread(lambda: self._engine.policy_version)
+        return await self.ask(lambda engine: engine.policy_version)
+
+    async def ask(self, question: Callable[[Engine], T]) -> T:
+        """What a function says of the engine, called in the engine's thread between two steps."""
+        return await self._in_thread(lambda: question(self._engine))
 
     async def sample(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> AsyncIterator[Answer]:
         """Each request with its completions, as soon as it is finished.

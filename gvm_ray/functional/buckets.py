@@ -25,6 +25,16 @@ class Bucket:
     offsets: tuple[int, ...]  # bytes from the start of data
     data: NDArray[np.uint8]  # [bytes]
 
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors as views of the bytes, in order. They must not be written: others read them too."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes
+            flat = torch.from_numpy(self.data)
+        for name, shape, dtype_name, offset in zip(self.names, self.shapes, self.dtypes, self.offsets, strict=True):
+            dtype: torch.dtype = getattr(torch, dtype_name)
+            num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            yield name, flat[offset : offset + num_bytes].view(dtype).view(shape)
+
 
 def pack(named_tensors: Iterable[tuple[str, torch.Tensor]], *, bucket_bytes: int = 256 * 2**20) -> Iterator[Bucket]:
     """The tensors as buckets of at most `bucket_bytes`, in order; a larger tensor gets a bucket of its own.
@@ -46,17 +56,6 @@ def pack(named_tensors: Iterable[tuple[str, torch.Tensor]], *, bucket_bytes: int
         used += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
     if layout:
         yield _bucket(layout, buffer[:used])
-
-
-def unpack(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-    """The bucket's tensors as views of its bytes, in order. They must not be written: others read them too."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes
-        flat = torch.from_numpy(bucket.data)
-    for name, shape, dtype_name, offset in zip(bucket.names, bucket.shapes, bucket.dtypes, bucket.offsets, strict=True):
-        dtype: torch.dtype = getattr(torch, dtype_name)
-        num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        yield name, flat[offset : offset + num_bytes].view(dtype).view(shape)
 
 
 def _bucket(layout: list[tuple[str, tuple[int, ...], str, int]], data: NDArray[np.uint8]) -> Bucket:

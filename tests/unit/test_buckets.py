@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gvm_ray.functional.buckets import Bucket, pack, unpack
+from gvm_ray.functional.buckets import Bucket, pack
 
 
 def _round_trip(named: list[tuple[str, torch.Tensor]], *, bucket_bytes: int) -> list[tuple[str, torch.Tensor]]:
-    return [item for bucket in pack(named, bucket_bytes=bucket_bytes) for item in unpack(bucket)]
+    return [item for bucket in pack(named, bucket_bytes=bucket_bytes) for item in bucket.tensors()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
@@ -58,7 +58,7 @@ def test_packing_copies() -> None:
     weight = torch.ones(4)
     (bucket,) = pack([("weight", weight)])
     weight.zero_()
-    assert dict(unpack(bucket))["weight"].tolist() == [1, 1, 1, 1]
+    assert dict(bucket.tensors())["weight"].tolist() == [1, 1, 1, 1]
 
 
 def test_unpacking_shares_read_only_memory_without_a_warning() -> None:
@@ -68,7 +68,7 @@ def test_unpacking_shares_read_only_memory_without_a_warning() -> None:
     bucket = Bucket(names=packed.names, shapes=packed.shapes, dtypes=packed.dtypes, offsets=packed.offsets, data=data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ((_, tensor),) = unpack(bucket)
+        ((_, tensor),) = bucket.tensors()
     assert tensor.data_ptr() == data.ctypes.data
 
 

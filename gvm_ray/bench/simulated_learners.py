@@ -1,0 +1,93 @@
+"""Learners without a model: their time is slept, their weights are bytes, and the bytes go through the object store."""
+
+import asyncio
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from gvm_ray.phase_clock import PhaseClock
+from gvm_ray.types import Demonstration, GroupOutcome, Metrics, TrainBatch, UpdateResult, WeightsRef
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SimulatedBucket:
+    """Takes the place of a `Bucket` of tensors."""
+
+    data: NDArray[np.uint8]
+
+    def tensors(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """All of it, under one name."""
+        yield "weights", self.data
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerLatency:
+    """How long commands take, in seconds of the clock."""
+
+    constant_s: float  # an update of nothing
+    tokens_per_s: float  # trained on; measuring gradient norms is as fast
+
+
+class SimulatedLearners:
+    """Protocol `Learners`: one command at a time, with gradient norms that shrink as responses grow."""
+
+    def __init__(
+        self, latency: LearnerLatency, *, weights_bytes: int, accept_threshold: float, clock: PhaseClock
+    ) -> None:
+        self._latency = latency
+        self._weights_bytes = weights_bytes
+        self._accept_threshold = accept_threshold
+        self._clock = clock
+        self._command = asyncio.Lock()
+
+    async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """Norms [n] of each outcome's accepted samples, NaN for the others; the same for the same samples."""
+        accepted = [outcome.rewards >= self._accept_threshold for outcome in outcomes]
+        num_tokens = sum(int(o.num_tokens[mask].sum()) for o, mask in zip(outcomes, accepted, strict=True))
+        async with self._command:
+            with self._clock.phase("gradient_norms"):
+                await asyncio.sleep(num_tokens / self._latency.tokens_per_s)
+        return [
+            outcome.with_gradient_norms(np.where(mask, _norms(outcome), np.nan))
+            for outcome, mask in zip(outcomes, accepted, strict=True)
+        ]
+
+    async def update(self, batch: TrainBatch) -> UpdateResult:
+        """The next version, after as long as the batch's tokens take."""
+        num_tokens = sum(int(group.num_tokens.sum()) for group in batch.groups)
+        async with self._command:
+            with self._clock.phase("update"):
+                await asyncio.sleep(self._latency.constant_s + num_tokens / self._latency.tokens_per_s)
+        return UpdateResult(
+            weights=await self.weights(batch.step + 1),
+            metrics={"num_updates": 1.0, "learner/tokens": float(num_tokens)},
+        )
+
+    async def weights(self, policy_version: int) -> WeightsRef:
+        """New bytes in the object store."""
+        bucket = SimulatedBucket(data=np.full(self._weights_bytes, policy_version % 256, dtype=np.uint8))
+        return WeightsRef(policy_version=policy_version, location=(ray.put(bucket),))
+
+    async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
+        """There is nothing to learn."""
+        return {"loss": 0.0}
+
+    async def save(self, folder: str) -> None:
+        """There is nothing to save."""
+
+    async def export(self, folder: str) -> None:
+        """There is nothing to export."""
+
+
+def _norms(outcome: GroupOutcome) -> NDArray[np.float64]:
+    """[n] log-normal about 1 / sqrt(tokens), with a factor of each prompt's own."""
+    draw = np.random.default_rng([zlib.crc32(outcome.prompt_id.encode()), *outcome.sample_indices])
+    return (
+        draw.lognormal(sigma=0.5)
+        * draw.lognormal(sigma=0.3, size=len(outcome.num_tokens))
+        / np.sqrt(outcome.num_tokens)
+    )

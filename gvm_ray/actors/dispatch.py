@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -64,5 +65,5 @@ def assign(requests: Sequence[SampleRequest], *, loads: Sequence[float], lengths
 def _split(request: SampleRequest, *, num_parts: int) -> Iterator[SampleRequest]:
     """The request in near-equal parts, in order of its samples."""
     bounds = np.linspace(0, len(request.seeds), max(num_parts, 1) + 1).round().astype(int)
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds.tolist()):
         yield replace(request, sample_indices=request.sample_indices[start:stop], seeds=request.seeds[start:stop])

@@ -15,7 +15,6 @@ from gvm_ray.exceptions import ModelError, SystemFailure
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
-
 # Ended rows leave once so few are left: to copy the cache without them costs more than to decode a few in vain.
 _KEPT_SHARE = 0.9
 

@@ -42,6 +42,7 @@ def outcome(prompt_id: str, rewards: Sequence[float], *, num_tokens: Sequence[in
     count = len(rewards)
     return GroupOutcome(
         prompt_id=prompt_id,
+        sample_indices=tuple(range(count)),
         rewards=np.array(rewards, dtype=np.float64),
         num_tokens=np.array(num_tokens or [10] * count, dtype=np.int32),
         policy_versions=np.zeros(count, dtype=np.int32),

@@ -1,11 +1,17 @@
 """Wall time by phase, on a clock that the test sets."""
 
+from pathlib import Path
+
 import pytest
+from tiny_runs import tiny_config
 
 from gvm_ray.phase_clock import PHASES, PhaseClock
+from gvm_ray.reporting import REQUIRED_KEYS, Reporter, read_rows
 
 
 class Hand:
+    """A clock that stands still until it is moved."""
+
     now = 100.0
 
     def __call__(self) -> float:
@@ -50,3 +56,17 @@ def test_work_that_fails_has_ended() -> None:
 def test_an_unknown_phase_is_refused() -> None:
     with pytest.raises(KeyError), PhaseClock().phase("lunch"):
         pass
+
+
+def test_every_row_has_the_phases_since_the_step_before(tmp_path: Path) -> None:
+    hand = Hand()
+    clock = PhaseClock(hand)
+    config = tiny_config(tmp_path, reporting__tensorboard=False)
+    with Reporter(config, tmp_path, phases=clock) as reporter:
+        for step, seconds in enumerate((2.0, 3.0)):
+            with clock.phase("update"):
+                hand.now += seconds
+            reporter.log_step(step, dict.fromkeys(REQUIRED_KEYS, 1.0))
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["time/update_s"] for row in rows] == [2.0, 3.0]
+    assert [row["time/idle_s"] for row in rows] == [0.0, 0.0]

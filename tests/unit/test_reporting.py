@@ -23,7 +23,6 @@ from gvm_ray.reporting import (
 )
 from gvm_ray.reporting.console import short_count, step_line
 from gvm_ray.reporting.plots import binned_mean
-from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import Metrics
 
 
@@ -287,19 +286,6 @@ def test_summary_holds_result_costs_and_versions(tmp_path: Path) -> None:
     assert "512 samples, 12,345 tokens (pilots included); 8 optimizer updates" in lines[2]
     assert read["phases_s"] == {"sampling": 30.0, "idle": 5.0}
     assert lines[3] == "share of the steps' time: sampling 60%, idle 10%"
-
-
-def test_every_row_has_the_phases_since_the_step_before(tmp_path: Path) -> None:
-    now = 0.0
-    clock = PhaseClock(lambda: now)
-    with Reporter(run_config(), tmp_path, phases=clock) as reporter:
-        for step, seconds in enumerate((2.0, 3.0)):
-            with clock.phase("update"):
-                now += seconds
-            reporter.log_step(step, metrics())
-    rows = read_rows(tmp_path / "metrics.jsonl")
-    assert [row["time/update_s"] for row in rows] == [2.0, 3.0]
-    assert [row["time/idle_s"] for row in rows] == [0.0, 0.0]
 
 
 def test_summary_without_evaluation_says_nothing_of_accuracy(tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ This one gives prompts that have always been solved so far half of what the othe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from gvm_ray.allocators.counts import count_metrics
+from gvm_ray.allocators.counts import report_counts, sum_by_prompt
 from gvm_ray.allocators.history import PromptHistory
 from gvm_ray.functional.allocation import apportion
-from gvm_ray.types import Allocation, Float64Array, GroupOutcome, Metrics, Prompt
+from gvm_ray.protocols import Rounds
+from gvm_ray.types import Allocation, Prompt
 
 
 class FewerForSolved:
@@ -22,32 +21,19 @@ class FewerForSolved:
 
     def __init__(self, *, accept_threshold: float) -> None:
         self._history = PromptHistory(accept_threshold=accept_threshold)
-        self._counts: dict[str, int] = {}
 
-    def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Allocation:
-        """The whole budget in one round."""
+    def rounds(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Rounds:
+        """One round with the whole budget, whose outcomes are remembered."""
         ids = [prompt.prompt_id for prompt in prompts]
         weights = [1.0 if self._solved(prompt_id) else 2.0 for prompt_id in ids]
-        counts = apportion(np.array(weights), budget=budget)
-        self._counts = {prompt_id: int(count) for prompt_id, count in zip(ids, counts, strict=True)}
-        return Allocation(counts=self._counts)
-
-    def observe(self, outcomes: Sequence[GroupOutcome]) -> Allocation:
-        """Remember what was accepted; no second round."""
-        self._history.fold(outcomes)
-        return Allocation.empty()
+        counts = sum_by_prompt(ids, apportion(weights, budget=budget))
+        outcomes = yield Allocation(counts=counts)
+        samples = self._history.start_step(list(counts))
+        samples.fold(outcomes)
+        return report_counts(counts, accept_rates=samples.accept_rates())
 
     def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
         return self._history.known_accept_rates(prompt_ids)
-
-    def metrics(self) -> Metrics:
-        return count_metrics(self._counts.values())
-
-    def histograms(self) -> dict[str, Float64Array]:
-        return {
-            "samples_per_prompt": np.array(list(self._counts.values()), dtype=np.float64),
-            "accept_rate": self._history.accept_rates(list(self._counts)),
-        }
 
     def state_dict(self) -> dict[str, Any]:
         return self._history.state_dict()

@@ -5,11 +5,12 @@ without a cluster. The loop sees the asynchronous side (``Allocator``, ``Rollout
 `gvm_ray.actors` implements over Ray and a unit test implements in process.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from gvm_ray.types import (
     Allocation,
+    AllocationReport,
     CheckpointState,
     Completion,
     Demonstration,
@@ -24,38 +25,37 @@ from gvm_ray.types import (
     WeightsRef,
 )
 
-
 # --- strategies -------------------------------------------------------------------------------------------------------
+# One step of an allocator: yields each round's allocation, is sent that round's outcomes, returns what it says of the
+# step (a generator with `send`, PEP 342).
+Rounds = Generator[Allocation, Sequence[GroupOutcome], AllocationReport]
+
+
 @runtime_checkable
 class AllocatorStrategy(Protocol):
     """Decides, in rounds, how many samples each prompt gets. Pure bookkeeping and arithmetic: no Ray, no torch."""
 
-    def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Allocation:
-        """Round 1 of a step: `budget` samples in all are to be spent on `prompts` over the step's rounds.
+    def rounds(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Rounds:
+        """One step, in which `budget` samples in all are to be spent on `prompts`.
+
+        Steps overlap: the next one's rounds may begin before the last outcomes of this one are in. So what belongs to
+        the step is local to the generator, and only the memory of all prompts is shared. An empty allocation is not
+        sampled; the generator is sent no outcomes and goes on.
 
         `upcoming` are the prompts of the other steps of the same block (empty unless the allocator shares one
         allocation over several steps); an allocation may name them too, and their samples are kept for their step.
+        The steps of one block come one after the other.
         """
         ...
 
-    def observe(self, outcomes: Sequence[GroupOutcome]) -> Allocation:
-        """The next round, given the outcomes of the last one; empty when the step is done."""
-        ...
-
     def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        """The estimate of p for each prompt that the allocator has one for, in (0, 1]."""
-        ...
-
-    def metrics(self) -> Metrics:
-        """Scalars about the last decision."""
-        ...
-
-    def histograms(self) -> dict[str, Float64Array]:
-        """Per prompt of the last step: samples_per_prompt [P] (n_i) and accept_rate [P] (the estimate of p_i)."""
+        """The estimate of p for each prompt that the allocator has one for, in (0, 1]; asked after a step's last round
+        for its prompts.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-serialisable memory."""
+        """JSON-serialisable memory; a step under way isn't part of it."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -137,16 +137,22 @@ class PromptStream(Protocol):
 
 
 class Allocator(Protocol):
-    """The central allocator, asynchronously."""
+    """The central allocator, asynchronously. The rounds of different steps may be interleaved."""
 
-    async def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Allocation: ...
+    async def plan(
+        self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt] = ()
+    ) -> Allocation:
+        """The first round of a step."""
+        ...
 
-    async def observe(self, outcomes: Sequence[GroupOutcome]) -> Allocation: ...
+    async def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
+        """The step's next round, given the outcomes of the last one; empty when the step is done."""
+        ...
 
     async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]: ...
 
-    async def report(self) -> tuple[Metrics, dict[str, Float64Array]]:
-        """The strategy's metrics and histograms of the last step."""
+    async def report(self, *, step: int) -> AllocationReport:
+        """What the strategy says of the step; once, after the step's last `observe`."""
         ...
 
     async def state_dict(self) -> dict[str, Any]: ...

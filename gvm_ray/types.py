@@ -58,6 +58,16 @@ class Allocation:
         return cls(counts={})
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AllocationReport:
+    """What an allocator says of one finished step."""
+
+    metrics: Metrics = field(default_factory=dict)  # allocation/min|max|zero|total, and the estimates behind them
+    histograms: Mapping[str, Float64Array] = field(
+        default_factory=dict
+    )  # samples_per_prompt, accept_rate; [P], aligned
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParameters:
     """How an engine samples."""

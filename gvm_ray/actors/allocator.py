@@ -6,10 +6,9 @@ from typing import Any
 import ray
 
 from gvm_ray.actors.waiting import wait_for
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocatorSteps, create_allocator
 from gvm_ray.config.strategy import AllocatorSettings
-from gvm_ray.protocols import AllocatorStrategy
-from gvm_ray.types import Allocation, Float64Array, GroupOutcome, Metrics, Prompt
+from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, Prompt
 
 ALLOCATOR_NAME = "allocator"
 
@@ -19,19 +18,20 @@ class AllocatorActor:
     """Serves one strategy; calls arrive in the order in which the driver makes them."""
 
     def __init__(self, config: AllocatorSettings, *, accept_threshold: float) -> None:
-        self._strategy: AllocatorStrategy = create_allocator(config, accept_threshold=accept_threshold)
+        self._strategy = create_allocator(config, accept_threshold=accept_threshold)
+        self._steps = AllocatorSteps(self._strategy)
 
-    def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt]) -> Allocation:
-        return self._strategy.plan(prompts, budget=budget, upcoming=upcoming)
+    def plan(self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt]) -> Allocation:
+        return self._steps.plan(prompts, step=step, budget=budget, upcoming=upcoming)
 
-    def observe(self, outcomes: Sequence[GroupOutcome]) -> Allocation:
-        return self._strategy.observe(outcomes)
+    def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
+        return self._steps.observe(outcomes, step=step)
 
     def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
         return self._strategy.accept_rates(prompt_ids)
 
-    def report(self) -> tuple[Metrics, dict[str, Float64Array]]:
-        return self._strategy.metrics(), self._strategy.histograms()
+    def report(self, *, step: int) -> AllocationReport:
+        return self._steps.report(step=step)
 
     def state_dict(self) -> dict[str, Any]:
         return self._strategy.state_dict()
@@ -48,17 +48,20 @@ class AllocatorClient:
         actor_class: Any = AllocatorActor  # Ray's types don't know the methods of an actor handle
         self._actor = actor_class.options(name=ALLOCATOR_NAME).remote(config, accept_threshold=accept_threshold)
 
-    async def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Allocation:
-        return await self._wait(self._actor.plan.remote(prompts, budget=budget, upcoming=upcoming), "its plan")
+    async def plan(
+        self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt] = ()
+    ) -> Allocation:
+        reply = self._actor.plan.remote(prompts, step=step, budget=budget, upcoming=upcoming)
+        return await self._wait(reply, f"its plan of step {step}")
 
-    async def observe(self, outcomes: Sequence[GroupOutcome]) -> Allocation:
-        return await self._wait(self._actor.observe.remote(outcomes), "its next round")
+    async def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
+        return await self._wait(self._actor.observe.remote(outcomes, step=step), f"its next round of step {step}")
 
     async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
         return await self._wait(self._actor.accept_rates.remote(prompt_ids), "accept rates")
 
-    async def report(self) -> tuple[Metrics, dict[str, Float64Array]]:
-        return await self._wait(self._actor.report.remote(), "its report")
+    async def report(self, *, step: int) -> AllocationReport:
+        return await self._wait(self._actor.report.remote(step=step), f"its report of step {step}")
 
     async def state_dict(self) -> dict[str, Any]:
         return await self._wait(self._actor.state_dict.remote(), "its state")

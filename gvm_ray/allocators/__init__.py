@@ -1,6 +1,7 @@
 """Who gets how many samples: one file per strategy, made from its settings by `create_allocator`."""
 
 from gvm_ray.allocators.gvm import GVMAllocator
+from gvm_ray.allocators.steps import AllocatorSteps
 from gvm_ray.allocators.uniform import UniformAllocator
 from gvm_ray.config.strategy import (
     AllocatorSettings,
@@ -12,7 +13,7 @@ from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.import_path import create_from_path
 from gvm_ray.protocols import AllocatorStrategy
 
-__all__ = ["GVMAllocator", "UniformAllocator", "create_allocator"]
+__all__ = ["AllocatorSteps", "GVMAllocator", "UniformAllocator", "create_allocator"]
 
 
 def create_allocator(config: AllocatorSettings, *, accept_threshold: float) -> AllocatorStrategy:

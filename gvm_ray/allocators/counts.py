@@ -1,28 +1,51 @@
 """Sample counts of a step: by prompt, and in summary."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gvm_ray.types import Metrics
+from gvm_ray.types import AllocationReport, Float64Array, Metrics
 
 
-def sum_by_prompt(prompt_ids: Sequence[str], counts: Iterable[int]) -> dict[str, int]:
-    """prompt_id -> samples, in order of first appearance. A prompt may stand twice in a step, where an epoch ends."""
-    total: dict[str, int] = {}
-    for prompt_id, count in zip(prompt_ids, counts, strict=True):
-        total[prompt_id] = total.get(prompt_id, 0) + int(count)
+def sum_by_prompt(prompt_ids: Sequence[str], counts: NDArray[np.int64]) -> dict[str, int]:
+    """prompt_id -> samples, in order of first appearance. A prompt may stand twice in a step, where an epoch ends.
+
+    Args:
+        prompt_ids: [P].
+        counts: [P].
+    """
+    total = dict(zip(prompt_ids, counts.tolist(), strict=True))
+    if len(total) < len(prompt_ids):
+        total = dict.fromkeys(prompt_ids, 0)
+        for prompt_id, count in zip(prompt_ids, counts.tolist(), strict=True):
+            total[prompt_id] += count
     return total
 
 
-def count_metrics(counts: Iterable[int]) -> Metrics:
-    """`allocation/min|max|total` of the samples per prompt, and `allocation/zero`: the prompts that got none."""
-    values = np.fromiter(counts, dtype=np.int64)
-    if not values.size:
-        return {}
-    return {
-        "allocation/min": float(values.min()),
-        "allocation/max": float(values.max()),
-        "allocation/zero": float((values == 0).sum()),
-        "allocation/total": float(values.sum()),
-    }
+def report_counts(
+    counts: Mapping[str, int], *, accept_rates: Float64Array, estimates: Mapping[str, float] | None = None
+) -> AllocationReport:
+    """The report of a step with these samples per prompt.
+
+    Metrics are `allocation/min|max|total` of the samples per prompt, `allocation/zero`, the prompts that got none, and
+    `estimates`, what else there is to say; histograms are samples_per_prompt and accept_rate.
+
+    Args:
+        counts: prompt_id -> n_i, of P prompts.
+        accept_rates: [P] the estimates of p_i, in the order of `counts`.
+        estimates: metrics behind the decision.
+    """
+    values = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
+    metrics: Metrics = {}
+    if values.size:
+        metrics = {
+            "allocation/min": float(values.min()),
+            "allocation/max": float(values.max()),
+            "allocation/zero": float((values == 0).sum()),
+            "allocation/total": float(values.sum()),
+        }
+    return AllocationReport(
+        metrics={**metrics, **(estimates or {})},
+        histograms={"samples_per_prompt": values.astype(np.float64), "accept_rate": accept_rates},
+    )

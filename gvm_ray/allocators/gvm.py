@@ -1,29 +1,40 @@
 """Gradient variance minimization (arXiv 2505.02391, Algorithm 2): pilots, then samples where they cut variance most."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gvm_ray.allocators.counts import count_metrics, sum_by_prompt
-from gvm_ray.allocators.history import PromptHistory
+from gvm_ray.allocators.counts import report_counts, sum_by_prompt
+from gvm_ray.allocators.history import PromptHistory, StepHistory
 from gvm_ray.config.strategy import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.allocation import apportion, gvm_weights
-from gvm_ray.types import Allocation, Float64Array, GroupOutcome, Metrics, Prompt
+from gvm_ray.protocols import Rounds
+from gvm_ray.types import Allocation, AllocationReport, Float64Array, Prompt
+
+_MAX_OPEN_BLOCKS = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Decision:
-    """What was decided for one prompt of a block."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Block:
+    """What was decided for the prompts of a block [P], the first step's first."""
 
-    prompt_id: str
-    num_samples: int  # n_i, the samples to train on: pilots included where they are reused
-    remaining: int  # of them, not drawn yet
-    accept_rate: float  # p-hat of the pilots
-    gradient_norm: float  # G-hat of the pilots
+    samples: StepHistory
+    num_samples: NDArray[np.int64]  # n_i, the samples to train on: pilots included where they are reused
+    remaining: NDArray[np.int64]  # of them, not drawn with the pilots
+    accept_rates: Float64Array  # p-hat of the pilots
+    gradient_norms: Float64Array  # G-hat of the pilots
+    reserved: dict[str, list[int]]  # prompt_id -> its rows that no step has taken yet
+
+    def take(self, prompt_ids: Sequence[str]) -> list[int] | None:
+        """The rows of a later step's prompts, which are then taken; None where they aren't all reserved here."""
+        if any(len(self.reserved.get(id_, ())) < count for id_, count in Counter(prompt_ids).items()):
+            return None
+        return [self.reserved[id_].pop(0) for id_ in prompt_ids]
 
 
 class GVMAllocator:
@@ -32,6 +43,9 @@ class GVMAllocator:
     The pilots are charged: all that is drawn in a block sums to the steps' budgets. Prompts of the block's later steps
     are decided with the first step, kept in memory, and answered when their step is planned. The split is uniform where
     the pilots say nothing: no accepted one with a gradient norm, or every prompt filtered out.
+
+    Other blocks may begin before one's last step is planned. Of the blocks that wait for a later step, the 16 latest
+    are kept; the prompts of one that is dropped begin with pilots again.
     """
 
     def __init__(self, config: GVMAllocatorConfig, *, accept_threshold: float) -> None:
@@ -41,69 +55,39 @@ class GVMAllocator:
             prior_successes=config.prior_successes,
             prior_failures=config.prior_failures,
         )
-        self._block: list[str] = []  # ids of the block's prompts, the present step's first
-        self._block_budget = 0
-        self._pilots_for = 0  # prompts of the step that waits for the block's pilots; 0 when none does
-        self._reserved: dict[str, list[_Decision]] = {}  # for the block's later steps
-        self._step: list[_Decision] = []
+        self._open_blocks: deque[_Block] = deque(maxlen=_MAX_OPEN_BLOCKS)
 
-    def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Allocation:
-        """Pilots for a new block, or what was reserved for these prompts when their block began.
+    def rounds(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Rounds:
+        """Pilots for a new block, then the step's n_i; at once what was reserved for these prompts by their block.
 
         Raises:
             ConfigError: the budget is too small for the pilots and minima, or too large for the maxima.
         """
         assert prompts, "a step needs at least one prompt"
         ids = [prompt.prompt_id for prompt in prompts]
-        if all(len(self._reserved.get(id_, ())) >= count for id_, count in Counter(ids).items()):
-            return self._answer([self._reserved[id_].pop(0) for id_ in ids])
-        self._block = ids + [prompt.prompt_id for prompt in upcoming]
-        self._block_budget = budget * len(self._block) // len(ids)
-        self._check_budget()
-        self._history.start_block()
-        self._pilots_for = len(ids)
-        self._reserved = {}
-        self._step = []
-        pilots = [self._config.pilot_samples] * len(self._block)
-        return Allocation(
-            counts=sum_by_prompt(self._block, pilots),
-            needs_gradient_norms=True,
-            trained_on=self._config.reuse_pilots,
-        )
-
-    def observe(self, outcomes: Sequence[GroupOutcome]) -> Allocation:
-        """After the pilots, the rest of the present step's samples; after those, nothing."""
-        self._history.fold(outcomes)
-        if not self._pilots_for:
-            return Allocation.empty()
-        decisions = self._decide()
-        for decision in decisions[self._pilots_for :]:
-            self._reserved.setdefault(decision.prompt_id, []).append(decision)
-        now = decisions[: self._pilots_for]
-        self._pilots_for = 0
-        return self._answer(now)
+        reserved = self._take_reserved(ids)
+        if reserved is None:
+            block_ids = ids + [prompt.prompt_id for prompt in upcoming]
+            block_budget = budget * len(block_ids) // len(ids)
+            self._check_budget(block_budget, num_prompts=len(block_ids))
+            outcomes = yield Allocation(
+                counts=sum_by_prompt(block_ids, np.full(len(block_ids), self._config.pilot_samples)),
+                needs_gradient_norms=True,
+                trained_on=self._config.reuse_pilots,
+            )
+            samples = self._history.start_step(block_ids)
+            samples.fold(outcomes)
+            block, rows = self._decide(samples, block_budget), np.arange(len(ids))
+            self._reserve(block, block_ids, first=len(ids))
+        else:
+            block, rows = reserved
+        outcomes = yield Allocation(counts=sum_by_prompt(ids, block.remaining[rows]))
+        block.samples.fold(outcomes)
+        return _report(block, ids, rows)
 
     def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        """Posterior means from the pilots and everything seen since, where above 0."""
+        """Posterior means from the pilots and all that the prompt's latest block saw since, where above 0."""
         return self._history.known_accept_rates(prompt_ids)
-
-    def metrics(self) -> Metrics:
-        """`allocation/min|max|zero|total` of the step's n_i, and the means of the pilots' estimates behind them."""
-        if not self._step:
-            return {}
-        return {
-            **count_metrics(self._num_samples().values()),
-            "allocation/p_hat_mean": float(np.mean([decision.accept_rate for decision in self._step])),
-            "allocation/gradient_norm_mean": float(np.mean([decision.gradient_norm for decision in self._step])),
-        }
-
-    def histograms(self) -> dict[str, Float64Array]:
-        """samples_per_prompt [P] (n_i) and accept_rate [P] (posterior means) of the last step."""
-        counts = self._num_samples()
-        return {
-            "samples_per_prompt": np.array(list(counts.values()), dtype=np.float64),
-            "accept_rate": self._history.accept_rates(list(counts)),
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of every prompt. A block under way isn't part of it: a resumed run begins with new pilots."""
@@ -112,56 +96,59 @@ class GVMAllocator:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`'s memory, at the beginning of a block."""
         self._history.load_state_dict(state)
-        self._pilots_for = 0
-        self._reserved = {}
-        self._step = []
+        self._open_blocks.clear()
 
-    def _decide(self) -> list[_Decision]:
+    def _decide(self, samples: StepHistory, budget: int) -> _Block:
         """The block's allocation from its pilots."""
         config = self._config
-        rates = self._history.accept_rates(self._block)
-        norms = _fill_unmeasured(self._history.gradient_norms(self._block))
+        rates = samples.accept_rates()
+        norms = _fill_unmeasured(samples.gradient_norms())
         weights = gvm_weights(rates, norms, alpha=config.alpha, beta=config.beta)
         if config.filter_threshold is not None:
             weights[rates > config.filter_threshold] = 0
-        counts = self._split(weights)
+        counts = self._split(weights, budget)
         too_few = rates * counts < config.min_expected_accepted
         if too_few.any():
             weights[too_few] = 0
-            counts = self._split(weights)
-        drawn = config.pilot_samples if config.reuse_pilots else 0
-        return [
-            _Decision(
-                prompt_id=prompt_id,
-                num_samples=int(counts[row]),
-                remaining=int(counts[row]) - drawn,
-                accept_rate=float(rates[row]),
-                gradient_norm=float(norms[row]),
-            )
-            for row, prompt_id in enumerate(self._block)
-        ]
+            counts = self._split(weights, budget)
+        return _Block(
+            samples=samples,
+            num_samples=counts,
+            remaining=counts - config.pilot_samples if config.reuse_pilots else counts,
+            accept_rates=rates,
+            gradient_norms=norms,
+            reserved={},
+        )
 
-    def _split(self, weights: Float64Array) -> np.ndarray:
+    def _split(self, weights: Float64Array, budget: int) -> NDArray[np.int64]:
         """n [P] of the block: all of its budget where the pilots count toward n, what they left of it where not."""
         config = self._config
         if config.reuse_pilots:
-            budget, minimum = self._block_budget, max(config.min_samples, config.pilot_samples)
+            minimum = max(config.min_samples, config.pilot_samples)
         else:
-            budget, minimum = self._block_budget - config.pilot_samples * len(self._block), config.min_samples
+            budget, minimum = budget - config.pilot_samples * len(weights), config.min_samples
         return apportion(weights, budget=budget, minimum=minimum, maximum=config.max_samples)
 
-    def _answer(self, decisions: list[_Decision]) -> Allocation:
-        self._step = decisions
-        ids = [decision.prompt_id for decision in decisions]
-        return Allocation(counts=sum_by_prompt(ids, [decision.remaining for decision in decisions]))
+    def _reserve(self, block: _Block, prompt_ids: Sequence[str], *, first: int) -> None:
+        """Keep the rows from `first` on for the block's later steps."""
+        for row in range(first, len(prompt_ids)):
+            block.reserved.setdefault(prompt_ids[row], []).append(row)
+        if block.reserved:
+            self._open_blocks.append(block)
 
-    def _num_samples(self) -> dict[str, int]:
-        ids = [decision.prompt_id for decision in self._step]
-        return sum_by_prompt(ids, [decision.num_samples for decision in self._step])
+    def _take_reserved(self, prompt_ids: Sequence[str]) -> tuple[_Block, NDArray[np.int64]] | None:
+        """The block that reserved decisions for these prompts, and their rows in it; the oldest where several did."""
+        for block in self._open_blocks:
+            rows = block.take(prompt_ids)
+            if rows is not None:
+                if not any(block.reserved.values()):
+                    self._open_blocks.remove(block)
+                return block, np.array(rows)
+        return None
 
-    def _check_budget(self) -> None:
+    def _check_budget(self, budget: int, *, num_prompts: int) -> None:
         """Refuse before the pilots are paid for."""
-        config, num_prompts, budget = self._config, len(self._block), self._block_budget
+        config = self._config
         pilots = 0 if config.reuse_pilots else config.pilot_samples  # drawn on top of n_i
         least = max(config.min_samples, config.pilot_samples) if config.reuse_pilots else config.min_samples
         if budget < num_prompts * (least + pilots):
@@ -175,6 +162,19 @@ class GVMAllocator:
                 f"a budget of {budget} samples for {num_prompts} prompts can't be spent with "
                 f"allocator.max_samples={config.max_samples}; write max_samples={-(-budget // num_prompts)} or more"
             )
+
+
+def _report(block: _Block, prompt_ids: Sequence[str], rows: NDArray[np.int64]) -> AllocationReport:
+    """The step's n_i and posterior means, and the means of the pilots' estimates behind them."""
+    rates = dict(zip(prompt_ids, block.samples.accept_rates()[rows], strict=True))  # one for each prompt
+    return report_counts(
+        sum_by_prompt(prompt_ids, block.num_samples[rows]),
+        accept_rates=np.array(list(rates.values()), dtype=np.float64),
+        estimates={
+            "allocation/p_hat_mean": float(block.accept_rates[rows].mean()),
+            "allocation/gradient_norm_mean": float(block.gradient_norms[rows].mean()),
+        },
+    )
 
 
 def _fill_unmeasured(norms: Float64Array) -> Float64Array:

@@ -1,19 +1,18 @@
-"""What an allocator remembers of each prompt: over the run, and over the present block of steps."""
+"""What an allocator remembers of each prompt: over the run, and over one step or block of steps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from gvm_ray.allocators.prompt_table import PromptTable
 from gvm_ray.functional.statistics import beta_posterior_mean
-from gvm_ray.types import Float64Array, GroupOutcome, PromptStats
-
-_UNSEEN = PromptStats()
+from gvm_ray.types import Float64Array, GroupOutcome
 
 
 class PromptHistory:
-    """Counts and gradient norms by prompt: `recent` since the last `start_block`, `all` since the run began.
+    """Counts and gradient norms by prompt since the run began, in `all`; `start_step` gives a step its own.
 
     The prior is that of the accept rate, Beta(prior_successes, prior_failures).
     """
@@ -22,65 +21,88 @@ class PromptHistory:
         self._accept_threshold = accept_threshold
         self._prior_successes = prior_successes
         self._prior_failures = prior_failures
-        self.recent: dict[str, PromptStats] = {}
-        self.all: dict[str, PromptStats] = {}
+        self.all = PromptTable()
+        self._latest = PromptTable()  # of each prompt, what its latest step saw
 
-    def start_block(self) -> None:
-        """Forget `recent`."""
-        self.recent = {}
+    def start_step(self, prompt_ids: Sequence[str]) -> "StepHistory":
+        """An empty memory of these prompts, for one step or for a block of steps that shares one allocation."""
+        return StepHistory(self, prompt_ids)
 
-    def fold(self, outcomes: Sequence[GroupOutcome]) -> None:
-        """Add a round. Several outcomes of one prompt count as one; unscored samples don't count."""
-        by_prompt: dict[str, list[GroupOutcome]] = {}
-        for outcome in outcomes:
-            by_prompt.setdefault(outcome.prompt_id, []).append(outcome)
-        for prompt_id, group in by_prompt.items():
-            for memory in (self.recent, self.all):
-                memory[prompt_id] = self._add(memory.get(prompt_id, _UNSEEN), group)
+    def known_accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
+        """The accept rates above 0 of the prompts with scored samples, from the samples of each one's latest step.
 
-    def accept_rates(self, prompt_ids: Sequence[str]) -> Float64Array:
-        """Posterior means [P] from the block's samples; without any, the prior's mean, or 0."""
-        stats = [self.recent.get(prompt_id, _UNSEEN) for prompt_id in prompt_ids]
+        That is the step whose memory was folded into last, so right after a step's last round it is that step.
+        """
+        seen = [prompt_id for prompt_id in prompt_ids if prompt_id in self._latest]
+        rows = self._latest.rows(seen)
+        rates = np.where(self._latest.columns["trials"][rows] > 0, self._posterior_means(self._latest, rows), 0.0)
+        return {prompt_id: p for prompt_id, p in zip(seen, rates.tolist(), strict=True) if p > 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """`all`, as plain JSON values."""
+        return {"prompts": self.all.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace the memory; what single steps saw is forgotten."""
+        self.all = PromptTable.from_state_dict(state["prompts"])
+        self._latest = PromptTable()
+
+    def _posterior_means(self, table: PromptTable, rows: NDArray[np.int64]) -> Float64Array:
         return beta_posterior_mean(
-            [s.successes for s in stats],
-            [s.trials for s in stats],
+            table.columns["successes"][rows],
+            table.columns["trials"][rows],
             prior_successes=self._prior_successes,
             prior_failures=self._prior_failures,
         )
 
-    def known_accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        """The accept rates above 0 of the prompts with scored samples in the block."""
-        rates = zip(prompt_ids, self.accept_rates(prompt_ids), strict=True)
-        return {prompt_id: float(p) for prompt_id, p in rates if p > 0 and self._trials(prompt_id) > 0}
 
-    def gradient_norms(self, prompt_ids: Sequence[str]) -> Float64Array:
-        """G [P], the mean norm over accepted samples; NaN where none was measured in the block."""
-        norms = [self.recent.get(prompt_id, _UNSEEN).gradient_norm for prompt_id in prompt_ids]
-        return np.array([np.nan if norm is None else norm for norm in norms], dtype=np.float64)
+class StepHistory:
+    """What one step (or block of steps) saw of its prompts. Steps that overlap have one each, so none disturbs another.
 
-    def state_dict(self) -> dict[str, Any]:
-        """`all`, as plain JSON values."""
-        return {"prompts": {prompt_id: asdict(stats) for prompt_id, stats in self.all.items()}}
+    Its arrays [P] are aligned with the `prompt_ids` it was started with; one that stands twice has its numbers twice.
+    """
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace the memory; what was `recent` is forgotten."""
-        self.recent = {}
-        self.all = {prompt_id: PromptStats(**stats) for prompt_id, stats in state["prompts"].items()}
+    def __init__(self, history: PromptHistory, prompt_ids: Sequence[str]) -> None:
+        self._history = history
+        self._table = PromptTable()
+        self._rows = self._table.rows(prompt_ids)
 
-    def _trials(self, prompt_id: str) -> float:
-        return self.recent.get(prompt_id, _UNSEEN).trials
+    def fold(self, outcomes: Sequence[GroupOutcome]) -> None:
+        """Add a round, here and to the run's memory. Unscored samples don't count."""
+        history = self._history
+        seen = _count_round(outcomes, accept_threshold=history._accept_threshold)
+        self._table.add(seen)
+        history.all.add(seen)
+        history._latest.replace(self._table)
 
-    def _add(self, stats: PromptStats, group: Sequence[GroupOutcome]) -> PromptStats:
-        rewards = np.concatenate([outcome.rewards for outcome in group])
-        accepted = rewards >= self._accept_threshold  # False for an unscored NaN
-        norms = np.concatenate(
-            [np.full(len(o.rewards), np.nan) if o.gradient_norms is None else o.gradient_norms for o in group]
-        )
-        measured = norms[accepted & np.isfinite(norms)]
-        versions = np.concatenate([outcome.policy_versions for outcome in group])
-        return PromptStats(
-            trials=stats.trials + int(np.isfinite(rewards).sum()),
-            successes=stats.successes + int(accepted.sum()),
-            gradient_norm=float(measured.mean()) if measured.size else stats.gradient_norm,
-            policy_version=max(stats.policy_version, int(versions.max(initial=-1))),
-        )
+    def accept_rates(self) -> Float64Array:
+        """Posterior means [P]; without samples, the prior's mean, or 0."""
+        return self._history._posterior_means(self._table, self._rows)
+
+    def gradient_norms(self) -> Float64Array:
+        """G [P], the mean norm over a round's accepted samples; NaN where none was measured."""
+        return self._table.columns["gradient_norm"][self._rows]
+
+
+def _count_round(outcomes: Sequence[GroupOutcome], *, accept_threshold: float) -> PromptTable:
+    """One row for each prompt of the round; several outcomes of one prompt are one group."""
+    table = PromptTable()
+    if not outcomes:
+        return table
+    rows = np.repeat(table.rows(outcome.prompt_id for outcome in outcomes), [len(o.rewards) for o in outcomes])
+    rewards = np.concatenate([outcome.rewards for outcome in outcomes])
+    accepted = rewards >= accept_threshold  # False for an unscored NaN
+    table.columns["trials"] = np.bincount(rows, np.isfinite(rewards), minlength=len(table))
+    table.columns["successes"] = np.bincount(rows, accepted, minlength=len(table))
+    versions = np.concatenate([outcome.policy_versions for outcome in outcomes])
+    np.maximum.at(table.columns["policy_version"], rows, versions)
+    norms = np.concatenate(
+        [np.full(len(o.rewards), np.nan) if o.gradient_norms is None else o.gradient_norms for o in outcomes]
+    )
+    measured = np.flatnonzero(accepted & np.isfinite(norms))
+    by_prompt = norms[measured[np.argsort(rows[measured], kind="stable")]]
+    num_measured = np.bincount(rows[measured], minlength=len(table))
+    for row, group in enumerate(np.split(by_prompt, np.cumsum(num_measured)[:-1])):
+        if group.size:
+            table.columns["gradient_norm"][row] = group.mean()
+    return table

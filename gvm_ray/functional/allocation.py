@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 # Positive weights further than this below the largest count as equal to it: they change no share by a whole sample at
 # any real budget, and the breakpoints bound/weight stay finite.
 _SMALLEST_RELATIVE_WEIGHT = 1e-18
+_MAX_SECANT_SUMS = 12
 
 
 def gvm_weights(
@@ -70,13 +71,16 @@ def apportion(
     _check_feasible(low, high, budget)
     if not w.size:
         return np.zeros(0, dtype=np.int64)
-    w = w / w.max() if w.max() > 0 else w
     positive = w > 0
-    w[positive] = np.maximum(w[positive], _SMALLEST_RELATIVE_WEIGHT)
-    shares = low.astype(np.float64)
+    if not positive.any():
+        return _round_to_sum(_water_fill(np.ones(w.size), low, high, budget), high, budget)
+    w = np.where(positive, np.maximum(w / w.max(), _SMALLEST_RELATIVE_WEIGHT), 0.0)
+    if positive.all():
+        return _round_to_sum(_water_fill(w, low, high, budget), high, budget)
     for_weighted = min(budget - int(low[~positive].sum()), int(high[positive].sum()))
+    shares = np.empty(w.size)
     shares[positive] = _water_fill(w[positive], low[positive], high[positive], for_weighted)
-    even = np.ones(w.size - int(positive.sum()))
+    even = np.ones(np.count_nonzero(~positive))
     shares[~positive] = _water_fill(even, low[~positive], high[~positive], budget - for_weighted)
     return _round_to_sum(shares, high, budget)
 
@@ -85,31 +89,66 @@ def _water_fill(
     weights: NDArray[np.float64], low: NDArray[np.int64], high: NDArray[np.int64], total: int
 ) -> NDArray[np.float64]:
     """clip(level * weights, low, high) with the level at which it sums to `total`; low.sum() <= total <= high.sum()."""
+    floor, ceiling = low.astype(np.float64), high.astype(np.float64)
     if total <= low.sum():
-        return low.astype(np.float64)
+        return floor
     if total >= high.sum():
-        return high.astype(np.float64)
-    # The sum rises with the level, linearly between the levels at which a prompt leaves its floor or meets its ceiling.
-    levels = np.unique(np.concatenate([low / weights, high / weights]))
+        return ceiling
+    leaves_floor, meets_ceiling = floor / weights, ceiling / weights
+    levels = np.sort(np.concatenate([leaves_floor, meets_ceiling]))
+    below, above = _linear_piece(weights, floor, ceiling, levels, total)
+    free = (leaves_floor <= below) & (meets_ceiling >= above)
+    shares = np.where(meets_ceiling <= below, ceiling, floor)
+    left = total - shares @ ~free
+    np.copyto(shares, left * (weights / weights[free].sum()), where=free)
+    return np.clip(shares, floor, ceiling)
+
+
+def _linear_piece(
+    weights: NDArray[np.float64],
+    floor: NDArray[np.float64],
+    ceiling: NDArray[np.float64],
+    levels: NDArray[np.float64],
+    total: int,
+) -> tuple[float, float]:
+    """The neighbours in `levels` between which clip(level * weights, floor, ceiling) sums to `total`.
+
+    The sum rises with the level, linearly between the sorted `levels` at which a prompt leaves its floor or meets its
+    ceiling. The secant method finds the piece in about six sums, however many there are; where it creeps, as on a
+    plateau as flat as rounding, halving takes over.
+    """
     below, above = 0, len(levels) - 1
+    level, last_level, last_missing = total / weights.sum(), levels[0], total - floor.sum()
+    num_sums = 0
     while above - below > 1:
-        middle = (below + above) // 2
-        if np.clip(levels[middle] * weights, low, high).sum() <= total:
-            below = middle
+        level = np.clip(level, levels[below + 1], levels[above - 1])
+        missing = total - np.clip(level * weights, floor, ceiling).sum()
+        num_sums += 1
+        if missing >= 0:
+            below = int(np.searchsorted(levels, level, side="right")) - 1
         else:
-            above = middle
-    free = (low / weights <= levels[below]) & (high / weights >= levels[above])
-    shares = np.where(high / weights <= levels[below], high, low).astype(np.float64)
-    shares[free] = (total - shares[~free].sum()) * (weights[free] / weights[free].sum())
-    return np.clip(shares, low, high)
+            above = int(np.searchsorted(levels, level, side="left"))
+        rise = last_missing - missing
+        if num_sums < _MAX_SECANT_SUMS and rise != 0:
+            next_level = level + missing * ((level - last_level) / rise)
+        else:
+            next_level = levels[(below + above) // 2]
+        level, last_level, last_missing = next_level, level, missing
+    return float(levels[below]), float(levels[above])
 
 
 def _round_to_sum(shares: NDArray[np.float64], high: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Largest-remainder rounding of shares that sum to `total`, never above `high`."""
-    counts = np.floor(shares).astype(np.int64)
-    remainders = np.where(counts < high, shares - counts, -1.0)
+    """Largest-remainder rounding of shares that sum to `total`, never above `high`; ties to the earlier index."""
+    counts = shares.astype(np.int64)
     missing = total - int(counts.sum())
-    counts[np.argsort(-remainders, kind="stable")[:missing]] += 1
+    if missing > 0:
+        remainders = shares - counts
+        np.copyto(remainders, -1.0, where=counts >= high)
+        smallest = np.partition(remainders, -missing)[-missing]  # the last remainder that is rounded up
+        ties = np.flatnonzero(remainders == smallest)
+        larger = remainders > smallest
+        counts += larger
+        counts[ties[: missing - np.count_nonzero(larger)]] += 1
     assert counts.sum() == total, f"rounded to {counts.sum()} instead of {total}"
     return counts
 

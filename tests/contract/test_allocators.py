@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable
+from itertools import zip_longest
 
 import numpy as np
 import pytest
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocatorSteps, create_allocator
 from gvm_ray.config.strategy import AllocatorSettings, CustomAllocatorConfig, GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.protocols import AllocatorStrategy
-from gvm_ray.types import Allocation, GroupOutcome, GroupRef, Prompt
+from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, GroupRef, Prompt
 
 CONFIGS: dict[str, AllocatorSettings] = {
     "uniform": UniformAllocatorConfig(),
@@ -71,20 +72,21 @@ def run_step(
     budget: int,
     rate: Rate,
     seed: int = 0,
-) -> dict[str, int]:
-    """Samples drawn for each prompt over the step's rounds."""
+) -> tuple[dict[str, int], AllocationReport]:
+    """Samples drawn for each prompt over the step's rounds, and what the allocator says of them."""
     rng = np.random.default_rng(seed)
     known = {prompt.prompt_id for prompt in [*prompts, *upcoming]}
     drawn: dict[str, int] = {}
-    allocation = allocator.plan(prompts, budget=budget, upcoming=upcoming)
+    steps = AllocatorSteps(allocator)
+    allocation = steps.plan(prompts, step=0, budget=budget, upcoming=upcoming)
     while allocation.total:
         assert set(allocation.counts) <= known
         for prompt_id, count in allocation.counts.items():
             assert type(count) is int
             assert count >= 0
             drawn[prompt_id] = drawn.get(prompt_id, 0) + count
-        allocation = allocator.observe(sample(allocation, rate, rng))
-    return drawn
+        allocation = steps.observe(sample(allocation, rate, rng), step=0)
+    return drawn, steps.report(step=0)
 
 
 def run_block(
@@ -97,9 +99,8 @@ def run_block(
     for step in range(steps):
         now = prompts[step * size : (step + 1) * size]
         upcoming = prompts[size:] if step == 0 else []
-        for prompt_id, count in run_step(
-            allocator, prompts=now, upcoming=upcoming, budget=budget, rate=rate, seed=step
-        ).items():
+        drawn_now, _ = run_step(allocator, prompts=now, upcoming=upcoming, budget=budget, rate=rate, seed=step)
+        for prompt_id, count in drawn_now.items():
             drawn[prompt_id] = drawn.get(prompt_id, 0) + count
     return steps, drawn
 
@@ -164,9 +165,8 @@ def test_memory_counts_every_scored_sample(config) -> None:
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
 def test_metrics_and_histograms_describe_the_step(config, rate: Rate) -> None:
     allocator = create_allocator(config, accept_threshold=0.5)
-    assert allocator.metrics() == {}
-    run_step(allocator, prompts=make_prompts(0, 8), upcoming=[], budget=64, rate=rate)
-    metrics, histograms = allocator.metrics(), allocator.histograms()
+    _, report = run_step(allocator, prompts=make_prompts(0, 8), upcoming=[], budget=64, rate=rate)
+    metrics, histograms = report.metrics, report.histograms
     counts = histograms["samples_per_prompt"]
     assert counts.shape == histograms["accept_rate"].shape == (8,)
     assert np.isfinite(list(metrics.values())).all()
@@ -175,3 +175,26 @@ def test_metrics_and_histograms_describe_the_step(config, rate: Rate) -> None:
     assert metrics["allocation/max"] == counts.max()
     assert metrics["allocation/zero"] == (counts == 0).sum()
     assert ((histograms["accept_rate"] >= 0) & (histograms["accept_rate"] <= 1)).all()
+
+
+def test_overlapping_steps_give_what_each_gives_alone(config) -> None:
+    def observed(steps: AllocatorSteps, allocator: AllocatorStrategy, step: int):
+        """One line for each round of the step, then its report and accept rates."""
+        rng = np.random.default_rng(step)
+        prompts, upcoming = make_prompts(100 * step, 8), make_prompts(100 * step + 8, 16)
+        allocation = steps.plan(prompts, step=step, budget=64, upcoming=upcoming)
+        while allocation.total:
+            yield dict(allocation.counts)
+            allocation = steps.observe(sample(allocation, RATES["mixed"], rng), step=step)
+        report = steps.report(step=step)
+        histograms = {name: values.tolist() for name, values in report.histograms.items()}
+        yield report.metrics, histograms, allocator.accept_rates([prompt.prompt_id for prompt in prompts])
+
+    alone = []
+    for step in (0, 1):
+        allocator = create_allocator(config, accept_threshold=0.5)
+        alone.append(list(observed(AllocatorSteps(allocator), allocator, step)))
+    allocator = create_allocator(config, accept_threshold=0.5)
+    steps = AllocatorSteps(allocator)
+    lines = zip_longest(observed(steps, allocator, 0), observed(steps, allocator, 1))
+    assert [list(lines_of_step) for lines_of_step in zip(*lines, strict=True)] == alone

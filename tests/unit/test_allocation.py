@@ -120,6 +120,63 @@ def test_apportion_moves_no_sample_that_the_bounds_allow_to_sit_better(problem) 
             assert (counts[giver] - 1) / w[giver] <= (counts[taker] + 1) / w[taker] * (1 + 1e-9)
 
 
+def slow_apportion(weights: np.ndarray, *, budget: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """As `apportion`: tries every level at which a prompt leaves its floor or meets its ceiling, sorts remainders."""
+    if not (weights > 0).any():
+        weights = np.ones(len(weights))
+    weighted = weights > 0
+    w = np.maximum(weights[weighted] / weights.max(), 1e-18)
+    for_weighted = min(budget - low[~weighted].sum(), high[weighted].sum())
+    shares = np.zeros(len(weights))
+    shares[weighted] = slow_water_fill(w, low[weighted], high[weighted], for_weighted)
+    even = np.ones(np.count_nonzero(~weighted))
+    shares[~weighted] = slow_water_fill(even, low[~weighted], high[~weighted], budget - for_weighted)
+    counts = np.floor(shares).astype(np.int64)
+    remainders = np.where(counts < high, shares - counts, -1.0)
+    counts[np.argsort(-remainders, kind="stable")[: budget - counts.sum()]] += 1
+    return counts
+
+
+def slow_water_fill(w: np.ndarray, low: np.ndarray, high: np.ndarray, total: int) -> np.ndarray:
+    if total in (low.sum(), high.sum()):
+        return (low if total == low.sum() else high).astype(np.float64)
+    levels = np.unique(np.concatenate([low / w, high / w]))
+    above = next(i for i, level in enumerate(levels) if np.clip(level * w, low, high).sum() > total)
+    free = (low / w <= levels[above - 1]) & (high / w >= levels[above])
+    shares = np.where(high / w <= levels[above - 1], high, low).astype(np.float64)
+    shares[free] = (total - shares[~free].sum()) * (w[free] / w[free].sum())
+    return np.clip(shares, low, high)
+
+
+@given(problems())
+def test_apportion_agrees_exactly_with_the_slow_way(problem) -> None:
+    weights, budget, minimum, maximum = problem
+    counts = apportion(weights, budget=budget, minimum=minimum, maximum=maximum)
+    assert counts.tolist() == slow_apportion(np.array(weights), budget=budget, low=minimum, high=maximum).tolist()
+
+
+WEIGHTS = {
+    "normal": lambda rng, size: rng.lognormal(size=size),
+    "wide": lambda rng, size: 10 ** rng.uniform(-25, 25, size=size),
+    "few values": lambda rng, size: rng.integers(0, 4, size=size) / 3,
+    "equal": lambda rng, size: np.full(size, 0.1),
+    "vanishing": lambda rng, size: np.where(rng.random(size) < 0.5, 1e-18, 1.0),
+}
+
+
+@pytest.mark.parametrize("make_weights", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("bounds", ["none", "floor", "ceiling", "both"])
+def test_apportion_agrees_exactly_with_the_slow_way_on_many_prompts(make_weights, bounds: str) -> None:
+    rng = np.random.default_rng(0)
+    for size in (40, 400):
+        weights = make_weights(rng, size)
+        low = rng.integers(0, 6, size=size) if bounds in ("floor", "both") else np.zeros(size, dtype=np.int64)
+        for budget in range(5 * size, 8 * size, 37):
+            high = 8 + rng.integers(0, 9, size=size) if bounds in ("ceiling", "both") else np.full(size, budget)
+            counts = apportion(weights, budget=budget, minimum=low, maximum=high)
+            assert counts.tolist() == slow_apportion(weights, budget=budget, low=low, high=high).tolist()
+
+
 def test_apportion_handles_a_large_problem() -> None:
     weights = np.random.default_rng(0).random(200_000)
     counts = apportion(weights, budget=1_600_000, minimum=1, maximum=14)

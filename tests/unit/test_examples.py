@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gvm_ray.allocators import AllocatorSteps
 from gvm_ray.cli import main
 from gvm_ray.types import Completion, GroupOutcome, GroupRef, Prompt
 
@@ -96,11 +97,11 @@ def test_brevity(num_tokens: int, expected: float) -> None:
 
 
 def test_fewer_samples_for_solved_prompts() -> None:
-    allocator = importlib.import_module("custom_allocator").FewerForSolved(accept_threshold=0.5)
+    steps = AllocatorSteps(importlib.import_module("custom_allocator").FewerForSolved(accept_threshold=0.5))
     prompts = [prompt(name) for name in "abc"]
-    assert dict(allocator.plan(prompts, budget=15).counts) == {"a": 5, "b": 5, "c": 5}
-    assert allocator.observe([outcome("a", 1.0, 1.0), outcome("b", 1.0, 0.0)]).total == 0
-    assert dict(allocator.plan(prompts, budget=15).counts) == {"a": 3, "b": 6, "c": 6}
+    assert dict(steps.plan(prompts, step=0, budget=15).counts) == {"a": 5, "b": 5, "c": 5}
+    assert steps.observe([outcome("a", 1.0, 1.0), outcome("b", 1.0, 0.0)], step=0).total == 0
+    assert dict(steps.plan(prompts, step=1, budget=15).counts) == {"a": 3, "b": 6, "c": 6}
 
 
 def test_stepping_the_environment_by_hand(capsys: pytest.CaptureFixture[str]) -> None:

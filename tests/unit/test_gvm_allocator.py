@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from gvm_ray.allocators import GVMAllocator
+from gvm_ray.allocators import AllocatorSteps, GVMAllocator
 from gvm_ray.config.strategy import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import Allocation, GroupOutcome, GroupRef, Prompt
@@ -43,29 +43,35 @@ def pilots(results: Mapping[str, tuple[Sequence[float], float]]) -> list[GroupOu
     return [outcome(id_, rewards, norm) for id_, (rewards, norm) in results.items()]
 
 
-def after_pilots(settings: GVMAllocatorConfig, *, budget: int = 24) -> tuple[GVMAllocator, Allocation]:
+def gvm(settings: GVMAllocatorConfig) -> tuple[GVMAllocator, AllocatorSteps]:
     allocator = GVMAllocator(settings, accept_threshold=0.5)
-    allocator.plan(prompts("abc"), budget=budget)
-    return allocator, allocator.observe(pilots(PILOTS))
+    return allocator, AllocatorSteps(allocator)
+
+
+def after_pilots(settings: GVMAllocatorConfig) -> tuple[AllocatorSteps, Allocation]:
+    """Step 0 with a, b, c and a budget of 24, and its second round."""
+    _, steps = gvm(settings)
+    steps.plan(prompts("abc"), step=0, budget=24)
+    return steps, steps.observe(pilots(PILOTS), step=0)
 
 
 def test_pilots_come_first_and_are_measured() -> None:
     for reuse in (True, False):
-        allocator = GVMAllocator(config(pilot_samples=3, reuse_pilots=reuse), accept_threshold=0.5)
-        round_one = allocator.plan(prompts("abc"), budget=24)
+        _, steps = gvm(config(pilot_samples=3, reuse_pilots=reuse))
+        round_one = steps.plan(prompts("abc"), step=0, budget=24)
         assert round_one.counts == {"a": 3, "b": 3, "c": 3}
         assert round_one.needs_gradient_norms
         assert round_one.trained_on is reuse
 
 
 def test_reused_pilots_are_part_of_the_sample_sizes() -> None:
-    allocator, round_two = after_pilots(config())
+    steps, round_two = after_pilots(config())
     # 24 over weights 2, 2, 4: 6, 6, 12, of which 4 each are drawn
     assert round_two.counts == {"a": 2, "b": 2, "c": 8}
     assert round_two.trained_on
     assert not round_two.needs_gradient_norms
-    assert allocator.observe([outcome("a", [0, 0])]).total == 0
-    assert allocator.metrics() == pytest.approx(
+    assert steps.observe([outcome("a", [0, 0])], step=0).total == 0
+    assert steps.report(step=0).metrics == pytest.approx(
         {
             "allocation/min": 6,
             "allocation/max": 12,
@@ -78,17 +84,18 @@ def test_reused_pilots_are_part_of_the_sample_sizes() -> None:
 
 
 def test_pilots_that_only_inform_are_charged_all_the_same() -> None:
-    allocator, round_two = after_pilots(config(reuse_pilots=False))
+    steps, round_two = after_pilots(config(reuse_pilots=False))
     # 24 - 12 = 12 over weights 2, 2, 4
     assert round_two.counts == {"a": 3, "b": 3, "c": 6}
-    assert allocator.metrics()["allocation/total"] == 12
+    steps.observe([], step=0)
+    assert steps.report(step=0).metrics["allocation/total"] == 12
 
 
 def test_the_pilots_are_a_floor_on_a_reused_total() -> None:
-    allocator = GVMAllocator(config(), accept_threshold=0.5)
-    allocator.plan(prompts("ab"), budget=12)
+    _, steps = gvm(config())
+    steps.plan(prompts("ab"), step=0, budget=12)
     # weights 100 and 1: b keeps its 4 pilots, a gets the rest, 8
-    assert allocator.observe(pilots({"a": ([1] * 4, 100.0), "b": ([1] * 4, 1.0)})).counts == {"a": 4, "b": 0}
+    assert steps.observe(pilots({"a": ([1] * 4, 100.0), "b": ([1] * 4, 1.0)}), step=0).counts == {"a": 4, "b": 0}
 
 
 @pytest.mark.parametrize(
@@ -124,94 +131,124 @@ def test_everything_filtered_out_is_spent_uniformly() -> None:
 )
 @pytest.mark.parametrize("prior", [0.0, 0.5])
 def test_without_signal_the_split_is_uniform(results, prior: float) -> None:
-    allocator = GVMAllocator(config(prior_successes=prior, prior_failures=prior), accept_threshold=0.5)
-    allocator.plan(prompts("ab"), budget=16)
-    assert allocator.observe(pilots(results)).counts == {"a": 4, "b": 4}
+    _, steps = gvm(config(prior_successes=prior, prior_failures=prior))
+    steps.plan(prompts("ab"), step=0, budget=16)
+    assert steps.observe(pilots(results), step=0).counts == {"a": 4, "b": 4}
 
 
 def test_a_prompt_without_accepted_pilots_gets_the_priors_rate_and_the_mean_norm() -> None:
     results = {"a": ([1, 1, 1, 1], 2.0), "b": ([0, 0, 0, 0], 7.0), "c": ([1, 1, 1, 1], 4.0)}
-    allocator = GVMAllocator(config(prior_successes=1, prior_failures=0, pilot_samples=4), accept_threshold=0.5)
-    allocator.plan(prompts("abc"), budget=60)
+    _, steps = gvm(config(prior_successes=1, prior_failures=0, pilot_samples=4))
+    steps.plan(prompts("abc"), step=0, budget=60)
     # p: 1, (0 + 1) / (4 + 1) = 0.2, 1; G: 2, (2 + 4) / 2 = 3, 4; w: 2, 3 / sqrt(0.2) = 6.708, 4
     total = 2 + 3 / np.sqrt(0.2) + 4
-    round_two = allocator.observe(pilots(results))
+    round_two = steps.observe(pilots(results), step=0)
     for prompt_id, weight in {"a": 2, "b": 3 / np.sqrt(0.2), "c": 4}.items():
         assert abs(round_two.counts[prompt_id] + 4 - 60 * weight / total) < 1
     # as published, without a prior: nothing more for b
-    allocator = GVMAllocator(config(), accept_threshold=0.5)
-    allocator.plan(prompts("abc"), budget=60)
-    assert allocator.observe(pilots(results)).counts["b"] == 0
+    _, steps = gvm(config())
+    steps.plan(prompts("abc"), step=0, budget=60)
+    assert steps.observe(pilots(results), step=0).counts["b"] == 0
 
 
 def test_several_outcomes_of_one_prompt_are_one_pilot_group() -> None:
-    allocator = GVMAllocator(config(), accept_threshold=0.5)
-    allocator.plan(prompts("abc"), budget=24)
+    _, steps = gvm(config())
+    steps.plan(prompts("abc"), step=0, budget=24)
     split = [outcome("b", [1], 5.0), outcome("c", [0, 1], 2.0), outcome("a", [1, 0, 0, 0], 1.0)]
     split += [outcome("c", [0, 0], 2.0), outcome("b", [1, 1, 1], 1.0)]  # b: mean norm (5 + 1 + 1 + 1) / 4 = 2
-    assert allocator.observe(split).counts == {"a": 2, "b": 2, "c": 8}
+    assert steps.observe(split, step=0).counts == {"a": 2, "b": 2, "c": 8}
 
 
 def test_a_block_of_steps_shares_one_pilot_round() -> None:
-    allocator = GVMAllocator(config(block_steps=3), accept_threshold=0.5)
-    round_one = allocator.plan(prompts("a"), budget=8, upcoming=prompts("bc"))
+    allocator, steps = gvm(config(block_steps=3))
+    round_one = steps.plan(prompts("a"), step=0, budget=8, upcoming=prompts("bc"))
     assert round_one.counts == {"a": 4, "b": 4, "c": 4}
-    assert allocator.observe(pilots(PILOTS)).counts == {"a": 2}  # the block's 24: 6, 6, 12
-    assert allocator.observe([outcome("a", [1, 1])]).total == 0
-    assert allocator.metrics()["allocation/total"] == 6
-    later = allocator.plan(prompts("b"), budget=8)
+    assert steps.observe(pilots(PILOTS), step=0).counts == {"a": 2}  # the block's 24: 6, 6, 12
+    assert steps.observe([outcome("a", [1, 1])], step=0).total == 0
+    assert steps.report(step=0).metrics["allocation/total"] == 6
+    later = steps.plan(prompts("b"), step=1, budget=8)
     assert later.counts == {"b": 2}
     assert not later.needs_gradient_norms
-    assert allocator.observe([outcome("b", [1, 0])]).total == 0
+    assert steps.observe([outcome("b", [1, 0])], step=1).total == 0
     assert allocator.accept_rates(["a", "b", "c"]) == pytest.approx({"a": 3 / 6, "b": 5 / 6, "c": 1 / 4})
-    assert allocator.plan(prompts("c"), budget=8, upcoming=prompts("xy")).counts == {"c": 8}
-    assert allocator.metrics()["allocation/total"] == 12
+    assert steps.plan(prompts("c"), step=2, budget=8, upcoming=prompts("xy")).counts == {"c": 8}
+    assert steps.observe([], step=2).total == 0
+    assert steps.report(step=2).metrics["allocation/total"] == 12
     # the block is spent: the next plan begins with pilots
-    assert allocator.plan(prompts("b"), budget=8).needs_gradient_norms
+    assert steps.plan(prompts("b"), step=3, budget=8).needs_gradient_norms
 
 
-def test_a_plan_for_other_prompts_begins_a_new_block() -> None:
-    allocator = GVMAllocator(config(block_steps=2), accept_threshold=0.5)
-    allocator.plan(prompts("a"), budget=8, upcoming=prompts("b"))
-    allocator.observe(pilots(PILOTS))
-    assert allocator.plan(prompts("c"), budget=8).needs_gradient_norms
-    allocator.observe(pilots({"c": PILOTS["c"]}))
-    assert allocator.plan(prompts("b"), budget=8).needs_gradient_norms
+def test_a_plan_for_other_prompts_begins_a_new_block_and_leaves_the_old_one() -> None:
+    _, steps = gvm(config(block_steps=2))
+    steps.plan(prompts("a"), step=0, budget=8, upcoming=prompts("b"))
+    steps.observe(pilots({"a": PILOTS["a"], "b": PILOTS["b"]}), step=0)
+    assert steps.plan(prompts("c"), step=2, budget=8, upcoming=prompts("d")).needs_gradient_norms
+    steps.observe(pilots({"c": PILOTS["c"], "d": PILOTS["a"]}), step=2)  # 16 over weights 4, 2
+    assert steps.plan(prompts("b"), step=1, budget=8).counts == {"b": 4}  # 16 over weights 2, 2
+    assert steps.plan(prompts("d"), step=3, budget=8).counts == {"d": 1}
+    assert steps.plan(prompts("b"), step=4, budget=8).needs_gradient_norms
+
+
+def test_of_blocks_that_are_never_finished_only_the_latest_are_kept() -> None:
+    _, steps = gvm(config(block_steps=2))
+    names = [chr(ord("A") + index) for index in range(34)]
+    for block, (now, later) in enumerate(zip(names[::2], names[1::2], strict=True)):
+        steps.plan(prompts(now), step=2 * block, budget=8, upcoming=prompts(later))
+        steps.observe(pilots({now: PILOTS["a"], later: PILOTS["b"]}), step=2 * block)
+    assert steps.plan(prompts(names[1]), step=1, budget=8).needs_gradient_norms
+    assert steps.plan(prompts(names[3]), step=3, budget=8).counts == {names[3]: 4}
+    assert steps.plan(prompts(names[33]), step=33, budget=8).counts == {names[33]: 4}
+
+
+def test_loading_a_memory_forgets_the_blocks() -> None:
+    allocator, steps = gvm(config(block_steps=2))
+    steps.plan(prompts("a"), step=0, budget=8, upcoming=prompts("b"))
+    steps.observe(pilots({"a": PILOTS["a"], "b": PILOTS["b"]}), step=0)
+    allocator.load_state_dict(allocator.state_dict())
+    assert allocator.accept_rates(["a", "b"]) == {}
+    assert steps.plan(prompts("b"), step=1, budget=8).needs_gradient_norms
 
 
 def test_a_prompt_that_stands_twice_gets_a_share_for_each_time() -> None:
-    allocator = GVMAllocator(config(block_steps=2, max_samples=6), accept_threshold=0.5)
-    round_one = allocator.plan(prompts("aa"), budget=12, upcoming=prompts("ab"))
+    _, steps = gvm(config(block_steps=2, max_samples=6))
+    round_one = steps.plan(prompts("aa"), step=0, budget=12, upcoming=prompts("ab"))
     assert round_one.counts == {"a": 12, "b": 4}
-    now = allocator.observe([outcome("a", [1] * 12, 1.0), outcome("b", [1] * 4, 1.0)])
+    now = steps.observe([outcome("a", [1] * 12, 1.0), outcome("b", [1] * 4, 1.0)], step=0)
     assert now.counts == {"a": 4}
-    assert allocator.plan(prompts("ba"), budget=12).counts == {"b": 2, "a": 2}
+    steps.observe([outcome("a", [1, 0, 0, 0])], step=0)
+    assert steps.report(step=0).histograms["samples_per_prompt"].tolist() == [12]
+    assert steps.plan(prompts("ba"), step=1, budget=12).counts == {"b": 2, "a": 2}
+    steps.observe([], step=1)
+    histograms = steps.report(step=1).histograms
+    assert histograms["samples_per_prompt"].tolist() == [6, 6]
+    np.testing.assert_allclose(histograms["accept_rate"], [1, 13 / 16])
 
 
 def test_nothing_left_after_the_pilots_ends_the_step() -> None:
-    allocator = GVMAllocator(config(), accept_threshold=0.5)
-    allocator.plan(prompts("abc"), budget=12)
-    assert allocator.observe(pilots(PILOTS)).total == 0
+    allocator, steps = gvm(config())
+    steps.plan(prompts("abc"), step=0, budget=12)
+    assert steps.observe(pilots(PILOTS), step=0).total == 0
     assert allocator.accept_rates(["a"]) == {"a": 0.25}  # folded, though no second round will be observed
-    assert allocator.plan(prompts("abc"), budget=24).counts == {"a": 4, "b": 4, "c": 4}
-    assert allocator.observe(pilots(PILOTS)).counts == {"a": 2, "b": 2, "c": 8}
+    assert steps.report(step=0).metrics["allocation/total"] == 12
+    assert steps.plan(prompts("abc"), step=1, budget=24).counts == {"a": 4, "b": 4, "c": 4}
+    assert steps.observe(pilots(PILOTS), step=1).counts == {"a": 2, "b": 2, "c": 8}
 
 
 def test_memory_accumulates_over_blocks_and_keeps_the_latest_norm() -> None:
-    allocator = GVMAllocator(config(), accept_threshold=0.5)
+    allocator, steps = gvm(config())
     for version, norm in ((0, 1.0), (1, 3.0)):
-        allocator.plan(prompts("a"), budget=8)
-        allocator.observe([outcome("a", [1, 0, NAN, 0], norm, version=version)])
-        allocator.observe([outcome("a", [1, 1, 0, 0], version=version)])
+        steps.plan(prompts("a"), step=version, budget=8)
+        steps.observe([outcome("a", [1, 0, NAN, 0], norm, version=version)], step=version)
+        steps.observe([outcome("a", [1, 1, 0, 0], version=version)], step=version)
     state = json.loads(json.dumps(allocator.state_dict()))
     assert state["prompts"]["a"] == {"trials": 14.0, "successes": 6.0, "gradient_norm": 3.0, "policy_version": 1}
     assert allocator.accept_rates(["a"]) == pytest.approx({"a": 3 / 7})
 
 
 def test_histograms_are_aligned_by_prompt() -> None:
-    allocator, _ = after_pilots(config())
-    allocator.observe([outcome("c", [1] * 8)])
-    histograms = allocator.histograms()
+    steps, _ = after_pilots(config())
+    steps.observe([outcome("c", [1] * 8)], step=0)
+    histograms = steps.report(step=0).histograms
     assert histograms["samples_per_prompt"].tolist() == [6, 6, 12]
     np.testing.assert_allclose(histograms["accept_rate"], [1 / 4, 1, 9 / 12])
 
@@ -227,6 +264,6 @@ def test_histograms_are_aligned_by_prompt() -> None:
     ],
 )
 def test_an_impossible_budget_is_refused_before_the_pilots(settings, budget: int, message: str) -> None:
-    allocator = GVMAllocator(config(**settings), accept_threshold=0.5)
+    _, steps = gvm(config(**settings))
     with pytest.raises(ConfigError, match=message):
-        allocator.plan(prompts("abc"), budget=budget)
+        steps.plan(prompts("abc"), step=0, budget=budget)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from gvm_ray.algorithms import create_algorithm
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocatorSteps, create_allocator
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.loop import System, train
 from gvm_ray.types import (
+    Allocation,
+    AllocationReport,
     CheckpointState,
     GroupOutcome,
     GroupRef,
@@ -127,21 +129,27 @@ class AsyncAllocator:
 
     def __init__(self, config: RunConfig) -> None:
         self.strategy = create_allocator(config.allocator, accept_threshold=0.5)
+        self.steps = AllocatorSteps(self.strategy)
 
-    async def plan(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Any:
-        return self.strategy.plan(prompts, budget=budget, upcoming=upcoming)
+    async def plan(
+        self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt] = ()
+    ) -> Allocation:
+        return self.steps.plan(prompts, step=step, budget=budget, upcoming=upcoming)
 
-    async def observe(self, outcomes: Sequence[GroupOutcome]) -> Any:
-        return self.strategy.observe(outcomes)
+    async def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
+        return self.steps.observe(outcomes, step=step)
 
     async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
         return self.strategy.accept_rates(prompt_ids)
 
-    async def report(self) -> Any:
-        return self.strategy.metrics(), self.strategy.histograms()
+    async def report(self, *, step: int) -> AllocationReport:
+        return self.steps.report(step=step)
 
     async def state_dict(self) -> dict[str, Any]:
         return self.strategy.state_dict()
+
+    async def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.strategy.load_state_dict(state)
 
 
 class FakeEvaluator:
@@ -160,7 +168,7 @@ def make_system(config: RunConfig) -> tuple[System, FakePools, FakeLearners, Rec
         prompts=ShuffledPrompts(
             prompts, seed=config.seed, shuffle=True, unique_within=config.prompts_per_step * config.block_steps
         ),
-        allocator=AsyncAllocator(config),  # type: ignore[arg-type]
+        allocator=AsyncAllocator(config),
         pools=pools,
         learners=learners,  # type: ignore[arg-type]
         algorithm=create_algorithm(config.algorithm, accept_threshold=0.5),

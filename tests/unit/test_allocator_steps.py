@@ -1,0 +1,149 @@
+"""Steps of an allocator that overlap, fail, come in the wrong order, or have nothing to sample."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gvm_ray.allocators import AllocatorSteps, GVMAllocator, UniformAllocator
+from gvm_ray.config.strategy import GVMAllocatorConfig
+from gvm_ray.exceptions import ConfigError
+from gvm_ray.protocols import Rounds
+from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, GroupRef, Prompt
+
+
+def prompts(ids: str) -> list[Prompt]:
+    return [Prompt(prompt_id=id_, text=id_, token_ids=np.zeros(1, dtype=np.int32), answer="1") for id_ in ids]
+
+
+def outcome(prompt_id: str, rewards: Sequence[float]) -> GroupOutcome:
+    n = len(rewards)
+    return GroupOutcome(
+        prompt_id=prompt_id,
+        rewards=np.array(rewards, dtype=np.float64),
+        num_tokens=np.ones(n, dtype=np.int32),
+        policy_versions=np.zeros(n, dtype=np.int32),
+        truncated=np.zeros(n, dtype=np.bool_),
+        ref=GroupRef(ref=None, index=0),
+        gradient_norms=np.ones(n),
+    )
+
+
+class Scripted:
+    """An allocator whose steps are a generator function of the budget."""
+
+    def __init__(self, script: Callable[[int], Any]) -> None:
+        self.script = script
+
+    def rounds(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Rounds:
+        return self.script(budget)
+
+    def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def test_overlapping_steps_that_share_a_prompt_don_t_mix_their_samples() -> None:
+    allocator = GVMAllocator(
+        GVMAllocatorConfig(pilot_samples=2, prior_successes=0, prior_failures=0, alpha=1e-15), accept_threshold=0.5
+    )
+    steps = AllocatorSteps(allocator)
+    assert steps.plan(prompts("ab"), step=0, budget=12).counts == {"a": 2, "b": 2}
+    assert steps.plan(prompts("bc"), step=1, budget=12).counts == {"b": 2, "c": 2}
+    # step 0: p = 1, 1; step 1: p = 1/2, 1, so weights sqrt(2) and 1: 7.03 and 4.97
+    assert steps.observe([outcome("b", [1, 0]), outcome("c", [1, 1])], step=1).counts == {"b": 5, "c": 3}
+    assert steps.observe([outcome("a", [1, 1]), outcome("b", [1, 1])], step=0).counts == {"a": 4, "b": 4}
+    assert steps.observe([outcome("b", [1] * 5), outcome("c", [0] * 3)], step=1).total == 0
+    assert allocator.accept_rates(["b", "c"]) == pytest.approx({"b": 6 / 7, "c": 2 / 5})
+    assert steps.observe([outcome("a", [0] * 4), outcome("b", [1] * 4)], step=0).total == 0
+    assert allocator.accept_rates(["a", "b"]) == pytest.approx({"a": 2 / 6, "b": 1})
+    np.testing.assert_allclose(steps.report(step=0).histograms["accept_rate"], [2 / 6, 1])
+    np.testing.assert_allclose(steps.report(step=1).histograms["accept_rate"], [6 / 7, 2 / 5])
+    assert allocator.state_dict()["prompts"]["b"]["trials"] == 13
+
+
+def test_a_finished_step_s_prompt_without_samples_has_no_rate_of_an_earlier_step() -> None:
+    allocator = UniformAllocator(accept_threshold=0.5)
+    steps = AllocatorSteps(allocator)
+    for step, budget in ((0, 2), (1, 1)):
+        steps.plan(prompts("ab"), step=step, budget=budget)
+        steps.observe([outcome("a", [1])] + [outcome("b", [1])] * (budget - 1), step=step)
+        assert allocator.accept_rates(["a", "b"]) == ({"a": 1, "b": 1} if step == 0 else {"a": 1})
+
+
+def test_allocations_with_nothing_to_sample_are_passed_over() -> None:
+    sent = []
+
+    def script(budget: int) -> Rounds:
+        for count in (0, budget, 0, 0, 1, 0):
+            sent.append((yield Allocation(counts={"a": count})))
+        return AllocationReport(metrics={"allocation/total": budget + 1.0})
+
+    steps = AllocatorSteps(Scripted(script))
+    assert steps.plan(prompts("a"), step=5, budget=3).counts == {"a": 3}
+    first, second = [outcome("a", [1, 1, 1])], [outcome("a", [1])]
+    assert steps.observe(first, step=5).counts == {"a": 1}
+    assert steps.observe(second, step=5).total == 0
+    assert sent == [[], first, [], [], second, []]
+    assert steps.report(step=5).metrics == {"allocation/total": 4.0}
+
+
+def test_a_step_that_needs_no_samples_is_finished_by_its_plan() -> None:
+    def script(budget: int) -> Rounds:
+        return AllocationReport(metrics={"allocation/total": 0.0})
+        yield
+
+    steps = AllocatorSteps(Scripted(script))
+    assert steps.plan(prompts("a"), step=0, budget=3).total == 0
+    assert steps.report(step=0).metrics == {"allocation/total": 0.0}
+
+
+def test_calls_in_the_wrong_order_are_refused() -> None:
+    steps = AllocatorSteps(UniformAllocator(accept_threshold=0.5))
+    with pytest.raises(AssertionError, match=r"step 3 waits for no outcomes; the steps under way are \[\]"):
+        steps.observe([], step=3)
+    steps.plan(prompts("a"), step=3, budget=2)
+    with pytest.raises(AssertionError, match="step 3 is under way"):
+        steps.plan(prompts("a"), step=3, budget=2)
+    with pytest.raises(AssertionError, match="step 3 has no report"):
+        steps.report(step=3)
+    steps.observe([outcome("a", [1, 0])], step=3)
+    with pytest.raises(AssertionError, match="step 3 is finished"):
+        steps.plan(prompts("a"), step=3, budget=2)
+    steps.report(step=3)
+    with pytest.raises(AssertionError, match="step 3 has no report"):
+        steps.report(step=3)
+
+
+def test_a_failed_step_is_forgotten_and_can_be_planned_anew() -> None:
+    def script(budget: int) -> Rounds:
+        if budget < 2:
+            raise ConfigError("write 2 or more")
+        outcomes = yield Allocation(counts={"a": budget})
+        if not outcomes:
+            raise ConfigError("no outcomes")
+        return AllocationReport()
+
+    steps = AllocatorSteps(Scripted(script))
+    with pytest.raises(ConfigError, match="write 2 or more"):
+        steps.plan(prompts("a"), step=0, budget=1)
+    steps.plan(prompts("a"), step=0, budget=2)
+    with pytest.raises(ConfigError, match="no outcomes"):
+        steps.observe([], step=0)
+    assert steps.plan(prompts("a"), step=0, budget=4).counts == {"a": 4}
+    assert steps.observe([outcome("a", [1] * 4)], step=0).total == 0
+
+
+def test_a_strategy_without_a_report_is_told_so() -> None:
+    def script(budget: int):
+        yield Allocation(counts={"a": budget})
+
+    steps = AllocatorSteps(Scripted(script))
+    steps.plan(prompts("a"), step=0, budget=1)
+    with pytest.raises(ConfigError, match=r"Scripted.rounds returned None; end it with `return AllocationReport"):
+        steps.observe([outcome("a", [1])], step=0)

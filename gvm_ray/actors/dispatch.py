@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -67,5 +68,5 @@ def _split(request: SampleRequest, *, num_parts: int) -> Iterator[SampleRequest]
         yield request
         return
     bounds = np.linspace(0, len(request.seeds), num_parts + 1).round().astype(int)
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         yield replace(request, sample_indices=request.sample_indices[start:stop], seeds=request.seeds[start:stop])

@@ -5,6 +5,7 @@ from typing import Any
 
 import ray
 
+from gvm_ray.actors.outcome_columns import OutcomeColumns
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.allocators import AllocatorSteps, create_allocator
 from gvm_ray.config.strategy import AllocatorSettings
@@ -24,8 +25,8 @@ class AllocatorActor:
     def plan(self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt]) -> Allocation:
         return self._steps.plan(prompts, step=step, budget=budget, upcoming=upcoming)
 
-    def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
-        return self._steps.observe(outcomes, step=step)
+    def observe(self, outcomes: OutcomeColumns, *, step: int) -> Allocation:
+        return self._steps.observe(outcomes.outcomes(), step=step)
 
     def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
         return self._strategy.accept_rates(prompt_ids)
@@ -55,7 +56,8 @@ class AllocatorClient:
         return await self._wait(reply, f"its plan of step {step}")
 
     async def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
-        return await self._wait(self._actor.observe.remote(outcomes, step=step), f"its next round of step {step}")
+        reply = self._actor.observe.remote(OutcomeColumns.of(outcomes), step=step)
+        return await self._wait(reply, f"its next round of step {step}")
 
     async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
         return await self._wait(self._actor.accept_rates.remote(prompt_ids), "accept rates")

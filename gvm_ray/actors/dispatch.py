@@ -25,7 +25,7 @@ class LengthHistory:
         """Remember the lengths of a prompt's samples."""
         if not len(outcome.num_tokens):
             return
-        length = float(np.mean(outcome.num_tokens))
+        length = float(outcome.num_tokens.sum()) / len(outcome.num_tokens)
         known = self._by_prompt.get(outcome.prompt_id, length)
         self._by_prompt[outcome.prompt_id] = known + _SMOOTHING * (length - known)
         rate = 1 / min(len(self._by_prompt), 1000)  # the plain mean at first, then the recent one
@@ -64,6 +64,9 @@ def assign(requests: Sequence[SampleRequest], *, loads: Sequence[float], lengths
 
 def _split(request: SampleRequest, *, num_parts: int) -> Iterator[SampleRequest]:
     """The request in near-equal parts, in order of its samples."""
-    bounds = np.linspace(0, len(request.seeds), max(num_parts, 1) + 1).round().astype(int)
+    if num_parts <= 1:
+        yield request
+        return
+    bounds = np.linspace(0, len(request.seeds), num_parts + 1).round().astype(int)
     for start, stop in pairwise(bounds.tolist()):
         yield replace(request, sample_indices=request.sample_indices[start:stop], seeds=request.seeds[start:stop])

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class ShuffledPrompts:
         self._shuffle = shuffle
         self._unique_within = unique_within
         self._cursor = _Cursor()
+        self._latest_order: tuple[int, list[int]] | None = None  # (epoch, its order): a set may be large
 
     def next(self, num_prompts: int) -> list[Prompt]:
         """The next prompts; the cursor moves behind them."""
@@ -69,7 +71,7 @@ class ShuffledPrompts:
             **asdict(self._cursor),
             "num_prompts": len(self._prompts),
             "unique_within": self._unique_within,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self._fingerprint,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -83,7 +85,7 @@ class ShuffledPrompts:
                 f"the checkpoint was made with {state['num_prompts']} training prompts, and now there are "
                 f"{len(self._prompts)}; resume with the prompts settings and data of the checkpoint, or start a new run"
             )
-        if state["fingerprint"] != self._fingerprint():
+        if state["fingerprint"] != self._fingerprint:
             raise CheckpointError(
                 "the checkpoint was made with other training prompts, another order of them or another seed; resume "
                 "with the prompts settings, data and seed of the checkpoint, or start a new run"
@@ -120,11 +122,15 @@ class ShuffledPrompts:
                 cursor.window, cursor.blocked = [], []
         return taken
 
-    def _order(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int) -> Sequence[int]:
         if not self._shuffle:
-            return list(range(len(self._prompts)))
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts)).tolist()
+            return range(len(self._prompts))
+        if self._latest_order is None or self._latest_order[0] != epoch:
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._prompts))
+            self._latest_order = (epoch, order.tolist())
+        return self._latest_order[1]
 
+    @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self._seed if self._shuffle else 'in order'}".encode())
         for prompt in self._prompts:

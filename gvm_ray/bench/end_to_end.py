@@ -8,11 +8,12 @@ has something to train on, and lengths are real.
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.prompts import ArithmeticSourceConfig
+from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import resolve_engine
 from gvm_ray.envs.arithmetic import arithmetic_tasks
 from gvm_ray.exceptions import ConfigError, SystemFailure
@@ -71,42 +73,53 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRLFigures:
-    """What tests/benchmarks/trl_grpo.py printed."""
+class RunFigures:
+    """What came of one run, ours or TRL's."""
 
-    completions_per_s: float
-    mean_completion_tokens: float
+    completions_per_s: float  # in steady state
+    mean_completion_tokens: float  # the same for all, or the figures can't be compared
 
 
 def measure(options: BenchOptions) -> list[BenchRow]:
-    """Completions/s in steady state for each engine and staleness; the floor is TRL's mean of before and after.
+    """Completions/s in steady state for each engine and staleness; the floor is TRL's mean of just before and after.
 
     Raises:
-        ConfigError: `options.trl_python` is no interpreter with TRL.
+        ConfigError: `options.trl_python` is no interpreter.
+        SystemFailure: a run failed, or TRL is not installed there.
     """
-    rows: list[BenchRow] = []
+    stalenesses = (0, 1) if options.quick else (0, 1, 2)
     with tempfile.TemporaryDirectory(prefix="gvm-ray-bench-") as folder:
         case = prepare_case(Path(folder), num_steps=WARM_UP_STEPS + (2 if options.quick else 10))
-        engines = tuple(dict.fromkeys((resolve_engine(parse_config(_values(Path(folder))).engine), "transformers")))
-        settings = [(engine, staleness) for engine in engines for staleness in ((0, 1) if options.quick else (0, 1, 2))]
-        peers = [run_trl(options.trl_python, case)] if options.trl_python else []
-        measured = []
-        for engine, staleness in settings:
-            measured.append(completions_per_s(case_config(case, engine=engine, max_staleness=staleness)))
-            if options.trl_python:
-                peers.append(run_trl(options.trl_python, case))
-        for index, ((engine, staleness), value) in enumerate(zip(settings, measured, strict=True)):
-            floor = mean(p.completions_per_s for p in peers[index : index + 2]) if peers else None
-            rows.append(
-                BenchRow(
-                    name=f"training, engine {engine}, max_staleness {staleness}",
-                    value=value,
-                    unit="completions/s",
-                    floor=floor,
-                    floor_name="TRL GRPOTrainer, transformers generation" if peers else "TRL: give --trl-python",
-                )
-            )
+        engines = dict.fromkeys((resolve_engine(EngineConfig()), "transformers"))
+        rows = []
+        peer = run_trl(options.trl_python, case) if options.trl_python else None
+        for engine, staleness in itertools.product(engines, stalenesses):
+            ours = run_ours(case_config(case, engine=engine, max_staleness=staleness))
+            later = run_trl(options.trl_python, case) if options.trl_python else None
+            peers = [figures for figures in (peer, later) if figures is not None]
+            rows += _rows(f"{engine}, max_staleness {staleness}", ours, peers)
+            peer = later
     return rows
+
+
+def _rows(name: str, ours: RunFigures, peers: Sequence[RunFigures]) -> list[BenchRow]:
+    floor_name = "TRL GRPOTrainer, transformers generation" if peers else "TRL: give --trl-python"
+    return [
+        BenchRow(
+            name=f"training, {name}",
+            value=ours.completions_per_s,
+            unit="completions/s",
+            floor=mean(figures.completions_per_s for figures in peers) if peers else None,
+            floor_name=floor_name,
+        ),
+        BenchRow(
+            name=f"mean response, {name}",
+            value=ours.mean_completion_tokens,
+            unit="tokens",
+            floor=mean(figures.mean_completion_tokens for figures in peers) if peers else None,
+            floor_name=floor_name,
+        ),
+    ]
 
 
 def prepare_case(folder: Path, *, num_steps: int) -> Case:
@@ -147,16 +160,20 @@ def case_config(case: Case, *, engine: str, max_staleness: int) -> RunConfig:
     return parse_config(values)
 
 
-def completions_per_s(config: RunConfig) -> float:
-    """Samples of a step by the median seconds of a step, after the warm-up steps of a run."""
+def run_ours(config: RunConfig) -> RunFigures:
+    """The figures of a whole run: samples of a step by the median seconds of a step after the warm-up steps."""
     with _quiet():
         train(config, overwrite=True)
-    times = [row["time_s"] for row in read_rows(RunFolder(Path(config.runs_dir) / config.name).metrics)]
-    steps = [later - earlier for earlier, later in pairwise(times)]  # without the first, which the start is part of
-    return config.samples_per_step / median(steps[WARM_UP_STEPS - 1 :])
+    rows = read_rows(RunFolder(Path(config.runs_dir) / config.name).metrics)
+    # The first step is left out in any case: the time before it is the start's.
+    seconds = [later["time_s"] - earlier["time_s"] for earlier, later in pairwise(rows)]
+    return RunFigures(
+        completions_per_s=config.samples_per_step / median(seconds[WARM_UP_STEPS - 1 :]),
+        mean_completion_tokens=mean(row["length/mean"] for row in rows),
+    )
 
 
-def run_trl(python: str, case: Case) -> TRLFigures:
+def run_trl(python: str, case: Case) -> RunFigures:
     """TRL's figures on the case, from the benchmark script in the repository.
 
     Raises:
@@ -180,7 +197,7 @@ def run_trl(python: str, case: Case) -> TRLFigures:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise SystemFailure(f"TRL's run in {python!r} failed: {last}; {script.name} says what it needs installed")
     figures = json.loads(result.stdout.strip().splitlines()[-1])
-    return TRLFigures(
+    return RunFigures(
         completions_per_s=figures["completions_per_s"], mean_completion_tokens=figures["mean_completion_tokens"]
     )
 

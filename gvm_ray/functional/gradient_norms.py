@@ -75,9 +75,7 @@ def head_gradients(
         if norms is not None:
             norms[part] = _gram_norms(samples, sums) if by_gram else _row_norms(samples, sums)
         if gradients is not None:
-            assert sums.rows is not None
-            target_rows = head_weight[samples.targets].float() * sums.misses.unsqueeze(-1)
-            gradients[part] = (target_rows - sums.rows) / temperature * mask[part].unsqueeze(-1)
+            gradients[part] = _state_gradients(samples, sums) * mask[part].unsqueeze(-1)
     return HeadGradients(log_normalizer=log_normalizer, misses=misses, square_norms=norms, state_gradients=gradients)
 
 
@@ -175,8 +173,15 @@ def _walk(samples: _Samples, *, with_gram: bool, with_rows: bool) -> _Sums:
     return _Sums(log_normalizer=maximum + normalizer.log(), misses=total / normalizer, gram=gram, rows=rows)
 
 
+def _state_gradients(samples: _Samples, sums: _Sums) -> Tensor:
+    """[B, T, H] W^T d_t, with d_t = (miss_t onehot(y_t) - others_t) / temperature."""
+    assert sums.rows is not None
+    target_rows = samples.head_weight[samples.targets].float() * sums.misses.unsqueeze(-1)
+    return (target_rows - sums.rows) / samples.temperature
+
+
 def _gram_norms(samples: _Samples, sums: _Sums) -> Tensor:
-    """[B] sum_{t,u} (d_t . d_u)(h_t . h_u), with d_t = miss_t onehot(y_t) - others_t."""
+    """[B] sum_{t,u} (d_t . d_u)(h_t . h_u), with d_t as above."""
     assert sums.gram is not None
     states, targets, temperature = samples.states, samples.targets, samples.temperature
     at_targets = states @ samples.head_weight[targets].float().transpose(1, 2) / temperature  # [B, T, T]: t's of y_u

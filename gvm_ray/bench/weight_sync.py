@@ -1,0 +1,74 @@
+"""New weights from the learners into the object store, and read back as views, beside one plain copy of the bytes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import ray
+import torch
+
+from gvm_ray.actors.weight_sync import fetch, publish
+from gvm_ray.bench.rows import BenchRow
+from gvm_ray.bench.suite import BenchOptions
+from gvm_ray.bench.timing import compare
+
+NamedTensors = list[tuple[str, torch.Tensor]]
+
+
+def measure(options: BenchOptions) -> list[BenchRow]:
+    """MB/s of publishing and fetching some large and many small tensors; needs memory for four times the largest case.
+
+    Starts a local Ray where none runs.
+    """
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=3 * 2**30)
+    try:
+        return [
+            row
+            for num_tensors, tensor_bytes in ((200, 2**20 if options.quick else 5 * 2**20), (2000, 2**14))
+            for row in sync_rows(named_tensors(num_tensors, tensor_bytes), repeats=3 if options.quick else 7)
+        ]
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def named_tensors(num_tensors: int, tensor_bytes: int) -> NamedTensors:
+    """Random float32 vectors."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (f"layers.{index}.weight", torch.randn(tensor_bytes // 4, generator=generator)) for index in range(num_tensors)
+    ]
+
+
+def sync_rows(named: NamedTensors, *, repeats: int) -> list[BenchRow]:
+    """Publishing and fetching these tensors, beside copying their bytes into memory in use and into new memory."""
+    arrays = [tensor.numpy() for _, tensor in named]
+    megabytes = sum(array.nbytes for array in arrays) / 1e6
+    warm = [array.copy() for array in arrays]
+
+    def into_warm_memory() -> None:
+        for target, source in zip(warm, arrays, strict=True):
+            np.copyto(target, source)
+
+    def into_fresh_memory() -> list[np.ndarray]:
+        return [array.copy() for array in arrays]
+
+    def through_the_object_store() -> None:
+        weights = publish(named, policy_version=0)
+        assert len(list(fetch(weights))) == len(named)
+
+    bare: dict[str, Callable[[], object]] = {"warm": into_warm_memory, "fresh": into_fresh_memory}
+    rows = []
+    for memory, copy in bare.items():
+        ours_s, bare_s = compare(through_the_object_store, copy, repeats=repeats)
+        rows.append(
+            BenchRow(
+                name=f"weight sync, {megabytes:,.0f} MB in {len(named)} tensors",
+                value=megabytes / ours_s,
+                unit="MB/s",
+                floor=megabytes / bare_s,
+                floor_name=f"np.copyto into {memory} memory",
+            )
+        )
+    return rows

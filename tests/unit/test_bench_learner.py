@@ -1,0 +1,47 @@
+"""The bare loop is a fair floor: it does what the learner does."""
+
+from pathlib import Path
+
+import pytest
+
+from gvm_ray.bench import learner as bench
+from gvm_ray.bench.suite import BenchOptions
+
+TINY = bench.LearnerCase(
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    vocab_size=100,
+    num_prompts=3,
+    samples_per_prompt=3,
+    response_tokens=(1, 20),
+    micro_batch_tokens=100,
+)
+
+
+def test_the_learner_and_the_bare_loop_end_with_the_same_weights(tmp_path: Path) -> None:
+    bench.write_model(TINY, tmp_path)
+    learner, loop = bench.make_learner(TINY, tmp_path), bench.BareLoop(TINY, tmp_path)
+    start = {name: tensor.clone() for name, tensor in learner.named_full_tensors()}
+    groups = bench.make_groups(TINY)
+    for _ in range(3):
+        assert learner.update(bench.make_batch(groups), groups)["num_updates"] == 1
+        loop.update(bench.make_batch(groups), groups)
+    expected = loop.model.state_dict()
+    trained = dict(learner.named_full_tensors())
+    assert max(float((trained[name] - start[name]).abs().max()) for name in trained) > 2e-4
+    assert max(float((trained[name] - expected[name]).abs().max()) for name in trained) < 1e-5
+
+
+def test_rows_have_a_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "LearnerCase", lambda **_: TINY)
+    (row,) = bench.measure(BenchOptions(quick=True))
+    assert row.value > 0
+    assert row.floor is not None
+    assert row.ratio == row.value / row.floor
+
+
+def test_the_default_case_has_nine_hundred_thousand_parameters(tmp_path: Path) -> None:
+    bench.write_model(bench.LearnerCase(), tmp_path)
+    model = bench.BareLoop(bench.LearnerCase(), tmp_path).model
+    assert sum(parameter.numel() for parameter in model.parameters()) == 903_296

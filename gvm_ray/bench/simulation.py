@@ -11,7 +11,6 @@ import asyncio
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,7 +40,7 @@ class Reading:
 
     time_s: float
     usages: Sequence[Usage]  # of each engine
-    cpu_s: Counter[str]  # by kind of process
+    cpu_s: Mapping[str, float]  # by kind of process
 
     @classmethod
     async def now(cls, generators: GeneratorPool) -> "Reading":
@@ -112,7 +111,7 @@ def _result(
     """What lies between the two readings, and what was seen in the whole run."""
     passed = end.time_s - start.time_s
     used = [later.since(earlier) for earlier, later in zip(start.usages, end.usages, strict=True)]
-    cpu_s = {kind: end.cpu_s[kind] - start.cpu_s[kind] for kind in end.cpu_s}
+    cpu_s = {kind: seconds - start.cpu_s.get(kind, 0.0) for kind, seconds in end.cpu_s.items()}
     measured = records.metrics[settings.warm_up_steps : settings.warm_up_steps + settings.num_steps]
     rounds = 2 if settings.allocator == "gvm" else 1
     driver_s = cpu_s["driver"] / settings.num_steps

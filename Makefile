@@ -17,7 +17,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 CHECKED := $(wildcard gvm_ray tests examples)
 
-.PHONY: quickstart test unit check format install flash-attn clean
+.PHONY: quickstart test unit check bench-tests format install flash-attn clean
 
 quickstart: $(STAMP)
 	$(BIN)/gvm-ray train configs/quickstart.toml --overwrite
@@ -31,6 +31,10 @@ test: check unit
 
 unit: $(STAMP)
 	$(PYTEST) tests/unit
+
+# Times of the parts, told by pytest-benchmark; no part of `make test`, for nothing depends on how long they take.
+bench-tests: $(STAMP)
+	$(PYTEST) tests/benchmarks
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(CHECKED)

@@ -8,7 +8,6 @@ This one is the transformers engine with a report of its speed now and then:
 
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from gvm_ray.engines.transformers import TransformersEngine

@@ -62,10 +62,13 @@ class SurrogateLoss:
         ref_logprobs: Tensor | None,
         entropy: Tensor | None,
         advantages: Tensor,
+        mask: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        assert engine_logprobs.shape == logprobs.shape
+        assert engine_logprobs.shape == mask.shape == logprobs.shape
         ratio = (logprobs - old_logprobs).exp()
-        loss, diagnostics = -advantages * ratio, {"ratio": ratio.detach()}
+        weight = (old_logprobs - engine_logprobs).exp().detach()
+        loss = -advantages * ratio
+        diagnostics = {"ratio": ratio.detach(), "weight/effective_sample_size": weight}
         if ref_logprobs is not None:
             loss = loss + self.kl_coefficient * (logprobs - ref_logprobs)
             diagnostics["kl"] = (logprobs - ref_logprobs).detach()

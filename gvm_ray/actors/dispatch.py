@@ -68,5 +68,5 @@ def _split(request: SampleRequest, *, num_parts: int) -> Iterator[SampleRequest]
         yield request
         return
     bounds = np.linspace(0, len(request.seeds), num_parts + 1).round().astype(int)
-    for start, stop in pairwise(bounds):
+    for start, stop in pairwise(bounds.tolist()):
         yield replace(request, sample_indices=request.sample_indices[start:stop], seeds=request.seeds[start:stop])

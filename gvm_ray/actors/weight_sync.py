@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 def publish(
     named_tensors: "Iterable[tuple[str, torch.Tensor]]", *, policy_version: int, bucket_bytes: int = 256 * 2**20
 ) -> WeightsRef:
-    """Put the tensors into the object store; every node fetches each bucket once for all its generators.
+    """Copy the tensors into the object store; every node fetches each bucket once for all its generators.
 
     The buckets live as long as a copy of the returned reference, and no longer than the process that published them.
     """
     from gvm_ray.functional.buckets import pack  # imports torch, which a generator may do without
 
-    location = tuple(ray.put(bucket) for bucket in pack(named_tensors, bucket_bytes=bucket_bytes))
+    location = tuple(map(ray.put, pack(named_tensors, bucket_bytes=bucket_bytes)))  # holds no bucket past its put
     return WeightsRef(policy_version=policy_version, location=location)
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gvm_ray.config.strategy import AlgorithmSettings, RaftConfig
-from gvm_ray.functional.losses import KLKind, policy_loss
+from gvm_ray.config.strategy import AlgorithmSettings, ImportanceConfig, RaftConfig
+from gvm_ray.functional.losses import ImportanceCorrection, KLKind, policy_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class TokenLoss:
     clip_low: float
     clip_high: float
     dual_clip: float | None
-    importance_cap: float | None
+    importance: ImportanceCorrection | None
     kl_coefficient: float
     kl_kind: KLKind
     entropy_coefficient: float
@@ -29,7 +29,7 @@ class TokenLoss:
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip,
-            importance_cap=config.importance_cap,
+            importance=_importance_correction(config.importance),
             kl_coefficient=config.kl.coefficient,
             kl_kind=config.kl.kind,
             entropy_coefficient=config.entropy_coefficient,
@@ -54,6 +54,7 @@ class TokenLoss:
         ref_logprobs: Tensor | None,
         entropy: Tensor | None,
         advantages: Tensor,
+        mask: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [B, T] and detached diagnostics [B, T]; see `functional.losses.policy_loss` for the arguments."""
         return policy_loss(
@@ -65,10 +66,17 @@ class TokenLoss:
             dual_clip=self.dual_clip,
             ratio=self.ratio,
             engine_logprobs=engine_logprobs,
-            importance_cap=self.importance_cap,
+            importance=self.importance,
+            mask=mask,
             ref_logprobs=ref_logprobs,
             kl_coefficient=self.kl_coefficient,
             kl_kind=self.kl_kind,
             entropy=entropy,
             entropy_coefficient=self.entropy_coefficient,
         )
+
+
+def _importance_correction(config: ImportanceConfig) -> ImportanceCorrection | None:
+    if config.level == "off":
+        return None
+    return ImportanceCorrection(level=config.level, mode=config.mode, cap=config.cap, floor=config.floor)

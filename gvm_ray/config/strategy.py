@@ -62,6 +62,28 @@ class KLConfig(Settings):
     kind: Literal["k1", "k2", "k3"] = "k3"
 
 
+class ImportanceConfig(Settings):
+    """Weight w = learner's / engine's probability of a sampled token, or of the whole response (the product).
+
+    It corrects for other kernels in the engine than in the learner, and for staleness. `truncate` trains with
+    min(w, cap); `mask` with w where floor <= w <= cap, and not at all on the other tokens or responses.
+    """
+
+    level: Literal["token", "sequence", "off"] = "token"
+    mode: Literal["truncate", "mask"] = "truncate"
+    cap: Annotated[float, Field(ge=1)] = 2.0
+    floor: Probability = 0.5  # of mode "mask"; a response's w spreads wider than a token's
+
+    @model_validator(mode="after")
+    def _bounds_leave_room(self) -> "ImportanceConfig":
+        if self.mode == "mask" and self.floor >= self.cap:
+            raise ValueError(
+                f"floor={self.floor} is not below cap={self.cap}, so that all but exact agreement would be masked; "
+                "write e.g. floor=0.5, cap=2.0"
+            )
+        return self
+
+
 class _AlgorithmBase(Settings):
     weighting: Weighting = "prompt_mean"  # estimator weighting, apart from the allocation (arXiv 2505.02391, Lemma 1)
     updates_per_batch: Count = 1  # optimizer updates on one step's samples, whatever their number
@@ -70,7 +92,7 @@ class _AlgorithmBase(Settings):
     dual_clip: Annotated[float, Field(gt=1)] | None = None  # arXiv 1912.09729, equation 5
     kl: KLConfig = KLConfig()
     entropy_coefficient: NonNegative = 0.0
-    importance_cap: Positive | None = 2.0  # truncated importance weight learner/engine per token; none = no correction
+    importance: ImportanceConfig = ImportanceConfig()
 
 
 class RaftConfig(_AlgorithmBase):
@@ -138,6 +160,7 @@ __all__ = [
     "DrGRPOConfig",
     "GRPOConfig",
     "GVMAllocatorConfig",
+    "ImportanceConfig",
     "KLConfig",
     "Probability",
     "RLOOConfig",

@@ -47,6 +47,7 @@ class EngineServer:
         self._create = create
         self._in_flight = in_flight
         self._created: Engine | None = None
+        self._version = -1  # of the weights that were loaded last
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._submissions: list[_Submission] = []  # not given to the engine yet
         self._under_way: dict[int, _Submission] = {}  # id of a request in the engine -> who asked
@@ -78,8 +79,8 @@ class EngineServer:
 
     async def load_weights(self, policy_version: int, tensors: Callable[[], Iterable[tuple[str, Any]]]) -> int:
         """The engine's version once it has weights of this version or newer; `tensors` is called in its thread."""
-        if await self.policy_version() >= policy_version:
-            return policy_version
+        if self._version >= policy_version:
+            return self._version
         loaded: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._weights.append(_NewWeights(policy_version=policy_version, tensors=tensors, loaded=loaded))
         self._work()
@@ -110,6 +111,7 @@ class EngineServer:
         except Exception as error:
             _settle(weights.loaded, error=error)
         else:
+            self._version = version
             _settle(weights.loaded, result=version)
 
     async def _submit(self, submission: _Submission) -> None:

@@ -15,6 +15,9 @@ from gvm_ray.exceptions import ModelError, SystemFailure
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
+# Ended rows leave once so few are left: to copy the cache without them costs more than to decode a few in vain.
+_KEPT_SHARE = 0.9
+
 
 @dataclass(kw_only=True)
 class _Row:
@@ -27,11 +30,12 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[tuple[int, int]] = field(default_factory=list)  # (policy version, its first token)
+    ended: bool = False
 
 
 @dataclass(kw_only=True)
 class _Batch:
-    """The rows that are decoded together, and what their next forward pass needs."""
+    """The rows that are decoded together, some of them ended, and what their next forward pass needs."""
 
     rows: list[_Row]
     cache: DynamicCache
@@ -50,7 +54,7 @@ class _Batch:
 class TransformersEngine:
     """Protocol `Engine`: left-padded batches of up to `max_num_seqs` rows with a KV cache.
 
-    A finished row leaves its batch at once; waiting rows start when the whole batch has ended.
+    Waiting rows start when the whole batch has ended.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class TransformersEngine:
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if config.gpus_per_generator and torch.cuda.is_available() else "cpu")
+        self._eos_token_id: int = self._tokenizer.eos_token_id  # the tokenizer takes long to say
         self._open = OpenRequests(self._tokenizer, max_model_len=max_model_len)
         self._waiting: deque[_Row] = deque()
         self._batch: _Batch | None = None
@@ -182,23 +187,24 @@ class TransformersEngine:
         sampled = _sample_tokens(logprobs, [row.generator for row in batch.rows])
         chosen = logprobs.gather(-1, sampled[:, None])[:, 0].tolist()
         for row, token_id, logprob in zip(batch.rows, sampled.tolist(), chosen, strict=True):
-            if not row.versions or row.versions[-1][0] != self._policy_version:
-                row.versions.append((self._policy_version, len(row.token_ids)))
-            row.token_ids.append(token_id)
-            row.logprobs.append(logprob)
+            if not row.ended:
+                self._append(row, token_id, logprob)
         batch.token_ids, batch.positions = sampled[:, None], batch.positions[:, -1:] + 1
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), 1)], dim=-1)
-        kept = [index for index, row in enumerate(batch.rows) if not self._has_ended(row)]
-        if len(kept) == len(batch.rows):
-            return
-        for row in batch.rows:
-            if self._has_ended(row):
-                sample = RawSample(token_ids=row.token_ids, logprobs=row.logprobs, versions=row.versions)
-                self._open.finish(row.number, sample)
-        batch.keep(kept)
+        kept = [index for index, row in enumerate(batch.rows) if not row.ended]
+        if not kept or len(kept) <= _KEPT_SHARE * len(batch.rows):
+            batch.keep(kept)
 
-    def _has_ended(self, row: _Row) -> bool:
-        return row.token_ids[-1] == self._tokenizer.eos_token_id or len(row.token_ids) == row.sampling.max_tokens
+    def _append(self, row: _Row, token_id: int, logprob: float) -> None:
+        """One more token; the sample may end with it."""
+        if not row.versions or row.versions[-1][0] != self._policy_version:
+            row.versions.append((self._policy_version, len(row.token_ids)))
+        row.token_ids.append(token_id)
+        row.logprobs.append(logprob)
+        row.ended = token_id == self._eos_token_id or len(row.token_ids) == row.sampling.max_tokens
+        if row.ended:
+            sample = RawSample(token_ids=row.token_ids, logprobs=row.logprobs, versions=row.versions)
+            self._open.finish(row.number, sample)
 
 
 def _sample_tokens(logprobs: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:

@@ -78,10 +78,10 @@ class VLLMEngine:
         if current_platform.is_cpu():
             _set_up_cpu(arguments, config=config, model_config=model_config)
         try:
-            self._engine = LLMEngine.from_engine_args(arguments)
+            self.llm_engine = LLMEngine.from_engine_args(arguments)  # vLLM's own
         except ValueError as error:
             raise ModelError(f"vLLM can't run {model_path!r}: {error}") from error
-        self._engine.set_weight_version(str(self._policy_version))
+        self.llm_engine.set_weight_version(str(self._policy_version))
 
     @property
     def policy_version(self) -> int:
@@ -104,19 +104,19 @@ class VLLMEngine:
         for number, request, seed in self._open.add(requests, sampling):
             # Blocks of the prefix cache are shared under one policy version only: keys and values go with the weights.
             prompt = tokens_input(request.prompt.token_ids.tolist(), cache_salt=str(self._policy_version))
-            self._engine.add_request(str(number), prompt, self._parameters(sampling, seed=seed))
+            self.llm_engine.add_request(str(number), prompt, self._parameters(sampling, seed=seed))
 
     def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
         """A forward pass for every running sample; the requests that are finished with it."""
-        if self._engine.has_unfinished_requests():
-            for output in self._engine.step():
+        if self.llm_engine.has_unfinished_requests():
+            for output in self.llm_engine.step():
                 assert isinstance(output, RequestOutput)
                 self._open.finish(int(output.request_id), _raw_sample(output))
         return self._open.take_complete()
 
     def abort(self) -> None:
         """Drop every unfinished request."""
-        self._engine.abort_request([str(number) for number in self._open.clear()])
+        self.llm_engine.abort_request([str(number) for number in self._open.clear()])
 
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight by the named CPU tensors (Hugging Face names).
@@ -126,15 +126,15 @@ class VLLMEngine:
         """
         weights = _complete(tensors, names=self._names, tied=self._tied, policy_version=policy_version)
         # Workers in processes of their own are sent the tensors, and an iterator can't be sent.
-        self._engine.collective_rpc(
+        self.llm_engine.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": weights if self._in_process else list(weights)}
         )
-        self._engine.set_weight_version(str(policy_version))
+        self.llm_engine.set_weight_version(str(policy_version))
         self._policy_version = policy_version
 
     def close(self) -> None:
         """Free the model and its cache; the engine can't be used afterwards."""
-        self._engine.engine_core.shutdown()
+        self.llm_engine.engine_core.shutdown()
 
     def _parameters(self, sampling: SamplingParameters, *, seed: int) -> SamplingParams:
         try:

@@ -1,29 +1,48 @@
 """Exact per-sample gradient norms of embedding and output-head matrices, without a backward pass per sample.
 
 For a sample with objective sum_t ln softmax(W h_t / tau)[y_t] over its response tokens, the gradient of the head is
-sum_t d_t h_t^T with d_t = (onehot(y_t) - softmax_t) / tau. Its Frobenius norm follows from forward quantities alone;
-the gradient of the input embedding follows from the gradient with respect to the embedding *activations*, which one
-batched backward pass gives for all samples at once.
+sum_t d_t h_t^T with d_t = (onehot(y_t) - softmax_t) / tau, and that of the state h_t is W^T d_t. One pass over slices
+of the vocabulary gives both, and no [B, T, V] ever exists: as in FlashAttention (arXiv 2205.14135), sums of
+exponentials are rescaled when a slice raises the maximum. The gradient of the input embedding follows from the states'
+gradients by one batched backward pass for all samples at once.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+# Elements of a slice of logits: what stays in a core's cache, and what keeps a GPU busy.
+_CPU_ELEMENTS, _GPU_ELEMENTS = 2**19, 2**26
 
-def head_gradient_square_norms(
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadGradients:
+    """What the output head makes of B samples of T response tokens, in float32."""
+
+    log_normalizer: Tensor  # [B, T] logsumexp of the logits
+    misses: Tensor  # [B, T] 1 - probability of the target, accurate however small
+    square_norms: Tensor | None  # [B] squared Frobenius norm of each sample's head gradient
+    state_gradients: Tensor | None  # [B, T, H] gradient of the objectives at the states; 0 at padding
+
+
+@torch.no_grad()
+def head_gradients(
     hidden: Tensor,
     head_weight: Tensor,
     targets: Tensor,
     mask: Tensor,
     *,
     temperature: float = 1.0,
-    max_elements: int = 2**26,
-) -> Tensor:
-    """[B] squared Frobenius norms of each sample's output-head gradient.
+    square_norms: bool = True,
+    state_gradients: bool = False,
+    max_elements: int | None = None,
+) -> HeadGradients:
+    """Gradients of sum_t ln softmax(head_weight h_t / temperature)[y_t], sample by sample.
 
-    sum_{t,u} (d_t . d_u)(h_t . h_u) from two T x T Gram matrices where T <= H; sum_v |sum_t d_tv h_t|^2 where T > H,
-    which then takes fewer operations and no T x T matrix. Either way the vocabulary is walked in slices, so that
-    d [B, T, V] never exists.
+    The squared norm is sum_{t,u} (d_t . d_u)(h_t . h_u) from two T x T Gram matrices or, for responses so long that it
+    takes fewer operations (T > 2H), sum_v |sum_t d_tv h_t|^2 in a second pass.
 
     Args:
         hidden: [B, T, H] states that predict the targets.
@@ -31,41 +50,33 @@ def head_gradient_square_norms(
         targets: [B, T] token ids.
         mask: [B, T] True where there is a token.
         temperature: of the sampling distribution.
-        max_elements: size of the largest temporary, in elements.
+        square_norms: compute the squared norms.
+        state_gradients: compute the gradients at the states.
+        max_elements: of a slice of logits; None suits the device.
     """
     num_samples, length, width = hidden.shape
-    rows = max(1, max_elements // (max(length, width) * length))
-    parts = [
-        _head_square_norms(hidden[i : i + rows], head_weight, targets[i : i + rows], mask[i : i + rows],
-                           temperature=temperature, max_elements=max_elements)
-        for i in range(0, num_samples, rows)
-    ]  # fmt: skip
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
-
-
-def _head_square_norms(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, mask: Tensor, *, temperature: float, max_elements: int
-) -> Tensor:
-    num_samples, length, width = hidden.shape
-    states = hidden.float() * mask.unsqueeze(-1)  # a padded state contributes to neither factor
-    step = max(1, max_elements // (num_samples * max(length, width)))
-    log_normalizer = _log_normalizer(states, head_weight, temperature=temperature, step=step)
-    use_gram = length <= width
-    gram = states.new_zeros(num_samples, length, length) if use_gram else None
-    square_norms = states.new_zeros(num_samples)
-    for start in range(0, len(head_weight), step):
-        weight = head_weight[start : start + step].float()
-        error = -(states @ weight.T / temperature - log_normalizer.unsqueeze(-1)).exp()  # [B, T, slice]
-        local = targets.long() - start
-        inside = (local >= 0) & (local < len(weight))
-        error.scatter_add_(-1, local.clamp(0, len(weight) - 1).unsqueeze(-1), inside.to(error.dtype).unsqueeze(-1))
-        if gram is not None:
-            gram += error @ error.transpose(1, 2)
-        else:
-            square_norms += (error.transpose(1, 2) @ states).square().sum((1, 2))
-    if gram is not None:
-        square_norms = (gram * (states @ states.transpose(1, 2))).sum((1, 2))
-    return square_norms / temperature**2
+    limit = max_elements or (_CPU_ELEMENTS if hidden.device.type == "cpu" else _GPU_ELEMENTS)
+    rows = max(1, math.isqrt(limit) // max(length, 1))
+    log_normalizer, misses = (hidden.new_empty(num_samples, length, dtype=torch.float32) for _ in range(2))
+    norms = hidden.new_empty(num_samples, dtype=torch.float32) if square_norms else None
+    gradients = torch.empty_like(hidden, dtype=torch.float32) if state_gradients else None
+    for start in range(0, num_samples, rows):
+        part = slice(start, start + rows)
+        samples = _Samples(
+            states=hidden[part].float() * mask[part].unsqueeze(-1),  # a padded state counts nowhere
+            targets=targets[part].long(),
+            head_weight=head_weight,
+            temperature=temperature,
+            step=max(1, limit // max(rows * length, 1)),
+        )
+        by_gram = length <= 2 * width
+        sums = _walk(samples, with_gram=square_norms and by_gram, with_rows=state_gradients)
+        log_normalizer[part], misses[part] = sums.log_normalizer, sums.misses
+        if norms is not None:
+            norms[part] = _gram_norms(samples, sums) if by_gram else _row_norms(samples, sums)
+        if gradients is not None:
+            gradients[part] = _state_gradients(samples, sums) * mask[part].unsqueeze(-1)
+    return HeadGradients(log_normalizer=log_normalizer, misses=misses, square_norms=norms, state_gradients=gradients)
 
 
 def embedding_gradient_square_norms(activation_gradients: Tensor, input_ids: Tensor) -> Tensor:
@@ -87,12 +98,14 @@ def embedding_gradient_square_norms(activation_gradients: Tensor, input_ids: Ten
     return rows.new_zeros(num_samples).index_add_(0, keys // stride, rows.square().sum(-1))
 
 
+@torch.no_grad()
 def tied_gradient_inner_products(
     hidden: Tensor,
     head_weight: Tensor,
     targets: Tensor,
     mask: Tensor,
     *,
+    head: HeadGradients,
     activation_gradients: Tensor,
     input_ids: Tensor,
     temperature: float = 1.0,
@@ -100,24 +113,102 @@ def tied_gradient_inner_products(
     """[B] inner products of the head's and the input embedding's gradients, for tied weights.
 
     Only the rows of tokens that occur in the input count: sum_{s,t} (e_s . h_t) d_t[x_s]. With it the squared norm of
-    the tied gradient is the head's + the embedding's + twice this. Arguments as in the two functions above.
+    the tied gradient is the head's + the embedding's + twice this. Arguments as in the two functions above; `head` is
+    what `head_gradients` gave for the same states.
     """
-    products = []
-    for states, ids, present, gradients, inputs in zip(
-        hidden, targets.long(), mask, activation_gradients, input_ids.long(), strict=True
-    ):
-        states = states[present].float()
-        log_normalizer = _log_normalizer(states, head_weight, temperature=temperature, step=len(head_weight))
-        logits = states @ head_weight[inputs].float().T / temperature  # [T, S]
-        error = (ids[present].unsqueeze(-1) == inputs).float() - (logits - log_normalizer.unsqueeze(-1)).exp()
-        products.append((states @ gradients.float().T * error).sum() / temperature)
-    return torch.stack(products) if products else hidden.new_zeros(0, dtype=torch.float32)
+    states = hidden.float() * mask.unsqueeze(-1)
+    logits = states @ head_weight[input_ids].float().transpose(1, 2) / temperature  # [B, T, S]
+    error = -(logits - head.log_normalizer.unsqueeze(-1)).exp()
+    error = torch.where(targets.unsqueeze(-1) == input_ids.unsqueeze(1), head.misses.unsqueeze(-1), error)
+    return (states @ activation_gradients.float().transpose(1, 2) * error).sum((1, 2)) / temperature
 
 
-def _log_normalizer(states: Tensor, head_weight: Tensor, *, temperature: float, step: int) -> Tensor:
-    """[..., T] logsumexp of the logits, in slices of `step` vocabulary rows."""
-    total = states.new_full(states.shape[:-1], float("-inf"))
-    for start in range(0, len(head_weight), step):
-        logits = states @ head_weight[start : start + step].float().T / temperature
-        total = torch.logaddexp(total, logits.logsumexp(-1))
-    return total
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Samples:
+    """The operands of a pass, and how many vocabulary rows it takes at a time."""
+
+    states: Tensor  # [B, T, H] float32, 0 at padding
+    targets: Tensor  # [B, T]
+    head_weight: Tensor  # [V, H]
+    temperature: float
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Sums:
+    """Sums over the vocabulary. `others` are the probabilities with the target's own set to 0, which is kept apart so
+    that a nearly certain target leaves no difference of nearly equal numbers."""
+
+    log_normalizer: Tensor  # [B, T]
+    misses: Tensor  # [B, T] sum of the others
+    gram: Tensor | None  # [B, T, T] inner products of the others
+    rows: Tensor | None  # [B, T, H] head rows, weighted with the others
+
+
+def _walk(samples: _Samples, *, with_gram: bool, with_rows: bool) -> _Sums:
+    states, weight, scale = samples.states, samples.head_weight, 1 / samples.temperature
+    target_logits = (states * weight[samples.targets].float()).sum(-1) * scale
+    maximum, total = target_logits, torch.zeros_like(target_logits)
+    gram = states.new_zeros(*target_logits.shape, target_logits.shape[1]) if with_gram else None
+    rows = torch.zeros_like(states) if with_rows else None
+    for start in range(0, len(weight), samples.step):
+        part = weight[start : start + samples.step].float()
+        others = states @ part.T
+        others.mul_(scale)
+        _fill_targets(others, samples.targets - start, -torch.inf)
+        raised = torch.maximum(maximum, others.amax(-1))
+        rescale = (maximum - raised).exp_()
+        maximum = raised
+        others.sub_(maximum.unsqueeze(-1)).exp_()
+        total = total * rescale + others.sum(-1)
+        if gram is not None:
+            gram.mul_(rescale.unsqueeze(-1)).mul_(rescale.unsqueeze(-2)).baddbmm_(others, others.transpose(1, 2))
+        if rows is not None:
+            rows.mul_(rescale.unsqueeze(-1)).add_(others @ part)
+    normalizer = total + (target_logits - maximum).exp()
+    if gram is not None:
+        gram /= normalizer.unsqueeze(-1) * normalizer.unsqueeze(-2)
+    if rows is not None:
+        rows /= normalizer.unsqueeze(-1)
+    return _Sums(log_normalizer=maximum + normalizer.log(), misses=total / normalizer, gram=gram, rows=rows)
+
+
+def _state_gradients(samples: _Samples, sums: _Sums) -> Tensor:
+    """[B, T, H] W^T d_t, with d_t = (miss_t onehot(y_t) - others_t) / temperature."""
+    assert sums.rows is not None
+    target_rows = samples.head_weight[samples.targets].float() * sums.misses.unsqueeze(-1)
+    return (target_rows - sums.rows) / samples.temperature
+
+
+def _gram_norms(samples: _Samples, sums: _Sums) -> Tensor:
+    """[B] sum_{t,u} (d_t . d_u)(h_t . h_u), with d_t as above."""
+    assert sums.gram is not None
+    states, targets, temperature = samples.states, samples.targets, samples.temperature
+    at_targets = states @ samples.head_weight[targets].float().transpose(1, 2) / temperature  # [B, T, T]: t's of y_u
+    same = targets.unsqueeze(-1) == targets.unsqueeze(-2)
+    others = (at_targets - sums.log_normalizer.unsqueeze(-1)).exp().masked_fill(same, 0.0)
+    crossed = others * sums.misses.unsqueeze(-2)
+    both = same * sums.misses.unsqueeze(-1) * sums.misses.unsqueeze(-2)
+    products = both - crossed - crossed.transpose(1, 2) + sums.gram
+    return (products * (states @ states.transpose(1, 2))).sum((1, 2)) / temperature**2
+
+
+def _row_norms(samples: _Samples, sums: _Sums) -> Tensor:
+    """[B] sum_v |sum_t d_tv h_t|^2."""
+    states, weight = samples.states, samples.head_weight
+    square_norms = states.new_zeros(len(states))
+    for start in range(0, len(weight), samples.step):
+        part = weight[start : start + samples.step].float()
+        error = states @ part.T
+        error.div_(samples.temperature).sub_(sums.log_normalizer.unsqueeze(-1)).exp_().neg_()
+        _fill_targets(error, samples.targets - start, sums.misses)
+        square_norms += (error.transpose(1, 2) @ states).square().sum((1, 2))
+    return square_norms / samples.temperature**2
+
+
+def _fill_targets(values: Tensor, targets: Tensor, filling: Tensor | float) -> None:
+    """Overwrite [B, T, slice] in place at the targets [B, T] that fall into the slice."""
+    inside = (targets >= 0) & (targets < values.shape[-1])
+    columns = targets.clamp(0, values.shape[-1] - 1).unsqueeze(-1)
+    kept = values.gather(-1, columns).squeeze(-1)
+    values.scatter_(-1, columns, torch.where(inside, filling, kept).unsqueeze(-1))

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0
+from gvm_ray.functional.importance import MAX_LOG_RATIO, ImportanceCorrection, importance_weights
 
 KLKind = Literal["k1", "k2", "k3"]
 
@@ -58,15 +58,6 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, kind: KLKind) -> Tens
             return torch.expm1(-bounded) + bounded
 
 
-def truncated_importance_weight(learner_logprobs: Tensor, engine_logprobs: Tensor, *, cap: float) -> Tensor:
-    """min(exp(learner_logprobs - engine_logprobs), cap) [B, T], detached.
-
-    Corrects for the engine having sampled under other probabilities than the learner computes (other kernels, or older
-    weights), truncated as between IMPALA's actors and learner (arXiv 1802.01561).
-    """
-    return _ratio(learner_logprobs, engine_logprobs).clamp(max=cap).detach()
-
-
 def policy_loss(
     logprobs: Tensor,
     *,
@@ -77,7 +68,8 @@ def policy_loss(
     dual_clip: float | None = None,
     ratio: bool = True,
     engine_logprobs: Tensor | None = None,
-    importance_cap: float | None = None,
+    importance: ImportanceCorrection | None = None,
+    mask: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
     kl_coefficient: float = 0.0,
     kl_kind: KLKind = "k3",
@@ -88,11 +80,11 @@ def policy_loss(
 
     The surrogate is `clipped_surrogate`, or without `ratio` the plain likelihood -A x logprobs. All log-probs are
     [B, T]: `old_logprobs` the learner's own from before the batch's first update, `engine_logprobs` those the tokens
-    were sampled with, `ref_logprobs` the reference policy's. The importance weight is old/engine, truncated at
-    `importance_cap`; None leaves it out. A term whose log-probs or entropy are None is a ValueError.
+    were sampled with, `ref_logprobs` the reference policy's; `mask` is True at response tokens. The importance weight
+    is old/engine as `importance` says; None leaves it out. A term whose input is None is a ValueError.
 
     Returns [B, T] losses, and detached [B, T] diagnostics: "ratio", "clip_fraction" (1 where the clip took the
-    gradient), and "kl" where kl_coefficient > 0.
+    gradient), "kl" where kl_coefficient > 0, and those of `importance_weights`.
     """
     current = _ratio(logprobs, old_logprobs).detach()
     if ratio:
@@ -101,12 +93,12 @@ def policy_loss(
         )
         clipped = _clipped(current, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     else:
-        loss = -advantages * logprobs
-        clipped = torch.zeros_like(current)
+        loss, clipped = -advantages * logprobs, torch.zeros_like(current)
     diagnostics = {"ratio": current, "clip_fraction": clipped}
-    if importance_cap is not None:
-        engine_logprobs = _required(engine_logprobs, "engine_logprobs", f"importance_cap={importance_cap}")
-        loss = loss * truncated_importance_weight(old_logprobs, engine_logprobs, cap=importance_cap)
+    if importance is not None:
+        engine_logprobs = _required(engine_logprobs, "engine_logprobs", f"importance level {importance.level!r}")
+        weights, measured = importance_weights(old_logprobs, engine_logprobs, correction=importance, mask=mask)
+        loss, diagnostics = loss * weights, diagnostics | measured
     if kl_coefficient > 0:
         ref_logprobs = _required(ref_logprobs, "ref_logprobs", f"kl_coefficient={kl_coefficient}")
         kl = kl_estimate(logprobs, ref_logprobs, kind=kl_kind)

@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 from gvm_ray.config.model import DType
 from gvm_ray.exceptions import ModelError
 from gvm_ray.functional.gradient_norms import (
+    HeadGradients,
     embedding_gradient_square_norms,
-    head_gradient_square_norms,
+    head_gradients,
     tied_gradient_inner_products,
 )
 from gvm_ray.functional.logprobs import token_logprobs
@@ -70,11 +71,14 @@ class PolicyModule(nn.Module):
         padded = empty.index_put((rows, columns), logprobs)
         return padded, None if entropies is None else empty.index_put((rows, columns), entropies)
 
-    def response_states(self, batch: SequenceBatch, *, offset: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The states [B, T, H] that predict the response tokens, and, with an `offset`, the summed log-probs.
+    def response_gradients(
+        self, batch: SequenceBatch, *, square_norms: bool, offset: Tensor | None = None
+    ) -> tuple[Tensor, HeadGradients]:
+        """The states [B, T, H] that predict the response tokens, and the head's gradients there.
 
-        `offset` [B, S, H] of zeros is added to the input embeddings; the gradient of the sum with respect to it is the
-        gradient at the embedding layer's output, and no parameter gets one.
+        With an `offset` [B, S, H] of zeros, which is added to the input embeddings, the states depend on it alone and
+        the head's gradients include those at the states: carried back from there, they give the objectives' gradient
+        at the embedding layer's output, and no parameter gets one.
         """
         backbone = self.causal_lm.model
         embeddings = backbone.embed_tokens(batch.input_ids).detach()
@@ -84,30 +88,29 @@ class PolicyModule(nn.Module):
         positions = torch.arange(batch.targets.shape[1], device=hidden.device) + batch.first_state.unsqueeze(1)
         positions = positions.clamp(0, hidden.shape[1] - 1)  # padded columns may reach past the end
         states = hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-        if offset is None:
-            return states.detach(), None
-        rows, columns = batch.mask.nonzero(as_tuple=True)
-        logprobs, _ = token_logprobs(
-            states[rows, columns],
+        head = head_gradients(
+            states,
             self.causal_lm.lm_head.weight,
-            batch.targets[rows, columns],
+            batch.targets,
+            batch.mask,
             temperature=self.temperature,
-            chunk_tokens=self.chunk_tokens,
+            square_norms=square_norms,
+            state_gradients=offset is not None,
         )
-        return states.detach(), logprobs.sum()
+        return states, head
 
-    def head_terms(self, batch: SequenceBatch, states: Tensor, *, activation_gradients: Tensor | None = None) -> Tensor:
-        """[B] squared norm of each sample's output-head gradient.
-
-        For tied weights, given the gradients [B, S, H] at the input embeddings, plus twice its inner product with the
-        embedding's gradient.
-        """
-        operands = (states, self.causal_lm.lm_head.weight, batch.targets, batch.mask)
-        terms = head_gradient_square_norms(*operands, temperature=self.temperature)
-        if activation_gradients is None:
-            return terms
-        return terms + 2 * tied_gradient_inner_products(
-            *operands,
+    @torch.no_grad()
+    def tied_inner_products(
+        self, batch: SequenceBatch, states: Tensor, *, head: HeadGradients, activation_gradients: Tensor
+    ) -> Tensor:
+        """[B] inner products of the shared matrix's two gradients; `activation_gradients` [B, S, H] are the embedding
+        layer's."""
+        return tied_gradient_inner_products(
+            states,
+            self.causal_lm.lm_head.weight,
+            batch.targets,
+            batch.mask,
+            head=head,
             activation_gradients=activation_gradients,
             input_ids=batch.input_ids,
             temperature=self.temperature,
@@ -121,18 +124,19 @@ def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, paramet
     """
     if not policy.tied and parameters == "lm_head":
         with torch.no_grad():
-            states, _ = policy.response_states(batch)
-            square_norms = policy.head_terms(batch, states)
+            _, head = policy.response_gradients(batch, square_norms=True)
+        assert head.square_norms is not None
+        square_norms = head.square_norms
     else:
         width = policy.causal_lm.config.hidden_size
         offset = torch.zeros(*batch.input_ids.shape, width, device=batch.input_ids.device, requires_grad=True)
-        states, objective = policy.response_states(batch, offset=offset)
-        assert objective is not None
-        (gradients,) = torch.autograd.grad(objective, offset)
+        states, head = policy.response_gradients(batch, square_norms=policy.tied, offset=offset)
+        assert head.state_gradients is not None
+        (gradients,) = torch.autograd.grad(states, offset, head.state_gradients.to(states.dtype))
         square_norms = embedding_gradient_square_norms(gradients, batch.input_ids)
-        if policy.tied:
-            with torch.no_grad():
-                square_norms += policy.head_terms(batch, states, activation_gradients=gradients)
+        if head.square_norms is not None:
+            inner = policy.tied_inner_products(batch, states, head=head, activation_gradients=gradients)
+            square_norms += head.square_norms + 2 * inner
     return square_norms.clamp(min=0).sqrt()  # rounding can leave a tied sum of three terms below 0
 
 
@@ -166,7 +170,7 @@ def load_policy(
     for block in causal_lm.model.layers:
         fully_shard(block, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
-    for method in ("response_states", "head_terms"):
+    for method in ("response_gradients", "tied_inner_products"):
         register_fsdp_forward_method(policy, method)
     return policy
 

@@ -164,12 +164,12 @@ class Learner:
             ref_logprobs=reference,
             entropy=entropy if needs_entropy else None,
             advantages=_column([s.advantage for s in members], like=logprobs),
+            mask=padded.mask,
         )
         difference = (old - engine).abs()
-        token_means = diagnostics | {"entropy": entropy.detach(), "logprob_difference/mean": difference}
-        for name, values in token_means.items():
+        differences = {"logprob_difference/mean": difference, "logprob_difference/max": difference}
+        for name, values in (diagnostics | {"entropy": entropy.detach()} | differences).items():
             sums.add_tokens(name, values, mask=padded.mask)
-        sums.maximum("logprob_difference/max", difference * padded.mask)
         weights = _column([s.weight for s in members], like=logprobs)
         return (torch.where(padded.mask, losses, 0.0) * weights).sum()
 

@@ -23,6 +23,10 @@ class TokenLoss(Protocol):
         ref_logprobs: Tensor | None,
         entropy: Tensor | None,
         advantages: Tensor,
+        mask: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses [B, T], detached diagnostics [B, T]. Log-probs and entropies are [B, T] in nats, advantages [B, 1]."""
+        """Losses [B, T], and detached diagnostics [B, T] that `MetricSums.add_tokens` reduces by their names.
+
+        Log-probs and entropies are [B, T] in nats, advantages [B, 1]; mask [B, T] is True at response tokens.
+        """
         ...

@@ -53,6 +53,7 @@ def sample(allocation: Allocation, rate: Rate, rng: np.random.Generator) -> list
         outcomes.append(
             GroupOutcome(
                 prompt_id=prompt_id,
+                sample_indices=tuple(range(count)),
                 rewards=rewards,
                 num_tokens=np.full(count, 5, dtype=np.int32),
                 policy_versions=np.zeros(count, dtype=np.int32),

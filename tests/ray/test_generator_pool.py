@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import torch
-from tiny_groups import sample_groups
+from tiny_groups import sample, sample_groups, unscored_outcome
 from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
 
 from gvm_ray.actors.generator_pool import GeneratorPool
@@ -15,7 +16,7 @@ from gvm_ray.actors.weight_sync import fetch, publish
 from gvm_ray.config.run import DeadlineConfig, EngineConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DeadlineExceeded, ModelError
-from gvm_ray.types import SampleRequest, SamplingParameters
+from gvm_ray.types import GroupOutcome, GroupRef, RolloutGroup, SampleRequest, SamplingParameters
 
 pytestmark = pytest.mark.ray
 
@@ -88,6 +89,49 @@ def test_published_weights_reach_every_generator_and_survive_a_restart(pool: Gen
     for index in range(2):
         ray.kill(ray.get_actor(f"generator-{index}", namespace="gvm_ray"), no_restart=False)
     assert tokens_by_position(pool, requests) == after
+
+
+def test_what_a_dying_generator_left_is_sampled_again_and_nothing_twice(pool: GeneratorPool) -> None:
+    requests = [make_request(make_prompt(f"{i}*2="), num_samples=3, first_seed=50 * i) for i in range(12)]
+    expected = tokens_by_position(pool, requests)
+
+    async def scenario() -> tuple[list[RolloutGroup], int]:
+        chunks = 0
+
+        async def describe(chunk: ray.ObjectRef) -> list[GroupOutcome]:
+            nonlocal chunks
+            groups: tuple[RolloutGroup, ...] = await chunk
+            chunks += 1
+            if chunks == 1:  # the first groups are there, most others under way
+                ray.kill(ray.get_actor("generator-0", namespace="gvm_ray"), no_restart=False)
+            return [unscored_outcome(group, GroupRef(ref=groups, index=i)) for i, group in enumerate(groups)]
+
+        outcomes = await pool.sample(requests, SAMPLING, score=describe)
+        return [outcome.ref.ref[outcome.ref.index] for outcome in outcomes], chunks
+
+    groups, num_chunks = asyncio.run(scenario())
+    assert num_chunks > 2  # streamed, not one for each generator
+    assert [group.prompt.prompt_id for group in groups] == [request.prompt.prompt_id for request in requests]
+    assert [[c.token_ids.tolist() for c in group.completions] for group in groups] == expected
+
+
+def test_new_weights_arrive_while_samples_are_under_way(pool: GeneratorPool, model_path: str) -> None:
+    long = SamplingParameters(temperature=1.0, max_tokens=48)
+    requests = [make_request(make_prompt("5+5="), num_samples=40, first_seed=9)]
+    version = pool.versions[0]
+
+    async def scenario() -> list[RolloutGroup]:
+        sampling = asyncio.create_task(sample(pool, requests, long))
+        await asyncio.sleep(0.1)
+        await pool.publish(publish(changed_weights(model_path, seed=5).items(), policy_version=version + 1))
+        assert not sampling.done(), "the publish came too late to be seen"
+        return await sampling
+
+    groups = asyncio.run(scenario())
+    versions = [completion.policy_versions for group in groups for completion in group.completions]
+    assert all((np.diff(each) >= 0).all() for each in versions)
+    assert {int(v) for each in versions for v in each} <= {version, version + 1}
+    assert any(len(set(each.tolist())) == 2 for each in versions)
 
 
 def test_waiting_for_a_version_ends_with_its_publish(pool: GeneratorPool, model_path: str) -> None:

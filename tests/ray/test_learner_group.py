@@ -111,6 +111,7 @@ def test_gradient_norms_equal_those_of_one_rank(learners: LearnerGroup, folder: 
     outcomes = [
         GroupOutcome(
             prompt_id=group.prompt.prompt_id,
+            sample_indices=group.sample_indices,
             rewards=group.rewards if group.rewards is not None else np.zeros(0),
             num_tokens=group.num_tokens,
             policy_versions=np.zeros(len(group.completions), dtype=np.int32),

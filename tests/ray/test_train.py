@@ -69,6 +69,16 @@ def test_the_run_folder_is_complete(whole: RunFolder) -> None:
     assert summary["final_accuracy"] == read_rows(whole.metrics)[-1]["eval/accuracy"]
 
 
+def test_the_summary_says_where_the_time_went(whole: RunFolder) -> None:
+    summary = json.loads(whole.summary.read_text())
+    phases = summary["phases_s"]
+    assert phases.keys() == {"sampling", "reward", "gradient_norms", "update", "sync", "idle"}
+    assert all(seconds > 0 for name, seconds in phases.items() if name != "idle")
+    assert max(phases.values()) <= summary["steps_s"] <= sum(phases.values()) + 0.01  # no second is left out
+    rows = read_rows(whole.metrics)
+    assert sum(row["time/update_s"] for row in rows) == pytest.approx(phases["update"], abs=0.01)
+
+
 def test_the_trained_model_loads_and_differs_from_its_start(whole: RunFolder) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -112,11 +122,17 @@ def test_a_resumed_run_reports_the_whole_of_it(whole: RunFolder, resumed: RunFol
     assert times == sorted(times)
 
 
-def test_sampling_ahead_stays_within_its_bound(whole: RunFolder, runs_dir: Path) -> None:
-    train(tiny_config(runs_dir, name="ahead", seed=1, num_steps=6, max_staleness=2))
-    rows = timeless_rows(RunFolder(runs_dir / "ahead"))
+@pytest.mark.parametrize("in_flight", ["keep", "finish"])
+def test_sampling_ahead_stays_within_its_bound(whole: RunFolder, runs_dir: Path, in_flight: str) -> None:
+    name = f"ahead-{in_flight}"
+    config = tiny_config(runs_dir, name=name, seed=1, num_steps=6, max_staleness=2, engine__in_flight=in_flight)
+    train(config)
+    rows = timeless_rows(RunFolder(runs_dir / name))
     assert [row["step"] for row in rows] == list(range(6))
-    assert all(row["staleness/max"] <= 2 for row in rows)
+    assert 0 < max(row["staleness/max"] for row in rows) <= 2
+    # The weights that sampled differ from those that learn, and the importance weights see it.
+    assert max(row["logprob_difference/mean"] for row in rows) > 1e-4
+    assert all(0 < row["importance/effective_sample_size"] <= 1 for row in rows)
     assert [row["cost/optimizer_updates"] for row in rows] == [2 * (step + 1) for step in range(6)]
     assert [row["cost/generated_samples"] for row in rows] == [48 * (step + 1) for step in range(6)]
     # Its first step is sampled under the first weights, whatever the bound: only the seed makes it another.

@@ -15,12 +15,14 @@ from gvm_ray.config.strategy import (
     CustomAlgorithmConfig,
     DrGRPOConfig,
     GRPOConfig,
+    ImportanceConfig,
     KLConfig,
     RaftConfig,
     RaftPlusPlusConfig,
     ReinforcePlusPlusConfig,
     RLOOConfig,
 )
+from gvm_ray.functional.losses import ImportanceCorrection
 from gvm_ray.protocols import Algorithm
 from gvm_ray.types import GroupOutcome, GroupRef, TrainBatch
 
@@ -40,6 +42,7 @@ def outcome(prompt_id: str, rewards: Sequence[float], *, num_tokens: Sequence[in
     count = len(rewards)
     return GroupOutcome(
         prompt_id=prompt_id,
+        sample_indices=tuple(range(count)),
         rewards=np.array(rewards, dtype=np.float64),
         num_tokens=np.array(num_tokens or [10] * count, dtype=np.int32),
         policy_versions=np.zeros(count, dtype=np.int32),
@@ -211,6 +214,7 @@ def test_token_loss_has_the_gradient_of_its_algorithm(config_class) -> None:
         ref_logprobs=None,
         entropy=None,
         advantages=torch.tensor([[1.0], [-2.0]]),
+        mask=torch.ones(2, 2, dtype=torch.bool),
     )
     loss.sum().backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-1.0, -1.0], [2.0, 2.0]]))
@@ -225,11 +229,20 @@ def test_only_raft_has_no_clip() -> None:
         "ref_logprobs": None,
         "entropy": None,
         "advantages": torch.ones(1, 1),
+        "mask": torch.ones(1, 1, dtype=torch.bool),
     }
     clipped = {
         config_class: token_loss(config_class())(**arguments)[1]["clip_fraction"].item() for config_class in ALL_CONFIGS
     }
     assert clipped == {config_class: float(config_class is not RaftConfig) for config_class in ALL_CONFIGS}
+
+
+def test_importance_settings_reach_the_loss() -> None:
+    off = token_loss(GRPOConfig(importance=ImportanceConfig(level="off")))
+    assert off.importance is None
+    masked = token_loss(GRPOConfig(importance=ImportanceConfig(level="sequence", mode="mask", cap=3.0, floor=0.25)))
+    assert masked.importance == ImportanceCorrection(level="sequence", mode="mask", cap=3.0, floor=0.25)
+    assert token_loss(GRPOConfig()).importance == ImportanceCorrection(level="token", mode="truncate", cap=2.0)
 
 
 def test_token_loss_asks_for_what_its_terms_need() -> None:
@@ -245,4 +258,5 @@ def test_token_loss_asks_for_what_its_terms_need() -> None:
             ref_logprobs=None,
             entropy=zeros,
             advantages=zeros,
+            mask=zeros == 0,
         )

@@ -1,5 +1,6 @@
-"""Packing weights into byte buckets: exact round trips, whatever the dtype, shape and bucket size."""
+"""Weights in buckets of bytes: exact round trips, whatever the dtype, shape and bucket size."""
 
+import pickle
 import warnings
 from collections.abc import Iterator
 
@@ -37,8 +38,7 @@ def test_buckets_hold_at_most_bucket_bytes_unless_one_tensor_is_larger() -> None
     named = [(str(i), torch.full((count,), float(i))) for i, count in enumerate([16, 16, 16, 100, 1])]
     buckets = list(pack(named, bucket_bytes=128))  # a tensor of 16 float32 is 64 bytes
     assert [bucket.names for bucket in buckets] == [("0", "1"), ("2",), ("3",), ("4",)]
-    assert [bucket.offsets for bucket in buckets] == [(0, 64), (0,), (0,), (0,)]
-    assert [len(bucket.data) for bucket in buckets] == [128, 64, 400, 64]
+    assert [[data.nbytes for data in bucket.data] for bucket in buckets] == [[64, 64], [64], [400], [4]]
 
 
 def test_packing_takes_tensors_only_as_needed() -> None:
@@ -54,22 +54,21 @@ def test_packing_takes_tensors_only_as_needed() -> None:
     assert taken == [0, 1]  # the second only showed that the first bucket was full
 
 
-def test_packing_copies() -> None:
-    weight = torch.ones(4)
-    (bucket,) = pack([("weight", weight)])
-    weight.zero_()
-    assert dict(bucket.tensors())["weight"].tolist() == [1, 1, 1, 1]
-
-
-def test_unpacking_shares_read_only_memory_without_a_warning() -> None:
-    (packed,) = pack([("weight", torch.nn.Parameter(torch.ones(4)))])
-    data = packed.data.copy()
-    data.flags.writeable = False
-    bucket = Bucket(names=packed.names, shapes=packed.shapes, dtypes=packed.dtypes, offsets=packed.offsets, data=data)
+def test_bytes_are_copied_only_by_the_one_who_keeps_them() -> None:
+    """As the object store does: packing shares memory, and every array goes over out of band."""
+    weight = torch.nn.Parameter(torch.ones(4))
+    (packed,) = pack([("weight", weight)])
+    assert packed.data[0].ctypes.data == weight.data_ptr()
+    out_of_band: list[pickle.PickleBuffer] = []
+    stream = pickle.dumps(packed, protocol=5, buffer_callback=out_of_band.append)
+    kept = bytes(out_of_band[0].raw())
+    bucket: Bucket = pickle.loads(stream, buffers=[kept])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error")  # read-only memory makes torch warn
         ((_, tensor),) = bucket.tensors()
-    assert tensor.data_ptr() == data.ctypes.data
+    weight.data.zero_()
+    assert tensor.data_ptr() == np.frombuffer(kept, dtype=np.uint8).ctypes.data
+    assert tensor.tolist() == [1, 1, 1, 1]
 
 
 def test_nothing_packs_to_nothing() -> None:

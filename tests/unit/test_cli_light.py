@@ -39,7 +39,7 @@ def refusal(*arguments: str) -> str:
     return error
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["bench", "--help"]])
 def test_help_is_light(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.returncode == 0
@@ -75,6 +75,14 @@ def test_contradictory_settings_are_refused_with_what_to_write() -> None:
 def test_an_impossible_number_of_samples_is_refused() -> None:
     error = refusal("eval", "model", "--config", str(CONFIG), "--num-samples", "0")
     assert "--num-samples 0" in error
+
+
+def test_the_benchmarks_are_listed_and_a_wrong_name_is_refused_at_once() -> None:
+    listed = run("bench", "--list")
+    assert listed.returncode == 0
+    assert {"plan", "gradient_norms", "end_to_end"} <= set(listed.stdout.split())
+    assert listed.stderr.strip() == "[]"
+    assert "there is no benchmark 'plans'; write one or more of: plan, " in refusal("bench", "plans")
 
 
 def test_a_command_is_needed() -> None:

@@ -140,6 +140,25 @@ def test_gvm_setting_that_cannot_be_met_is_refused(allocator: dict[str, Any], ex
     assert expected in refusal(samples_per_prompt=8, allocator={"type": "gvm", **allocator})
 
 
+@pytest.mark.parametrize(
+    ("importance", "expected"),
+    [
+        ({"mode": "mask", "cap": 1, "floor": 1}, "write e.g. floor=0.5, cap=2.0"),
+        ({"cap": 0.5}, "greater than or equal to 1"),
+        ({"floor": 1.5}, "less than or equal to 1"),
+        ({"level": "response"}, "'token', 'sequence' or 'off'"),
+    ],
+)
+def test_importance_bounds_that_would_drop_agreeing_samples_are_refused(
+    importance: dict[str, Any], expected: str
+) -> None:
+    assert expected in refusal(algorithm={"type": "grpo", "importance": importance})
+
+
+def test_floor_is_not_looked_at_unless_masking() -> None:
+    parse_config(minimal(algorithm={"type": "grpo", "importance": {"cap": 1, "floor": 1}}))
+
+
 def test_block_steps_is_one_without_gvm() -> None:
     assert parse_config(minimal()).block_steps == 1
     blocks = minimal(allocator={"type": "gvm", "block_steps": 2}, max_staleness=1)

@@ -31,6 +31,7 @@ def outcome(prompt_id: str, *rewards: float) -> GroupOutcome:
     n = len(rewards)
     return GroupOutcome(
         prompt_id=prompt_id,
+        sample_indices=tuple(range(n)),
         rewards=np.array(rewards),
         num_tokens=np.ones(n, dtype=np.int32),
         policy_versions=np.zeros(n, dtype=np.int32),

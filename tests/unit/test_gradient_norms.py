@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gvm_ray.functional.gradient_norms import (
     embedding_gradient_square_norms,
-    head_gradient_square_norms,
+    head_gradients,
     tied_gradient_inner_products,
 )
 
@@ -65,33 +65,75 @@ def _reference(model: _TinyModel, sequences: list[Tensor], parameter: Tensor) ->
 def test_output_head(max_elements: int) -> None:
     model = _TinyModel(tied=False)
     sequences, _, states, targets, mask, _ = _padded_batch(model)
-    square_norms = head_gradient_square_norms(
+    head = head_gradients(
         states, model.head.detach(), targets, mask, temperature=TEMPERATURE, max_elements=max_elements
     )
-    np.testing.assert_allclose(square_norms.sqrt(), _reference(model, sequences, model.head), rtol=1e-5)
+    assert head.square_norms is not None
+    np.testing.assert_allclose(head.square_norms.sqrt(), _reference(model, sequences, model.head), rtol=1e-5)
 
 
-def test_output_head_is_the_same_by_gram_matrices_and_by_rows() -> None:
+@pytest.mark.parametrize("max_elements", [1, 100, 2**20])
+def test_gradients_at_the_states(max_elements: int) -> None:
+    model = _TinyModel(tied=False)
+    _, _, states, targets, mask, _ = _padded_batch(model)
+    free = states.clone().requires_grad_()
+    logprobs = (free @ model.head.detach().T / TEMPERATURE).log_softmax(-1)
+    (expected,) = torch.autograd.grad(logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)[mask].sum(), free)
+    head = head_gradients(
+        states,
+        model.head.detach(),
+        targets,
+        mask,
+        temperature=TEMPERATURE,
+        square_norms=False,
+        state_gradients=True,
+        max_elements=max_elements,
+    )
+    assert head.square_norms is None
+    torch.testing.assert_close(head.state_gradients, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        head.misses[mask], 1 - logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)[mask].exp()
+    )
+
+
+@pytest.mark.parametrize("max_elements", [1, 30, 2**20])
+def test_output_head_is_the_same_by_gram_matrices_and_by_rows(max_elements: int) -> None:
     generator = torch.Generator().manual_seed(3)
-    head, states = torch.randn(11, 4, generator=generator), torch.randn(2, 4, 4, generator=generator)
+    head, states = torch.randn(11, 2, generator=generator), torch.randn(2, 4, 2, generator=generator)
     targets, mask = torch.randint(0, 11, (2, 4), generator=generator), torch.ones(2, 4, dtype=torch.bool)
-    by_gram = head_gradient_square_norms(states, head, targets, mask)  # T = H = 4
+    by_gram = head_gradients(states, head, targets, mask)  # T = 2H
     padding = torch.zeros(2, 1)
-    by_rows = head_gradient_square_norms(  # T = 5 > H
-        torch.cat([states, padding.unsqueeze(-1).expand(2, 1, 4)], 1),
+    by_rows = head_gradients(  # T = 5 > 2H
+        torch.cat([states, padding.unsqueeze(-1).expand(2, 1, 2)], 1),
         head,
         torch.cat([targets, padding.long()], 1),
         torch.cat([mask, padding.bool()], 1),
+        max_elements=max_elements,
     )
-    torch.testing.assert_close(by_gram, by_rows)
+    torch.testing.assert_close(by_gram.square_norms, by_rows.square_norms)
+
+
+@pytest.mark.parametrize("length", [3, 12])
+def test_nearly_certain_targets_keep_their_precision(length: int) -> None:
+    """Probabilities around 1 - 1e-10: 1 - softmax would be 0 in float32."""
+    generator = torch.Generator().manual_seed(5)
+    targets = torch.randint(0, 4, (1, length), generator=generator)
+    noise = 0.1 * torch.randn(1, length, 4, generator=generator)
+    states = 24 * torch.nn.functional.one_hot(targets, 4) + noise
+    weight = torch.eye(4)
+    exact = (states.double() @ weight.double()).requires_grad_()
+    errors = torch.autograd.grad(exact.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).sum(), exact)[0]
+    expected = (errors.transpose(1, 2) @ states.double()).square().sum((1, 2))
+    head = head_gradients(states, weight, targets, torch.ones(1, length, dtype=torch.bool))
+    assert head.square_norms is not None
+    torch.testing.assert_close(head.square_norms.double(), expected, rtol=1e-4, atol=0.0)
 
 
 def test_one_token_by_hand() -> None:
     """Two tokens of equal probability, h = (3, 4): d = (1/2, -1/2), so the squared norm is 1/2 * 25."""
-    square_norm = head_gradient_square_norms(
-        torch.tensor([[[3.0, 4.0]]]), torch.ones(2, 2), torch.tensor([[0]]), torch.tensor([[True]])
-    )
-    torch.testing.assert_close(square_norm, torch.tensor([12.5]))
+    head = head_gradients(torch.tensor([[[3.0, 4.0]]]), torch.ones(2, 2), torch.tensor([[0]]), torch.tensor([[True]]))
+    torch.testing.assert_close(head.square_norms, torch.tensor([12.5]))
+    torch.testing.assert_close(head.misses, torch.tensor([[0.5]]))
 
 
 def test_input_embedding() -> None:
@@ -110,13 +152,11 @@ def test_tied_weights() -> None:
     model = _TinyModel(tied=True)
     sequences, input_ids, states, targets, mask, gradients = _padded_batch(model)
     operands = (states, model.head.detach(), targets, mask)
+    head = head_gradients(*operands, temperature=TEMPERATURE)
     inner = tied_gradient_inner_products(
-        *operands, activation_gradients=gradients, input_ids=input_ids, temperature=TEMPERATURE
+        *operands, head=head, activation_gradients=gradients, input_ids=input_ids, temperature=TEMPERATURE
     )
-    square_norms = (
-        head_gradient_square_norms(*operands, temperature=TEMPERATURE)
-        + embedding_gradient_square_norms(gradients, input_ids)
-        + 2 * inner
-    )
+    assert head.square_norms is not None
+    square_norms = head.square_norms + embedding_gradient_square_norms(gradients, input_ids) + 2 * inner
     np.testing.assert_allclose(square_norms.sqrt(), _reference(model, sequences, model.embedding), rtol=1e-5)
     assert inner.abs().min() > 1e-3  # the cross term matters here

@@ -30,6 +30,7 @@ def outcome(prompt_id: str, rewards: Sequence[float], norm: float = NAN, *, vers
     values = np.array(rewards, dtype=np.float64)
     return GroupOutcome(
         prompt_id=prompt_id,
+        sample_indices=tuple(range(len(values))),
         rewards=values,
         num_tokens=np.full(len(values), 3, dtype=np.int32),
         policy_versions=np.full(len(values), version, dtype=np.int32),

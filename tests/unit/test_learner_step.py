@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gvm_ray.algorithms import token_loss
 from gvm_ray.exceptions import CheckpointError, ModelError
 from gvm_ray.learner.step import Learner
 from gvm_ray.types import Metrics, TrainBatch
@@ -96,6 +97,30 @@ def test_reports_the_distance_to_the_engines_log_probs(base: str) -> None:
     )
     assert metrics["logprob_difference/mean"] == pytest.approx(float(differences.mean()), rel=1e-4)
     assert metrics["logprob_difference/max"] == pytest.approx(float(differences.max()), rel=1e-4)
+
+
+def test_importance_weights_correct_for_what_the_engine_sampled_with(base: str) -> None:
+    """An engine that called every token e^-4 likely: the loss is the sum of weighted likelihood ratios, 1 each."""
+    algorithm = {"type": "grpo", "importance": {"level": "sequence", "cap": 1.2}}
+    config = learner_config(algorithm=algorithm)
+    learner = Learner(config, base_path=base, token_loss=token_loss(config.algorithm))
+    groups = ragged_groups()
+    metrics = learner.update(batch_of(groups), groups)
+    weights, ratios, loss = [], [], 0.0
+    for kept, group in zip(batch_of(groups).groups, groups, strict=True):
+        for i, advantage, weight in zip(kept.sample_indices, kept.advantages, kept.weights, strict=True):
+            ratio = float((reference_logprobs(base, group, i, temperature=0.7) + 4.0).sum().exp())
+            num_tokens = len(group.completions[i].token_ids)
+            loss -= weight * advantage * min(ratio, 1.2) * num_tokens
+            ratios += [ratio] * num_tokens
+            weights += [min(ratio, 1.2)] * num_tokens
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-4)
+    assert metrics["importance/mean"] == pytest.approx(np.mean(ratios), rel=1e-4)
+    assert metrics["importance/max"] == pytest.approx(np.max(ratios), rel=1e-4)
+    assert 0 < metrics["importance/clipped_fraction"] < 1
+    assert metrics["importance/clipped_fraction"] == pytest.approx(np.mean(np.array(ratios) > 1.2))
+    effective = np.sum(weights) ** 2 / (len(weights) * np.sum(np.square(weights)))
+    assert metrics["importance/effective_sample_size"] == pytest.approx(effective, rel=1e-4)
 
 
 def test_later_updates_of_a_batch_see_the_ratio_move(base: str) -> None:

@@ -1,193 +1,15 @@
-"""The loop with in-process fakes: no cluster, no torch model."""
+"""The loop over in-process fakes: what it trains, logs and saves, and how far its parts overlap."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from loop_fakes import START, make_system, run, run_config
 
-from gvm_ray.algorithms import create_algorithm
-from gvm_ray.allocators import AllocatorSteps, create_allocator
-from gvm_ray.config import RunConfig, parse_config
-from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.exceptions import SystemFailure
-from gvm_ray.loop import System, train
-from gvm_ray.types import (
-    Allocation,
-    AllocationReport,
-    CheckpointState,
-    GroupOutcome,
-    GroupRef,
-    Metrics,
-    Prompt,
-    SampleRequest,
-    SamplingParameters,
-    TrainBatch,
-    UpdateResult,
-    WeightsRef,
-)
-
-START = CheckpointState(step=0, policy_version=0, cursor={}, allocator={}, costs={})
-
-
-def run_config(**changes: Any) -> RunConfig:
-    values = {
-        "name": "loop",
-        "num_steps": 6,
-        "prompts_per_step": 4,
-        "samples_per_prompt": 8,
-        "model": {"type": "scratch"},
-        "prompts": {"train": {"type": "arithmetic"}},
-        "evaluation": {"every_steps": 3},
-        "checkpoint": {"every_steps": 2},
-        **changes,
-    }
-    return parse_config(values)
-
-
-@dataclass
-class FakePools:
-    """Samples with the current version after a moment; rewards are a fixed function of the seed."""
-
-    version: int = 0
-    requests: list[SampleRequest] = field(default_factory=list)
-    condition: asyncio.Condition = field(default_factory=asyncio.Condition)
-    unscored: bool = False
-
-    async def sample_and_score(
-        self, requests: Sequence[SampleRequest], sampling: SamplingParameters
-    ) -> list[GroupOutcome]:
-        version = self.version
-        await asyncio.sleep(0.002)
-        self.requests.extend(requests)
-        return [self._outcome(request, version) for request in requests]
-
-    def _outcome(self, request: SampleRequest, version: int) -> GroupOutcome:
-        n = len(request.seeds)
-        difficulty = int(request.prompt.prompt_id) % 4 / 4
-        rewards = np.array([float(np.random.default_rng(s).random() > difficulty) for s in request.seeds])
-        return GroupOutcome(
-            prompt_id=request.prompt.prompt_id,
-            rewards=np.full(n, np.nan) if self.unscored else rewards,
-            num_tokens=np.full(n, 5, dtype=np.int32),
-            policy_versions=np.full(n, version, dtype=np.int32),
-            truncated=np.zeros(n, dtype=bool),
-            ref=GroupRef(ref=(), index=0),
-        )
-
-    async def publish(self, weights: WeightsRef) -> None:
-        async with self.condition:
-            self.version = weights.policy_version
-            self.condition.notify_all()
-
-    async def wait_for_version(self, policy_version: int) -> None:
-        async with self.condition:
-            await self.condition.wait_for(lambda: self.version >= policy_version)
-
-
-@dataclass
-class FakeLearners:
-    """Remembers its batches; every update makes the next version."""
-
-    batches: list[TrainBatch] = field(default_factory=list)
-    fail_at: int | None = None
-
-    async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
-        return [replace(o, gradient_norms=np.where(o.rewards > 0.5, 2.0, np.nan)) for o in outcomes]
-
-    async def update(self, batch: TrainBatch) -> UpdateResult:
-        await asyncio.sleep(0.003)
-        if batch.step == self.fail_at:
-            raise SystemFailure("learner died")
-        self.batches.append(batch)
-        return UpdateResult(
-            weights=WeightsRef(policy_version=batch.step + 1, location=()),
-            metrics={"num_updates": 4.0, "logprob_difference/mean": 0.0},
-        )
-
-    async def save(self, folder: str) -> None: ...
-
-
-@dataclass
-class Records:
-    """Keeps what the loop logs and saves."""
-
-    steps: list[tuple[int, Metrics]] = field(default_factory=list)
-    saved: list[CheckpointState] = field(default_factory=list)
-
-    def log_step(self, step: int, metrics: Metrics, *, histograms: Mapping[str, Any]) -> None:
-        self.steps.append((step, metrics))
-
-    async def save(self, state: CheckpointState, learners: Any) -> None:
-        self.saved.append(state)
-
-
-class AsyncAllocator:
-    """An allocator strategy behind the asynchronous protocol, without Ray."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.strategy = create_allocator(config.allocator, accept_threshold=0.5)
-        self.steps = AllocatorSteps(self.strategy)
-
-    async def plan(
-        self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt] = ()
-    ) -> Allocation:
-        return self.steps.plan(prompts, step=step, budget=budget, upcoming=upcoming)
-
-    async def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
-        return self.steps.observe(outcomes, step=step)
-
-    async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        return self.strategy.accept_rates(prompt_ids)
-
-    async def report(self, *, step: int) -> AllocationReport:
-        return self.steps.report(step=step)
-
-    async def state_dict(self) -> dict[str, Any]:
-        return self.strategy.state_dict()
-
-    async def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.strategy.load_state_dict(state)
-
-
-class FakeEvaluator:
-    """Always half right."""
-
-    async def evaluate(self) -> Metrics:
-        return {"eval/accuracy": 0.5}
-
-
-def make_system(config: RunConfig) -> tuple[System, FakePools, FakeLearners, Records]:
-    prompts = [
-        Prompt(prompt_id=str(i), text=str(i), token_ids=np.array([i], dtype=np.int32), answer="1") for i in range(24)
-    ]
-    pools, learners, records = FakePools(), FakeLearners(), Records()
-    system = System(
-        prompts=ShuffledPrompts(
-            prompts, seed=config.seed, shuffle=True, unique_within=config.prompts_per_step * config.block_steps
-        ),
-        allocator=AsyncAllocator(config),
-        pools=pools,
-        learners=learners,  # type: ignore[arg-type]
-        algorithm=create_algorithm(config.algorithm, accept_threshold=0.5),
-        evaluator=FakeEvaluator(),
-        checkpoints=records,
-        log=records,
-    )
-    return system, pools, learners, records
-
-
-def run(config: RunConfig, **kwargs: Any) -> tuple[FakePools, FakeLearners, Records]:
-    async def go() -> tuple[FakePools, FakeLearners, Records]:
-        system, pools, learners, records = make_system(config)
-        for name, value in kwargs.items():
-            setattr(learners if hasattr(learners, name) else pools, name, value)
-        await train(system, config, start=START)
-        return pools, learners, records
-
-    return asyncio.run(go())
+from gvm_ray.loop import train
+from gvm_ray.types import Metrics
 
 
 def test_every_step_is_trained_once_and_logged_with_cumulative_costs() -> None:
@@ -218,6 +40,69 @@ def test_sampling_runs_ahead_but_never_beyond_the_bound(bound: int) -> None:
     observed = [m["staleness/max"] for _, m in records.steps]
     assert max(observed) == bound
     assert min(observed) >= 0
+
+
+def test_the_next_batch_is_being_sampled_while_a_straggler_holds_up_the_last() -> None:
+    pools, learners, _ = run(run_config(num_steps=4, max_staleness=1), slow_call=1)
+    events = pools.events
+    assert events.index("sample 2") < events.index("sampled 1")
+    assert events.index("sampled 2") < events.index("sampled 1")
+    assert [batch.step for batch in learners.batches] == [0, 1, 2, 3]  # trained in order all the same
+
+
+def test_nothing_is_sampled_before_the_update_at_zero_staleness() -> None:
+    pools, _, _ = run(run_config(num_steps=3), slow_call=1)
+    expected = [
+        event
+        for step in range(3)
+        for event in (f"sample {step}", f"sampled {step}", f"update {step}", f"published {step + 1}")
+    ]
+    assert pools.events == expected
+
+
+def test_new_weights_go_out_while_the_learners_go_on() -> None:
+    pools, _, records = run(run_config(num_steps=4, max_staleness=2, evaluation={"every_steps": 4}), publish_s=0.05)
+    events = pools.events
+    assert events.index("update 1") < events.index("published 1")
+    assert [e for e in events if e.startswith("published")] == [f"published {v}" for v in (1, 2, 3, 4)]
+    assert [step for step, _ in records.steps] == [0, 1, 2, 3]
+
+
+def test_an_evaluation_waits_for_the_weights_it_is_about() -> None:
+    versions: list[int] = []
+
+    async def go() -> None:
+        config = run_config(num_steps=4, max_staleness=2, evaluation={"every_steps": 2})
+        system, pools, _, _ = make_system(config)
+        pools.publish_s = 0.02
+
+        class VersionEvaluator:
+            async def evaluate(self) -> Metrics:
+                versions.append(pools.version)
+                return {"eval/accuracy": 0.5}
+
+        await train(replace(system, evaluator=VersionEvaluator()), config, start=START)
+
+    asyncio.run(go())
+    assert versions == [2, 4]
+
+
+def test_samples_without_a_reward_are_dropped_charged_and_replaced() -> None:
+    pools, learners, records = run(run_config(num_steps=2), unscored_first=True)
+    assert records.steps[0][1]["cost/generated_samples"] == 32 + 8
+    assert records.steps[1][1]["cost/refilled_samples"] == 16
+    indices = {r.sample_indices for r in pools.requests}
+    assert indices == {tuple(range(8)), (8, 9)}
+    assert all(np.isfinite(group.advantages).all() for batch in learners.batches for group in batch.groups)
+
+
+def test_overlapping_blocks_stay_within_the_bound_and_the_budget() -> None:
+    allocator = {"type": "gvm", "pilot_samples": 4, "block_steps": 2}
+    pools, learners, records = run(run_config(num_steps=8, allocator=allocator, max_staleness=3), slow_call=2)
+    assert [batch.step for batch in learners.batches] == list(range(8))
+    assert records.steps[-1][1]["cost/generated_samples"] == 8 * 32
+    assert max(m["staleness/max"] for _, m in records.steps) <= 3
+    assert pools.events.index("sample 3") < pools.events.index("sampled 2")
 
 
 def test_gvm_spends_the_budget_exactly_and_unevenly() -> None:

@@ -6,35 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gvm_ray.functional.losses import clipped_surrogate, kl_estimate, policy_loss, truncated_importance_weight
-
-CLIP = {"clip_low": 0.2, "clip_high": 0.3}
-
-
-def logs(*values: float) -> Tensor:
-    """Log-probs [1, T] of these probabilities (or ratios)."""
-    return torch.tensor([values], dtype=torch.float64).log()
-
-
-def row(*values: float) -> Tensor:
-    return torch.tensor([values], dtype=torch.float64)
-
-
-def random_case(seed: int = 0, *, samples: int = 3, tokens: int = 5) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(scale: float) -> Tensor:
-        return scale * torch.randn(samples, tokens, generator=generator, dtype=torch.float64)
-
-    logprobs = -1 + draw(0.3)
-    return {
-        "logprobs": logprobs,
-        "old_logprobs": logprobs + draw(0.4),
-        "ref_logprobs": logprobs + draw(0.4),
-        "engine_logprobs": logprobs + draw(0.4),
-        "entropy": 1 + draw(0.1).abs(),
-        "advantages": draw(1.0)[:, :1],
-    }
+from gvm_ray.functional.importance import ImportanceCorrection
+from gvm_ray.functional.losses import clipped_surrogate, kl_estimate, policy_loss
+from tests.loss_cases import CLIP, EVERY_CORRECTION, logs, random_case, row
 
 
 def test_clipped_surrogate_takes_the_pessimistic_branch() -> None:
@@ -97,13 +71,6 @@ def test_gradient_of_the_kl_estimates(kind) -> None:
     assert torch.autograd.gradcheck(lambda x: kl_estimate(x, case["ref_logprobs"], kind=kind), (logprobs,))
 
 
-def test_importance_weight_is_capped_and_carries_no_gradient() -> None:
-    learner = logs(0.5, 0.5, 0.1).requires_grad_()
-    weight = truncated_importance_weight(learner, logs(0.4, 0.1, 0.2), cap=2.0)
-    torch.testing.assert_close(weight, row(1.25, 2.0, 0.5))
-    assert not weight.requires_grad
-
-
 def test_policy_loss_is_the_sum_of_its_terms() -> None:
     loss, diagnostics = policy_loss(
         logs(1.5, 0.9),
@@ -111,7 +78,7 @@ def test_policy_loss_is_the_sum_of_its_terms() -> None:
         advantages=row(2.0),
         **CLIP,
         engine_logprobs=logs(0.5, 0.25),
-        importance_cap=3.0,
+        importance=ImportanceCorrection(cap=3.0),
         ref_logprobs=logs(1.5, 0.45),
         kl_coefficient=0.1,
         kl_kind="k1",
@@ -147,8 +114,9 @@ def test_without_ratio_the_loss_is_the_weighted_likelihood() -> None:
     assert "kl" not in diagnostics
 
 
+@pytest.mark.parametrize("correction", EVERY_CORRECTION, ids=str)
 @pytest.mark.parametrize("ratio", [True, False])
-def test_gradient_of_the_whole_loss(ratio: bool) -> None:
+def test_gradient_of_the_whole_loss(ratio: bool, correction: ImportanceCorrection) -> None:
     case = random_case(4)
     logprobs, entropy = case["logprobs"].requires_grad_(), case["entropy"].requires_grad_()
 
@@ -161,7 +129,8 @@ def test_gradient_of_the_whole_loss(ratio: bool) -> None:
             dual_clip=3.0,
             ratio=ratio,
             engine_logprobs=case["engine_logprobs"],
-            importance_cap=1.1,
+            importance=correction,
+            mask=torch.ones(3, 5, dtype=torch.bool),
             ref_logprobs=case["ref_logprobs"],
             kl_coefficient=0.3,
             entropy=h,
@@ -189,7 +158,7 @@ def test_absurd_log_ratios_stay_finite() -> None:
             advantages=torch.tensor([[-1.0]]),
             **CLIP,
             engine_logprobs=torch.tensor([[other]]),
-            importance_cap=2.0,
+            importance=ImportanceCorrection(),
             ref_logprobs=torch.tensor([[other]]),
             kl_coefficient=1.0,
         )
@@ -202,7 +171,11 @@ def test_absurd_log_ratios_stay_finite() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"importance_cap": 2.0}, "importance_cap=2.0 needs engine_logprobs"),
+        ({"importance": ImportanceCorrection()}, "importance level 'token' needs engine_logprobs"),
+        (
+            {"importance": ImportanceCorrection(level="sequence"), "engine_logprobs": logs(0.5)},
+            "importance level 'sequence' needs mask",
+        ),
         ({"kl_coefficient": 0.1}, "kl_coefficient=0.1 needs ref_logprobs"),
         ({"entropy_coefficient": 0.1}, "entropy_coefficient=0.1 needs entropy"),
     ],

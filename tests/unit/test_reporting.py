@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,9 @@ def run_config(**reporting: bool) -> RunConfig:
     return parse_config(
         {"name": "t", "num_steps": 4, "model": model, "prompts": {"train": train}, "reporting": settings}
     )
+
+
+TIMES: dict[str, Any] = {"steps_s": 50.0, "phases": {"sampling": 30.0, "idle": 5.0}}
 
 
 def metrics(**extra: float) -> Metrics:
@@ -268,7 +272,9 @@ COSTS = {"cost/generated_samples": 512.0, "cost/generated_tokens": 12345.0, "cos
 
 
 def test_summary_holds_result_costs_and_versions(tmp_path: Path) -> None:
-    written = write_summary(tmp_path, base_accuracy=0.5, final_accuracy=0.75, num_steps=2, time_s=61.0, costs=COSTS)
+    written = write_summary(
+        tmp_path, base_accuracy=0.5, final_accuracy=0.75, num_steps=2, time_s=61.0, **TIMES, costs=COSTS
+    )
     read = json.loads((tmp_path / "summary.json").read_text())
     assert read == written
     assert read["final_accuracy"] == 0.75
@@ -278,8 +284,12 @@ def test_summary_holds_result_costs_and_versions(tmp_path: Path) -> None:
     assert lines[0] == f"run {tmp_path.name}: 2 steps in 61 s"
     assert lines[1] == "held-out accuracy 0.500 -> 0.750 (+0.250)"
     assert "512 samples, 12,345 tokens (pilots included); 8 optimizer updates" in lines[2]
+    assert read["phases_s"] == {"sampling": 30.0, "idle": 5.0}
+    assert lines[3] == "share of the steps' time: sampling 60%, idle 10%"
 
 
 def test_summary_without_evaluation_says_nothing_of_accuracy(tmp_path: Path) -> None:
-    written = write_summary(tmp_path, base_accuracy=None, final_accuracy=None, num_steps=2, time_s=1.0, costs=COSTS)
+    written = write_summary(
+        tmp_path, base_accuracy=None, final_accuracy=None, num_steps=2, time_s=1.0, **TIMES, costs=COSTS
+    )
     assert not any("accuracy" in line for line in summary_lines(written, run_dir=tmp_path))

@@ -16,6 +16,7 @@ def outcome(prompt_id: str, *rewards: float, num_tokens: int = 5, version: int =
     n = len(rewards)
     return GroupOutcome(
         prompt_id=prompt_id,
+        sample_indices=tuple(range(n)),
         rewards=np.array(rewards, dtype=np.float64),
         num_tokens=np.full(n, num_tokens, dtype=np.int32),
         policy_versions=np.full(n, version, dtype=np.int32),
@@ -24,8 +25,8 @@ def outcome(prompt_id: str, *rewards: float, num_tokens: int = 5, version: int =
     )
 
 
-def ledger(*, max_unscored_fraction: float = 0.5, generated_samples: int = 0) -> RolloutLedger:
-    return RolloutLedger(run_seed=1, max_unscored_fraction=max_unscored_fraction, generated_samples=generated_samples)
+def ledger(*, max_unscored_fraction: float = 0.5) -> RolloutLedger:
+    return RolloutLedger(run_seed=1, max_unscored_fraction=max_unscored_fraction)
 
 
 def test_one_request_for_each_prompt_with_samples() -> None:
@@ -60,11 +61,14 @@ def test_seeds_depend_on_the_run_and_not_on_the_round_that_asks() -> None:
     assert apart[0].seeds + apart[1].seeds == together.seeds
 
 
-def test_costs_go_on_from_where_a_resumed_run_stands() -> None:
-    book = ledger(generated_samples=100)
+def test_costs_are_those_since_they_were_taken_last() -> None:
+    book = ledger()
     book.record([outcome("a", 1.0, 0.0), outcome("b", 1.0, num_tokens=7)], trained_on=True)
-    assert book.generated_samples == 103
-    assert book.generated_tokens == 17
+    book.record([outcome("c", 0.0)], trained_on=False)
+    assert book.take_costs() == {"cost/generated_samples": 4, "cost/generated_tokens": 22}
+    assert book.take_costs() == {}
+    book.record([outcome("a", 1.0)], trained_on=True)
+    assert book.take_costs() == {"cost/generated_samples": 1, "cost/generated_tokens": 5}
 
 
 def test_outcomes_wait_for_their_prompt_and_leave_with_it() -> None:
@@ -80,16 +84,30 @@ def test_outcomes_wait_for_their_prompt_and_leave_with_it() -> None:
 def test_samples_that_only_inform_are_charged_but_not_kept() -> None:
     book = ledger()
     book.record([outcome("a", 1.0, 0.0)], trained_on=False)
-    assert book.generated_samples == 2
+    assert book.take_costs()["cost/generated_samples"] == 2
     assert book.take([prompt("a")]) == []
+
+
+def test_dropped_samples_are_asked_for_again_under_other_seeds() -> None:
+    book = ledger()
+    requests = book.requests(Allocation(counts={"a": 3, "b": 2}), prompts=[prompt("a"), prompt("b")], step=3)
+    nan = float("nan")
+    (again,) = book.refill([outcome("a", nan, 1.0), outcome("b", 1.0, 0.0), outcome("a", nan)], requests, step=3)
+    assert again.prompt.prompt_id == "a"
+    assert again.sample_indices == (3, 4)
+    assert not {*again.seeds} & {*requests[0].seeds}
+    assert book.take_costs()["cost/refilled_samples"] == 2
+    assert book.refill([outcome("a", 0.0, 1.0)], requests, step=3) == []
 
 
 def test_more_unscored_samples_than_allowed_stop_the_run() -> None:
     nan = float("nan")
-    ledger().record([outcome("a", nan, 1.0), outcome("b", nan, 1.0)], trained_on=True)  # half: still allowed
+    requests = ledger().requests(Allocation(counts={"a": 2, "b": 2}), prompts=[prompt("a"), prompt("b")], step=0)
+    half = [outcome("a", nan, 1.0), outcome("b", nan, 1.0)]
+    assert len(ledger().refill(half, requests, step=0)) == 2  # still allowed
     with pytest.raises(SystemFailure, match=r"3 of 4 samples.*max_unscored_fraction=0\.5"):
-        ledger().record([outcome("a", nan, nan), outcome("b", nan, 1.0)], trained_on=True)
-    ledger(max_unscored_fraction=1.0).record([outcome("a", nan, nan)], trained_on=True)
+        ledger().refill([outcome("a", nan, nan), outcome("b", nan, 1.0)], requests, step=0)
+    assert ledger(max_unscored_fraction=1.0).refill([outcome("a", nan, nan)], requests, step=0)
 
 
 def test_staleness_is_counted_by_sample() -> None:

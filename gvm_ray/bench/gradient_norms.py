@@ -1,0 +1,83 @@
+"""Per-sample gradient norms by the ghost-norm pass, beside one backward pass a sample."""
+
+import torch
+from torch import Tensor
+
+from gvm_ray.bench.rows import BenchRow
+from gvm_ray.bench.suite import BenchOptions
+from gvm_ray.bench.timing import compare
+from gvm_ray.learner.policy import GradientParameters, PolicyModule, sample_gradient_norms
+from gvm_ray.learner.sequences import SequenceBatch
+
+PROMPT_TOKENS, RESPONSE_TOKENS = 16, 64
+
+
+def measure(options: BenchOptions) -> list[BenchRow]:
+    """Samples/s at two vocabularies, of a shared embedding and of each matrix where the two are apart."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    num_samples, repeats = (4, 2) if options.quick else (16, 5)
+    rows = []
+    for vocab_size in (32_000, 152_000):
+        for tied, parameters in ((True, "embed_tokens"), (False, "embed_tokens"), (False, "lm_head")):
+            policy = tiny_policy(vocab_size=vocab_size, tied=tied).to(device)
+            batch = random_batch(num_samples, vocab_size=vocab_size, device=device)
+            ours, bare = compare(
+                lambda: sample_gradient_norms(policy, batch, parameters=parameters).tolist(),  # noqa: B023
+                lambda: norms_one_by_one(policy, batch, parameters=parameters).tolist(),  # noqa: B023
+                repeats=repeats,
+            )
+            matrix = "tied embeddings" if tied else parameters
+            rows.append(
+                BenchRow(
+                    name=f"gradient norms, vocabulary {vocab_size:,}, {matrix}",
+                    value=num_samples / ours,
+                    unit="samples/s",
+                    floor=num_samples / bare,
+                    floor_name="one backward pass a sample",
+                )
+            )
+    return rows
+
+
+def tiny_policy(*, vocab_size: int, tied: bool) -> PolicyModule:
+    """A random Qwen2-architecture model of two layers and width 128, not sharded."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(config)
+    return PolicyModule(model, temperature=1.0, chunk_tokens=1024)
+
+
+def random_batch(num_samples: int, *, vocab_size: int, device: torch.device) -> SequenceBatch:
+    """Sequences of random tokens, all of one length."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocab_size, (num_samples, PROMPT_TOKENS + RESPONSE_TOKENS), generator=generator)
+    return SequenceBatch(
+        input_ids=ids.to(device),
+        targets=ids[:, PROMPT_TOKENS:].to(device),
+        mask=torch.ones(num_samples, RESPONSE_TOKENS, dtype=torch.bool, device=device),
+        first_state=torch.full((num_samples,), PROMPT_TOKENS - 1, device=device),
+    )
+
+
+def norms_one_by_one(policy: PolicyModule, batch: SequenceBatch, *, parameters: GradientParameters) -> Tensor:
+    """The same norms [B], each by autograd with respect to the one matrix, and logits at the response tokens only."""
+    model = policy.causal_lm
+    matrix = model.lm_head.weight if parameters == "lm_head" else model.model.embed_tokens.weight
+    norms = []
+    for ids, targets in zip(batch.input_ids, batch.targets, strict=True):
+        logits = model(ids.unsqueeze(0), logits_to_keep=len(targets) + 1, use_cache=False).logits[0, :-1]
+        objective = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).sum()
+        (gradient,) = torch.autograd.grad(objective, matrix)
+        norms.append(gradient.norm())
+    return torch.stack(norms)

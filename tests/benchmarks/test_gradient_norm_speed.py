@@ -1,0 +1,19 @@
+"""Per-sample gradient norms: times by pytest-benchmark, results against one backward pass a sample."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from gvm_ray.bench.gradient_norms import norms_one_by_one, random_batch, tiny_policy
+from gvm_ray.learner.policy import GradientParameters, sample_gradient_norms
+
+
+@pytest.mark.parametrize(("tied", "parameters"), [(True, "embed_tokens"), (False, "embed_tokens"), (False, "lm_head")])
+def test_norms_equal_those_of_single_backward_passes(
+    benchmark: Any, tied: bool, parameters: GradientParameters
+) -> None:
+    policy = tiny_policy(vocab_size=8000, tied=tied)
+    batch = random_batch(4, vocab_size=8000, device=torch.device("cpu"))
+    norms = benchmark(lambda: sample_gradient_norms(policy, batch, parameters=parameters))
+    torch.testing.assert_close(norms, norms_one_by_one(policy, batch, parameters=parameters), rtol=1e-4, atol=0.0)

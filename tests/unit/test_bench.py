@@ -1,0 +1,94 @@
+"""`gvm-ray bench`: ratios, fair timing, parts that fail, and the table."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from gvm_ray.bench.plan import rounded_down, strategies
+from gvm_ray.bench.rows import BenchRow
+from gvm_ray.bench.suite import BenchOptions, PartResult, part_names, run_parts, select
+from gvm_ray.bench.table import BenchReport, Machine
+from gvm_ray.bench.timing import compare
+from gvm_ray.exceptions import ConfigError
+
+MACHINE = Machine(cpu="CPU | 1", cores=2, memory_gib=8.0, gpus=())
+
+
+def row(*, value: float = 6.0, floor: float | None = 3.0, higher_is_better: bool = True) -> BenchRow:
+    return BenchRow(name="n", value=value, unit="u", floor=floor, floor_name="bare", higher_is_better=higher_is_better)
+
+
+def test_the_ratio_is_above_one_where_ours_is_better() -> None:
+    assert row().ratio == 2.0
+    assert row(higher_is_better=False).ratio == 0.5
+    assert row(floor=None).ratio is None
+    assert row(floor=0.0).ratio is None
+
+
+def test_compare_calls_both_in_turn_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    clock = iter([0, 5, 10, 11, 20, 21, 30, 33, 40, 43, 50, 52])  # ours 5, 1, 3; bare 1, 3, 2
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    medians = compare(lambda: calls.append("ours"), lambda: calls.append("bare"), repeats=3)
+    assert calls == ["ours", "bare"] * 4
+    assert medians == (3.0, 2.0)
+
+
+def test_compare_needs_a_repeat() -> None:
+    with pytest.raises(ValueError, match="repeats=0"):
+        compare(lambda: None, lambda: None, repeats=0)
+
+
+def test_parts_keep_their_order_and_unknown_names_are_refused() -> None:
+    assert select([]) == part_names()
+    assert select(["gradient_norms", "plan"]) == ("plan", "gradient_norms")
+    with pytest.raises(ConfigError, match=r"no benchmark 'plam'; write one or more of: plan, gradient_norms"):
+        select(["plan", "plam"])
+
+
+def test_a_part_that_fails_leaves_the_others_alone() -> None:
+    def broken(options: BenchOptions) -> Sequence[BenchRow]:
+        raise RuntimeError(f"no | luck, quick={options.quick}")
+
+    started: list[str] = []
+    results = run_parts(
+        ["broken", "good"],
+        BenchOptions(quick=True),
+        on_start=started.append,
+        measures={"broken": broken, "good": lambda options: [row()]},
+    )
+    assert started == ["broken", "good"]
+    assert results[0].error == "RuntimeError: no | luck, quick=True"
+    assert results[0].rows == ()
+    assert results[1].rows == (row(),)
+    report = BenchReport(machine=MACHINE, quick=True, results=results)
+    assert report.failed
+    assert "| broken | failed: RuntimeError: no \\| luck, quick=True |" in report.markdown()
+
+
+def test_markdown_and_json_say_what_was_measured_where(tmp_path: Path) -> None:
+    rows = (row(value=12345.6), row(floor=None))
+    results = [PartResult(name="part", rows=rows, seconds=1.0)]
+    report = BenchReport(machine=MACHINE, quick=False, results=results, date="2026-01-02", versions={"torch": "2"})
+    assert not report.failed
+    markdown, values = (path.read_text() for path in report.write(tmp_path / "new"))
+    assert "| part | n | 12,346 u | 3 u | bare | 4115.20 |" in markdown
+    assert "| part | n | 6 u |  | bare |  |" in markdown
+    assert "2026-01-02" in markdown
+    assert "CPU | 1, 2 cores, 8 GiB, no GPU" in markdown
+    loaded = json.loads(values)
+    assert loaded["parts"][0]["rows"][1]["ratio"] is None
+    assert loaded["parts"][0]["rows"][0]["ratio"] == pytest.approx(4115.2)
+    assert loaded["machine"]["cores"] == 2
+
+
+@pytest.mark.parametrize("name", ["uniform", "gvm"])
+def test_the_floor_of_the_plan_is_its_split_without_the_remainders(name: str) -> None:
+    decide, weigh = strategies(500)[name]
+    counts, floor = decide(), rounded_down(weigh(), budget=4000)
+    assert counts.sum() == 4000
+    assert floor.sum() <= 4000
+    assert set((counts - floor).tolist()) <= {0, 1}

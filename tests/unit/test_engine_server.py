@@ -1,0 +1,211 @@
+"""Serving an engine: callers share its batches, new weights come between two steps, errors reach who asked."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gvm_ray.config.run import InFlightPolicy
+from gvm_ray.engines.server import EngineServer
+from gvm_ray.protocols import Engine
+from gvm_ray.types import Completion, Prompt, SampleRequest, SamplingParameters
+
+SAMPLING = SamplingParameters(temperature=1.0, max_tokens=100)
+
+
+class CountingEngine:
+    """A token of every sample at each step; a sample's seed is its length. Steps wait for a permit of the test."""
+
+    def __init__(self) -> None:
+        self.policy_version = -1
+        self.permits = threading.Semaphore(0)
+        self.largest_batch = 0
+        self.threads: set[int] = set()
+        self.fail_step = False
+        self._running: deque[tuple[SampleRequest, list[list[int]]]] = deque()
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._running)
+
+    def add(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> None:
+        self.threads.add(threading.get_ident())
+        if any(request.prompt.prompt_id == "bad" for request in requests):
+            raise ValueError("bad prompt")
+        self._running.extend((request, [[] for _ in request.seeds]) for request in requests)
+
+    def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
+        self.threads.add(threading.get_ident())
+        assert self.permits.acquire(timeout=10)
+        if self.fail_step:
+            raise RuntimeError("out of memory")
+        self.largest_batch = max(self.largest_batch, len(self._running))
+        for request, samples in self._running:
+            for seed, versions in zip(request.seeds, samples, strict=True):
+                if len(versions) < seed:
+                    versions.append(self.policy_version)
+        done = [item for item in self._running if all(len(v) == s for s, v in zip(item[0].seeds, item[1], strict=True))]
+        for item in done:
+            self._running.remove(item)
+        return [(request, tuple(map(self._completion, samples))) for request, samples in done]
+
+    def _completion(self, versions: list[int]) -> Completion:
+        return Completion(
+            token_ids=np.zeros(len(versions), dtype=np.int32),
+            logprobs=np.zeros(len(versions), dtype=np.float32),
+            policy_versions=np.array(versions, dtype=np.int32),
+            finish_reason="stop",
+            text="",
+        )
+
+    def abort(self) -> None:
+        self._running.clear()
+
+    def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, Any]]) -> None:
+        self.threads.add(threading.get_ident())
+        if dict(tensors) != {"w": policy_version}:
+            raise ValueError("wrong weights")
+        self.policy_version = policy_version
+
+    def close(self) -> None: ...
+
+
+def request(prompt_id: str, *lengths: int) -> SampleRequest:
+    prompt = Prompt(prompt_id=prompt_id, text="", token_ids=np.zeros(1, dtype=np.int32), answer="")
+    return SampleRequest(prompt=prompt, sample_indices=tuple(range(len(lengths))), seeds=lengths)
+
+
+def weights(version: int) -> Callable[[], Iterable[tuple[str, Any]]]:
+    return lambda: [("w", version)]
+
+
+def served(scenario: Callable[[EngineServer, CountingEngine], Any], *, in_flight: InFlightPolicy = "keep") -> Any:
+    engine = CountingEngine()
+    assert isinstance(engine, Engine)
+
+    async def run() -> Any:
+        return await asyncio.wait_for(scenario(EngineServer(lambda: engine, in_flight=in_flight), engine), timeout=20)
+
+    return asyncio.run(run())
+
+
+async def collect(server: EngineServer, *requests: SampleRequest) -> list[tuple[str, list[list[int]]]]:
+    """(prompt_id, versions by sample and token) in the order of the answers."""
+    return [
+        (answered.prompt.prompt_id, [completion.policy_versions.tolist() for completion in completions])
+        async for answered, completions in server.sample(requests, SAMPLING)
+    ]
+
+
+def test_each_request_is_answered_as_soon_as_it_is_finished() -> None:
+    async def scenario(server: EngineServer, engine: CountingEngine) -> Any:
+        engine.permits.release(5)
+        return await collect(server, request("long", 5, 1), request("short", 2), request("none"))
+
+    assert served(scenario) == [("none", []), ("short", [[-1, -1]]), ("long", [[-1] * 5, [-1]])]
+
+
+def test_callers_share_batches_and_one_thread() -> None:
+    async def scenario(server: EngineServer, engine: CountingEngine) -> Any:
+        first = asyncio.create_task(collect(server, request("a", 4)))
+        await asyncio.sleep(0.05)  # its request is under way, waiting for a permit
+        second = asyncio.create_task(collect(server, request("b", 2)))
+        await asyncio.sleep(0.05)
+        engine.permits.release(8)
+        return await asyncio.gather(first, second), engine.largest_batch, len(engine.threads)
+
+    answers, largest_batch, num_threads = served(scenario)
+    assert [names[0][0] for names in answers] == ["a", "b"]
+    assert largest_batch == 2
+    assert num_threads == 1
+
+
+async def change_weights_midway(server: EngineServer, engine: CountingEngine) -> Any:
+    await server.load_weights(1, weights(1))
+    early = asyncio.create_task(collect(server, request("early", 4)))
+    await asyncio.sleep(0.05)
+    loading = asyncio.create_task(server.load_weights(2, weights(2)))
+    await asyncio.sleep(0.05)
+    late = asyncio.create_task(collect(server, request("late", 2)))
+    await asyncio.sleep(0.05)
+    engine.permits.release(20)
+    return await early, await loading, await late
+
+
+def test_keep_goes_on_with_new_weights_from_the_next_token() -> None:
+    early, loaded, late = served(change_weights_midway)
+    assert early == [("early", [[1, 2, 2, 2]])]  # the step under way when they came was the old version's
+    assert loaded == 2
+    assert late == [("late", [[2, 2]])]
+
+
+def test_finish_ends_what_is_under_way_and_holds_back_what_comes_later() -> None:
+    early, loaded, late = served(change_weights_midway, in_flight="finish")
+    assert early == [("early", [[1, 1, 1, 1]])]
+    assert loaded == 2
+    assert late == [("late", [[2, 2]])]
+
+
+def test_older_weights_are_not_loaded_again() -> None:
+    async def scenario(server: EngineServer, engine: CountingEngine) -> list[int]:
+        answers = [await server.load_weights(3, weights(3))]
+        answers += await asyncio.gather(server.load_weights(5, weights(5)), server.load_weights(5, weights(99)))
+        answers.append(await server.load_weights(2, weights(99)))
+        return [*answers, engine.policy_version]
+
+    assert served(scenario) == [3, 5, 5, 5, 5]
+
+
+def test_a_refused_request_harms_no_other() -> None:
+    async def scenario(server: EngineServer, engine: CountingEngine) -> Any:
+        good = asyncio.create_task(collect(server, request("good", 3)))
+        await asyncio.sleep(0.05)
+        engine.permits.release(6)
+        with pytest.raises(ValueError, match="bad prompt"):
+            await collect(server, request("bad", 1))
+        return await good
+
+    assert served(scenario) == [("good", [[-1, -1, -1]])]
+
+
+def test_a_failing_engine_fails_every_request_under_way_and_serves_the_next() -> None:
+    async def scenario(server: EngineServer, engine: CountingEngine) -> Any:
+        engine.fail_step = True
+        waiting = [asyncio.create_task(collect(server, request(name, 3))) for name in "ab"]
+        await asyncio.sleep(0.05)
+        engine.permits.release(2)
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+        engine.fail_step = False
+        engine.permits.release(5)
+        return [str(error) for error in errors], await collect(server, request("c", 1))
+
+    assert served(scenario) == (["out of memory"] * 2, [("c", [[-1]])])
+
+
+def test_weights_that_do_not_load_are_an_error_of_who_brought_them() -> None:
+    async def scenario(server: EngineServer, engine: CountingEngine) -> Any:
+        with pytest.raises(ValueError, match="wrong weights"):
+            await server.load_weights(1, weights(7))
+        engine.permits.release(1)
+        return await collect(server, request("a", 1))
+
+    assert served(scenario) == [("a", [[-1]])]
+
+
+def test_an_engine_that_does_not_start_says_why_each_time() -> None:
+    def create() -> Engine:
+        raise ValueError("no such model")
+
+    async def run() -> None:
+        server = EngineServer(create, in_flight="keep")
+        for _ in range(2):
+            with pytest.raises(ValueError, match="no such model"):
+                await server.policy_version()
+        with pytest.raises(ValueError, match="no such model"):
+            await collect(server, request("a", 1))
+
+    asyncio.run(run())

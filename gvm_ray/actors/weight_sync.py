@@ -31,4 +31,5 @@ def fetch(weights: WeightsRef, *, timeout_s: float | None = None) -> Iterator[tu
         ray.exceptions.GetTimeoutError: a bucket did not arrive within `timeout_s` seconds.
     """
     for ref in weights.location:
-        yield from ray.get(ref, timeout=timeout_s).tensors()
+        bucket: Any = ray.get(ref, timeout=timeout_s)
+        yield from bucket.tensors()

@@ -1,7 +1,6 @@
 """What a run on this machine takes: processor seconds by kind of process, the driver's memory, the object store."""
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,16 +21,17 @@ _KINDS = {
 }
 
 
-def cpu_seconds() -> Counter[str]:
+def cpu_seconds() -> dict[str, float]:
     """Processor seconds so far of the driver (this process) and of everything that it has started, by kind."""
     driver = psutil.Process()
-    seconds = Counter({"driver": _seconds(driver)})
+    seconds = {"driver": _seconds(driver)}
     for process in driver.children(recursive=True):
         try:
             command, used = " ".join(process.cmdline()), _seconds(process)
         except psutil.Error:  # it has ended since
             continue
-        seconds[next((kind for mark, kind in _KINDS.items() if mark in command), "other")] += used
+        kind = next((kind for mark, kind in _KINDS.items() if mark in command), "other")
+        seconds[kind] = seconds.get(kind, 0.0) + used
     return seconds
 
 

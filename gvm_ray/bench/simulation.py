@@ -11,7 +11,6 @@ import asyncio
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,7 +40,7 @@ class Reading:
 
     time_s: float
     usages: Sequence[Usage]  # of each engine
-    cpu_s: Counter[str]  # by kind of process
+    cpu_s: Mapping[str, float]  # by kind of process
 
     @classmethod
     async def now(cls, generators: GeneratorPool) -> "Reading":
@@ -58,7 +57,7 @@ class StepRecords:
         self.object_store_mb: list[float] = []
         self.readings: list[asyncio.Task[Reading]] = []
         self.generators: GeneratorPool | None = None
-        self._read_after = (settings.warm_up_steps - 1, settings.warm_up_steps + settings.num_steps - 1)
+        self._read_after = (settings.num_warm_up - 1, settings.num_warm_up + settings.num_steps - 1)
 
     def log_step(self, step: int, metrics: Metrics, *, histograms: Mapping[str, Float64Array]) -> None:
         self.metrics.append(metrics)
@@ -112,8 +111,8 @@ def _result(
     """What lies between the two readings, and what was seen in the whole run."""
     passed = end.time_s - start.time_s
     used = [later.since(earlier) for earlier, later in zip(start.usages, end.usages, strict=True)]
-    cpu_s = {kind: end.cpu_s[kind] - start.cpu_s[kind] for kind in end.cpu_s}
-    measured = records.metrics[settings.warm_up_steps : settings.warm_up_steps + settings.num_steps]
+    cpu_s = {kind: seconds - start.cpu_s.get(kind, 0.0) for kind, seconds in end.cpu_s.items()}
+    measured = records.metrics[settings.num_warm_up :][: settings.num_steps]
     rounds = 2 if settings.allocator == "gvm" else 1
     driver_s = cpu_s["driver"] / settings.num_steps
     return SimulationResult(
@@ -174,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-staleness", type=int, nargs="+", default=[default.max_staleness], help="each makes an arm")
     add("--allocator", choices=["gvm", "uniform"], nargs="+", default=[default.allocator], help="each makes an arm")
     add("--steps", type=int, default=default.num_steps, help="that are measured")
-    add("--warm-up-steps", type=int, default=default.warm_up_steps)
+    add("--warm-up-steps", type=int, default=None, help="before those; none = 2 (max_staleness + 1)")
     add("--prompts", type=int, default=default.prompts_per_step, help="in a step")
     add("--samples", type=int, default=default.samples_per_prompt, help="of a prompt, on average")
     add("--slots", type=int, default=default.max_num_seqs, help="sequences that a generator decodes at once")

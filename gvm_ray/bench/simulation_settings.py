@@ -22,7 +22,7 @@ class SimulationSettings:
     max_staleness: int = 2
     allocator: Literal["gvm", "uniform"] = "gvm"
     num_steps: int = 10  # that are measured
-    warm_up_steps: int = 2
+    warm_up_steps: int | None = None  # before those; None = 2 (max_staleness + 1): the first ones come in one burst
     prompts_per_step: int = 1024
     samples_per_prompt: int = 8
     num_prompts: int = 8192
@@ -40,11 +40,16 @@ class SimulationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.warm_up_steps < 1 or self.num_steps < 1:
+        if self.num_warm_up < 1 or self.num_steps < 1:
             raise ConfigError(
                 f"warm_up_steps={self.warm_up_steps} and num_steps={self.num_steps}; write 1 or more of each: what is "
                 "measured begins as one step ends and ends as another does"
             )
+
+    @property
+    def num_warm_up(self) -> int:
+        """Steps before the measured ones."""
+        return 2 * (self.max_staleness + 1) if self.warm_up_steps is None else self.warm_up_steps
 
     @property
     def num_slow(self) -> int:
@@ -82,7 +87,7 @@ class SimulationSettings:
         Raises:
             ConfigError: a setting is out of range.
         """
-        num_steps = self.warm_up_steps + self.num_steps + self.max_staleness  # sampling must not run dry at the end
+        num_steps = self.num_warm_up + self.num_steps + self.max_staleness  # sampling must not run dry at the end
         gvm = {"type": "gvm", "pilot_samples": max(1, self.samples_per_prompt // 2)}
         return parse_config(
             {

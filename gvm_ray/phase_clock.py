@@ -15,14 +15,13 @@ class PhaseClock:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._under_way: dict[str, int] = dict.fromkeys(PHASES, 0)
         self.restart()
 
     def restart(self) -> None:
         """Count from now on; work under way goes on."""
         self._start = self._since = self._clock()
-        self._seconds = dict.fromkeys((*PHASES, "idle"), 0.0)
-        if not hasattr(self, "_under_way"):
-            self._under_way = dict.fromkeys(PHASES, 0)
+        self._seconds: dict[str, float] = dict.fromkeys((*PHASES, "idle"), 0.0)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -12,7 +12,9 @@ import numpy as np
 import ray
 
 from gvm_ray.actors.generator_pool import GeneratorPool
+from gvm_ray.bench.cluster import local_cluster
 from gvm_ray.bench.rows import BenchRow
+from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.config.model import ScratchModelConfig
 from gvm_ray.config.run import DeadlineConfig, EngineConfig
 from gvm_ray.engines import EngineKind, resolve_engine
@@ -29,6 +31,7 @@ _MODEL = ScratchModelConfig(
     max_position_embeddings=256,
 )  # 0.9 million parameters; a random model hardly ever ends a response, so every one is of max_tokens
 _MAX_MODEL_LEN = 128
+_NUM_SAMPLES = 8  # of each prompt
 _SAMPLING = SamplingParameters(temperature=1.0, max_tokens=64)
 
 
@@ -39,7 +42,7 @@ class BareVLLM:
     def __init__(self, model_path: str, config: EngineConfig) -> None:
         from gvm_ray.engines.vllm import VLLMEngine
 
-        self._engine = VLLMEngine(model_path, config=config, max_model_len=_MAX_MODEL_LEN).llm_engine
+        self._engine: Any = VLLMEngine(model_path, config=config, max_model_len=_MAX_MODEL_LEN).llm_engine
 
     def run(self, prompts: Sequence[list[int]], num_samples: int) -> tuple[int, float]:
         """(tokens, seconds) of `num_samples` samples of each prompt."""
@@ -65,17 +68,16 @@ class BareVLLM:
         return num_tokens, time.perf_counter() - start
 
 
-def engine(*, num_prompts: int = 32, num_samples: int = 8, repeats: int = 7) -> list[BenchRow]:
+def measure(options: BenchOptions) -> list[BenchRow]:
     """Tokens/s of one generator actor of one CPU thread, requests in and groups out, in alternation with bare vLLM."""
     config = EngineConfig(kv_cache_gib=0.25)
     kind = resolve_engine(config)
-    prompts = make_prompts(num_prompts)
-    with tempfile.TemporaryDirectory() as folder:
+    num_prompts, repeats = (4, 2) if options.quick else (32, 7)
+    with tempfile.TemporaryDirectory() as folder, local_cluster():
         build_scratch_model(_MODEL, folder)
         bare: Any = _bare(folder, config) if kind == "vllm" else None
-        return asyncio.run(
-            _measure(folder, config, kind=kind, bare=bare, prompts=prompts, num_samples=num_samples, repeats=repeats)
-        )
+        prompts = make_prompts(num_prompts)
+        return asyncio.run(_measure(folder, config, kind=kind, bare=bare, prompts=prompts, repeats=repeats))
 
 
 def _bare(folder: str, config: EngineConfig) -> Any:
@@ -90,7 +92,6 @@ async def _measure(
     kind: EngineKind,
     bare: Any,
     prompts: Sequence[Prompt],
-    num_samples: int,
     repeats: int,
 ) -> list[BenchRow]:
     pool = GeneratorPool(
@@ -107,9 +108,9 @@ async def _measure(
         token_ids = [prompt.token_ids.tolist() for prompt in prompts]
         ours, floor = list[float](), list[float]()
         for repeat in range(repeats + 1):
-            ours.append(await tokens_per_second(pool, prompts, num_samples=num_samples, first_seed=1000 * repeat))
+            ours.append(await tokens_per_second(pool, prompts, num_samples=_NUM_SAMPLES, first_seed=1000 * repeat))
             if bare is not None:
-                num_tokens, seconds = await bare.run.remote(token_ids, num_samples)
+                num_tokens, seconds = await bare.run.remote(token_ids, _NUM_SAMPLES)
                 floor.append(num_tokens / seconds)
     finally:
         pool.close()
@@ -117,7 +118,7 @@ async def _measure(
             ray.kill(bare)
     return [
         BenchRow(
-            name=f"generation through the generator actor ({kind}, {len(prompts)} x {num_samples} samples)",
+            name=f"generation through the generator actor ({kind}, {len(prompts)} x {_NUM_SAMPLES} samples)",
             value=median(ours[1:]),  # the first one warms up
             unit="tokens/s",
             floor=median(floor[1:]) if floor else None,

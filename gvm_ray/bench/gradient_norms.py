@@ -10,6 +10,11 @@ from gvm_ray.learner.policy import GradientParameters, PolicyModule, sample_grad
 from gvm_ray.learner.sequences import SequenceBatch
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 16, 64
+CASES: tuple[tuple[bool, GradientParameters], ...] = (
+    (True, "embed_tokens"),
+    (False, "embed_tokens"),
+    (False, "lm_head"),
+)
 
 
 def measure(options: BenchOptions) -> list[BenchRow]:
@@ -18,7 +23,7 @@ def measure(options: BenchOptions) -> list[BenchRow]:
     num_samples, repeats = (4, 2) if options.quick else (16, 5)
     rows = []
     for vocab_size in (32_000, 152_000):
-        for tied, parameters in ((True, "embed_tokens"), (False, "embed_tokens"), (False, "lm_head")):
+        for tied, parameters in CASES:
             policy = tiny_policy(vocab_size=vocab_size, tied=tied).to(device)
             batch = random_batch(num_samples, vocab_size=vocab_size, device=device)
             ours, bare = compare(

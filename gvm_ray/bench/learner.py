@@ -45,7 +45,7 @@ def measure(options: BenchOptions) -> list[BenchRow]:
     case = LearnerCase(num_prompts=8) if options.quick else LearnerCase()
     groups = make_groups(case)
     batch = make_batch(groups)
-    num_tokens = sum(len(g.prompt.token_ids) + len(c.token_ids) for g in groups for c in g.completions)
+    num_tokens = sum(len(g.prompt.token_ids) * len(g) + int(g.num_tokens.sum()) for g in groups)
     with tempfile.TemporaryDirectory() as folder:
         write_model(case, folder)
         learner, loop = make_learner(case, folder), BareLoop(case, folder)
@@ -99,14 +99,14 @@ def make_groups(case: LearnerCase) -> list[RolloutGroup]:
             Completion(
                 token_ids=ids,
                 logprobs=np.full(len(ids), -np.log(case.vocab_size), dtype=np.float32),
-                policy_version=0,
+                policy_versions=np.zeros(len(ids), dtype=np.int32),
                 finish_reason="stop",
                 text="",
             )
             for ids in responses
         )
         prompt = Prompt(prompt_id=str(index), text="", token_ids=prompt_ids, answer="")
-        groups.append(RolloutGroup(prompt=prompt, completions=completions, rewards=np.zeros(len(completions))))
+        groups.append(RolloutGroup.of(prompt, completions, rewards=np.zeros(len(completions))))
     return groups
 
 
@@ -118,9 +118,9 @@ def make_batch(groups: Sequence[RolloutGroup]) -> TrainBatch:
         groups=tuple(
             TrainGroup(
                 ref=GroupRef(ref=None, index=index),
-                sample_indices=np.arange(len(group.completions), dtype=np.int32),
-                advantages=np.linspace(-1.0, 1.0, len(group.completions)),
-                weights=np.full(len(group.completions), 1.0 / num_tokens),
+                sample_indices=np.arange(len(group), dtype=np.int32),
+                advantages=np.linspace(-1.0, 1.0, len(group)),
+                weights=np.full(len(group), 1.0 / num_tokens),
                 num_tokens=group.num_tokens,
             )
             for index, group in enumerate(groups)

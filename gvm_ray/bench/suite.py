@@ -13,7 +13,7 @@ from gvm_ray.exceptions import ConfigError
 _PACKAGE = "gvm_ray.bench"
 
 # In this order, from the cheapest; each is a module of this package with `measure(options) -> list[BenchRow]`.
-_ORDER = ("plan", "gradient_norms", "weight_sync", "learner", "engine", "end_to_end")
+_ORDER = ("plan", "gradient_norms", "weight_sync", "learner", "engine", "end_to_end", "simulation")
 
 
 @dataclass(frozen=True, kw_only=True)

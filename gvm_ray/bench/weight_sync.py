@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
-import ray
 import torch
 
 from gvm_ray.actors.weight_sync import fetch, publish
+from gvm_ray.bench.cluster import local_cluster
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.bench.timing import compare
@@ -19,18 +19,12 @@ def measure(options: BenchOptions) -> list[BenchRow]:
 
     Starts a local Ray where none runs.
     """
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=3 * 2**30)
-    try:
+    with local_cluster(object_store_mb=3 * 2**10):
         return [
             row
             for num_tensors, tensor_bytes in ((200, 2**20 if options.quick else 5 * 2**20), (2000, 2**14))
             for row in sync_rows(named_tensors(num_tensors, tensor_bytes), repeats=3 if options.quick else 7)
         ]
-    finally:
-        if started_here:
-            ray.shutdown()
 
 
 def named_tensors(num_tensors: int, tensor_bytes: int) -> NamedTensors:

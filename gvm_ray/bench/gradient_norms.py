@@ -21,27 +21,30 @@ def measure(options: BenchOptions) -> list[BenchRow]:
     """Samples/s at two vocabularies, of a shared embedding and of each matrix where the two are apart."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     num_samples, repeats = (4, 2) if options.quick else (16, 5)
-    rows = []
-    for vocab_size in (32_000, 152_000):
-        for tied, parameters in CASES:
-            policy = tiny_policy(vocab_size=vocab_size, tied=tied).to(device)
-            batch = random_batch(num_samples, vocab_size=vocab_size, device=device)
-            ours, bare = compare(
-                lambda: sample_gradient_norms(policy, batch, parameters=parameters).tolist(),  # noqa: B023
-                lambda: norms_one_by_one(policy, batch, parameters=parameters).tolist(),  # noqa: B023
-                repeats=repeats,
-            )
-            matrix = "tied embeddings" if tied else parameters
-            rows.append(
-                BenchRow(
-                    name=f"gradient norms, vocabulary {vocab_size:,}, {matrix}",
-                    value=num_samples / ours,
-                    unit="samples/s",
-                    floor=num_samples / bare,
-                    floor_name="one backward pass a sample",
-                )
-            )
-    return rows
+    return [
+        _row(policy_case, device=device, num_samples=num_samples, repeats=repeats)
+        for policy_case in ((size, *case) for size in (32_000, 152_000) for case in CASES)
+    ]
+
+
+def _row(
+    policy_case: tuple[int, bool, GradientParameters], *, device: torch.device, num_samples: int, repeats: int
+) -> BenchRow:
+    vocab_size, tied, parameters = policy_case
+    policy = tiny_policy(vocab_size=vocab_size, tied=tied).to(device)
+    batch = random_batch(num_samples, vocab_size=vocab_size, device=device)
+    ours, bare = compare(
+        lambda: sample_gradient_norms(policy, batch, parameters=parameters).tolist(),
+        lambda: norms_one_by_one(policy, batch, parameters=parameters).tolist(),
+        repeats=repeats,
+    )
+    return BenchRow(
+        name=f"gradient norms, vocabulary {vocab_size:,}, {'tied embeddings' if tied else parameters}",
+        value=num_samples / ours,
+        unit="samples/s",
+        floor=num_samples / bare,
+        floor_name="one backward pass a sample",
+    )
 
 
 def tiny_policy(*, vocab_size: int, tied: bool) -> PolicyModule:

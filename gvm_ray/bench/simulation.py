@@ -139,9 +139,9 @@ def _result(
 
 def measure(options: BenchOptions) -> list[BenchRow]:
     """Busy generators and samples a second, asynchronous beside synchronous and beside the bound."""
-    settings = SimulationSettings()
+    settings = SimulationSettings(prompts_per_step=256, max_num_seqs=32)  # as many samples in a step as there are slots
     if options.quick:
-        settings = replace(settings, num_generators=4, prompts_per_step=64, num_prompts=512, num_steps=4)
+        settings = replace(settings, num_generators=4, prompts_per_step=16, num_prompts=256, num_steps=4)
     synchronous = simulate(replace(settings, max_staleness=0))
     return bench_rows(simulate(settings), synchronous=synchronous)
 

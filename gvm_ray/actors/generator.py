@@ -12,7 +12,10 @@ from gvm_ray.engines import EngineKind, create_engine
 from gvm_ray.engines.server import EngineServer
 from gvm_ray.types import RolloutGroup, SampleRequest, SamplingParameters, WeightsRef
 
-_CHUNKS = 4  # of a generator's share of a round: few enough to cost little, enough to score the first while sampling
+# A chunk is scored while the rest is being sampled, and costs the driver some milliseconds whatever its size: so a
+# generator's share of a round makes a few chunks, and a small share one.
+_MAX_CHUNKS = 4
+_MIN_CHUNK_SAMPLES = 32
 
 
 @ray.remote
@@ -70,7 +73,8 @@ class GeneratorActor:
         chunk: list[RolloutGroup] = []
         async for request, completions in self._server.sample(requests, sampling):
             chunk.append(RolloutGroup.of(request.prompt, completions, sample_indices=request.sample_indices))
-            if len(chunk) >= len(requests) / _CHUNKS:
+            enough = len(chunk) >= len(requests) / _MAX_CHUNKS and sum(map(len, chunk)) >= _MIN_CHUNK_SAMPLES
+            if enough:
                 yield tuple(chunk)
                 chunk = []
         if chunk:

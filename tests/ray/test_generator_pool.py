@@ -92,7 +92,7 @@ def test_published_weights_reach_every_generator_and_survive_a_restart(pool: Gen
 
 
 def test_what_a_dying_generator_left_is_sampled_again_and_nothing_twice(pool: GeneratorPool) -> None:
-    requests = [make_request(make_prompt(f"{i}*2="), num_samples=3, first_seed=50 * i) for i in range(12)]
+    requests = [make_request(make_prompt(f"{i}*2="), num_samples=12, first_seed=50 * i) for i in range(12)]
     expected = tokens_by_position(pool, requests)
 
     async def scenario() -> tuple[list[RolloutGroup], int]:

@@ -5,25 +5,26 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from gvm_ray.allocators import UniformAllocator
+from gvm_ray.allocators.counts import sum_by_prompt
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.bench.timing import compare
 from gvm_ray.functional.allocation import apportion, gvm_weights
+from gvm_ray.types import Allocation, Prompt
 
 SAMPLES_PER_PROMPT = 8
 
-Counts = NDArray[np.int64]
-
 
 def measure(options: BenchOptions) -> list[BenchRow]:
-    """Milliseconds of one decision of each strategy, beside numpy's proportional split that is rounded down."""
+    """Milliseconds from prompts to an `Allocation`, beside a proportional split in numpy that is rounded down."""
     sizes = (10**3, 10**4) if options.quick else (10**3, 10**4, 10**5, 10**6)
     rows = []
     for num_prompts in sizes:
         repeats = 3 if num_prompts >= 10**5 else 9
-        for name, (decide, weigh) in strategies(num_prompts).items():
-            budget = SAMPLES_PER_PROMPT * num_prompts
-            ours, bare = compare(decide, lambda: rounded_down(weigh(), budget=budget), repeats=repeats)  # noqa: B023
+        prompts = make_prompts(num_prompts)
+        for name, plan in plans(prompts).items():
+            ours, bare = compare(plan, lambda: rounded_down(prompts), repeats=repeats)  # noqa: B023
             rows.append(
                 BenchRow(
                     name=f"{name}, {num_prompts:,} prompts",
@@ -37,25 +38,30 @@ def measure(options: BenchOptions) -> list[BenchRow]:
     return rows
 
 
-def strategies(num_prompts: int) -> dict[str, tuple[Callable[[], Counts], Callable[[], NDArray[np.float64]]]]:
-    """Name -> (the decision, its weights alone), at 8 samples a prompt and accept rates spread over [0, 1]."""
+def make_prompts(num_prompts: int) -> list[Prompt]:
+    """Prompts that differ in their ids."""
+    token_ids = np.zeros(1, dtype=np.int32)
+    return [Prompt(prompt_id=f"prompt-{i}", text="", token_ids=token_ids, answer="") for i in range(num_prompts)]
+
+
+def plans(prompts: list[Prompt]) -> dict[str, Callable[[], Allocation]]:
+    """Uniform's plan; and GVM's decision after its pilots, at accept rates spread over [0, 1]."""
     rng = np.random.default_rng(0)
-    accept_rates = rng.uniform(size=num_prompts)
-    gradient_norms = rng.lognormal(size=num_prompts)
-    budget = SAMPLES_PER_PROMPT * num_prompts
+    accept_rates, gradient_norms = rng.uniform(size=len(prompts)), rng.lognormal(size=len(prompts))
+    budget = SAMPLES_PER_PROMPT * len(prompts)
+    strategy = UniformAllocator(accept_threshold=0.5)
 
-    def uniform() -> NDArray[np.float64]:
-        return np.ones(num_prompts)
+    def gvm() -> Allocation:
+        weights = gvm_weights(accept_rates, gradient_norms, alpha=1e-3, beta=2.0)
+        counts = apportion(weights, budget=budget)
+        return Allocation(counts=sum_by_prompt([prompt.prompt_id for prompt in prompts], counts))
 
-    def gvm() -> NDArray[np.float64]:
-        return gvm_weights(accept_rates, gradient_norms, alpha=1e-3, beta=2.0)
-
-    return {
-        "uniform": (lambda: apportion(uniform(), budget=budget), uniform),
-        "gvm": (lambda: apportion(gvm(), budget=budget), gvm),
-    }
+    return {"uniform plan": lambda: next(strategy.rounds(prompts, budget=budget)), "gvm decision": gvm}
 
 
-def rounded_down(weights: NDArray[np.float64], *, budget: int) -> Counts:
-    """Shares [P] in proportion to the weights, each rounded down: no bounds, and a sum somewhat below the budget."""
-    return np.floor(weights * (budget / weights.sum())).astype(np.int64)
+def rounded_down(prompts: list[Prompt]) -> dict[str, int]:
+    """Equal shares, each rounded down: no bounds, and a sum that may stay below the budget."""
+    weights = np.ones(len(prompts))
+    budget = SAMPLES_PER_PROMPT * len(prompts)
+    counts: NDArray[np.int64] = np.floor(weights * (budget / weights.sum())).astype(np.int64)
+    return dict(zip([prompt.prompt_id for prompt in prompts], counts.tolist(), strict=True))

@@ -4,15 +4,13 @@ from typing import Any
 
 import pytest
 
-from gvm_ray.bench.plan import SAMPLES_PER_PROMPT, strategies
+from gvm_ray.bench.plan import SAMPLES_PER_PROMPT, make_prompts, plans
 
 
 @pytest.mark.parametrize("num_prompts", [10**3, 10**5])
-@pytest.mark.parametrize("name", ["uniform", "gvm"])
+@pytest.mark.parametrize("name", ["uniform plan", "gvm decision"])
 def test_a_decision_spends_the_budget(benchmark: Any, name: str, num_prompts: int) -> None:
-    decide, weigh = strategies(num_prompts)[name]
-    counts = benchmark(decide)
-    assert counts.sum() == SAMPLES_PER_PROMPT * num_prompts
-    assert counts.min() >= 0
-    shares = SAMPLES_PER_PROMPT * num_prompts * weigh() / weigh().sum()
-    assert abs(counts - shares).max() < 1
+    allocation = benchmark(plans(make_prompts(num_prompts))[name])
+    assert allocation.total == SAMPLES_PER_PROMPT * num_prompts
+    assert len(allocation.counts) == num_prompts
+    assert min(allocation.counts.values()) >= 0

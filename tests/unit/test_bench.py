@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gvm_ray.bench.plan import rounded_down, strategies
+from gvm_ray.bench.plan import make_prompts, plans, rounded_down
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions, PartResult, part_names, run_parts, select
 from gvm_ray.bench.table import BenchReport, Machine
@@ -85,10 +85,10 @@ def test_markdown_and_json_say_what_was_measured_where(tmp_path: Path) -> None:
     assert loaded["machine"]["cores"] == 2
 
 
-@pytest.mark.parametrize("name", ["uniform", "gvm"])
-def test_the_floor_of_the_plan_is_its_split_without_the_remainders(name: str) -> None:
-    decide, weigh = strategies(500)[name]
-    counts, floor = decide(), rounded_down(weigh(), budget=4000)
-    assert counts.sum() == 4000
-    assert floor.sum() <= 4000
-    assert set((counts - floor).tolist()) <= {0, 1}
+@pytest.mark.parametrize("name", ["uniform plan", "gvm decision"])
+def test_a_measured_decision_spends_the_budget_that_its_floor_falls_short_of(name: str) -> None:
+    prompts = make_prompts(500)
+    allocation = plans(prompts)[name]()
+    assert allocation.total == 8 * 500
+    assert allocation.counts.keys() == rounded_down(prompts).keys()
+    assert sum(rounded_down(prompts).values()) <= allocation.total

@@ -1,4 +1,4 @@
-"""Per-sample gradient norms: times by pytest-benchmark, results against one backward pass a sample."""
+"""Per-sample gradient norms: times by pytest-benchmark, results against one backward pass a sample in float64."""
 
 from typing import Any
 
@@ -16,4 +16,5 @@ def test_norms_equal_those_of_single_backward_passes(
     policy = tiny_policy(vocab_size=8000, tied=tied)
     batch = random_batch(4, vocab_size=8000, device=torch.device("cpu"))
     norms = benchmark(lambda: sample_gradient_norms(policy, batch, parameters=parameters))
-    torch.testing.assert_close(norms, norms_one_by_one(policy, batch, parameters=parameters), rtol=1e-4, atol=0.0)
+    exact = norms_one_by_one(policy.double(), batch, parameters=parameters)  # in float32 the loop is off by 2e-4
+    torch.testing.assert_close(norms.double(), exact, rtol=1e-5, atol=0.0)

@@ -185,6 +185,20 @@ class GroupOutcome:
     gradient_norms: Float64Array | None = None  # [n]; NaN where not computed
     reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
 
+    @classmethod
+    def of(cls, group: RolloutGroup, *, ref: GroupRef) -> "GroupOutcome":
+        """The outcome of a group that lies there; without rewards every sample is unscored."""
+        return cls(
+            prompt_id=group.prompt.prompt_id,
+            sample_indices=group.sample_indices,
+            rewards=np.full(len(group), np.nan) if group.rewards is None else group.rewards,
+            num_tokens=group.num_tokens,
+            policy_versions=group.oldest_versions,
+            truncated=group.truncated,
+            ref=ref,
+            reward_terms=group.reward_terms,
+        )
+
     @property
     def scored(self) -> BoolArray:
         """[n] True where the reward is known."""

@@ -2,24 +2,10 @@
 
 import asyncio
 
-import numpy as np
 import ray
 
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.types import GroupOutcome, GroupRef, RolloutGroup, SampleRequest, SamplingParameters
-
-
-def unscored_outcome(group: RolloutGroup, ref: GroupRef) -> GroupOutcome:
-    """What a reward actor would say of the group, without rewards."""
-    return GroupOutcome(
-        prompt_id=group.prompt.prompt_id,
-        sample_indices=group.sample_indices,
-        rewards=np.full(len(group), np.nan),
-        num_tokens=group.num_tokens,
-        policy_versions=group.oldest_versions,
-        truncated=group.truncated,
-        ref=ref,
-    )
 
 
 async def sample(
@@ -29,7 +15,7 @@ async def sample(
 
     async def describe(chunk: ray.ObjectRef) -> list[GroupOutcome]:
         groups: tuple[RolloutGroup, ...] = await chunk
-        return [unscored_outcome(group, GroupRef(ref=groups, index=i)) for i, group in enumerate(groups)]
+        return [GroupOutcome.of(group, ref=GroupRef(ref=groups, index=i)) for i, group in enumerate(groups)]
 
     outcomes = await pool.sample(requests, sampling, score=describe)
     return [outcome.ref.ref[outcome.ref.index] for outcome in outcomes]

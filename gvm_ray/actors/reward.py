@@ -54,7 +54,7 @@ class RewardActor:
         self._num_failures += len(unscored)
         remaining = iter(results)
         scored = tuple(_with_results(group, [next(remaining) for _ in range(len(group))]) for group in groups)
-        outcomes = [_outcome(group, index) for index, group in enumerate(scored)]
+        outcomes = [GroupOutcome.of(group, ref=GroupRef(ref=None, index=i)) for i, group in enumerate(scored)]
         return scored, (outcomes, Counter(failure.reason for failure in unscored))
 
 
@@ -131,18 +131,4 @@ def _with_results(group: RolloutGroup, results: list[Scored | Unscored]) -> Roll
             )
             for name in names
         },
-    )
-
-
-def _outcome(group: RolloutGroup, index: int) -> GroupOutcome:
-    assert group.rewards is not None
-    return GroupOutcome(
-        prompt_id=group.prompt.prompt_id,
-        sample_indices=group.sample_indices,
-        rewards=group.rewards,
-        num_tokens=group.num_tokens,
-        policy_versions=group.oldest_versions,
-        truncated=group.truncated,
-        ref=GroupRef(ref=None, index=index),
-        reward_terms=group.reward_terms,
     )

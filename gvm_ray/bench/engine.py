@@ -147,18 +147,7 @@ async def tokens_per_second(
 
 async def _describe(chunk: ray.ObjectRef) -> list[GroupOutcome]:
     groups: tuple[RolloutGroup, ...] = await chunk
-    return [
-        GroupOutcome(
-            prompt_id=group.prompt.prompt_id,
-            sample_indices=group.sample_indices,
-            rewards=np.full(len(group), np.nan),
-            num_tokens=group.num_tokens,
-            policy_versions=group.oldest_versions,
-            truncated=group.truncated,
-            ref=GroupRef(ref=chunk, index=index),
-        )
-        for index, group in enumerate(groups)
-    ]
+    return [GroupOutcome.of(group, ref=GroupRef(ref=chunk, index=i)) for i, group in enumerate(groups)]
 
 
 def make_prompts(num_prompts: int) -> list[Prompt]:

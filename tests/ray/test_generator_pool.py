@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from tiny_groups import sample, sample_groups, unscored_outcome
+from tiny_groups import sample, sample_groups
 from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
 
 from gvm_ray.actors.generator_pool import GeneratorPool
@@ -104,7 +104,7 @@ def test_what_a_dying_generator_left_is_sampled_again_and_nothing_twice(pool: Ge
             chunks += 1
             if chunks == 1:  # the first groups are there, most others under way
                 ray.kill(ray.get_actor("generator-0", namespace="gvm_ray"), no_restart=False)
-            return [unscored_outcome(group, GroupRef(ref=groups, index=i)) for i, group in enumerate(groups)]
+            return [GroupOutcome.of(group, ref=GroupRef(ref=groups, index=i)) for i, group in enumerate(groups)]
 
         outcomes = await pool.sample(requests, SAMPLING, score=describe)
         return [outcome.ref.ref[outcome.ref.index] for outcome in outcomes], chunks

@@ -7,7 +7,7 @@ the log pass rate (arXiv 2510.04996, appendix B):
         --set algorithm.type=custom --set algorithm.path=custom_algorithm:MeanNormalised
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from gvm_ray.algorithms.baselines import batch_with_advantages
 from gvm_ray.algorithms.samples import scored_samples
 from gvm_ray.config.strategy import CustomAlgorithmConfig
 from gvm_ray.functional.advantages import group_normalized
-from gvm_ray.types import GroupOutcome, TrainBatch
+from gvm_ray.types import EstimatorTerms, GroupOutcome, TrainBatch
 
 
 class MeanNormalised:
@@ -25,12 +25,10 @@ class MeanNormalised:
         self._config = config
         self._accept_threshold = accept_threshold
 
-    def build_batch(
-        self, outcomes: Sequence[GroupOutcome], *, step: int, accept_rates: Mapping[str, float], num_prompts: int
-    ) -> TrainBatch:
+    def build_batch(self, outcomes: Sequence[GroupOutcome], *, step: int, terms: EstimatorTerms) -> TrainBatch:
         """All scored samples that have a gradient."""
-        samples = scored_samples(outcomes, accept_threshold=self._accept_threshold)
+        samples = scored_samples(outcomes, accept_threshold=self._accept_threshold, terms=terms)
         centred = group_normalized(samples.rewards, samples.prompt_index, normalize_std=False)
         means = samples.rewards - centred
         advantages = np.divide(centred, means, out=np.zeros_like(centred), where=means > 0)
-        return batch_with_advantages(samples, advantages, config=self._config, step=step, num_prompts=num_prompts)
+        return batch_with_advantages(samples, advantages, config=self._config, step=step)

@@ -13,7 +13,7 @@ from gvm_ray.allocators.counts import report_counts, sum_by_prompt
 from gvm_ray.allocators.history import PromptHistory
 from gvm_ray.functional.allocation import apportion
 from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, Prompt
+from gvm_ray.types import Allocation, EstimatorTerms, FloatArray, Prompt
 
 
 class FewerForSolved:
@@ -22,7 +22,15 @@ class FewerForSolved:
     def __init__(self, *, accept_threshold: float) -> None:
         self._history = PromptHistory(accept_threshold=accept_threshold)
 
-    def rounds(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Rounds:
+    def rounds(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        step: int,
+        budget: int,
+        upcoming: Sequence[Prompt] = (),
+        states: FloatArray | None = None,
+    ) -> Rounds:
         """One round with the whole budget, whose outcomes are remembered."""
         ids = [prompt.prompt_id for prompt in prompts]
         weights = [1.0 if self._solved(prompt_id) else 2.0 for prompt_id in ids]
@@ -30,10 +38,8 @@ class FewerForSolved:
         outcomes = yield Allocation(counts=counts)
         samples = self._history.start_step(list(counts))
         samples.fold(outcomes)
-        return report_counts(counts, accept_rates=samples.accept_rates())
-
-    def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        return self._history.known_accept_rates(prompt_ids)
+        terms = EstimatorTerms(num_prompts=len(counts), accept_rates=samples.known_accept_rates(list(counts)))
+        return report_counts(counts, accept_rates=samples.accept_rates(), estimator=terms)
 
     def state_dict(self) -> dict[str, Any]:
         return self._history.state_dict()

@@ -21,6 +21,7 @@ from gvm_ray.evaluation.evaluator import HeldOutEvaluator
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared
+from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.protocols import StepLog
 from gvm_ray.types import CheckpointState, Metrics, SamplingParameters
 
@@ -48,9 +49,7 @@ async def launched(
 ) -> AsyncIterator[Launched]:
     """A started system; every actor that was started is stopped again on the way out."""
     pools = start_pools(config, prepared, clock=clock)
-    allocator = AllocatorClient(
-        config.allocator, accept_threshold=config.rewards.accept_threshold, timeout_s=config.deadlines.sample_s
-    )
+    allocator = start_allocator(config)
     learners = LearnerGroup(
         config,
         base_path=prepared.base.path,
@@ -59,12 +58,7 @@ async def launched(
         namespace=namespace_of(config),
         clock=clock,
     )
-    stream = ShuffledPrompts(
-        prepared.prompts.train,
-        seed=config.seed,
-        shuffle=config.prompts.shuffle,
-        unique_within=config.prompts_per_step * config.block_steps,
-    )
+    stream = prompt_stream(config, prepared)
     try:
         # The generators import and compile while the learners start and, where asked, learn from demonstrations.
         await asyncio.gather(pools.start(), start_learners(config, prepared, learners, restored=restored))
@@ -73,6 +67,7 @@ async def launched(
         evaluator = make_evaluator(config, prepared, pools)
         system = System(
             prompts=stream,
+            states=CachedPromptStates(learners=learners, config=config.prompt_states),
             allocator=allocator,
             pools=pools,
             learners=learners,
@@ -86,6 +81,26 @@ async def launched(
         await learners.stop()
         pools.close()
         allocator.close()
+
+
+def start_allocator(config: RunConfig) -> AllocatorClient:
+    """The allocator's actor, asked for but not awaited."""
+    return AllocatorClient(
+        config.allocator,
+        accept_threshold=config.rewards.accept_threshold,
+        seed=config.seed,
+        timeout_s=config.deadlines.sample_s,
+    )
+
+
+def prompt_stream(config: RunConfig, prepared: Prepared) -> ShuffledPrompts:
+    """The training prompts at their start; those that one allocation may name are all different."""
+    return ShuffledPrompts(
+        prepared.prompts.train,
+        seed=config.seed,
+        shuffle=config.prompts.shuffle,
+        unique_within=config.candidates_per_step * config.block_steps,
+    )
 
 
 async def starting_state(

@@ -18,11 +18,12 @@ from gvm_ray.protocols import (
     Checkpoints,
     Evaluator,
     Learners,
+    PromptStates,
     PromptStream,
     RolloutPools,
     StepLog,
 )
-from gvm_ray.rollouts import RolloutLedger, staleness_metrics
+from gvm_ray.rollouts import RolloutLedger, staleness_metrics, trained_norms
 from gvm_ray.types import CheckpointState, Float64Array, Metrics, Prompt, SamplingParameters, TrainBatch
 
 
@@ -31,6 +32,7 @@ class System:
     """The parts of a running system, as the loop sees them."""
 
     prompts: PromptStream
+    states: PromptStates
     allocator: Allocator
     pools: RolloutPools
     learners: Learners
@@ -107,8 +109,8 @@ async def sample_block(
 
 
 def take_prompts(system: System, config: RunConfig, *, step: int) -> StepPrompts:
-    """The stream's next prompts."""
-    prompts = system.prompts.next(config.prompts_per_step)
+    """The stream's next prompts: what the allocator selects from, where it does."""
+    prompts = system.prompts.next(config.candidates_per_step)
     return StepPrompts(step=step, prompts=prompts, cursor=system.prompts.state_dict())
 
 
@@ -117,8 +119,11 @@ async def sample_in_rounds(
 ) -> None:
     """Spend the step's budget as the allocator decides, round by round, into the ledger."""
     sampling = SamplingParameters(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
-    budget = config.samples_per_step
-    allocation = await system.allocator.plan(part.prompts, step=part.step, budget=budget, upcoming=upcoming)
+    states, num_tokens = await system.states.of(part.prompts, step=part.step)
+    ledger.charge_prefill(num_tokens)
+    allocation = await system.allocator.plan(
+        part.prompts, step=part.step, budget=config.samples_per_step, upcoming=upcoming, states=states
+    )
     while allocation.total:
         requests = ledger.requests(allocation, prompts=[*part.prompts, *upcoming], step=part.step)
         outcomes = await system.pools.sample_and_score(requests, sampling)
@@ -133,9 +138,8 @@ async def sample_in_rounds(
 async def scored_batch(system: System, config: RunConfig, ledger: RolloutLedger, part: StepPrompts) -> ScoredBatch:
     """The step's outcomes as a training batch, with all that the update loop needs to log and to checkpoint it."""
     outcomes = ledger.take(part.prompts)
-    rates = await system.allocator.accept_rates([prompt.prompt_id for prompt in part.prompts])
-    batch = system.algorithm.build_batch(outcomes, step=part.step, accept_rates=rates, num_prompts=len(part.prompts))
     report = await system.allocator.report(step=part.step)
+    batch = system.algorithm.build_batch(outcomes, step=part.step, terms=report.estimator)
     staleness = staleness_metrics(outcomes, step=part.step, max_staleness=config.max_staleness)
     return ScoredBatch(
         batch=batch,
@@ -159,6 +163,8 @@ async def update_loop(
         for step in range(start.step, config.num_steps):
             scored = await batches.get()
             result = await system.learners.update(scored.batch)
+            if norms := trained_norms(scored.batch, result):
+                await system.allocator.observe_training(norms)
             if publishing is not None:
                 await publishing
             publishing = tasks.create_task(system.pools.publish(result.weights))

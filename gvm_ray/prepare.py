@@ -51,7 +51,7 @@ def prepare(config: RunConfig, *, run_dir: Path) -> Prepared:
     """
     engine_kind = resolve_engine(config.engine)
     create_reward(config.rewards)
-    create_allocator(config.allocator, accept_threshold=config.rewards.accept_threshold)
+    create_allocator(config.allocator, accept_threshold=config.rewards.accept_threshold, seed=config.seed)
     create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
     base = find_base_model(config, run_dir=run_dir)
     tokenizer = load_tokenizer(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
@@ -147,10 +147,12 @@ def _check_context_length(model_config: Any, max_model_len: int) -> None:
 
 
 def _check_batch(config: RunConfig, num_train_prompts: int) -> None:
-    needed = config.prompts_per_step * config.block_steps
+    needed = config.candidates_per_step * config.block_steps
     if needed > num_train_prompts:
+        selects = config.candidates_per_step > config.prompts_per_step
         raise DataError(
-            f"prompts_per_step={config.prompts_per_step}"
+            ("allocator.candidates_per_step" if selects else "prompts_per_step")
+            + f"={config.candidates_per_step}"
             + (f" x allocator.block_steps={config.block_steps}" if config.block_steps > 1 else "")
             + f" needs {needed} training prompts and {num_train_prompts} are left after loading; lower it, or give more"
         )

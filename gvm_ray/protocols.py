@@ -6,7 +6,7 @@ without a cluster. The loop sees the asynchronous side (``Allocator``, ``Rollout
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from gvm_ray.types import (
     Allocation,
@@ -14,13 +14,16 @@ from gvm_ray.types import (
     CheckpointState,
     Completion,
     Demonstration,
+    EstimatorTerms,
     Float64Array,
+    FloatArray,
     GroupOutcome,
     Metrics,
     Prompt,
     SampleRequest,
     SamplingParameters,
     TrainBatch,
+    TrainedNorms,
     UpdateResult,
     WeightsRef,
 )
@@ -35,22 +38,29 @@ Rounds = Generator[Allocation, Sequence[GroupOutcome], AllocationReport]
 class AllocatorStrategy(Protocol):
     """Decides, in rounds, how many samples each prompt gets. Pure bookkeeping and arithmetic: no Ray, no torch."""
 
-    def rounds(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Rounds:
-        """One step, in which `budget` samples in all are to be spent on `prompts`.
+    def rounds(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        step: int,
+        budget: int,
+        upcoming: Sequence[Prompt] = (),
+        states: FloatArray | None = None,
+    ) -> Rounds:
+        """One step, in which `budget` samples in all are to be spent on `prompts`, or on some of them.
 
         Steps overlap: the next one's rounds may begin before the last outcomes of this one are in. So what belongs to
         the step is local to the generator, and only the memory of all prompts is shared. An empty allocation is not
         sampled; the generator is sent no outcomes and goes on.
 
-        `upcoming` are the prompts of the other steps of the same block (empty unless the allocator shares one
-        allocation over several steps); an allocation may name them too, and their samples are kept for their step.
-        The steps of one block come one after the other.
-        """
-        ...
-
-    def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        """The estimate of p for each prompt that the allocator has one for, in (0, 1]; asked after a step's last round
-        for its prompts.
+        Args:
+            prompts: the step's prompts; of an allocator that selects, its candidates, of which most get no sample.
+            step: the training step; whatever is drawn at random is drawn from the seed and this.
+            budget: samples of the step, over all rounds.
+            upcoming: the prompts of the other steps of the same block (empty unless the allocator shares one
+                allocation over several steps); an allocation may name them too, and their samples are kept for their
+                step. The steps of one block come one after the other.
+            states: [P, F] the policy's hidden states of the prompts, where the allocator's settings ask for them.
         """
         ...
 
@@ -62,12 +72,22 @@ class AllocatorStrategy(Protocol):
 
 
 @runtime_checkable
+class ObservesTraining(Protocol):
+    """What an allocator offers besides, if it learns from the gradient norms that training measures by the way.
+
+    Its settings then say `training_gradient_norms`.
+    """
+
+    def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
+        """The norms of one batch's trained samples."""
+        ...
+
+
+@runtime_checkable
 class Algorithm(Protocol):
     """Turns scored groups into advantages and sample weights; small numbers only."""
 
-    def build_batch(
-        self, outcomes: Sequence[GroupOutcome], *, step: int, accept_rates: Mapping[str, float], num_prompts: int
-    ) -> TrainBatch:
+    def build_batch(self, outcomes: Sequence[GroupOutcome], *, step: int, terms: EstimatorTerms) -> TrainBatch:
         """What to train on. Groups are ragged; several outcomes of one prompt_id are one group."""
         ...
 
@@ -140,7 +160,13 @@ class Allocator(Protocol):
     """The central allocator, asynchronously. The rounds of different steps may be interleaved."""
 
     async def plan(
-        self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt] = ()
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        step: int,
+        budget: int,
+        upcoming: Sequence[Prompt] = (),
+        states: FloatArray | None = None,
     ) -> Allocation:
         """The first round of a step."""
         ...
@@ -149,15 +175,25 @@ class Allocator(Protocol):
         """The step's next round, given the outcomes of the last one; empty when the step is done."""
         ...
 
-    async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]: ...
-
     async def report(self, *, step: int) -> AllocationReport:
         """What the strategy says of the step; once, after the step's last `observe`."""
+        ...
+
+    async def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
+        """The gradient norms of a trained batch, where they were measured and the strategy wants them."""
         ...
 
     async def state_dict(self) -> dict[str, Any]: ...
 
     async def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class PromptStates(Protocol):
+    """The policy's hidden states of prompts, at the price of a forward pass over those not known already."""
+
+    async def of(self, prompts: Sequence[Prompt], *, step: int) -> tuple[FloatArray | None, int]:
+        """[P, F] states, None where the run asks for none, and the prompt tokens that were run through the model."""
+        ...
 
 
 class RolloutPools(Protocol):
@@ -186,6 +222,10 @@ class Learners(Protocol):
 
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
         """The same outcomes with per-sample gradient norms of the accepted samples filled in."""
+        ...
+
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Literal["mean", "last", "both"]) -> FloatArray:
+        """[P, F] final hidden states of the prompts' tokens, pooled; both is mean and last end to end."""
         ...
 
     async def update(self, batch: TrainBatch) -> UpdateResult:

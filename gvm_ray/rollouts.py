@@ -8,7 +8,7 @@ import numpy as np
 
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.functional.seeds import sample_seed
-from gvm_ray.types import Allocation, GroupOutcome, Prompt, SampleRequest
+from gvm_ray.types import Allocation, GroupOutcome, Prompt, SampleRequest, TrainBatch, TrainedNorms, UpdateResult
 
 
 @dataclass(kw_only=True)
@@ -60,6 +60,10 @@ class RolloutLedger:
             for outcome in outcomes:
                 self.kept.setdefault(outcome.prompt_id, []).append(outcome)
 
+    def charge_prefill(self, num_tokens: int) -> None:
+        """Charge prompt tokens that were run through the model for the allocator alone."""
+        self.costs["cost/prefill_tokens"] += num_tokens
+
     def take(self, prompts: Sequence[Prompt]) -> list[GroupOutcome]:
         """The outcomes to train on for these prompts, which then leave the ledger."""
         for prompt in prompts:
@@ -67,7 +71,8 @@ class RolloutLedger:
         return [outcome for prompt in prompts for outcome in self.kept.pop(prompt.prompt_id, [])]
 
     def take_costs(self) -> dict[str, float]:
-        """What was spent since this was asked last: `cost/generated_samples|generated_tokens|refilled_samples`."""
+        """What was spent since this was asked last: `cost/generated_samples|generated_tokens|refilled_samples|
+        prefill_tokens`."""
         costs, self.costs = self.costs, Counter()
         return {name: float(value) for name, value in costs.items()}
 
@@ -91,6 +96,18 @@ class RolloutLedger:
                 "at the reward actors' logs, give it longer with --set rewards.timeout_s=..., or allow more with "
                 "--set max_unscored_fraction=..."
             )
+
+
+def trained_norms(batch: TrainBatch, result: UpdateResult) -> list[TrainedNorms]:
+    """The gradient norms that training measured, by prompt; none where it wasn't asked to."""
+    if not result.gradient_norms:
+        return []
+    trained = []
+    for group, measured in zip(batch.groups, result.gradient_norms, strict=True):
+        sizes = np.abs(group.advantages)
+        norms = np.divide(measured, sizes, out=np.full_like(measured, np.nan), where=sizes > 0)
+        trained.append(TrainedNorms(prompt_id=group.prompt_id, positive=group.advantages > 0, norms=norms))
+    return trained
 
 
 def staleness_metrics(outcomes: Sequence[GroupOutcome], *, step: int, max_staleness: int) -> dict[str, float]:

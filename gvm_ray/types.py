@@ -58,10 +58,24 @@ class Allocation:
         return cls(counts={})
 
 
+@dataclass(frozen=True, kw_only=True)
+class EstimatorTerms:
+    """What a finished step's allocation changes in the estimator of the gradient; a prompt without an entry keeps the
+    algorithm's own."""
+
+    num_prompts: int  # that the estimator averages over
+    accept_rates: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> estimate of p in (0, 1]
+    baselines: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> b of the advantage r - b
+    scales: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> s > 0: the advantage is divided by it
+    prompt_weights: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> factor on its samples' weights
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # prompt_id -> sample indices to train on
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AllocationReport:
     """What an allocator says of one finished step."""
 
+    estimator: EstimatorTerms
     metrics: Metrics = field(default_factory=dict)  # allocation/min|max|zero|total, and the estimates behind them
     histograms: Mapping[str, Float64Array] = field(
         default_factory=dict
@@ -222,11 +236,21 @@ class PromptStats:
 class TrainGroup:
     """What the learners train on of one group; arrays index into the group's completions."""
 
+    prompt_id: str
     ref: GroupRef
     sample_indices: IntArray  # [k] kept samples
     advantages: Float64Array  # [k]
     weights: Float64Array  # [k]: the batch loss is sum_i weights_i * sum_t token_loss_it
     num_tokens: IntArray  # [k] response tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedNorms:
+    """Gradient norms that the training of a batch measured by the way, of one group's trained samples."""
+
+    prompt_id: str
+    positive: BoolArray  # [k] advantage above 0
+    norms: Float64Array  # [k] of the gradient of ln pi(response), clipped tokens left out; NaN where not measured
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -256,6 +280,7 @@ class UpdateResult:
 
     weights: WeightsRef
     metrics: Metrics  # learner metrics; "num_updates" counts optimizer updates made
+    gradient_norms: tuple[Float64Array, ...] = ()  # |A| ||grad ln pi|| [k] of each of batch.groups, where asked for
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -113,6 +113,7 @@ def batch_of(groups: Sequence[RolloutGroup], *, refs: Sequence[GroupRef] | None 
         step=step,
         groups=tuple(
             TrainGroup(
+                prompt_id=group.prompt.prompt_id,
                 ref=ref,
                 sample_indices=np.arange(len(group.completions), dtype=np.int32),
                 advantages=np.linspace(1.0, -0.5, len(group.completions)),

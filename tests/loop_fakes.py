@@ -13,6 +13,7 @@ from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.loop import System, train
+from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.types import (
     Allocation,
     AllocationReport,
@@ -24,6 +25,7 @@ from gvm_ray.types import (
     SampleRequest,
     SamplingParameters,
     TrainBatch,
+    TrainedNorms,
     UpdateResult,
     WeightsRef,
 )
@@ -121,6 +123,11 @@ class FakeLearners:
             metrics={"num_updates": 4.0, "logprob_difference/mean": 0.0},
         )
 
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: str) -> np.ndarray:
+        """Two numbers a prompt: its difficulty, and its id."""
+        ids = np.array([int(prompt.prompt_id) for prompt in prompts], dtype=np.float32)
+        return np.stack([ids % 4 / 4, ids], axis=1)
+
     async def save(self, folder: str) -> None: ...
 
 
@@ -145,19 +152,17 @@ class AsyncAllocator:
         self.strategy = create_allocator(config.allocator, accept_threshold=0.5)
         self.steps = AllocatorSteps(self.strategy)
 
-    async def plan(
-        self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt] = ()
-    ) -> Allocation:
-        return self.steps.plan(prompts, step=step, budget=budget, upcoming=upcoming)
+    async def plan(self, prompts: Sequence[Prompt], **step: Any) -> Allocation:
+        return self.steps.plan(prompts, **step)
 
     async def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
         return self.steps.observe(outcomes, step=step)
 
-    async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        return self.strategy.accept_rates(prompt_ids)
-
     async def report(self, *, step: int) -> AllocationReport:
         return self.steps.report(step=step)
+
+    async def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
+        self.steps.observe_training(norms)
 
     async def state_dict(self) -> dict[str, Any]:
         return self.strategy.state_dict()
@@ -181,8 +186,9 @@ def make_system(config: RunConfig) -> tuple[System, FakePools, FakeLearners, Rec
     learners.events = pools.events
     system = System(
         prompts=ShuffledPrompts(
-            prompts, seed=config.seed, shuffle=True, unique_within=config.prompts_per_step * config.block_steps
+            prompts, seed=config.seed, shuffle=True, unique_within=config.candidates_per_step * config.block_steps
         ),
+        states=CachedPromptStates(learners=learners, config=config.prompt_states),  # type: ignore[arg-type]
         allocator=AsyncAllocator(config),
         pools=pools,
         learners=learners,  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ import ray
 from gvm_ray.actors.outcome_columns import OutcomeColumns
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.allocators import AllocatorSteps, create_allocator
-from gvm_ray.config.strategy import AllocatorSettings
-from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, Prompt
+from gvm_ray.config.allocators import AllocatorSettings
+from gvm_ray.types import Allocation, AllocationReport, FloatArray, GroupOutcome, Prompt, TrainedNorms
 
 ALLOCATOR_NAME = "allocator"
 
@@ -18,21 +18,21 @@ ALLOCATOR_NAME = "allocator"
 class AllocatorActor:
     """Serves one strategy; calls arrive in the order in which the driver makes them."""
 
-    def __init__(self, config: AllocatorSettings, *, accept_threshold: float) -> None:
-        self._strategy = create_allocator(config, accept_threshold=accept_threshold)
+    def __init__(self, config: AllocatorSettings, *, accept_threshold: float, seed: int) -> None:
+        self._strategy = create_allocator(config, accept_threshold=accept_threshold, seed=seed)
         self._steps = AllocatorSteps(self._strategy)
 
-    def plan(self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt]) -> Allocation:
-        return self._steps.plan(prompts, step=step, budget=budget, upcoming=upcoming)
+    def plan(self, prompts: Sequence[Prompt], **step: Any) -> Allocation:
+        return self._steps.plan(prompts, **step)
 
     def observe(self, outcomes: OutcomeColumns, *, step: int) -> Allocation:
         return self._steps.observe(outcomes.outcomes(), step=step)
 
-    def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        return self._strategy.accept_rates(prompt_ids)
-
     def report(self, *, step: int) -> AllocationReport:
         return self._steps.report(step=step)
+
+    def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
+        self._steps.observe_training(norms)
 
     def state_dict(self) -> dict[str, Any]:
         return self._strategy.state_dict()
@@ -44,26 +44,34 @@ class AllocatorActor:
 class AllocatorClient:
     """The loop's side of the allocator actor (protocol `Allocator`); every call has a deadline."""
 
-    def __init__(self, config: AllocatorSettings, *, accept_threshold: float, timeout_s: float) -> None:
+    def __init__(self, config: AllocatorSettings, *, accept_threshold: float, seed: int, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         actor_class: Any = AllocatorActor  # Ray's types don't know the methods of an actor handle
-        self._actor = actor_class.options(name=ALLOCATOR_NAME).remote(config, accept_threshold=accept_threshold)
+        self._actor = actor_class.options(name=ALLOCATOR_NAME).remote(
+            config, accept_threshold=accept_threshold, seed=seed
+        )
 
     async def plan(
-        self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt] = ()
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        step: int,
+        budget: int,
+        upcoming: Sequence[Prompt] = (),
+        states: FloatArray | None = None,
     ) -> Allocation:
-        reply = self._actor.plan.remote(prompts, step=step, budget=budget, upcoming=upcoming)
+        reply = self._actor.plan.remote(prompts, step=step, budget=budget, upcoming=upcoming, states=states)
         return await self._wait(reply, f"its plan of step {step}")
 
     async def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
         reply = self._actor.observe.remote(OutcomeColumns.of(outcomes), step=step)
         return await self._wait(reply, f"its next round of step {step}")
 
-    async def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        return await self._wait(self._actor.accept_rates.remote(prompt_ids), "accept rates")
-
     async def report(self, *, step: int) -> AllocationReport:
         return await self._wait(self._actor.report.remote(step=step), f"its report of step {step}")
+
+    async def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
+        await self._wait(self._actor.observe_training.remote(norms), "gradient norms of training")
 
     async def state_dict(self) -> dict[str, Any]:
         return await self._wait(self._actor.state_dict.remote(), "its state")

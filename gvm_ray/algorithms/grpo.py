@@ -3,13 +3,13 @@
 Length normalisation isn't theirs to choose here: it is the weighting of the estimator, a setting of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from gvm_ray.algorithms.baselines import batch_with_advantages
 from gvm_ray.algorithms.samples import scored_samples
 from gvm_ray.config.strategy import DrGRPOConfig, GRPOConfig
 from gvm_ray.functional.advantages import group_normalized
-from gvm_ray.types import GroupOutcome, TrainBatch
+from gvm_ray.types import EstimatorTerms, GroupOutcome, TrainBatch
 
 
 class GRPO:
@@ -19,14 +19,12 @@ class GRPO:
         self._config = config
         self._accept_threshold = accept_threshold
 
-    def build_batch(
-        self, outcomes: Sequence[GroupOutcome], *, step: int, accept_rates: Mapping[str, float], num_prompts: int
-    ) -> TrainBatch:
+    def build_batch(self, outcomes: Sequence[GroupOutcome], *, step: int, terms: EstimatorTerms) -> TrainBatch:
         """All scored samples that have a gradient; see `Algorithm.build_batch`."""
-        samples = scored_samples(outcomes, accept_threshold=self._accept_threshold)
+        samples = scored_samples(outcomes, accept_threshold=self._accept_threshold, terms=terms)
         config = self._config
         if isinstance(config, GRPOConfig):
             advantages = group_normalized(samples.rewards, samples.prompt_index, epsilon=config.epsilon)
         else:
             advantages = group_normalized(samples.rewards, samples.prompt_index, normalize_std=False)
-        return batch_with_advantages(samples, advantages, config=self._config, step=step, num_prompts=num_prompts)
+        return batch_with_advantages(samples, advantages, config=self._config, step=step)

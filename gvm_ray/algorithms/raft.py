@@ -3,12 +3,12 @@
 They share the batch and differ in the token loss: RAFT++ has the importance ratio and its clip.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from gvm_ray.algorithms.samples import scored_samples, train_batch
 from gvm_ray.algorithms.weighting import sample_weights
 from gvm_ray.config.strategy import RaftConfig, RaftPlusPlusConfig
-from gvm_ray.types import GroupOutcome, TrainBatch
+from gvm_ray.types import EstimatorTerms, GroupOutcome, TrainBatch
 
 
 class Raft:
@@ -18,22 +18,18 @@ class Raft:
         self._config = config
         self._accept_threshold = accept_threshold
 
-    def build_batch(
-        self, outcomes: Sequence[GroupOutcome], *, step: int, accept_rates: Mapping[str, float], num_prompts: int
-    ) -> TrainBatch:
+    def build_batch(self, outcomes: Sequence[GroupOutcome], *, step: int, terms: EstimatorTerms) -> TrainBatch:
         """The accepted samples; see `Algorithm.build_batch`."""
-        samples = scored_samples(outcomes, accept_threshold=self._accept_threshold)
+        samples = scored_samples(outcomes, accept_threshold=self._accept_threshold, terms=terms)
         weights = sample_weights(
             samples,
             weighting=self._config.weighting,
             averaged=samples.accepted,
-            num_prompts=num_prompts,
-            accept_rates=accept_rates,
+            accept_rates=terms.accept_rates,
         )
         return train_batch(
             samples,
             step=step,
-            num_prompts=num_prompts,
             advantages=samples.accepted.astype(float),
             weights=weights,
             keep=samples.accepted,

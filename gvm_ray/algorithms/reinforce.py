@@ -1,12 +1,12 @@
 """REINFORCE++ (arXiv 2501.03262): rewards normalised over the whole batch instead of the prompt's group."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from gvm_ray.algorithms.baselines import batch_with_advantages
 from gvm_ray.algorithms.samples import scored_samples
 from gvm_ray.config.strategy import ReinforcePlusPlusConfig
 from gvm_ray.functional.advantages import batch_normalized
-from gvm_ray.types import GroupOutcome, TrainBatch
+from gvm_ray.types import EstimatorTerms, GroupOutcome, TrainBatch
 
 
 class ReinforcePlusPlus:
@@ -16,10 +16,8 @@ class ReinforcePlusPlus:
         self._config = config
         self._accept_threshold = accept_threshold
 
-    def build_batch(
-        self, outcomes: Sequence[GroupOutcome], *, step: int, accept_rates: Mapping[str, float], num_prompts: int
-    ) -> TrainBatch:
+    def build_batch(self, outcomes: Sequence[GroupOutcome], *, step: int, terms: EstimatorTerms) -> TrainBatch:
         """All scored samples that have a gradient; see `Algorithm.build_batch`."""
-        samples = scored_samples(outcomes, accept_threshold=self._accept_threshold)
+        samples = scored_samples(outcomes, accept_threshold=self._accept_threshold, terms=terms)
         advantages = batch_normalized(samples.rewards, epsilon=self._config.epsilon)
-        return batch_with_advantages(samples, advantages, config=self._config, step=step, num_prompts=num_prompts)
+        return batch_with_advantages(samples, advantages, config=self._config, step=step)

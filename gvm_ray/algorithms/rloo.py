@@ -1,12 +1,12 @@
 """RLOO (arXiv 2402.14740): REINFORCE whose baseline is the mean reward of the other samples of the prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from gvm_ray.algorithms.baselines import batch_with_advantages
 from gvm_ray.algorithms.samples import scored_samples
 from gvm_ray.config.strategy import RLOOConfig
 from gvm_ray.functional.advantages import leave_one_out
-from gvm_ray.types import GroupOutcome, TrainBatch
+from gvm_ray.types import EstimatorTerms, GroupOutcome, TrainBatch
 
 
 class RLOO:
@@ -16,10 +16,8 @@ class RLOO:
         self._config = config
         self._accept_threshold = accept_threshold
 
-    def build_batch(
-        self, outcomes: Sequence[GroupOutcome], *, step: int, accept_rates: Mapping[str, float], num_prompts: int
-    ) -> TrainBatch:
+    def build_batch(self, outcomes: Sequence[GroupOutcome], *, step: int, terms: EstimatorTerms) -> TrainBatch:
         """All scored samples that have a gradient; see `Algorithm.build_batch`."""
-        samples = scored_samples(outcomes, accept_threshold=self._accept_threshold)
+        samples = scored_samples(outcomes, accept_threshold=self._accept_threshold, terms=terms)
         advantages = leave_one_out(samples.rewards, samples.prompt_index)
-        return batch_with_advantages(samples, advantages, config=self._config, step=step, num_prompts=num_prompts)
+        return batch_with_advantages(samples, advantages, config=self._config, step=step)

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.types import BoolArray, Float64Array, GroupOutcome, IntArray, Metrics, TrainBatch, TrainGroup
+from gvm_ray.types import (
+    BoolArray,
+    EstimatorTerms,
+    Float64Array,
+    GroupOutcome,
+    IntArray,
+    Metrics,
+    TrainBatch,
+    TrainGroup,
+)
 
 IndexArray = NDArray[np.int64]
 
@@ -23,6 +32,7 @@ class ScoredSamples:
     rewards: Float64Array  # [N]
     num_tokens: IndexArray  # [N]
     accepted: BoolArray  # [N]
+    terms: EstimatorTerms  # what the allocator says of the estimator
 
     @property
     def group_sizes(self) -> IndexArray:
@@ -34,11 +44,14 @@ class ScoredSamples:
         return np.bincount(self.prompt_index[mask], minlength=len(self.prompt_ids))
 
 
-def scored_samples(outcomes: Sequence[GroupOutcome], *, accept_threshold: float) -> ScoredSamples:
-    """Flatten outcomes. Those of one prompt_id share a statistical group; unscored samples are left out."""
+def scored_samples(
+    outcomes: Sequence[GroupOutcome], *, accept_threshold: float, terms: EstimatorTerms
+) -> ScoredSamples:
+    """Flatten outcomes. Those of one prompt_id share a statistical group; unscored samples are left out, and so are
+    those that the allocator doesn't keep."""
     prompt_ids = tuple(dict.fromkeys(outcome.prompt_id for outcome in outcomes))
     position = {prompt_id: index for index, prompt_id in enumerate(prompt_ids)}
-    kept = [np.flatnonzero(outcome.scored) for outcome in outcomes]
+    kept = [np.flatnonzero(outcome.scored & _kept(outcome, terms)) for outcome in outcomes]
     sizes = [len(indices) for indices in kept]
     rewards = _concatenate([o.rewards[i] for o, i in zip(outcomes, kept, strict=True)], np.float64)
     return ScoredSamples(
@@ -50,14 +63,21 @@ def scored_samples(outcomes: Sequence[GroupOutcome], *, accept_threshold: float)
         rewards=rewards,
         num_tokens=_concatenate([o.num_tokens[i] for o, i in zip(outcomes, kept, strict=True)], np.int64),
         accepted=rewards >= accept_threshold,
+        terms=terms,
     )
+
+
+def _kept(outcome: GroupOutcome, terms: EstimatorTerms) -> BoolArray:
+    """[n] True for the samples that the allocator keeps."""
+    if outcome.prompt_id not in terms.kept:
+        return np.ones(len(outcome.rewards), dtype=np.bool_)
+    return np.isin(outcome.sample_indices, terms.kept[outcome.prompt_id])
 
 
 def train_batch(
     samples: ScoredSamples,
     *,
     step: int,
-    num_prompts: int,
     advantages: Float64Array,
     weights: Float64Array,
     keep: BoolArray,
@@ -67,7 +87,6 @@ def train_batch(
     Args:
         samples: N scored samples.
         step: the training step.
-        num_prompts: prompts of the step, sampled or not.
         advantages: [N].
         weights: [N].
         keep: [N] True where the learners need the sample.
@@ -76,6 +95,7 @@ def train_batch(
     rows_by_outcome = np.split(kept, np.flatnonzero(np.diff(samples.outcome_index[kept])) + 1)
     groups = [
         TrainGroup(
+            prompt_id=samples.outcomes[samples.outcome_index[rows[0]]].prompt_id,
             ref=samples.outcomes[samples.outcome_index[rows[0]]].ref,
             sample_indices=samples.sample_index[rows],
             advantages=advantages[rows],
@@ -85,23 +105,25 @@ def train_batch(
         for rows in rows_by_outcome
         if rows.size
     ]
-    metrics = _metrics(samples, advantages=advantages, keep=keep, num_prompts=num_prompts)
+    metrics = _metrics(samples, advantages=advantages, keep=keep)
     return TrainBatch(step=step, groups=tuple(groups), metrics=metrics)
 
 
-def _metrics(samples: ScoredSamples, *, advantages: Float64Array, keep: BoolArray, num_prompts: int) -> Metrics:
+def _metrics(samples: ScoredSamples, *, advantages: Float64Array, keep: BoolArray) -> Metrics:
     """Of all the step's samples; means over none of them are NaN."""
     lengths = _concatenate([outcome.num_tokens for outcome in samples.outcomes], np.int64)
     truncated = _concatenate([outcome.truncated for outcome in samples.outcomes], np.bool_)
+    num_scored = sum(int(outcome.scored.sum()) for outcome in samples.outcomes)
     with_signal = int((samples.count(keep & (advantages != 0)) > 0).sum())
     return {
         "reward/mean": _mean(samples.rewards),
         "reward/std": float(samples.rewards.std()) if samples.rewards.size else float("nan"),
         "reward/accept_rate": _mean(samples.accepted),
         "groups/with_signal": float(with_signal),
-        "groups/no_signal": float(num_prompts - with_signal),
+        "groups/no_signal": float(samples.terms.num_prompts - with_signal),
         "samples/kept": float(keep.sum()),
-        "samples/unscored": float(len(lengths) - len(samples.rewards)),
+        "samples/unscored": float(len(lengths) - num_scored),
+        "samples/not_kept": float(num_scored - len(samples.rewards)),
         "samples/truncated_fraction": _mean(truncated),
         "length/mean": _mean(lengths),
         "length/max": float(lengths.max(initial=0)),

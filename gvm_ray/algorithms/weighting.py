@@ -18,25 +18,26 @@ def sample_weights(
     *,
     weighting: Weighting,
     averaged: BoolArray,
-    num_prompts: int,
     accept_rates: Mapping[str, float] | None = None,
 ) -> Float64Array:
-    """Weights [N]; 0 outside `averaged`. With m prompts, and for the prompt g of a sample:
+    """Weights [N]; 0 outside `averaged`. With m prompts, the allocator's `num_prompts`, and for a sample's prompt g:
 
     - `prompt_mean`: 1 / (m k_g), k_g its samples in `averaged`: every prompt counts equally (Algorithm 1).
     - `inverse`: 1 / (m n_g p_g), n_g its scored samples: unbiased for samples accepted with probability p_g (Lemma 1).
       Without `accept_rates` nothing was rejected: p_g = 1.
     - `token_mean`: 1 / (tokens of all samples in `averaged`).
 
+    Where the allocator gives prompt weights, as those that undo a selection, they multiply these.
+
     Args:
         samples: N scored samples.
         weighting: which one.
         averaged: [N] the samples that the estimator averages over: the accepted ones for RAFT, else all.
-        num_prompts: m, the prompts of the step, sampled or not.
         accept_rates: p by prompt_id; for a prompt that isn't in it, the rate among its own samples.
     """
     weights = np.zeros(len(samples.rewards), dtype=np.float64)
     prompts = samples.prompt_index[averaged]
+    num_prompts = max(samples.terms.num_prompts, 1)
     match weighting:
         case "prompt_mean":
             weights[averaged] = 1 / (num_prompts * samples.count(averaged)[prompts])
@@ -44,6 +45,10 @@ def sample_weights(
             weights[averaged] = 1 / (num_prompts * _expected_accepted(samples, accept_rates)[prompts])
         case "token_mean":
             weights[averaged] = 1 / max(int(samples.num_tokens[averaged].sum()), 1)
+    given = samples.terms.prompt_weights
+    if given:
+        factors = np.array([given.get(prompt_id, 1.0) for prompt_id in samples.prompt_ids])
+        weights *= factors[samples.prompt_index]
     return weights
 
 

@@ -3,7 +3,7 @@
 from gvm_ray.allocators.gvm import GVMAllocator
 from gvm_ray.allocators.steps import AllocatorSteps
 from gvm_ray.allocators.uniform import UniformAllocator
-from gvm_ray.config.strategy import (
+from gvm_ray.config.allocators import (
     AllocatorSettings,
     CustomAllocatorConfig,
     GVMAllocatorConfig,
@@ -16,12 +16,13 @@ from gvm_ray.protocols import AllocatorStrategy
 __all__ = ["AllocatorSteps", "GVMAllocator", "UniformAllocator", "create_allocator"]
 
 
-def create_allocator(config: AllocatorSettings, *, accept_threshold: float) -> AllocatorStrategy:
+def create_allocator(config: AllocatorSettings, *, accept_threshold: float, seed: int = 0) -> AllocatorStrategy:
     """The strategy that `config` names.
 
     Args:
         config: its settings.
         accept_threshold: a sample is accepted (a success) when its reward is at least this.
+        seed: of what the strategy draws at random.
 
     Raises:
         ConfigError: a custom allocator can't be imported or made.

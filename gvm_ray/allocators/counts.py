@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.types import AllocationReport, Float64Array, Metrics
+from gvm_ray.types import AllocationReport, EstimatorTerms, Float64Array, Metrics
 
 
 def sum_by_prompt(prompt_ids: Sequence[str], counts: NDArray[np.int64]) -> dict[str, int]:
@@ -24,7 +24,11 @@ def sum_by_prompt(prompt_ids: Sequence[str], counts: NDArray[np.int64]) -> dict[
 
 
 def report_counts(
-    counts: Mapping[str, int], *, accept_rates: Float64Array, estimates: Mapping[str, float] | None = None
+    counts: Mapping[str, int],
+    *,
+    accept_rates: Float64Array,
+    estimator: EstimatorTerms,
+    estimates: Mapping[str, float] | None = None,
 ) -> AllocationReport:
     """The report of a step with these samples per prompt.
 
@@ -34,6 +38,7 @@ def report_counts(
     Args:
         counts: prompt_id -> n_i, of P prompts.
         accept_rates: [P] the estimates of p_i, in the order of `counts`.
+        estimator: what the algorithm has to know.
         estimates: metrics behind the decision.
     """
     values = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
@@ -46,6 +51,7 @@ def report_counts(
             "allocation/total": float(values.sum()),
         }
     return AllocationReport(
+        estimator=estimator,
         metrics={**metrics, **(estimates or {})},
         histograms={"samples_per_prompt": values.astype(np.float64), "accept_rate": accept_rates},
     )

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from gvm_ray.allocators.counts import report_counts, sum_by_prompt
 from gvm_ray.allocators.history import PromptHistory, StepHistory
-from gvm_ray.config.strategy import GVMAllocatorConfig
+from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.allocation import apportion, gvm_weights
 from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, AllocationReport, Float64Array, Prompt
+from gvm_ray.types import Allocation, AllocationReport, EstimatorTerms, Float64Array, FloatArray, Prompt
 
 _MAX_OPEN_BLOCKS = 16
 
@@ -57,7 +57,15 @@ class GVMAllocator:
         )
         self._open_blocks: deque[_Block] = deque(maxlen=_MAX_OPEN_BLOCKS)
 
-    def rounds(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Rounds:
+    def rounds(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        step: int,
+        budget: int,
+        upcoming: Sequence[Prompt] = (),
+        states: FloatArray | None = None,
+    ) -> Rounds:
         """Pilots for a new block, then the step's n_i; at once what was reserved for these prompts by their block.
 
         Raises:
@@ -84,10 +92,6 @@ class GVMAllocator:
         outcomes = yield Allocation(counts=sum_by_prompt(ids, block.remaining[rows]))
         block.samples.fold(outcomes)
         return _report(block, ids, rows)
-
-    def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        """Posterior means from the pilots and all that the prompt's latest block saw since, where above 0."""
-        return self._history.known_accept_rates(prompt_ids)
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of every prompt. A block under way isn't part of it: a resumed run begins with new pilots."""
@@ -170,6 +174,9 @@ def _report(block: _Block, prompt_ids: Sequence[str], rows: NDArray[np.int64]) -
     return report_counts(
         sum_by_prompt(prompt_ids, block.num_samples[rows]),
         accept_rates=np.array(list(rates.values()), dtype=np.float64),
+        estimator=EstimatorTerms(
+            num_prompts=len(prompt_ids), accept_rates=block.samples.known_accept_rates(prompt_ids)
+        ),
         estimates={
             "allocation/p_hat_mean": float(block.accept_rates[rows].mean()),
             "allocation/gradient_norm_mean": float(block.gradient_norms[rows].mean()),

@@ -22,30 +22,18 @@ class PromptHistory:
         self._prior_successes = prior_successes
         self._prior_failures = prior_failures
         self.all = PromptTable()
-        self._latest = PromptTable()  # of each prompt, what its latest step saw
 
     def start_step(self, prompt_ids: Sequence[str]) -> "StepHistory":
         """An empty memory of these prompts, for one step or for a block of steps that shares one allocation."""
         return StepHistory(self, prompt_ids)
-
-    def known_accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        """The accept rates above 0 of the prompts with scored samples, from the samples of each one's latest step.
-
-        That is the step whose memory was folded into last, so right after a step's last round it is that step.
-        """
-        seen = [prompt_id for prompt_id in prompt_ids if prompt_id in self._latest]
-        rows = self._latest.rows(seen)
-        rates = np.where(self._latest.columns["trials"][rows] > 0, self._posterior_means(self._latest, rows), 0.0)
-        return {prompt_id: p for prompt_id, p in zip(seen, rates.tolist(), strict=True) if p > 0}
 
     def state_dict(self) -> dict[str, Any]:
         """`all`, as plain JSON values."""
         return {"prompts": self.all.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace the memory; what single steps saw is forgotten."""
+        """Replace the memory."""
         self.all = PromptTable.from_state_dict(state["prompts"])
-        self._latest = PromptTable()
 
     def _posterior_means(self, table: PromptTable, rows: NDArray[np.int64]) -> Float64Array:
         return beta_posterior_mean(
@@ -73,11 +61,18 @@ class StepHistory:
         seen = _count_round(outcomes, accept_threshold=history._accept_threshold)
         self._table.add(seen)
         history.all.add(seen)
-        history._latest.replace(self._table)
 
     def accept_rates(self) -> Float64Array:
         """Posterior means [P]; without samples, the prior's mean, or 0."""
         return self._history._posterior_means(self._table, self._rows)
+
+    def known_accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
+        """Those of the prompts that have scored samples here, where above 0."""
+        seen = [prompt_id for prompt_id in prompt_ids if prompt_id in self._table]
+        rows = self._table.rows(seen)
+        rates = self._history._posterior_means(self._table, rows)
+        known = (self._table.columns["trials"][rows] > 0) & (rates > 0)
+        return {prompt_id: float(p) for prompt_id, p, use in zip(seen, rates, known, strict=True) if use}
 
     def gradient_norms(self) -> Float64Array:
         """G [P], the mean norm over a round's accepted samples; NaN where none was measured."""

@@ -49,11 +49,6 @@ class PromptTable:
         columns["gradient_norm"][rows[measured]] = other.columns["gradient_norm"][measured]
         columns["policy_version"][rows] = np.maximum(columns["policy_version"][rows], other.columns["policy_version"])
 
-    def replace(self, other: "PromptTable") -> None:
-        """Take over the other table's rows; prompts that it doesn't have keep theirs."""
-        rows = self.rows(other._row_of)  # may replace self.columns
-        self.columns[rows] = other.columns
-
     def get(self, prompt_id: str) -> PromptStats | None:
         """The prompt's row; None where it has none."""
         row = self._row_of.get(prompt_id)

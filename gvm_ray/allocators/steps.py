@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.protocols import AllocatorStrategy, Rounds
-from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, Prompt
+from gvm_ray.protocols import AllocatorStrategy, ObservesTraining, Rounds
+from gvm_ray.types import Allocation, AllocationReport, FloatArray, GroupOutcome, Prompt, TrainedNorms
 
 
 class AllocatorSteps:
@@ -15,7 +15,15 @@ class AllocatorSteps:
         self._rounds: dict[int, Rounds] = {}  # step -> its generator, which waits for a round's outcomes
         self._reports: dict[int, AllocationReport] = {}  # of finished steps, until they are asked for
 
-    def plan(self, prompts: Sequence[Prompt], *, step: int, budget: int, upcoming: Sequence[Prompt] = ()) -> Allocation:
+    def plan(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        step: int,
+        budget: int,
+        upcoming: Sequence[Prompt] = (),
+        states: FloatArray | None = None,
+    ) -> Allocation:
         """The first round with anything to sample; empty where the step needs none.
 
         Raises:
@@ -25,7 +33,8 @@ class AllocatorSteps:
         assert step not in self._reports, (
             f"step {step} is finished and its report was not asked for; it can't be planned"
         )
-        return self._advance(step, self._strategy.rounds(prompts, budget=budget, upcoming=upcoming), None)
+        rounds = self._strategy.rounds(prompts, step=step, budget=budget, upcoming=upcoming, states=states)
+        return self._advance(step, rounds, None)
 
     def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
         """The next round, given the outcomes of the last one; empty when the step is done."""
@@ -36,6 +45,11 @@ class AllocatorSteps:
         """What the strategy says of a finished step; once."""
         assert step in self._reports, f"step {step} has no report; the finished steps are {list(self._reports)}"
         return self._reports.pop(step)
+
+    def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
+        """Passed on to a strategy that learns from them."""
+        if isinstance(self._strategy, ObservesTraining):
+            self._strategy.observe_training(norms)
 
     def _advance(self, step: int, rounds: Rounds, outcomes: Sequence[GroupOutcome] | None) -> Allocation:
         try:

@@ -8,7 +8,7 @@ import numpy as np
 from gvm_ray.allocators.counts import report_counts, sum_by_prompt
 from gvm_ray.allocators.history import PromptHistory
 from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, Prompt
+from gvm_ray.types import Allocation, EstimatorTerms, FloatArray, Prompt
 
 
 class UniformAllocator:
@@ -17,8 +17,16 @@ class UniformAllocator:
     def __init__(self, *, accept_threshold: float) -> None:
         self._history = PromptHistory(accept_threshold=accept_threshold)
 
-    def rounds(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Rounds:
-        """The whole budget at once; `upcoming` changes nothing."""
+    def rounds(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        step: int,
+        budget: int,
+        upcoming: Sequence[Prompt] = (),
+        states: FloatArray | None = None,
+    ) -> Rounds:
+        """The whole budget at once."""
         assert prompts, "a step needs at least one prompt"
         samples_each = np.full(len(prompts), budget // len(prompts))
         samples_each[: budget % len(prompts)] += 1
@@ -26,11 +34,8 @@ class UniformAllocator:
         outcomes = yield Allocation(counts=counts)
         samples = self._history.start_step(list(counts))
         samples.fold(outcomes)
-        return report_counts(counts, accept_rates=samples.accept_rates())
-
-    def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        """The raw rates of each prompt's latest step, where above 0."""
-        return self._history.known_accept_rates(prompt_ids)
+        terms = EstimatorTerms(num_prompts=len(counts), accept_rates=samples.known_accept_rates(list(counts)))
+        return report_counts(counts, accept_rates=samples.accept_rates(), estimator=terms)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts of every prompt seen."""

@@ -117,6 +117,7 @@ def make_batch(groups: Sequence[RolloutGroup]) -> TrainBatch:
         step=0,
         groups=tuple(
             TrainGroup(
+                prompt_id=group.prompt.prompt_id,
                 ref=GroupRef(ref=None, index=index),
                 sample_indices=np.arange(len(group), dtype=np.int32),
                 advantages=np.linspace(-1.0, 1.0, len(group)),

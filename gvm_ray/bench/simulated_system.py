@@ -20,6 +20,7 @@ from gvm_ray.config import RunConfig
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
+from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.protocols import Learners, StepLog
 from gvm_ray.types import CheckpointState, Metrics
 
@@ -58,7 +59,9 @@ async def simulated_system(
     """A started system whose generators hold policy version 0; its actors end with it."""
     threshold = config.rewards.accept_threshold
     pools = _pools(config, parts, clock=clock)
-    allocator = AllocatorClient(config.allocator, accept_threshold=threshold, timeout_s=config.deadlines.sample_s)
+    allocator = AllocatorClient(
+        config.allocator, accept_threshold=threshold, seed=config.seed, timeout_s=config.deadlines.sample_s
+    )
     learners = SimulatedLearners(
         parts.learners, weights_bytes=parts.weights_bytes, accept_threshold=threshold, clock=clock
     )
@@ -72,8 +75,9 @@ async def simulated_system(
                 simulated_prompts(parts.num_prompts, num_tokens=PROMPT_TOKENS, seed=config.seed),
                 seed=config.seed,
                 shuffle=True,
-                unique_within=config.prompts_per_step * config.block_steps,
+                unique_within=config.candidates_per_step * config.block_steps,
             ),
+            states=CachedPromptStates(learners=learners, config=config.prompt_states),
             allocator=allocator,
             pools=pools,
             learners=learners,

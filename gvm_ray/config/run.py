@@ -4,17 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from gvm_ray.config.allocator_base import PromptStatesConfig, RunShape
+from gvm_ray.config.allocators import AllocatorSettings, GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Settings
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
 from gvm_ray.config.prompts import ArithmeticSourceConfig, PromptsConfig, ReasoningGymSourceConfig
 from gvm_ray.config.rewards import RewardsConfig
-from gvm_ray.config.strategy import (
-    AlgorithmSettings,
-    AllocatorSettings,
-    GVMAllocatorConfig,
-    RaftPlusPlusConfig,
-    UniformAllocatorConfig,
-)
+from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig
 
 InFlightPolicy = Literal["keep", "finish"]
 Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
@@ -132,36 +128,36 @@ class RunConfig(Settings):
         """Steps that share one allocation."""
         return self.allocator.block_steps if isinstance(self.allocator, GVMAllocatorConfig) else 1
 
+    @property
+    def candidates_per_step(self) -> int:
+        """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
+        return getattr(self.allocator, "candidates_per_step", None) or self.prompts_per_step
+
+    @property
+    def prompt_states(self) -> PromptStatesConfig | None:
+        """The hidden states of prompts that the allocator asks for."""
+        return getattr(self.allocator, "states", None)
+
+    @property
+    def training_gradient_norms(self) -> bool:
+        """Whether the allocator wants every trained sample's gradient norm."""
+        return getattr(self.allocator, "training_gradient_norms", False)
+
     @model_validator(mode="after")
     def _allocator_fits(self) -> "RunConfig":
-        if not isinstance(self.allocator, GVMAllocatorConfig):
-            return self
-        gvm, n = self.allocator, self.samples_per_prompt
-        if gvm.pilot_samples >= n:
+        if self.candidates_per_step < self.prompts_per_step:
             raise ValueError(
-                f"allocator.pilot_samples={gvm.pilot_samples} leaves nothing of samples_per_prompt={n} to allocate; "
-                f"write pilot_samples={max(1, n // 2)} or a larger samples_per_prompt"
+                f"allocator.candidates_per_step={self.candidates_per_step} is below "
+                f"prompts_per_step={self.prompts_per_step}; write a multiple of it, e.g. {self.prompts_per_step * 16}"
             )
-        if gvm.max_samples is not None and gvm.max_samples < n:
-            raise ValueError(
-                f"allocator.max_samples={gvm.max_samples} is below samples_per_prompt={n}, so the budget can't be "
-                f"spent; write max_samples={n} or more"
+        self.allocator.check_fits(
+            RunShape(
+                prompts_per_step=self.prompts_per_step,
+                samples_per_prompt=self.samples_per_prompt,
+                max_staleness=self.max_staleness,
+                checkpoint_every_steps=self.checkpoint.every_steps,
             )
-        if gvm.min_samples > n:
-            raise ValueError(
-                f"allocator.min_samples={gvm.min_samples} is above samples_per_prompt={n}; write {n} or less"
-            )
-        if gvm.reuse_pilots and gvm.block_steps - 1 > self.max_staleness:
-            raise ValueError(
-                f"allocator.block_steps={gvm.block_steps} with reuse_pilots trains on pilots up to "
-                f"{gvm.block_steps - 1} updates old, but max_staleness={self.max_staleness}; "
-                f"write max_staleness={gvm.block_steps - 1}, or reuse_pilots=false"
-            )
-        if self.checkpoint.every_steps % gvm.block_steps:
-            raise ValueError(
-                f"checkpoint.every_steps={self.checkpoint.every_steps} is not a multiple of "
-                f"allocator.block_steps={gvm.block_steps}; write e.g. {gvm.block_steps * 10}"
-            )
+        )
         return self
 
     @model_validator(mode="after")

@@ -1,56 +1,10 @@
-"""The two decisions this package is about, kept apart: who gets how many samples, and what is learned from them."""
+"""What is learned from the samples, apart from who gets how many of them."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Probability, Settings
-
-
-class UniformAllocatorConfig(Settings):
-    """Every prompt gets samples_per_prompt samples."""
-
-    type: Literal["uniform"] = "uniform"
-
-
-class GVMAllocatorConfig(Settings):
-    """Gradient variance minimization (arXiv 2505.02391): pilots, then n ~ G / sqrt(p + alpha / p^(beta - 1))."""
-
-    type: Literal["gvm"] = "gvm"
-    pilot_samples: Count = 4  # N', drawn from every prompt first; part of the budget
-    alpha: Positive = 1e-3
-    beta: Annotated[float, Field(ge=2)] = 2.0
-    block_steps: Count = 1  # k steps share one pilot round
-    reuse_pilots: bool = True  # train on the pilots too; false = as published
-    gradient_parameters: Literal["embed_tokens", "lm_head"] = "embed_tokens"  # with tied embeddings either means both
-    prior_successes: NonNegative = 0.5  # Beta prior of the accept rate; 0 and 0 = as published (p=0 gives n=0)
-    prior_failures: NonNegative = 0.5
-    min_samples: NonNegativeCount = 0
-    max_samples: Count | None = None
-    filter_threshold: Annotated[float, Field(gt=0, le=1)] | None = None  # a prompt with a higher accept rate gets none
-    min_expected_accepted: NonNegative = 0.0  # a prompt expected to yield fewer accepted samples gets none
-
-    @model_validator(mode="after")
-    def _bounds(self) -> "GVMAllocatorConfig":
-        if self.max_samples is not None and self.max_samples < self.min_samples:
-            raise ValueError(
-                f"max_samples={self.max_samples} is below min_samples={self.min_samples}; "
-                f"write max_samples={self.min_samples} or more"
-            )
-        return self
-
-
-class CustomAllocatorConfig(Settings):
-    """Any importable `module:Class` that satisfies `protocols.AllocatorStrategy`."""
-
-    type: Literal["custom"] = "custom"
-    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
-    parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments besides accept_threshold
-
-
-AllocatorSettings = Annotated[
-    UniformAllocatorConfig | GVMAllocatorConfig | CustomAllocatorConfig, Field(discriminator="type")
-]
+from gvm_ray.config.base import Count, NonNegative, Positive, Probability, Settings
 
 Weighting = Literal["prompt_mean", "inverse", "token_mean"]
 
@@ -154,12 +108,9 @@ AlgorithmSettings = Annotated[
 
 __all__ = [
     "AlgorithmSettings",
-    "AllocatorSettings",
     "CustomAlgorithmConfig",
-    "CustomAllocatorConfig",
     "DrGRPOConfig",
     "GRPOConfig",
-    "GVMAllocatorConfig",
     "ImportanceConfig",
     "KLConfig",
     "Probability",
@@ -167,6 +118,5 @@ __all__ = [
     "RaftConfig",
     "RaftPlusPlusConfig",
     "ReinforcePlusPlusConfig",
-    "UniformAllocatorConfig",
     "Weighting",
 ]

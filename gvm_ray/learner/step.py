@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from gvm_ray.config import RunConfig
+from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.config.model import PretrainedModelConfig
-from gvm_ray.config.strategy import GVMAllocatorConfig
 from gvm_ray.functional.packing import micro_batches, split_updates
 from gvm_ray.learner.checkpoint import load_shards, save_shards
 from gvm_ray.learner.metric_sums import MetricSums

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import AllocatorSteps, create_allocator
-from gvm_ray.config.strategy import AllocatorSettings, CustomAllocatorConfig, GVMAllocatorConfig, UniformAllocatorConfig
+from gvm_ray.config.allocators import (
+    AllocatorSettings,
+    CustomAllocatorConfig,
+    GVMAllocatorConfig,
+    UniformAllocatorConfig,
+)
 from gvm_ray.protocols import AllocatorStrategy
 from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, GroupRef, Prompt
 
@@ -120,12 +125,12 @@ def test_it_spends_exactly_the_budget(config, rate: Rate, size: int) -> None:
 
 
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
-def test_accept_rates_are_probabilities_of_the_prompts_asked_for(config, rate: Rate) -> None:
+def test_accept_rates_are_probabilities_of_the_step_s_prompts(config, rate: Rate) -> None:
     allocator = create_allocator(config, accept_threshold=0.5)
-    assert allocator.accept_rates(["0"]) == {}
-    run_step(allocator, prompts=make_prompts(0, 8), upcoming=[], budget=64, rate=rate)
-    rates = allocator.accept_rates(["7", "1", "unknown"])
-    assert set(rates) <= {"7", "1"}
+    prompts = make_prompts(0, 8)
+    _, report = run_step(allocator, prompts=prompts, upcoming=[], budget=64, rate=rate)
+    rates = report.estimator.accept_rates
+    assert set(rates) <= {prompt.prompt_id for prompt in prompts}
     assert all(0 < p <= 1 for p in rates.values())
     if rate(7) == 1:
         assert rates["7"] > 0.9
@@ -189,7 +194,7 @@ def test_overlapping_steps_give_what_each_gives_alone(config) -> None:
             allocation = steps.observe(sample(allocation, RATES["mixed"], rng), step=step)
         report = steps.report(step=step)
         histograms = {name: values.tolist() for name, values in report.histograms.items()}
-        yield report.metrics, histograms, allocator.accept_rates([prompt.prompt_id for prompt in prompts])
+        yield report.metrics, histograms, report.estimator
 
     alone = []
     for step in (0, 1):

@@ -24,7 +24,7 @@ from gvm_ray.config.strategy import (
 )
 from gvm_ray.functional.losses import ImportanceCorrection
 from gvm_ray.protocols import Algorithm
-from gvm_ray.types import GroupOutcome, GroupRef, TrainBatch
+from gvm_ray.types import EstimatorTerms, GroupOutcome, GroupRef, TrainBatch
 
 NAN = float("nan")
 ALL_CONFIGS = [
@@ -51,9 +51,10 @@ def outcome(prompt_id: str, rewards: Sequence[float], *, num_tokens: Sequence[in
     )
 
 
-def build(config: AlgorithmSettings, outcomes, *, accept_rates=None, num_prompts: int = 4) -> TrainBatch:
+def build(config: AlgorithmSettings, outcomes, *, accept_rates=None, num_prompts: int = 4, **terms) -> TrainBatch:
     algorithm = create_algorithm(config, accept_threshold=0.5)
-    return algorithm.build_batch(outcomes, step=3, accept_rates=accept_rates or {}, num_prompts=num_prompts)
+    terms = EstimatorTerms(num_prompts=num_prompts, accept_rates=accept_rates or {}, **terms)
+    return algorithm.build_batch(outcomes, step=3, terms=terms)
 
 
 def by_ref(batch: TrainBatch, name: str) -> dict[str, list]:
@@ -166,6 +167,7 @@ def test_metrics() -> None:
             "groups/with_signal": 1,
             "groups/no_signal": 3,
             "samples/kept": 4,
+            "samples/not_kept": 0,
             "samples/unscored": 1,
             "samples/truncated_fraction": 4 / 9,
             "length/mean": 5.0,
@@ -191,7 +193,7 @@ def test_every_algorithm_on_ragged_groups(config_class, weighting: str) -> None:
     outcomes = [outcome(str(n), rng.integers(0, 2, n).tolist()) for n in (0, 1, 2, 37)]
     algorithm = create_algorithm(config_class(weighting=weighting), accept_threshold=0.5)
     assert isinstance(algorithm, Algorithm)
-    batch = algorithm.build_batch(outcomes, step=0, accept_rates={}, num_prompts=4)
+    batch = algorithm.build_batch(outcomes, step=0, terms=EstimatorTerms(num_prompts=4))
     assert 0 < batch.num_samples <= 40
     for group in batch.groups:
         assert len(group.sample_indices) == len(group.advantages) == len(group.weights) == len(group.num_tokens)
@@ -260,3 +262,29 @@ def test_token_loss_asks_for_what_its_terms_need() -> None:
             advantages=zeros,
             mask=zeros == 0,
         )
+
+
+def test_samples_that_the_allocator_does_not_keep_are_no_part_of_the_group() -> None:
+    batch = build(DrGRPOConfig(), [outcome("a", [1.0, 1.0, 0.0, 0.0])], kept={"a": (0, 2, 3)}, num_prompts=1)
+    assert by_ref(batch, "sample_indices") == {"a": [0, 2, 3]}
+    assert by_ref(batch, "advantages")["a"] == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    assert by_ref(batch, "weights")["a"] == pytest.approx([1 / 3] * 3)
+    assert (batch.metrics["samples/not_kept"], batch.metrics["samples/unscored"]) == (1, 0)
+
+
+@pytest.mark.parametrize("config_class", [GRPOConfig, DrGRPOConfig, RLOOConfig])
+def test_the_allocator_s_baseline_takes_the_group_s_place(config_class) -> None:
+    outcomes = [outcome("a", [1.0]), outcome("b", [1.0, 0.0])]
+    batch = build(config_class(), outcomes, baselines={"a": 0.25}, scales={"a": 0.5}, num_prompts=2)
+    without = build(config_class(), outcomes, num_prompts=2)
+    assert by_ref(batch, "advantages")["a"] == [1.5]
+    assert by_ref(batch, "advantages")["b"] == by_ref(without, "advantages")["b"]
+    assert "a" not in by_ref(without, "advantages")  # alone, a sample is its own mean
+
+
+@pytest.mark.parametrize("weighting", ["prompt_mean", "inverse", "token_mean"])
+def test_prompt_weights_multiply_the_samples_weights(weighting) -> None:
+    plain = by_ref(build(RaftConfig(weighting=weighting), OUTCOMES), "weights")
+    given = by_ref(build(RaftConfig(weighting=weighting), OUTCOMES, prompt_weights={"a": 3.0}), "weights")
+    assert given["a1"] == pytest.approx([3 * weight for weight in plain["a1"]])
+    assert given["b"] == plain["b"]

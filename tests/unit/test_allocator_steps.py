@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import AllocatorSteps, GVMAllocator, UniformAllocator
-from gvm_ray.config.strategy import GVMAllocatorConfig
+from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, GroupRef, Prompt
+from gvm_ray.types import Allocation, AllocationReport, EstimatorTerms, GroupOutcome, GroupRef, Prompt
 
 
 def prompts(ids: str) -> list[Prompt]:
@@ -37,11 +37,8 @@ class Scripted:
     def __init__(self, script: Callable[[int], Any]) -> None:
         self.script = script
 
-    def rounds(self, prompts: Sequence[Prompt], *, budget: int, upcoming: Sequence[Prompt] = ()) -> Rounds:
+    def rounds(self, prompts: Sequence[Prompt], *, budget: int, **step: Any) -> Rounds:
         return self.script(budget)
-
-    def accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -60,11 +57,12 @@ def test_overlapping_steps_that_share_a_prompt_don_t_mix_their_samples() -> None
     assert steps.observe([outcome("b", [1, 0]), outcome("c", [1, 1])], step=1).counts == {"b": 5, "c": 3}
     assert steps.observe([outcome("a", [1, 1]), outcome("b", [1, 1])], step=0).counts == {"a": 4, "b": 4}
     assert steps.observe([outcome("b", [1] * 5), outcome("c", [0] * 3)], step=1).total == 0
-    assert allocator.accept_rates(["b", "c"]) == pytest.approx({"b": 6 / 7, "c": 2 / 5})
     assert steps.observe([outcome("a", [0] * 4), outcome("b", [1] * 4)], step=0).total == 0
-    assert allocator.accept_rates(["a", "b"]) == pytest.approx({"a": 2 / 6, "b": 1})
-    np.testing.assert_allclose(steps.report(step=0).histograms["accept_rate"], [2 / 6, 1])
-    np.testing.assert_allclose(steps.report(step=1).histograms["accept_rate"], [6 / 7, 2 / 5])
+    reports = [steps.report(step=step) for step in (0, 1)]
+    assert reports[0].estimator.accept_rates == pytest.approx({"a": 2 / 6, "b": 1})
+    assert reports[1].estimator.accept_rates == pytest.approx({"b": 6 / 7, "c": 2 / 5})
+    np.testing.assert_allclose(reports[0].histograms["accept_rate"], [2 / 6, 1])
+    np.testing.assert_allclose(reports[1].histograms["accept_rate"], [6 / 7, 2 / 5])
     assert allocator.state_dict()["prompts"]["b"]["trials"] == 13
 
 
@@ -74,7 +72,8 @@ def test_a_finished_step_s_prompt_without_samples_has_no_rate_of_an_earlier_step
     for step, budget in ((0, 2), (1, 1)):
         steps.plan(prompts("ab"), step=step, budget=budget)
         steps.observe([outcome("a", [1])] + [outcome("b", [1])] * (budget - 1), step=step)
-        assert allocator.accept_rates(["a", "b"]) == ({"a": 1, "b": 1} if step == 0 else {"a": 1})
+        rates = steps.report(step=step).estimator.accept_rates
+        assert rates == ({"a": 1, "b": 1} if step == 0 else {"a": 1})
 
 
 def test_allocations_with_nothing_to_sample_are_passed_over() -> None:
@@ -83,7 +82,7 @@ def test_allocations_with_nothing_to_sample_are_passed_over() -> None:
     def script(budget: int) -> Rounds:
         for count in (0, budget, 0, 0, 1, 0):
             sent.append((yield Allocation(counts={"a": count})))
-        return AllocationReport(metrics={"allocation/total": budget + 1.0})
+        return AllocationReport(estimator=EstimatorTerms(num_prompts=1), metrics={"allocation/total": budget + 1.0})
 
     steps = AllocatorSteps(Scripted(script))
     assert steps.plan(prompts("a"), step=5, budget=3).counts == {"a": 3}
@@ -96,7 +95,7 @@ def test_allocations_with_nothing_to_sample_are_passed_over() -> None:
 
 def test_a_step_that_needs_no_samples_is_finished_by_its_plan() -> None:
     def script(budget: int) -> Rounds:
-        return AllocationReport(metrics={"allocation/total": 0.0})
+        return AllocationReport(estimator=EstimatorTerms(num_prompts=1), metrics={"allocation/total": 0.0})
         yield
 
     steps = AllocatorSteps(Scripted(script))
@@ -128,7 +127,7 @@ def test_a_failed_step_is_forgotten_and_can_be_planned_anew() -> None:
         outcomes = yield Allocation(counts={"a": budget})
         if not outcomes:
             raise ConfigError("no outcomes")
-        return AllocationReport()
+        return AllocationReport(estimator=EstimatorTerms(num_prompts=1))
 
     steps = AllocatorSteps(Scripted(script))
     with pytest.raises(ConfigError, match="write 2 or more"):

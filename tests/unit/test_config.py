@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gvm_ray.config import RunConfig, load_config, parse_config
-from gvm_ray.config.strategy import GVMAllocatorConfig, UniformAllocatorConfig
+from gvm_ray.config.allocators import GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import AllocatorSteps, GVMAllocator
-from gvm_ray.config.strategy import GVMAllocatorConfig
+from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import Allocation, GroupOutcome, GroupRef, Prompt
 
@@ -161,17 +161,19 @@ def test_several_outcomes_of_one_prompt_are_one_pilot_group() -> None:
 
 
 def test_a_block_of_steps_shares_one_pilot_round() -> None:
-    allocator, steps = gvm(config(block_steps=3))
+    _, steps = gvm(config(block_steps=3))
     round_one = steps.plan(prompts("a"), step=0, budget=8, upcoming=prompts("bc"))
     assert round_one.counts == {"a": 4, "b": 4, "c": 4}
     assert steps.observe(pilots(PILOTS), step=0).counts == {"a": 2}  # the block's 24: 6, 6, 12
     assert steps.observe([outcome("a", [1, 1])], step=0).total == 0
-    assert steps.report(step=0).metrics["allocation/total"] == 6
+    report = steps.report(step=0)
+    assert report.metrics["allocation/total"] == 6
+    assert report.estimator.accept_rates == pytest.approx({"a": 3 / 6})
     later = steps.plan(prompts("b"), step=1, budget=8)
     assert later.counts == {"b": 2}
     assert not later.needs_gradient_norms
     assert steps.observe([outcome("b", [1, 0])], step=1).total == 0
-    assert allocator.accept_rates(["a", "b", "c"]) == pytest.approx({"a": 3 / 6, "b": 5 / 6, "c": 1 / 4})
+    assert steps.report(step=1).estimator.accept_rates == pytest.approx({"b": 5 / 6})
     assert steps.plan(prompts("c"), step=2, budget=8, upcoming=prompts("xy")).counts == {"c": 8}
     assert steps.observe([], step=2).total == 0
     assert steps.report(step=2).metrics["allocation/total"] == 12
@@ -206,7 +208,6 @@ def test_loading_a_memory_forgets_the_blocks() -> None:
     steps.plan(prompts("a"), step=0, budget=8, upcoming=prompts("b"))
     steps.observe(pilots({"a": PILOTS["a"], "b": PILOTS["b"]}), step=0)
     allocator.load_state_dict(allocator.state_dict())
-    assert allocator.accept_rates(["a", "b"]) == {}
     assert steps.plan(prompts("b"), step=1, budget=8).needs_gradient_norms
 
 
@@ -226,11 +227,12 @@ def test_a_prompt_that_stands_twice_gets_a_share_for_each_time() -> None:
 
 
 def test_nothing_left_after_the_pilots_ends_the_step() -> None:
-    allocator, steps = gvm(config())
+    _, steps = gvm(config())
     steps.plan(prompts("abc"), step=0, budget=12)
     assert steps.observe(pilots(PILOTS), step=0).total == 0
-    assert allocator.accept_rates(["a"]) == {"a": 0.25}  # folded, though no second round will be observed
-    assert steps.report(step=0).metrics["allocation/total"] == 12
+    report = steps.report(step=0)
+    assert report.estimator.accept_rates["a"] == 0.25  # folded, though no second round will be observed
+    assert report.metrics["allocation/total"] == 12
     assert steps.plan(prompts("abc"), step=1, budget=24).counts == {"a": 4, "b": 4, "c": 4}
     assert steps.observe(pilots(PILOTS), step=1).counts == {"a": 2, "b": 2, "c": 8}
 
@@ -243,7 +245,7 @@ def test_memory_accumulates_over_blocks_and_keeps_the_latest_norm() -> None:
         steps.observe([outcome("a", [1, 1, 0, 0], version=version)], step=version)
     state = json.loads(json.dumps(allocator.state_dict()))
     assert state["prompts"]["a"] == {"trials": 14.0, "successes": 6.0, "gradient_norm": 3.0, "policy_version": 1}
-    assert allocator.accept_rates(["a"]) == pytest.approx({"a": 3 / 7})
+    assert steps.report(step=1).estimator.accept_rates == pytest.approx({"a": 3 / 7})
 
 
 def test_histograms_are_aligned_by_prompt() -> None:

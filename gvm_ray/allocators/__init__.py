@@ -1,6 +1,9 @@
 """Who gets how many samples: one file per strategy, made from its settings by `create_allocator`."""
 
 from gvm_ray.allocators.gvm import GVMAllocator
+from gvm_ray.allocators.gvm_online import GVMOnlineAllocator
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocator
+from gvm_ray.allocators.neyman import NeymanAllocator
 from gvm_ray.allocators.steps import AllocatorSteps
 from gvm_ray.allocators.uniform import UniformAllocator
 from gvm_ray.config.allocators import (
@@ -8,6 +11,11 @@ from gvm_ray.config.allocators import (
     CustomAllocatorConfig,
     GVMAllocatorConfig,
     UniformAllocatorConfig,
+)
+from gvm_ray.config.predictive_allocators import (
+    GVMOnlineAllocatorConfig,
+    GVMPoolAllocatorConfig,
+    NeymanAllocatorConfig,
 )
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.import_path import create_from_path
@@ -32,6 +40,12 @@ def create_allocator(config: AllocatorSettings, *, accept_threshold: float, seed
             return UniformAllocator(accept_threshold=accept_threshold)
         case GVMAllocatorConfig():
             return GVMAllocator(config, accept_threshold=accept_threshold)
+        case GVMPoolAllocatorConfig():
+            return GVMPoolAllocator(config, accept_threshold=accept_threshold, seed=seed)
+        case GVMOnlineAllocatorConfig():
+            return GVMOnlineAllocator(config, accept_threshold=accept_threshold, seed=seed)
+        case NeymanAllocatorConfig():
+            return NeymanAllocator(config, accept_threshold=accept_threshold, seed=seed)
         case CustomAllocatorConfig():
             return _custom_allocator(config, accept_threshold=accept_threshold)
 

@@ -29,17 +29,19 @@ def report_counts(
     accept_rates: Float64Array,
     estimator: EstimatorTerms,
     estimates: Mapping[str, float] | None = None,
+    histograms: Mapping[str, Float64Array] | None = None,
 ) -> AllocationReport:
     """The report of a step with these samples per prompt.
 
     Metrics are `allocation/min|max|total` of the samples per prompt, `allocation/zero`, the prompts that got none, and
-    `estimates`, what else there is to say; histograms are samples_per_prompt and accept_rate.
+    `estimates`, what else there is to say; histograms are samples_per_prompt and accept_rate, and those given.
 
     Args:
         counts: prompt_id -> n_i, of P prompts.
         accept_rates: [P] the estimates of p_i, in the order of `counts`.
         estimator: what the algorithm has to know.
         estimates: metrics behind the decision.
+        histograms: likewise.
     """
     values = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
     metrics: Metrics = {}
@@ -53,5 +55,9 @@ def report_counts(
     return AllocationReport(
         estimator=estimator,
         metrics={**metrics, **(estimates or {})},
-        histograms={"samples_per_prompt": values.astype(np.float64), "accept_rate": accept_rates},
+        histograms={
+            "samples_per_prompt": values.astype(np.float64),
+            "accept_rate": accept_rates,
+            **(histograms or {}),
+        },
     )

@@ -66,6 +66,11 @@ class StepHistory:
         """Posterior means [P]; without samples, the prior's mean, or 0."""
         return self._history._posterior_means(self._table, self._rows)
 
+    def counts(self) -> tuple[Float64Array, Float64Array]:
+        """Accepted and scored samples [P]."""
+        columns = self._table.columns[self._rows]
+        return columns["successes"], columns["trials"]
+
     def known_accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
         """Those of the prompts that have scored samples here, where above 0."""
         seen = [prompt_id for prompt_id in prompt_ids if prompt_id in self._table]

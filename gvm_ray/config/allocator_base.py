@@ -6,9 +6,11 @@ whether training measures the norm of every sample's gradient for it.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from gvm_ray.config.base import Count, Settings
+from pydantic import Field
+
+from gvm_ray.config.base import Count, Positive, Settings
 
 
 class PromptStatesConfig(Settings):
@@ -37,3 +39,14 @@ class AllocatorConfig(Settings):
         Raises:
             ValueError: what is wrong, and what to write instead.
         """
+
+
+class PredictorConfig(Settings):
+    """What an allocator expects of a prompt before it is sampled: learned on the way from the run's own samples."""
+
+    forgetting: Annotated[float, Field(gt=0, le=1)] = 0.9  # factor on the weight of samples for each step they are old
+    ridge: Positive = 1.0  # penalty on the coefficients of standardised features
+    history_trials: Positive = 8.0  # the features' prediction counts as so many samples of the prompt itself
+    source_features: tuple[str, ...] = ()  # names in Prompt.features whose values are categories, e.g. level
+    max_state_features: Count = 256  # wider hidden states are projected down at random
+    window_rows: Count = 2048  # latest groups learned from

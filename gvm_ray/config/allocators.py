@@ -6,6 +6,11 @@ from pydantic import Field, model_validator
 
 from gvm_ray.config.allocator_base import AllocatorConfig, PromptStatesConfig, RunShape
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive
+from gvm_ray.config.predictive_allocators import (
+    GVMOnlineAllocatorConfig,
+    GVMPoolAllocatorConfig,
+    NeymanAllocatorConfig,
+)
 
 
 class UniformAllocatorConfig(AllocatorConfig):
@@ -82,5 +87,11 @@ class CustomAllocatorConfig(AllocatorConfig):
 
 
 AllocatorSettings = Annotated[
-    UniformAllocatorConfig | GVMAllocatorConfig | CustomAllocatorConfig, Field(discriminator="type")
+    UniformAllocatorConfig
+    | GVMAllocatorConfig
+    | GVMPoolAllocatorConfig
+    | GVMOnlineAllocatorConfig
+    | NeymanAllocatorConfig
+    | CustomAllocatorConfig,
+    Field(discriminator="type"),
 ]

@@ -3,6 +3,8 @@
 Kept apart from the allocators so that a formula is tested with hand-made numbers and no bookkeeping around it.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -29,18 +31,57 @@ def gvm_weights(
     Raises:
         ValueError: an entry is NaN, infinite, negative, or an accept rate above 1.
     """
-    p = _finite_non_negative(accept_rates, name="accept_rates")
+    p = _probabilities(accept_rates)
     norms = _finite_non_negative(gradient_norms, name="gradient_norms")
     if p.shape != norms.shape:
         raise ValueError(f"accept_rates has shape {p.shape}, gradient_norms {norms.shape}; give one of each per prompt")
-    if p.size and p.max() > 1:
-        index = int(np.argmax(p > 1))
-        raise ValueError(f"accept_rates[{index}] = {p[index]} is above 1; it is a probability")
     weights = np.zeros_like(p)
     signal = (p > 0) & (norms > 0)
     with np.errstate(over="ignore", divide="ignore"):  # a vanishing p gives G / inf = 0, which is the limit
         weights[signal] = norms[signal] / np.sqrt(p[signal] + alpha / p[signal] ** (beta - 1))
     return weights
+
+
+def neyman_weights(accept_rates: ArrayLike, *, objective: Literal["linear", "log"] = "linear") -> NDArray[np.float64]:
+    """Weights [P] that minimise the variance of a policy gradient with the mean reward as baseline.
+
+    sqrt(p (1 - p)) for the mean reward ("linear"), sqrt((1 - p) / p) for the log pass rate ("log", arXiv 2510.04996,
+    appendix B); 0 where p is 0 or 1.
+
+    Args:
+        accept_rates: p [P] in [0, 1].
+        objective: which of the two.
+
+    Raises:
+        ValueError: an entry is NaN or outside [0, 1].
+    """
+    p = _probabilities(accept_rates)
+    signal = (p > 0) & (p < 1)
+    inside = np.where(signal, p, 0.5)
+    weights = np.sqrt(inside * (1 - inside)) if objective == "linear" else np.sqrt((1 - inside) / inside)
+    return np.where(signal, weights, 0.0)
+
+
+def gradient_deviation(
+    accept_rates: ArrayLike, accepted_norms: ArrayLike, rejected_norms: ArrayLike
+) -> NDArray[np.float64]:
+    """Root mean square [P] of one sample's term (r - p) grad ln pi(y) of the policy gradient.
+
+    sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)), where G+ and G- are the root mean square norms of grad ln pi over accepted
+    and rejected samples: a rare failure at p near 1 counts with the norm that failures have.
+
+    Args:
+        accept_rates: p [P] in [0, 1].
+        accepted_norms: G+ [P] >= 0.
+        rejected_norms: G- [P] >= 0.
+
+    Raises:
+        ValueError: an entry is NaN, infinite, negative, or an accept rate above 1.
+    """
+    p = _probabilities(accept_rates)
+    accepted = _finite_non_negative(accepted_norms, name="accepted_norms")
+    rejected = _finite_non_negative(rejected_norms, name="rejected_norms")
+    return np.sqrt(p * (1 - p) * ((1 - p) * accepted**2 + p * rejected**2))
 
 
 def apportion(
@@ -151,6 +192,14 @@ def _round_to_sum(shares: NDArray[np.float64], high: NDArray[np.int64], total: i
         counts[ties[: missing - np.count_nonzero(larger)]] += 1
     assert counts.sum() == total, f"rounded to {counts.sum()} instead of {total}"
     return counts
+
+
+def _probabilities(accept_rates: ArrayLike) -> NDArray[np.float64]:
+    p = _finite_non_negative(accept_rates, name="accept_rates")
+    if p.size and p.max() > 1:
+        index = int(np.argmax(p > 1))
+        raise ValueError(f"accept_rates[{index}] = {p[index]} is above 1; it is a probability")
+    return p
 
 
 def _finite_non_negative(values: ArrayLike, *, name: str) -> NDArray[np.float64]:

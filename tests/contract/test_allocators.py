@@ -14,6 +14,11 @@ from gvm_ray.config.allocators import (
     GVMAllocatorConfig,
     UniformAllocatorConfig,
 )
+from gvm_ray.config.predictive_allocators import (
+    GVMOnlineAllocatorConfig,
+    GVMPoolAllocatorConfig,
+    NeymanAllocatorConfig,
+)
 from gvm_ray.protocols import AllocatorStrategy
 from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, GroupRef, Prompt
 
@@ -23,6 +28,12 @@ CONFIGS: dict[str, AllocatorSettings] = {
     "gvm as published": GVMAllocatorConfig(reuse_pilots=False, prior_successes=0, prior_failures=0),
     "gvm filtered": GVMAllocatorConfig(filter_threshold=0.7, min_expected_accepted=1.5, max_samples=12),
     "gvm in blocks": GVMAllocatorConfig(block_steps=3, min_samples=2),
+    "gvm_pool": GVMPoolAllocatorConfig(candidates_per_step=8, states=None),
+    "gvm_pool with draws": GVMPoolAllocatorConfig(
+        candidates_per_step=8, exploration="thompson", group_size=1, predicted_baseline=True, undo_selection=True
+    ),
+    "gvm_online": GVMOnlineAllocatorConfig(),
+    "neyman": NeymanAllocatorConfig(score="log_neyman"),
     "the example": CustomAllocatorConfig(path="examples.custom_allocator:FewerForSolved"),
 }
 Rate = Callable[[int], float]

@@ -1,0 +1,152 @@
+"""Allocators without pilots: what is expected of each prompt decides, in one round, from the first step on."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gvm_ray.allocators.counts import report_counts, sum_by_prompt
+from gvm_ray.allocators.history import PromptHistory
+from gvm_ray.allocators.predictor import PromptEstimates, StatsPredictor
+from gvm_ray.config.predictive_allocators import (
+    GVMOnlineAllocatorConfig,
+    GVMPoolAllocatorConfig,
+    NeymanAllocatorConfig,
+    Score,
+)
+from gvm_ray.functional.allocation import gradient_deviation, gvm_weights, neyman_weights
+from gvm_ray.functional.calibration import brier_score
+from gvm_ray.protocols import Rounds
+from gvm_ray.types import Allocation, EstimatorTerms, Float64Array, FloatArray, Prompt, TrainedNorms
+
+_ALPHA, _BETA = 1e-3, 2.0  # GVM's defaults
+
+
+class PredictiveAllocator(ABC):
+    """One round a step: predict, score, divide. Before the first samples every prompt is worth the same."""
+
+    def __init__(
+        self,
+        config: GVMPoolAllocatorConfig | GVMOnlineAllocatorConfig | NeymanAllocatorConfig,
+        *,
+        accept_threshold: float,
+        seed: int,
+    ) -> None:
+        self._settings = config
+        self._seed = seed
+        self._history = PromptHistory(accept_threshold=accept_threshold)
+        self._predictor = StatsPredictor(config.predictor, accept_threshold=accept_threshold, seed=seed)
+
+    def rounds(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        step: int,
+        budget: int,
+        upcoming: Sequence[Prompt] = (),
+        states: FloatArray | None = None,
+    ) -> Rounds:
+        """The whole budget at once, by prediction."""
+        assert prompts, "a step needs at least one prompt"
+        rng = np.random.default_rng((self._seed, step))
+        rows = self._predictor.rows(prompts, states)
+        estimates = self._predictor.predict(prompts, rows, step=step)
+        scores = self._scores(estimates, rng)
+        sizes, weights = self._divide(scores, budget=budget, rng=rng)
+        counts = sum_by_prompt([prompt.prompt_id for prompt in prompts], sizes)
+        outcomes = yield Allocation(counts=counts)
+        samples = self._history.start_step([prompt.prompt_id for prompt in prompts])
+        samples.fold(outcomes)
+        self._predictor.observe(prompts, rows, outcomes, step=step)
+        successes, trials = samples.counts()
+        scored = trials > 0
+        predicted, observed = estimates.accept_rates[scored], successes[scored] / trials[scored]
+        return report_counts(
+            counts,
+            accept_rates=estimates.accept_rates,
+            estimator=self._terms(prompts, sizes, estimates, weights, rates=samples.known_accept_rates(list(counts))),
+            estimates={
+                "allocation/prompts": float((sizes > 0).sum()),
+                "allocation/p_hat_mean": float(estimates.accept_rates.mean()),
+                "allocation/gradient_norm_mean": float(estimates.accepted_norms.mean()),
+                **({"allocation/brier": brier_score(predicted, observed)} if scored.any() else {}),
+            },
+            histograms={"predicted_accept_rate": predicted, "observed_accept_rate": observed},
+        )
+
+    def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
+        """Learn the gradient norms that training measured."""
+        self._predictor.observe_training(norms)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts of every prompt seen, and the predictor's memory."""
+        return {**self._history.state_dict(), "predictor": self._predictor.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`'s memory."""
+        self._history.load_state_dict(state)
+        self._predictor.load_state_dict(state["predictor"])
+
+    @abstractmethod
+    def _divide(
+        self, scores: Float64Array, *, budget: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], Float64Array | None]:
+        """n [P], which sum to the budget, and the weights [P] that undo a selection, where that is asked for."""
+
+    def _scores(self, estimates: PromptEstimates, rng: np.random.Generator) -> Float64Array:
+        """[P] >= 0; ones before anything was learned."""
+        if not estimates.learned:
+            return np.ones(len(estimates.accept_rates))
+        rates = estimates.accept_rates
+        if self._settings.exploration == "thompson":
+            rates = _beta_draws(rates, estimates.deviations, rng)
+        return score(self._settings.score, rates, estimates) ** self._settings.sharpness
+
+    def _terms(
+        self,
+        prompts: Sequence[Prompt],
+        sizes: NDArray[np.int64],
+        estimates: PromptEstimates,
+        weights: Float64Array | None,
+        *,
+        rates: Mapping[str, float],
+    ) -> EstimatorTerms:
+        """The estimator averages over the prompts that were sampled."""
+        chosen = np.flatnonzero(sizes)
+        ids = [prompts[index].prompt_id for index in chosen]
+        baselines, scales = {}, {}
+        if isinstance(self._settings, GVMPoolAllocatorConfig) and self._settings.predicted_baseline:
+            p = estimates.accept_rates[chosen].clip(0.02, 0.98)
+            baselines = dict(zip(ids, p.tolist(), strict=True))
+            scales = dict(zip(ids, np.sqrt(p * (1 - p)).tolist(), strict=True))
+        return EstimatorTerms(
+            num_prompts=len(chosen),
+            accept_rates=rates,
+            baselines=baselines,
+            scales=scales,
+            prompt_weights={} if weights is None else dict(zip(ids, weights[chosen].tolist(), strict=True)),
+        )
+
+
+def score(name: Score, accept_rates: Float64Array, estimates: PromptEstimates) -> Float64Array:
+    """[P] by the name of the rule; see `config.predictive_allocators`."""
+    match name:
+        case "gradient_deviation":
+            return gradient_deviation(accept_rates, estimates.accepted_norms, estimates.rejected_norms)
+        case "norm_neyman":
+            return estimates.accepted_norms * neyman_weights(accept_rates)
+        case "neyman":
+            return neyman_weights(accept_rates)
+        case "log_neyman":
+            return neyman_weights(accept_rates, objective="log")
+        case "gvm":
+            return gvm_weights(accept_rates, estimates.accepted_norms, alpha=_ALPHA, beta=_BETA)
+
+
+def _beta_draws(means: Float64Array, deviations: Float64Array, rng: np.random.Generator) -> Float64Array:
+    """[P] one draw of each belief in p, a Beta distribution of that mean and deviation."""
+    inside = means.clip(1e-3, 1 - 1e-3)
+    strength = (inside * (1 - inside) / deviations**2 - 1).clip(min=0.1)
+    return rng.beta(inside * strength, (1 - inside) * strength)

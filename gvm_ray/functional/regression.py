@@ -1,0 +1,109 @@
+"""Small weighted regressions with uncertainty, refitted at every step from a few thousand rows.
+
+The first column of the features is the constant 1; its coefficient isn't penalised.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+_FREE = 1e-6  # penalty of the constant: none to speak of, and the normal equations stay solvable
+_MAX_NEWTON_STEPS = 30
+_MAX_LOGIT = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearFit:
+    """Coefficients [F] and their posterior covariance [F, F]."""
+
+    coefficients: Matrix
+    covariance: Matrix
+
+    def mean(self, features: Matrix) -> Matrix:
+        """[N] of features [N, F]."""
+        return features @ self.coefficients
+
+    def variance(self, features: Matrix) -> Matrix:
+        """[N] posterior variance of `mean`."""
+        return np.einsum("nf,fg,ng->n", features, self.covariance, features, optimize=True)
+
+
+def fit_ridge(features: Matrix, targets: Matrix, *, weights: Matrix, ridge: float) -> LinearFit:
+    """Weighted ridge regression: minimises sum_n w_n (y_n - x_n b)^2 + ridge |b|^2.
+
+    The covariance is that of the Gaussian posterior with the residuals' weighted mean square as noise.
+
+    Args:
+        features: [N, F], the first column 1.
+        targets: [N].
+        weights: [N] >= 0, not all 0.
+        ridge: penalty, > 0.
+    """
+    precision = (features * weights[:, None]).T @ features + _penalty(features.shape[1], ridge)
+    inverse = np.linalg.inv(precision)
+    coefficients = inverse @ (features.T @ (weights * targets))
+    noise = float(weights @ (targets - features @ coefficients) ** 2 / weights.sum())
+    return LinearFit(coefficients=coefficients, covariance=noise * inverse)
+
+
+def fit_binomial(
+    features: Matrix,
+    successes: Matrix,
+    trials: Matrix,
+    *,
+    weights: Matrix,
+    ridge: float,
+) -> LinearFit:
+    """Weighted logistic regression on counts, with a Gaussian prior of precision `ridge` on the coefficients.
+
+    Maximises sum_n w_n (s_n ln p_n + (t_n - s_n) ln(1 - p_n)) - ridge |b|^2 / 2 with p_n = 1 / (1 + exp(-x_n b)), by
+    Newton's method with halved steps where a whole one overshoots. The covariance is Laplace's.
+
+    Args:
+        features: [N, F], the first column 1.
+        successes: s [N].
+        trials: t [N] >= s.
+        weights: [N] >= 0.
+        ridge: precision of the prior, > 0.
+    """
+    penalty = _penalty(features.shape[1], ridge)
+    coefficients = np.zeros(features.shape[1])
+    value = _log_posterior(features, successes, trials, weights, penalty, coefficients)
+    hessian = penalty
+    for _ in range(_MAX_NEWTON_STEPS):
+        rates = sigmoid(features @ coefficients)
+        gradient = features.T @ (weights * (successes - trials * rates)) - penalty @ coefficients
+        hessian = (features * (weights * trials * rates * (1 - rates))[:, None]).T @ features + penalty
+        direction = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while size > 1e-4:
+            proposed = coefficients + size * direction
+            reached = _log_posterior(features, successes, trials, weights, penalty, proposed)
+            if reached >= value:
+                break
+            size /= 2
+        else:
+            break
+        gain, coefficients, value = reached - value, proposed, reached
+        if gain < 1e-6 * (1 + abs(value)):
+            break
+    return LinearFit(coefficients=coefficients, covariance=np.linalg.inv(hessian))
+
+
+def sigmoid(logits: Matrix) -> Matrix:
+    """1 / (1 + exp(-x)), elementwise."""
+    return 1 / (1 + np.exp(-np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)))
+
+
+def _log_posterior(
+    features: Matrix, successes: Matrix, trials: Matrix, weights: Matrix, penalty: Matrix, coefficients: Matrix
+) -> float:
+    logits = features @ coefficients
+    likelihood = successes * logits - trials * np.logaddexp(0, logits)
+    return float(weights @ likelihood - coefficients @ penalty @ coefficients / 2)
+
+
+def _penalty(num_features: int, ridge: float) -> Matrix:
+    return np.diag([_FREE] + [ridge] * (num_features - 1))

@@ -131,6 +131,10 @@ class Engine(Protocol):
         """Drop every unfinished request."""
         ...
 
+    def reset(self) -> None:
+        """As before the first load_weights: no requests, nothing cached, policy_version -1; the model stays loaded."""
+        ...
+
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, Any]]) -> None:
         """Replace every weight by the named CPU torch tensors (Hugging Face names).
 

@@ -80,6 +80,10 @@ class GeneratorActor:
         if chunk:
             yield tuple(chunk)
 
+    async def reset(self) -> None:
+        """Ready for another run: no requests, nothing cached, no version; see `Engine.reset`."""
+        await self._server.reset()
+
     async def load_weights(self, weights: WeightsRef) -> int:
         """The version of the engine once it has these weights or newer ones."""
         return await self._server.load_weights(weights.policy_version, lambda: fetch(weights))

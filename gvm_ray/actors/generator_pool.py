@@ -100,6 +100,22 @@ class GeneratorPool:
             setting="deadlines.start_s",
         )
 
+    async def reset(self) -> None:
+        """Drop all requests and forget the published weights, for another run whose versions count from 0 again.
+
+        Raises:
+            DeadlineExceeded, ActorFailure: a generator didn't answer.
+        """
+        self._weights = None
+        await wait_for(
+            asyncio.gather(*(_answer(generator.actor.reset.remote()) for generator in self._generators)),
+            timeout_s=self._deadlines.sync_s,
+            what=f"resetting {len(self._generators)} generator(s)",
+            setting="deadlines.sync_s",
+        )
+        for generator in self._generators:
+            generator.version = -1
+
     async def ask(self, question: Callable[[Any], Any]) -> list[Any]:
         """What a function says of each generator's engine; see `GeneratorActor.ask`.
 

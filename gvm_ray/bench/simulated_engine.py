@@ -157,6 +157,11 @@ class SimulatedEngine:
         self._running, self._complete, self._num_unfinished = [], [], 0
         self._count()
 
+    def reset(self) -> None:
+        """As before the first load_weights."""
+        self.abort()
+        self._versions = [(0, -1)]
+
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, Any]]) -> None:
         """Read the tensors and forget them; running samples go on under the new version."""
         for _ in tensors:

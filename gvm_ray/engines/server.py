@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gvm_ray.config.run import InFlightPolicy
+from gvm_ray.exceptions import SystemFailure
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
@@ -86,6 +87,20 @@ class EngineServer:
         self._work()
         return await loaded
 
+    async def reset(self) -> None:
+        """End every call that waits for samples, and have the engine forget all but its model.
+
+        Raises:
+            Exception: what the engine raised.
+        """
+        waiting = {id(s): s for s in (*self._submissions, *self._under_way.values())}
+        self._submissions.clear()
+        self._under_way.clear()
+        for submission in waiting.values():
+            submission.answers.put_nowait(SystemFailure("the engine was reset before this request was answered"))
+        await self.ask(lambda engine: engine.reset())
+        self._version = -1
+
     def _work(self) -> None:
         if self._at_work is None or self._at_work.done():
             self._at_work = asyncio.create_task(self._serve())
@@ -133,7 +148,9 @@ class EngineServer:
             await self._in_thread(self._engine.abort)
             return
         for request, completions in finished:
-            self._under_way.pop(id(request)).answers.put_nowait((request, completions))
+            submission = self._under_way.pop(id(request), None)
+            if submission is not None:  # else it was reset while the step ran
+                submission.answers.put_nowait((request, completions))
 
     def _steps(self) -> list[Answer]:
         """In the engine's thread: steps for a turn, or until nothing is under way."""

@@ -130,6 +130,11 @@ class TransformersEngine:
         self._waiting.clear()
         self._batch = None
 
+    def reset(self) -> None:
+        """As before the first load_weights; another run's policies may follow."""
+        self.abort()
+        self._policy_version = -1
+
     @torch.no_grad()
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight by the named CPU tensors (Hugging Face names).

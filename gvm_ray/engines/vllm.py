@@ -118,6 +118,13 @@ class VLLMEngine:
         """Drop every unfinished request."""
         self.llm_engine.abort_request([str(number) for number in self._open.clear()])
 
+    def reset(self) -> None:
+        """As before the first load_weights: another run's versions will count from 0 and must not meet this one's
+        attention states."""
+        self.abort()
+        self.llm_engine.reset_prefix_cache()
+        self._policy_version = -1
+
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight by the named CPU tensors (Hugging Face names).
 

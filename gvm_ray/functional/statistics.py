@@ -1,4 +1,4 @@
-"""Estimates from counts: what a handful of successes says about an accept rate."""
+"""Estimates from counts: what a handful of successes says about an accept rate, and means over bins of a rate."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,3 +23,15 @@ def beta_posterior_mean(
         raise ValueError(f"prior_successes={prior_successes} and prior_failures={prior_failures} must be >= 0")
     total = t + prior_successes + prior_failures
     return np.divide(s + prior_successes, total, out=np.zeros_like(total), where=total > 0)
+
+
+def binned_mean(
+    x: NDArray[np.float64], y: NDArray[np.float64], *, num_bins: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Mean of x, mean of y and number of points in equal bins of x over [0, 1]; shapes [B], empty bins are left out."""
+    bins = np.clip((x * num_bins).astype(int), 0, num_bins - 1)
+    totals = np.bincount(bins, minlength=num_bins)
+    filled = totals > 0
+    mean_x = np.bincount(bins, weights=x, minlength=num_bins)[filled] / totals[filled]
+    mean_y = np.bincount(bins, weights=y, minlength=num_bins)[filled] / totals[filled]
+    return mean_x, mean_y, totals[filled]

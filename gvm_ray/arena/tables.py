@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gvm_ray.arena.comparison import ArmResult, AccuracyResult, compare_arms
+from gvm_ray.arena.comparison import AccuracyResult, ArmResult, compare_arms
 from gvm_ray.arena.record_csv import csv_text
 from gvm_ray.arena.records import Cost, Phase, RunRecord, replace_text
 from gvm_ray.exceptions import DataError

@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from gvm_ray.functional.statistics import binned_mean
 
@@ -45,7 +45,7 @@ def rank_correlation(predicted: ArrayLike, outcomes: ArrayLike) -> float:
         raise ValueError("a rank correlation needs finite numbers; leave out pairs with NaN or infinity")
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    return float(spearmanr(x, y)[0])
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 
 def _pairs(predicted: ArrayLike, outcomes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gvm_ray.functional.statistics import binned_mean
 from gvm_ray.reporting.console import short_count
 from gvm_ray.reporting.run_folder import RunFolder
 from gvm_ray.reporting.step_rows import read_rows
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BLUE, _ORANGE = "#2a6fb0", "#d1661b"
+BLUE, ORANGE = "#2a6fb0", "#d1661b"
 
 
 def write_plots(folder: RunFolder, *, base_accuracy: float | None = None) -> list[Path]:
@@ -45,13 +46,14 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path, *, base_accurac
     accuracies = [float(row["eval/accuracy"]) for row in evaluated]
     if base_accuracy is not None:
         tokens, accuracies = [0.0, *tokens], [base_accuracy, *accuracies]
-    figure, axes = _new_axes()
-    axes.plot(tokens, accuracies, color=_BLUE, marker="o", markersize=5, linewidth=2, clip_on=False, zorder=3)
+    figure = new_figure()
+    axes = add_axes(figure)
+    axes.plot(tokens, accuracies, color=BLUE, marker="o", markersize=5, linewidth=2, clip_on=False, zorder=3)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
     axes.set_xlabel("generated tokens (cumulative, pilots included)", fontsize=13)
     axes.set_ylabel("held-out accuracy", fontsize=13)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_allocation(p_hat: Float64Array, counts: Float64Array, path: Path) -> None:
@@ -64,7 +66,8 @@ def plot_allocation(p_hat: Float64Array, counts: Float64Array, path: Path) -> No
     """
     known = np.isfinite(p_hat)
     p_hat, counts = p_hat[known], counts[known]
-    figure, axes = _new_axes()
+    figure = new_figure()
+    axes = add_axes(figure)
     # Both are discrete and would hide behind one another.
     jitter = np.random.default_rng(0)
     axes.scatter(
@@ -72,12 +75,12 @@ def plot_allocation(p_hat: Float64Array, counts: Float64Array, path: Path) -> No
         counts + jitter.uniform(-0.3, 0.3, counts.size),
         s=12,
         alpha=min(0.6, max(0.2, 150 / max(p_hat.size, 1))),
-        color=_BLUE,
+        color=BLUE,
         linewidths=0,
         label="one prompt in one step",
     )
-    centres, means = binned_mean(p_hat, counts, num_bins=10)
-    axes.plot(centres, means, color=_ORANGE, marker="o", markersize=6, linewidth=2, label="mean of a bin")
+    centres, means, _ = binned_mean(p_hat, counts, num_bins=10)
+    axes.plot(centres, means, color=ORANGE, marker="o", markersize=6, linewidth=2, label="mean of a bin")
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(-0.5, 1.05 * float(counts.max(initial=1.0)) + 0.5)
     axes.set_xlabel("estimated accept rate of the prompt", fontsize=13)
@@ -86,38 +89,35 @@ def plot_allocation(p_hat: Float64Array, counts: Float64Array, path: Path) -> No
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1.0)
-    _save(figure, path)
-
-
-def binned_mean(x: Float64Array, y: Float64Array, *, num_bins: int) -> tuple[Float64Array, Float64Array]:
-    """Mean of x and mean of y in equal bins of x over [0, 1]; empty bins are left out. Shapes [B], [B]."""
-    bins = np.clip((x * num_bins).astype(int), 0, num_bins - 1)
-    totals = np.bincount(bins, minlength=num_bins)
-    filled = totals > 0
-    mean_x = np.bincount(bins, weights=x, minlength=num_bins)[filled] / totals[filled]
-    mean_y = np.bincount(bins, weights=y, minlength=num_bins)[filled] / totals[filled]
-    return mean_x, mean_y
+    save_figure(figure, path)
 
 
 def _joined(rows: Sequence[Mapping[str, Any]], name: str) -> Float64Array:
     return np.concatenate([np.array(row[name], dtype=np.float64) for row in rows])  # null becomes NaN
 
 
-def _new_axes() -> "tuple[Figure, Axes]":
+def new_figure(*, width: float = 7, height: float = 4.5) -> "Figure":
+    """A figure without axes; inches."""
     # The figure is made without pyplot: no display, no global state, no leak over many plots.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure
+
+
+def add_axes(figure: "Figure", *position: int) -> "Axes":
+    """Axes at a position of :meth:`Figure.add_subplot`, in the one style of all figures."""
+    axes = figure.add_subplot(*position)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=12)
-    return figure, axes
+    return axes
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG, and the folder it goes to where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

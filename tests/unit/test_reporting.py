@@ -22,7 +22,6 @@ from gvm_ray.reporting import (
     write_summary,
 )
 from gvm_ray.reporting.console import short_count, step_line
-from gvm_ray.reporting.plots import binned_mean
 from gvm_ray.types import Metrics
 
 
@@ -236,13 +235,6 @@ def test_resume_and_overwrite_contradict(tmp_path: Path) -> None:
 # --- plots and summary ------------------------------------------------------------------------------------------------
 def is_png(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG")
-
-
-def test_binned_mean_by_hand() -> None:
-    x = np.array([0.0, 0.05, 0.95, 1.0])
-    mean_x, mean_y = binned_mean(x, np.array([1.0, 3.0, 4.0, 8.0]), num_bins=10)
-    np.testing.assert_allclose(mean_x, [0.025, 0.975])
-    np.testing.assert_allclose(mean_y, [2.0, 6.0])
 
 
 def test_plots_are_written(tmp_path: Path) -> None:

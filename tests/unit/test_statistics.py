@@ -1,9 +1,9 @@
-"""Posterior means against hand-computed numbers."""
+"""Posterior and binned means against hand-computed numbers."""
 
 import numpy as np
 import pytest
 
-from gvm_ray.functional.statistics import beta_posterior_mean
+from gvm_ray.functional.statistics import beta_posterior_mean, binned_mean
 
 
 def test_posterior_mean() -> None:
@@ -29,3 +29,11 @@ def test_refuses_what_is_no_count(successes, trials, message) -> None:
 def test_refuses_a_negative_prior() -> None:
     with pytest.raises(ValueError, match="prior_successes=-1"):
         beta_posterior_mean([1], [2], prior_successes=-1, prior_failures=0.5)
+
+
+def test_binned_mean_by_hand() -> None:
+    x = np.array([0.0, 0.05, 0.95, 1.0, 0.31])
+    mean_x, mean_y, counts = binned_mean(x, np.array([1.0, 3.0, 4.0, 8.0, 5.0]), num_bins=10)
+    np.testing.assert_allclose(mean_x, [0.025, 0.31, 0.975])
+    np.testing.assert_allclose(mean_y, [2.0, 5.0, 6.0])
+    assert counts.tolist() == [2, 1, 2]

@@ -1,0 +1,1 @@
+"""A comparison of allocators: records of runs, and the statistics, tables and figures made of them."""

@@ -1,0 +1,179 @@
+"""What one run of a comparison leaves behind; everything that is reported is computed from these records."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Probability, Settings
+from gvm_ray.exceptions import DataError
+from gvm_ray.types import Float64Array
+
+Phase = Literal["exploration", "confirmation"]
+Cost = Literal["charged_tokens", "generated_tokens", "updates", "seconds"]
+
+# A name is also the name of a folder.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+
+
+class Setting(Settings):
+    """What runs must share to be compared arm against arm."""
+
+    family: Name  # of tasks
+    base: Name  # checkpoint that training starts from
+    training_set: Name
+    algorithm: Name
+
+    def __str__(self) -> str:
+        return f"{self.family}/{self.base}/{self.training_set}/{self.algorithm}"
+
+
+class Evaluation(Settings):
+    """One point of a learning curve; costs are cumulative, the evaluations' own left out."""
+
+    step: NonNegativeCount  # steps done; 0 is the base policy
+    updates: NonNegativeCount  # optimizer updates made
+    generated_tokens: NonNegativeCount  # pilots included
+    charged_tokens: NonNegative  # generated tokens, and those of prefilled candidate prompts at their measured price
+    seconds: NonNegative
+    accuracy: dict[str, Probability]  # test -> share of correct samples
+
+
+class RunCosts(Settings):
+    """What a whole run spent; seconds are of the wall clock."""
+
+    generated_tokens: NonNegativeCount = 0  # pilots included
+    pilot_tokens: NonNegativeCount = 0  # of them, sampled to learn about prompts before the budget is divided
+    prefill_tokens: NonNegativeCount = 0  # of candidate prompts, in forward passes that only the allocator asked for
+    planning_s: NonNegative = 0.0
+    prefill_s: NonNegative = 0.0
+    gradient_norms_s: NonNegative = 0.0
+    sampling_s: NonNegative = 0.0
+    update_s: NonNegative = 0.0
+
+    @property
+    def allocation_shares(self) -> dict[str, float]:
+        """Shares [0, 1] of the time outside evaluation that deciding who gets samples took; NaN without times.
+
+        Pilots take their share of the sampling by tokens, whether or not they are trained on as well.
+        """
+        total = self.planning_s + self.prefill_s + self.gradient_norms_s + self.sampling_s + self.update_s
+        pilots_s = self.sampling_s * self.pilot_tokens / max(self.generated_tokens, 1)
+        spent = {
+            "pilots": pilots_s,
+            "prefill": self.prefill_s,
+            "gradient_norms": self.gradient_norms_s,
+            "planning": self.planning_s,
+        }
+        return {name: s / total if total else math.nan for name, s in spent.items()}
+
+
+class RunRecord(Settings):
+    """One arm in one setting with one seed: its curve and its costs."""
+
+    phase: Phase
+    setting: Setting
+    arm: Name  # the allocator and what belongs to it
+    seed: NonNegativeCount
+    status: Literal["finished", "failed"]
+    error: str = ""  # of a failed run
+    updates_per_batch: Count
+    token_budget: Count  # generated tokens after which the run ends
+    evaluations: tuple[Evaluation, ...]  # [E] in order; a failed run may have none
+    costs: RunCosts
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunRecord":
+        if self.status == "finished" and not self.evaluations:
+            raise ValueError("a finished run has at least one evaluation; write status 'failed' for one without")
+        if (self.status == "failed") != bool(self.error):
+            raise ValueError(
+                f"status {self.status!r} with error {self.error!r}; a failed run, and only that, has an error"
+            )
+        if len({frozenset(point.accuracy) for point in self.evaluations}) > 1:
+            raise ValueError("the evaluations are of different tests; every evaluation has every test")
+        return self
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells this run from all others."""
+        setting = self.setting
+        names = (setting.family, setting.base, setting.training_set, setting.algorithm)
+        return (self.phase, *names, self.arm, str(self.seed))
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        return tuple(self.evaluations[0].accuracy) if self.evaluations else ()
+
+    def spent(self, cost: Cost) -> Float64Array:
+        """[E] a cumulative cost at each evaluation."""
+        return np.array([getattr(point, cost) for point in self.evaluations], dtype=np.float64)
+
+    def accuracy(self, test: str) -> Float64Array:
+        """[E] accuracy on a test at each evaluation."""
+        return np.array([point.accuracy[test] for point in self.evaluations], dtype=np.float64)
+
+
+def record_path(folder: Path, record: RunRecord) -> Path:
+    """Where a record lies below the folder of a comparison."""
+    return folder.joinpath(*record.key[:-1], f"{record.key[-1]}.json")
+
+
+def write_record(folder: Path, record: RunRecord) -> Path:
+    """Write a record as JSON, whole or not at all, replacing an earlier one of the same run; returns its path."""
+    path = record_path(folder, record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, record.model_dump_json(indent=1) + "\n")
+    return path
+
+
+def read_records(folder: Path) -> list[RunRecord]:
+    """All records below a folder, in the order of their names.
+
+    Raises:
+        DataError: there are none, one can't be read, or two are of the same run.
+    """
+    paths = sorted(folder.rglob("*.json"))
+    if not paths:
+        raise DataError(f"there are no records in {str(folder)!r}; give the folder that a comparison wrote its runs to")
+    records = [_read_record(path) for path in paths]
+    check_distinct(records)
+    return records
+
+
+def check_distinct(records: Iterable[RunRecord]) -> None:
+    """Every run at most once.
+
+    Raises:
+        DataError: two records are of the same run.
+    """
+    key, count = max(Counter(record.key for record in records).items(), key=lambda item: item[1], default=((), 0))
+    if count > 1:
+        raise DataError(f"there are {count} records of the run {'/'.join(key)}; keep one of them")
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with which field, in one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or '(whole record)'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors(include_url=False)
+    )
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: whoever reads it meets the old text or the new one."""
+    incomplete = path.with_name(path.name + ".incomplete")
+    incomplete.write_text(text, encoding="utf-8")
+    os.replace(incomplete, path)
+
+
+def _read_record(path: Path) -> RunRecord:
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{str(path)!r} is not a record of a run: {explain(error)}") from None

@@ -1,0 +1,123 @@
+"""A learning curve in one number: what a budget bought, and what an accuracy cost."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import isotonic_regression
+
+NUM_FINAL_EVALUATIONS = 3
+# A fit and a target made of the same accuracies differ by rounding; accuracies are multiples of 1 / samples.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRatio:
+    """How many times fewer tokens than the baseline a run took to the baseline's final accuracy."""
+
+    value: float  # baseline's tokens / run's tokens, > 0; above 1 the run is cheaper
+    censored: bool  # the run never got there: its tokens are at least all it had, the value is an upper bound
+
+
+def final_accuracy(accuracy: ArrayLike, *, last: int = NUM_FINAL_EVALUATIONS) -> float:
+    """Mean of the last evaluations [E], or of all where there are fewer: one evaluation alone is noisy.
+
+    Raises:
+        ValueError: there are no evaluations, or one isn't in [0, 1].
+    """
+    return float(np.mean(_accuracies(accuracy)[-last:]))
+
+
+def tokens_to_reach(tokens: ArrayLike, accuracy: ArrayLike, target: float) -> float | None:
+    """Tokens at which a curve first reaches a target, None if it never does.
+
+    Read off the isotonic (non-decreasing least-squares) fit of the accuracies, linear between evaluations. The running
+    maximum would cross at the first lucky evaluation, the earlier the more evaluations a run has and the noisier they
+    are; the fit averages them. It also gives no credit for an accuracy that the run loses again.
+
+    Args:
+        tokens: [E] cumulative, non-decreasing; any other cost does as well.
+        accuracy: [E] in [0, 1].
+        target: the accuracy to reach. A curve always reaches its own :func:`final_accuracy`.
+
+    Raises:
+        ValueError: the arrays are empty, differ in shape or are out of range.
+    """
+    x, y = _curve(tokens, accuracy)
+    fit = isotonic_regression(y).x
+    reached = fit >= target - _ROUNDING
+    if not reached.any():
+        return None
+    after = int(np.argmax(reached))
+    if after == 0:
+        return float(x[0])
+    share = min(1.0, (target - fit[after - 1]) / (fit[after] - fit[after - 1]))
+    return float(x[after - 1] + share * (x[after] - x[after - 1]))
+
+
+def token_ratio(
+    tokens: ArrayLike, accuracy: ArrayLike, *, baseline_tokens: ArrayLike, baseline_accuracy: ArrayLike
+) -> TokenRatio | None:
+    """Tokens of a baseline over those of a run, both to the baseline's final accuracy; tokens [E], accuracies [E].
+
+    Between equal arms its geometric mean lies a few percent above 1 (1.01 to 1.04 in simulated noisy curves), for
+    the target is the baseline's own, noise and all.
+
+    None where that accuracy isn't above the first evaluation of both, the base policy's: there is nothing to reach.
+
+    Raises:
+        ValueError: as :func:`tokens_to_reach`.
+    """
+    x, y = _curve(tokens, accuracy)
+    reference_x, reference_y = _curve(baseline_tokens, baseline_accuracy)
+    target = final_accuracy(reference_y)
+    if target <= max(y[0], reference_y[0]) + _ROUNDING:
+        return None
+    needed_by_baseline = tokens_to_reach(reference_x, reference_y, target)
+    assert needed_by_baseline is not None  # a non-decreasing fit ends at or above every mean of a curve's end
+    needed = tokens_to_reach(x, y, target)
+    spent = x[-1] if needed is None else needed
+    if needed_by_baseline <= 0 or spent <= 0:
+        raise ValueError(f"tokens to the target are {needed_by_baseline:g} (baseline) and {spent:g}; both must be > 0")
+    return TokenRatio(value=float(needed_by_baseline / spent), censored=needed is None)
+
+
+def area_under_curve(tokens: ArrayLike, accuracy: ArrayLike, *, up_to: float) -> float:
+    """Mean accuracy over the tokens from the first evaluation to `up_to`, by the trapezoid rule; in [0, 1].
+
+    Args:
+        tokens: [E] cumulative, non-decreasing.
+        accuracy: [E] in [0, 1].
+        up_to: where the curves that are compared all end; between two evaluations the curve is linear.
+
+    Raises:
+        ValueError: `up_to` isn't past the first evaluation or is past the last, or as :func:`tokens_to_reach`.
+    """
+    x, y = _curve(tokens, accuracy)
+    if not x[0] < up_to <= x[-1]:
+        raise ValueError(
+            f"up_to={up_to:g} must lie past the first evaluation ({x[0]:g}) and within the last ({x[-1]:g})"
+        )
+    before = x < up_to
+    cut_x, cut_y = np.append(x[before], up_to), np.append(y[before], np.interp(up_to, x, y))
+    return float(np.trapezoid(cut_y, cut_x) / (up_to - x[0]))
+
+
+def _curve(tokens: ArrayLike, accuracy: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x, y = np.asarray(tokens, dtype=np.float64), _accuracies(accuracy)
+    if x.shape != y.shape:
+        raise ValueError(f"tokens have shape {x.shape}, accuracies {y.shape}; give one of each per evaluation")
+    if not (np.isfinite(x).all() and (x >= 0).all() and (np.diff(x) >= 0).all()):
+        raise ValueError(f"tokens must be finite, >= 0 and never fall, for they are cumulative; got {x.tolist()}")
+    return x, y
+
+
+def _accuracies(accuracy: ArrayLike) -> NDArray[np.float64]:
+    y = np.asarray(accuracy, dtype=np.float64)
+    if y.ndim != 1 or y.size == 0:
+        raise ValueError(f"accuracies have shape {y.shape}; give one per evaluation, at least one")
+    bad = ~((y >= 0) & (y <= 1))
+    if bad.any():
+        index = int(np.argmax(bad))
+        raise ValueError(f"accuracy[{index}] = {y[index]} is not in [0, 1]")
+    return y

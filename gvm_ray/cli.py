@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gvm_ray.config import RunConfig, load_config
+from gvm_ray.config import RunConfig, load_arena, load_config
 from gvm_ray.exceptions import SystemFailure, UserError
 
 
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--temperature", type=float, default=None, help="default: evaluation.temperature")
     evaluate.add_argument("--output", default=None, metavar="FILE", help="also write the numbers as JSON")
     evaluate.set_defaults(run=_evaluate)
+    _add_compare_command(commands)
     _add_bench_command(commands)
     return parser
 
@@ -70,6 +71,23 @@ def _add_bench_command(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         help="Python with TRL installed, the peer of end_to_end (default: $GVM_RAY_TRL_PYTHON; none = no peer)",
     )
     bench.set_defaults(run=_bench)
+
+
+def _add_compare_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="compare allocators at equal tokens and updates",
+        description="Arms x task families x base policies x training sets x algorithms x seeds, each run to one budget "
+        "of tokens. Runs that are done are not run again, so a comparison may be interrupted and called anew.",
+    )
+    compare.add_argument("arena", metavar="ARENA.toml", help="the comparison's settings")
+    compare.add_argument(
+        "--phase", choices=("exploration", "confirmation"), default="exploration", help="which seeds and tests"
+    )
+    compare.add_argument("--dry-run", action="store_true", help="check every run's settings, list them, and stop")
+    compare.add_argument("--report", action="store_true", help="only tables and plots of the runs that are done")
+    compare.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="as for train")
+    compare.set_defaults(run=_compare)
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
@@ -109,6 +127,27 @@ def _evaluate(options: argparse.Namespace) -> int:
     )
     print(result.table())
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    arena = load_arena(options.arena, options.overrides)
+    arena_folder = Path(options.arena).parent
+    from gvm_ray.arena.plan import planned_runs, warnings
+
+    for line in warnings(arena, phase=options.phase):
+        print(f"warning: {line}", file=sys.stderr)
+    if options.dry_run:
+        runs = planned_runs(arena, folder=arena_folder, phase=options.phase)
+        print("\n".join([*(run.name for run in runs), f"{len(runs)} runs of {arena.token_budget:,} tokens each"]))
+        return 0
+    from gvm_ray.arena.compare import ComparisonFolder, compare, report
+
+    make = report if options.report else compare
+    records = make(arena, arena_folder=arena_folder, phase=options.phase)
+    results = ComparisonFolder.of(arena).results / options.phase
+    print((results / "comparison.md").read_text(encoding="utf-8"))
+    print(f"tables, plots and CSV files are in {results}")
+    return 1 if any(record.status == "failed" for record in records) else 0
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gvm_ray.actors.allocator import AllocatorClient
+from gvm_ray.actors.allocator import ALLOCATOR_NAME, AllocatorClient
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.learner import LearnerGroup
 from gvm_ray.actors.placement import namespace_of
@@ -49,7 +49,7 @@ async def launched(
 ) -> AsyncIterator[Launched]:
     """A started system; every actor that was started is stopped again on the way out."""
     pools = start_pools(config, prepared, clock=clock)
-    allocator = start_allocator(config)
+    allocator = start_allocator(config, clock=clock)
     learners = LearnerGroup(
         config,
         base_path=prepared.base.path,
@@ -83,13 +83,15 @@ async def launched(
         allocator.close()
 
 
-def start_allocator(config: RunConfig) -> AllocatorClient:
+def start_allocator(config: RunConfig, *, clock: PhaseClock, name: str = ALLOCATOR_NAME) -> AllocatorClient:
     """The allocator's actor, asked for but not awaited."""
     return AllocatorClient(
         config.allocator,
         accept_threshold=config.rewards.accept_threshold,
         seed=config.seed,
         timeout_s=config.deadlines.sample_s,
+        clock=clock,
+        name=name,
     )
 
 
@@ -114,8 +116,10 @@ async def starting_state(
     return restored.state
 
 
-def start_pools(config: RunConfig, prepared: Prepared, *, clock: PhaseClock | None = None) -> SamplingPools:
-    """Generator and reward actors, asked for but not awaited."""
+def start_pools(
+    config: RunConfig, prepared: Prepared, *, clock: PhaseClock | None = None, prefix: str = ""
+) -> SamplingPools:
+    """Generator and reward actors, asked for but not awaited; `prefix` begins their names."""
     clock = clock or PhaseClock()
     return SamplingPools(
         generators=GeneratorPool(
@@ -128,9 +132,13 @@ def start_pools(config: RunConfig, prepared: Prepared, *, clock: PhaseClock | No
             trust_remote_code=prepared.base.trust_remote_code,
             deadlines=config.deadlines,
             clock=clock,
+            name=f"{prefix}generator",
         ),
         rewards=RewardPool(
-            config.rewards, max_tokens=config.sampling.max_tokens, start_timeout_s=config.deadlines.start_s
+            config.rewards,
+            max_tokens=config.sampling.max_tokens,
+            start_timeout_s=config.deadlines.start_s,
+            name=f"{prefix}reward",
         ),
         sample_timeout_s=config.deadlines.sample_s,
         clock=clock,
@@ -148,7 +156,13 @@ async def start_learners(
     await learners.start()
     if restored is not None:
         await learners.load(str(restored.learner))
-    elif config.warm_start is not None and prepared.base.warm_start_folder is not None:
+    else:
+        await warm_start(config, prepared, learners)
+
+
+async def warm_start(config: RunConfig, prepared: Prepared, learners: LearnerGroup) -> None:
+    """Learn from demonstrations, where that is asked for and no cached result takes its place; the result is cached."""
+    if config.warm_start is not None and prepared.base.warm_start_folder is not None:
         examples = demonstrations(
             config.prompts, prepared.tokenizer, num=config.warm_start.num_demonstrations, seed=config.warm_start.seed
         )

@@ -6,6 +6,7 @@ last samples of a batch are under way, scored, measured and trained on.
 """
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,11 +65,14 @@ class ScoredBatch:
 
 
 async def train(system: System, config: RunConfig, *, start: CheckpointState) -> None:
-    """Run steps start.step .. num_steps - 1. The generators hold policy version start.step already."""
+    """Run steps start.step .. num_steps - 1, or until the token budget is spent. The generators hold policy version
+    start.step already.
+    """
     batches: asyncio.Queue[ScoredBatch] = asyncio.Queue(maxsize=config.max_staleness + 1)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(rollout_loop(system, config, batches, start))
-        tasks.create_task(update_loop(system, config, batches, start))
+        rollouts = tasks.create_task(rollout_loop(system, config, batches, start))
+        await update_loop(system, config, batches, start)
+        rollouts.cancel()  # what is under way when the token budget is spent is of no use
 
 
 async def rollout_loop(
@@ -131,7 +135,7 @@ async def sample_in_rounds(
             outcomes += await system.pools.sample_and_score(refill, sampling)
         if allocation.needs_gradient_norms:
             outcomes = await system.learners.gradient_norms(outcomes)
-        ledger.record(outcomes, trained_on=allocation.trained_on)
+        ledger.record(outcomes, allocation)
         allocation = await system.allocator.observe(outcomes, step=part.step)
 
 
@@ -169,20 +173,31 @@ async def update_loop(
                 await publishing
             publishing = tasks.create_task(system.pools.publish(result.weights))
             costs.update({**scored.costs, "cost/optimizer_updates": result.metrics["num_updates"]})
+            is_last = step + 1 == config.num_steps or charged_tokens(config, costs) >= (config.token_budget or math.inf)
             metrics = {
                 **scored.metrics,
                 **result.metrics,
                 **costs,
-                **await evaluation(system, config, publishing, step),
+                "cost/charged_tokens": charged_tokens(config, costs),
+                **await evaluation(system, config, publishing, step, is_last=is_last),
             }
             system.log.log_step(step, metrics, histograms=scored.histograms)
             if scored.allocator is not None:
                 await system.checkpoints.save(checkpoint_state(scored, step=step, costs=costs), system.learners)
+            if is_last:
+                break
 
 
-async def evaluation(system: System, config: RunConfig, publishing: asyncio.Task[None], step: int) -> Metrics:
-    """Metrics of the policy that comes of this step, where they are due."""
-    if not evaluation_due(config, step + 1):
+def charged_tokens(config: RunConfig, costs: Mapping[str, float]) -> float:
+    """Generated tokens, and at their price those that were prefilled for the allocator alone."""
+    return costs.get("cost/generated_tokens", 0.0) + config.prefill_price * costs.get("cost/prefill_tokens", 0.0)
+
+
+async def evaluation(
+    system: System, config: RunConfig, publishing: asyncio.Task[None], step: int, *, is_last: bool
+) -> Metrics:
+    """Metrics of the policy that comes of this step, every so many steps and after the last."""
+    if not is_last and (step + 1) % config.evaluation.every_steps:
         return {}
     await publishing
     return await system.evaluator.evaluate()
@@ -194,11 +209,6 @@ def checkpoint_state(scored: ScoredBatch, *, step: int, costs: Mapping[str, floa
     return CheckpointState(
         step=step + 1, policy_version=step + 1, cursor=scored.cursor, allocator=scored.allocator, costs=dict(costs)
     )
-
-
-def evaluation_due(config: RunConfig, completed_steps: int) -> bool:
-    """Every so many steps, and after the last."""
-    return completed_steps % config.evaluation.every_steps == 0 or completed_steps == config.num_steps
 
 
 def checkpoint_due(config: RunConfig, completed_steps: int) -> bool:

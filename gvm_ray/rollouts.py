@@ -52,17 +52,21 @@ class RolloutLedger:
             self._request(prompts[prompt_id], count=count, step=step) for prompt_id, count in dropped.items() if count
         ]
 
-    def record(self, outcomes: Sequence[GroupOutcome], *, trained_on: bool) -> None:
+    def record(self, outcomes: Sequence[GroupOutcome], allocation: Allocation) -> None:
         """Charge a round and keep what will be trained on."""
+        num_tokens = sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
         self.costs["cost/generated_samples"] += sum(len(outcome.rewards) for outcome in outcomes)
-        self.costs["cost/generated_tokens"] += sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
-        if trained_on:
+        self.costs["cost/generated_tokens"] += num_tokens
+        if allocation.is_pilot:
+            self.costs["cost/pilot_tokens"] += num_tokens
+        if allocation.trained_on:
             for outcome in outcomes:
                 self.kept.setdefault(outcome.prompt_id, []).append(outcome)
 
     def charge_prefill(self, num_tokens: int) -> None:
         """Charge prompt tokens that were run through the model for the allocator alone."""
-        self.costs["cost/prefill_tokens"] += num_tokens
+        if num_tokens:
+            self.costs["cost/prefill_tokens"] += num_tokens
 
     def take(self, prompts: Sequence[Prompt]) -> list[GroupOutcome]:
         """The outcomes to train on for these prompts, which then leave the ledger."""
@@ -71,8 +75,8 @@ class RolloutLedger:
         return [outcome for prompt in prompts for outcome in self.kept.pop(prompt.prompt_id, [])]
 
     def take_costs(self) -> dict[str, float]:
-        """What was spent since this was asked last: `cost/generated_samples|generated_tokens|refilled_samples|
-        prefill_tokens`."""
+        """What was spent since this was asked last: `cost/generated_samples|generated_tokens|pilot_tokens|
+        refilled_samples|prefill_tokens`."""
         costs, self.costs = self.costs, Counter()
         return {name: float(value) for name, value in costs.items()}
 

@@ -49,6 +49,11 @@ class Allocation:
     trained_on: bool = True  # false: the samples only inform the allocator (published GVM's pilots)
 
     @property
+    def is_pilot(self) -> bool:
+        """Whether the round is to learn about the prompts before the budget is divided."""
+        return self.needs_gradient_norms or not self.trained_on
+
+    @property
     def total(self) -> int:
         """Samples in this round; 0 says that the allocator is done."""
         return sum(self.counts.values())

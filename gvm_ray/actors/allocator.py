@@ -9,6 +9,7 @@ from gvm_ray.actors.outcome_columns import OutcomeColumns
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.allocators import AllocatorSteps, create_allocator
 from gvm_ray.config.allocators import AllocatorSettings
+from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import Allocation, AllocationReport, FloatArray, GroupOutcome, Prompt, TrainedNorms
 
 ALLOCATOR_NAME = "allocator"
@@ -44,12 +45,20 @@ class AllocatorActor:
 class AllocatorClient:
     """The loop's side of the allocator actor (protocol `Allocator`); every call has a deadline."""
 
-    def __init__(self, config: AllocatorSettings, *, accept_threshold: float, seed: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: AllocatorSettings,
+        *,
+        accept_threshold: float,
+        seed: int,
+        timeout_s: float,
+        clock: PhaseClock | None = None,
+        name: str = ALLOCATOR_NAME,
+    ) -> None:
         self._timeout_s = timeout_s
+        self._clock = clock or PhaseClock()
         actor_class: Any = AllocatorActor  # Ray's types don't know the methods of an actor handle
-        self._actor = actor_class.options(name=ALLOCATOR_NAME).remote(
-            config, accept_threshold=accept_threshold, seed=seed
-        )
+        self._actor = actor_class.options(name=name).remote(config, accept_threshold=accept_threshold, seed=seed)
 
     async def plan(
         self,
@@ -83,6 +92,7 @@ class AllocatorClient:
         ray.kill(self._actor)
 
     async def _wait(self, reply: Any, what: str) -> Any:
-        return await wait_for(
-            reply, timeout_s=self._timeout_s, what=f"the allocator ({what})", setting="deadlines.sample_s"
-        )
+        with self._clock.phase("planning"):
+            return await wait_for(
+                reply, timeout_s=self._timeout_s, what=f"the allocator ({what})", setting="deadlines.sample_s"
+            )

@@ -59,14 +59,14 @@ class RewardActor:
 
 
 class RewardPool:
-    """The reward actors of a run, named reward-0, reward-1 ... A dead one is restarted and its work done again."""
+    """The reward actors of a run, named <name>-0, <name>-1 ... A dead one is restarted and its work done again."""
 
-    def __init__(self, config: RewardsConfig, *, max_tokens: int, start_timeout_s: float) -> None:
+    def __init__(self, config: RewardsConfig, *, max_tokens: int, start_timeout_s: float, name: str = "reward") -> None:
         self._start_timeout_s = start_timeout_s
         self._actors: list[Any] = [  # Ray's types don't know the methods of an actor handle
             RewardActor.options(
-                name=f"reward-{index}", num_cpus=config.cpus_per_actor, max_restarts=-1, max_task_retries=3
-            ).remote(f"reward-{index}", config, max_tokens=max_tokens)
+                name=f"{name}-{index}", num_cpus=config.cpus_per_actor, max_restarts=-1, max_task_retries=3
+            ).remote(f"{name}-{index}", config, max_tokens=max_tokens)
             for index in range(config.num_actors)
         ]
         self._num_pending = [0] * config.num_actors  # calls under way, by actor

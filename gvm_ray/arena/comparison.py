@@ -76,7 +76,7 @@ def check_comparable(records: Sequence[RunRecord]) -> None:
         by_setting[f"{record.phase}/{record.setting}"].append(record)
     for setting, runs in by_setting.items():
         _check_equal(setting, "updates per batch", runs, lambda run: run.updates_per_batch)
-        _check_equal(setting, "generated tokens of budget", runs, lambda run: run.token_budget)
+        _check_equal(setting, "token budget", runs, lambda run: run.token_budget)
         finished = [run for run in runs if run.status == "finished"]
         _check_equal(setting, "tests", finished, lambda run: ", ".join(sorted(run.tests)))
         for run in finished:
@@ -95,13 +95,11 @@ def _check_equal(setting: str, what: str, runs: Sequence[RunRecord], value: Call
 
 
 def _check_budget_is_used(run: RunRecord) -> None:
-    end = run.evaluations[-1]
-    step_tokens = end.generated_tokens / max(end.step, 1)
-    # A run ends with a whole step, and the steps of a run are not equally long.
-    if abs(end.generated_tokens - run.token_budget) > 2 * step_tokens:
+    end = run.evaluations[-1].charged_tokens
+    if end < run.token_budget:
         raise DataError(
-            f"{'/'.join(run.key)}: the last evaluation is at {end.generated_tokens:,} generated tokens, over two "
-            f"steps from the budget of {run.token_budget:,}; a finished run ends there with an evaluation, run it anew"
+            f"{'/'.join(run.key)}: the last evaluation is at {end:,.0f} charged tokens, below the budget of "
+            f"{run.token_budget:,}; a finished run ends with an evaluation once it is spent, run it anew"
         )
 
 

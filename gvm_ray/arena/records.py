@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -73,6 +73,15 @@ class RunCosts(Settings):
         return {name: s / total if total else math.nan for name, s in spent.items()}
 
 
+class Calibration(Settings):
+    """Accept rates that an allocator expected of the prompts it sampled, against those observed."""
+
+    brier: NonNegative  # mean squared difference
+    predicted: tuple[float, ...]  # [B] mean of each bin that isn't empty
+    observed: tuple[float, ...]  # [B]
+    counts: tuple[int, ...]  # [B] prompts
+
+
 class RunRecord(Settings):
     """One arm in one setting with one seed: its curve and its costs."""
 
@@ -83,9 +92,11 @@ class RunRecord(Settings):
     status: Literal["finished", "failed"]
     error: str = ""  # of a failed run
     updates_per_batch: Count
-    token_budget: Count  # generated tokens after which the run ends
+    token_budget: Count  # charged tokens after which the run ends
     evaluations: tuple[Evaluation, ...]  # [E] in order; a failed run may have none
     costs: RunCosts
+    calibration: Calibration | None = None  # of an allocator that predicts
+    fingerprint: str = ""  # of the settings, so that a changed run is run again
 
     @model_validator(mode="after")
     def _check(self) -> "RunRecord":
@@ -102,9 +113,7 @@ class RunRecord(Settings):
     @property
     def key(self) -> tuple[str, ...]:
         """What tells this run from all others."""
-        setting = self.setting
-        names = (setting.family, setting.base, setting.training_set, setting.algorithm)
-        return (self.phase, *names, self.arm, str(self.seed))
+        return run_key(self)
 
     @property
     def tests(self) -> tuple[str, ...]:
@@ -119,9 +128,32 @@ class RunRecord(Settings):
         return np.array([point.accuracy[test] for point in self.evaluations], dtype=np.float64)
 
 
-def record_path(folder: Path, record: RunRecord) -> Path:
-    """Where a record lies below the folder of a comparison."""
-    return folder.joinpath(*record.key[:-1], f"{record.key[-1]}.json")
+class Run(Protocol):
+    """What tells a run from all others of a comparison, be it planned or recorded."""
+
+    @property
+    def phase(self) -> Phase: ...
+
+    @property
+    def setting(self) -> Setting: ...
+
+    @property
+    def arm(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def run_key(run: Run) -> tuple[str, ...]:
+    """The names that tell a run from all others, the phase first and the seed last."""
+    setting = run.setting
+    return (run.phase, setting.family, setting.base, setting.training_set, setting.algorithm, run.arm, str(run.seed))
+
+
+def record_path(folder: Path, run: Run) -> Path:
+    """Where a run's record lies below the folder of a comparison."""
+    *names, seed = run_key(run)
+    return folder.joinpath(*names, f"{seed}.json")
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:
@@ -141,7 +173,7 @@ def read_records(folder: Path) -> list[RunRecord]:
     paths = sorted(folder.rglob("*.json"))
     if not paths:
         raise DataError(f"there are no records in {str(folder)!r}; give the folder that a comparison wrote its runs to")
-    records = [_read_record(path) for path in paths]
+    records = [read_record(path) for path in paths]
     check_distinct(records)
     return records
 
@@ -172,7 +204,12 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(incomplete, path)
 
 
-def _read_record(path: Path) -> RunRecord:
+def read_record(path: Path) -> RunRecord:
+    """The record in a file.
+
+    Raises:
+        DataError: it is none.
+    """
     try:
         return RunRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:

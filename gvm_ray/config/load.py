@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from gvm_ray.config.arena import ArenaConfig
 from gvm_ray.config.run import RunConfig
 from gvm_ray.exceptions import ConfigError
 
@@ -18,18 +19,55 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or isn't TOML, or a setting is unknown, out of range or contradictory.
     """
+    values = read_toml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, origin=str(path))
+
+
+def load_arena(path: str | Path, overrides: Iterable[str] = ()) -> ArenaConfig:
+    """The comparison described by a TOML file, with `a.b=c` overrides applied in order.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    values = read_toml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return ArenaConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path), ArenaConfig)) from None
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The plain values of a TOML file.
+
+    Raises:
+        ConfigError: it is missing, unreadable or not TOML.
+    """
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config file {str(path)!r} doesn't exist; write the path of a .toml file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} can't be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply_override(values, override)
-    return parse_config(values, origin=str(path))
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with changes laid over them; a table whose `type` changes gives way whole."""
+    result = dict(values)
+    for key, change in changes.items():
+        below = result.get(key)
+        if isinstance(change, Mapping) and isinstance(below, Mapping):
+            other_variant = "type" in change and change["type"] != below.get("type")
+            result[key] = dict(change) if other_variant else merged(below, change)
+        else:
+            result[key] = change
+    return result
 
 
 def parse_config(values: Mapping[str, Any], *, origin: str = "config") -> RunConfig:
@@ -37,7 +75,7 @@ def parse_config(values: Mapping[str, Any], *, origin: str = "config") -> RunCon
     try:
         return RunConfig.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin)) from None
+        raise ConfigError(_explain(error, origin, RunConfig)) from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -65,13 +103,13 @@ def _parse_value(text: str) -> Any:
         return text.strip()
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def _explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
     lines = [f"{origin}: {error.error_count()} problem(s)"]
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"]) or "(whole config)"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = f"unknown setting{_suggest(item['loc'])}"
+            message = f"unknown setting{_suggest(item['loc'], model)}"
         elif item["type"] == "missing":
             message = "required, but not given"
         elif not message.startswith(where) and item["loc"] and not isinstance(item["input"], dict):
@@ -80,9 +118,9 @@ def _explain(error: ValidationError, origin: str) -> str:
     return "\n".join(lines)
 
 
-def _suggest(location: tuple[int | str, ...]) -> str:
+def _suggest(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """A near name, or the list of names, that the table at `location` knows."""
-    known = sorted(_field_names(RunConfig))
+    known = sorted(_field_names(model))
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

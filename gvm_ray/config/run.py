@@ -99,6 +99,8 @@ class RunConfig(Settings):
     runs_dir: str = "runs"
     seed: NonNegativeCount = 0
     num_steps: Count = 100
+    token_budget: Count | None = None  # charged tokens that end the run before num_steps; none = no limit
+    prefill_price: NonNegative = 1.0  # generated tokens charged for a token prefilled for the allocator alone
     prompts_per_step: Count = 64
     samples_per_prompt: Count = 8  # the budget of a step is prompts_per_step * samples_per_prompt
     max_staleness: NonNegativeCount = 0  # updates that sampling may run ahead; 0 = strictly on-policy

@@ -103,8 +103,8 @@ def test_failed_runs_are_counted_and_left_out() -> None:
     ("other", "message"),
     [
         (runs("pool", FAST, updates_per_batch=32), r"differ in updates per batch: 4 \(uniform\); 32 \(pool\)"),
-        (runs("pool", FAST, token_budget=500), r"differ in generated tokens of budget: 400 \(uniform\); 500 \(pool\)"),
-        (runs("pool", (0.5, 0.6), token_budget=400), r"pool/0: .* 100 generated tokens, .* the budget of 400"),
+        (runs("pool", FAST, token_budget=500), r"differ in token budget: 400 \(uniform\); 500 \(pool\)"),
+        (runs("pool", (0.5, 0.6), token_budget=400), r"pool/0: .* 100 charged tokens, .* the budget of 400"),
         (runs("uniform", FAST), "2 records of the run"),
     ],
 )

@@ -7,6 +7,8 @@ from gvm_ray.exceptions import SystemFailure
 from gvm_ray.rollouts import RolloutLedger, staleness_metrics
 from gvm_ray.types import Allocation, GroupOutcome, GroupRef, Prompt
 
+TRAINED, PILOT = Allocation(counts={}), Allocation(counts={}, trained_on=False)
+
 
 def prompt(prompt_id: str) -> Prompt:
     return Prompt(prompt_id=prompt_id, text="?", token_ids=np.zeros(1, dtype=np.int32), answer="1")
@@ -63,19 +65,19 @@ def test_seeds_depend_on_the_run_and_not_on_the_round_that_asks() -> None:
 
 def test_costs_are_those_since_they_were_taken_last() -> None:
     book = ledger()
-    book.record([outcome("a", 1.0, 0.0), outcome("b", 1.0, num_tokens=7)], trained_on=True)
-    book.record([outcome("c", 0.0)], trained_on=False)
-    assert book.take_costs() == {"cost/generated_samples": 4, "cost/generated_tokens": 22}
+    book.record([outcome("a", 1.0, 0.0), outcome("b", 1.0, num_tokens=7)], TRAINED)
+    book.record([outcome("c", 0.0)], PILOT)
+    assert book.take_costs() == {"cost/generated_samples": 4, "cost/generated_tokens": 22, "cost/pilot_tokens": 5}
     assert book.take_costs() == {}
-    book.record([outcome("a", 1.0)], trained_on=True)
+    book.record([outcome("a", 1.0)], TRAINED)
     assert book.take_costs() == {"cost/generated_samples": 1, "cost/generated_tokens": 5}
 
 
 def test_outcomes_wait_for_their_prompt_and_leave_with_it() -> None:
     book = ledger()
     pilot, rest, other = outcome("a", 1.0), outcome("a", 0.0, 1.0), outcome("b", 0.0)
-    book.record([pilot, other], trained_on=True)
-    book.record([rest], trained_on=True)
+    book.record([pilot, other], TRAINED)
+    book.record([rest], TRAINED)
     assert book.take([prompt("a")]) == [pilot, rest]
     assert book.take([prompt("a")]) == []
     assert book.take([prompt("b"), prompt("c")]) == [other]
@@ -83,7 +85,7 @@ def test_outcomes_wait_for_their_prompt_and_leave_with_it() -> None:
 
 def test_samples_that_only_inform_are_charged_but_not_kept() -> None:
     book = ledger()
-    book.record([outcome("a", 1.0, 0.0)], trained_on=False)
+    book.record([outcome("a", 1.0, 0.0)], PILOT)
     assert book.take_costs()["cost/generated_samples"] == 2
     assert book.take([prompt("a")]) == []
 

@@ -1,0 +1,176 @@
+"""`gvm-ray compare`: every planned run that isn't done yet, some at once, and the results of all."""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvm_ray.actors.placement import connected
+from gvm_ray.arena.plan import PlannedRun, planned_runs
+from gvm_ray.arena.plots import write_plots
+from gvm_ray.arena.record_csv import write_csv
+from gvm_ray.arena.records import RunCosts, RunRecord, read_record, record_path, write_record
+from gvm_ray.arena.slot import Slot
+from gvm_ray.arena.tables import write_tables
+from gvm_ray.config import ArenaConfig, RunConfig
+from gvm_ray.config.arena import Phase
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonFolder:
+    """Where a comparison of some name keeps what it made."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, arena: ArenaConfig) -> "ComparisonFolder":
+        return cls(path=Path(arena.runs_dir).resolve() / arena.name)
+
+    @property
+    def records(self) -> Path:
+        """One JSON file a run."""
+        return self.path / "records"
+
+    @property
+    def results(self) -> Path:
+        """Tables, plots and CSV files."""
+        return self.path / "results"
+
+
+def compare(arena: ArenaConfig, *, arena_folder: Path, phase: Phase, say: Say = print) -> list[RunRecord]:
+    """Run what isn't done yet of a phase, and write its results.
+
+    Args:
+        arena: the comparison.
+        arena_folder: of its TOML file.
+        phase: which seeds and tests.
+        say: told of each run's end.
+
+    Raises:
+        UserError: a run's settings are wrong; raised before the first run.
+    """
+    folder = ComparisonFolder.of(arena)
+    runs = planned_runs(arena, folder=arena_folder, phase=phase)
+    waiting = [run for run in runs if not is_done(run, folder)]
+    say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before")
+    if waiting:
+        with connected(_for_all_slots(waiting[0].config, num_slots=arena.num_slots)):
+            asyncio.run(_run_all(waiting, folder=folder, num_slots=arena.num_slots, say=say))
+    return report(arena, arena_folder=arena_folder, phase=phase)
+
+
+def report(arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> list[RunRecord]:
+    """Write tables, plots and CSV files of what there is of a phase; returns its records.
+
+    Raises:
+        UserError: there is nothing yet, or the records can't be compared.
+    """
+    folder = ComparisonFolder.of(arena)
+    runs = planned_runs(arena, folder=arena_folder, phase=phase)
+    found = [record for run in runs if (record := found_record(run, folder)) is not None]
+    results = folder.results / phase
+    results.mkdir(parents=True, exist_ok=True)
+    write_csv(found, results)
+    write_tables(found, results, baseline=arena.baseline)
+    write_plots(found, results, highlighted=arena.highlighted)
+    return found
+
+
+def found_record(run: PlannedRun, folder: ComparisonFolder) -> RunRecord | None:
+    """The record of the run with these very settings; None where there is none."""
+    path = record_path(folder.records, run)
+    if not path.is_file():
+        return None
+    record = read_record(path)
+    return record if record.fingerprint == run.fingerprint else None
+
+
+def is_done(run: PlannedRun, folder: ComparisonFolder) -> bool:
+    """Whether the run was finished before; a failed one is tried again."""
+    record = found_record(run, folder)
+    return record is not None and record.status == "finished"
+
+
+async def _run_all(runs: Sequence[PlannedRun], *, folder: ComparisonFolder, num_slots: int, say: Say) -> None:
+    """Bases first, then the runs in order, each by the next free slot."""
+    slots = [Slot(number, folder=folder.path / "work") for number in range(min(num_slots, len(runs)))]
+    try:
+        bases = {(run.setting.family, run.setting.base): run for run in runs}
+        await _share(slots, list(bases.values()), Slot.build_base)
+        done = 0
+
+        async def run_one(slot: Slot, run: PlannedRun) -> None:
+            nonlocal done
+            start = time.monotonic()
+            record = await _record(slot, run)
+            write_record(folder.records, record)
+            done += 1
+            say(f"[{done}/{len(runs)}] {run.name}: {_outcome(record)} in {time.monotonic() - start:.0f} s")
+
+        await _share(slots, runs, run_one)
+    finally:
+        await asyncio.gather(*(slot.close() for slot in slots))
+
+
+async def _share(
+    slots: Sequence[Slot], runs: Sequence[PlannedRun], work: Callable[[Slot, PlannedRun], Awaitable[None]]
+) -> None:
+    """Each slot takes the next run when it is free."""
+    waiting = iter(runs)
+
+    async def serve(slot: Slot) -> None:
+        for run in waiting:
+            await work(slot, run)
+
+    async with asyncio.TaskGroup() as tasks:
+        for slot in slots:
+            tasks.create_task(serve(slot))
+
+
+async def _record(slot: Slot, run: PlannedRun) -> RunRecord:
+    """The run's record; one that failed says why, and spoils no other."""
+    try:
+        return await slot.run(run)
+    except Exception as error:
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        return RunRecord(
+            phase=run.phase,
+            setting=run.setting,
+            arm=run.arm,
+            seed=run.seed,
+            status="failed",
+            error=f"{type(cause).__name__}: {cause}",
+            updates_per_batch=run.config.algorithm.updates_per_batch,
+            token_budget=run.token_budget,
+            evaluations=(),
+            costs=RunCosts(),
+            fingerprint=run.fingerprint,
+        )
+
+
+def _outcome(record: RunRecord) -> str:
+    if record.status == "failed":
+        return f"FAILED, {record.error.splitlines()[0]}"
+    first, last = record.evaluations[0], record.evaluations[-1]
+    tests = ", ".join(f"{name} {first.accuracy[name]:.3f} -> {last.accuracy[name]:.3f}" for name in record.tests)
+    return f"{tests} with {last.charged_tokens:,.0f} tokens and {last.updates} updates"
+
+
+def _for_all_slots(config: RunConfig, *, num_slots: int) -> RunConfig:
+    """The configuration of one run, with logical CPUs for as many at once."""
+    cluster = config.cluster
+    if cluster.num_cpus is None:
+        engine, learner, rewards = config.engine, config.learner, config.rewards
+        needed = (
+            engine.num_generators * engine.cpus_per_generator
+            + learner.num_workers * learner.cpus_per_worker
+            + rewards.num_actors * rewards.cpus_per_actor
+        )
+        cluster = cluster.model_copy(update={"num_cpus": math.ceil(num_slots * (needed + 1))})
+    return config.model_copy(update={"cluster": cluster})

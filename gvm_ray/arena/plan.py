@@ -1,0 +1,152 @@
+"""What a comparison is made of: one planned run for each arm, setting and seed, checked before the first one starts."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gvm_ray.arena.records import Setting
+from gvm_ray.config import ArenaConfig, RunConfig, parse_config
+from gvm_ray.config.arena import ArmConfig, FamilyConfig, Phase, TrainingSetConfig, VariantConfig
+from gvm_ray.config.load import merged, read_toml
+from gvm_ray.exceptions import ConfigError
+from gvm_ray.functional.bootstrap import MIN_SEEDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run. `base` builds the policy that it starts from; only family and base have a say in that."""
+
+    phase: Phase
+    setting: Setting
+    arm: str
+    seed: int
+    base: RunConfig
+    config: RunConfig  # its prompts.eval is the test "balanced"
+    train_test: RunConfig  # the same with the test that is drawn like the training set
+
+    @property
+    def name(self) -> str:
+        """For people: where it stands in the comparison."""
+        return f"{self.phase}/{self.setting}/{self.arm}/{self.seed}"
+
+    @property
+    def token_budget(self) -> int:
+        """Charged tokens that end the run."""
+        assert self.config.token_budget is not None
+        return self.config.token_budget
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides what comes out; a record with another one is of another run."""
+        parts = [each.model_dump_json() for each in (self.base, self.config, self.train_test)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def planned_runs(arena: ArenaConfig, *, folder: Path, phase: Phase) -> list[PlannedRun]:
+    """Every run of a phase, those of one engine and one base together, and each setting's arms side by side.
+
+    Args:
+        arena: the comparison.
+        folder: of its TOML file, from which the families' paths count.
+        phase: which seeds and tests.
+
+    Raises:
+        ConfigError: a run's settings are wrong, or arms of one setting differ in what must be equal.
+    """
+    runs: list[PlannedRun] = []
+    for family in arena.families:
+        values = {**read_toml(folder / family.config), "name": arena.name, "runs_dir": arena.runs_dir}
+        for base in family.bases:
+            for algorithm in arena.algorithms:
+                for training_set in family.training_sets:
+                    runs += _setting_runs(arena, values, family, base, training_set, algorithm, phase=phase)
+    return runs
+
+
+def warnings(arena: ArenaConfig, *, phase: Phase) -> list[str]:
+    """What the results will lack, said before anything is spent."""
+    seeds = arena.seeds(phase)
+    if len(seeds) >= MIN_SEEDS:
+        return []
+    return [
+        f"{phase}_seeds has {len(seeds)} seed(s), too few for an interval: the table will show none; write "
+        f"{MIN_SEEDS} or more"
+    ]
+
+
+def _setting_runs(
+    arena: ArenaConfig,
+    values: Mapping[str, Any],
+    family: FamilyConfig,
+    base: VariantConfig,
+    training_set: TrainingSetConfig,
+    algorithm: VariantConfig,
+    *,
+    phase: Phase,
+) -> list[PlannedRun]:
+    """The runs of one setting, seed by seed, so that what is there of it early is comparable."""
+    setting = Setting(family=family.name, base=base.name, training_set=training_set.name, algorithm=algorithm.name)
+    base_values = merged(values, base.set)
+    shared = base_values
+    for changes in (training_set.set, arena.phases.get(phase, {}), algorithm.set):
+        shared = merged(shared, changes)
+    configs: dict[str, dict[str, Any]] = {}
+    for arm in arena.arms:
+        configs[arm.name] = merged(shared, _of_arm(arena, arm, algorithm.name))
+    _check_equal_means(setting, {name: _parsed(each, f"{setting}/{name}") for name, each in configs.items()})
+    runs = []
+    for seed in arena.seeds(phase):
+        for name, each in configs.items():
+            seeded = {**each, "seed": seed}
+            runs.append(
+                PlannedRun(
+                    phase=phase,
+                    setting=setting,
+                    arm=name,
+                    seed=seed,
+                    base=_parsed(base_values, f"{family.name}/{base.name}"),
+                    config=_parsed(seeded, f"{setting}/{name}"),
+                    train_test=_parsed(
+                        merged(seeded, {"prompts": {"eval": training_set.test}}), f"{setting}/{name}, its test"
+                    ),
+                )
+            )
+    return runs
+
+
+def _of_arm(arena: ArenaConfig, arm: ArmConfig, algorithm: str) -> dict[str, Any]:
+    budget = {"token_budget": arena.token_budget, "prefill_price": arena.prefill_price}
+    return merged(merged(budget, arm.set), arm.by_algorithm.get(algorithm, {}))
+
+
+def _parsed(values: Mapping[str, Any], origin: str) -> RunConfig:
+    config = parse_config(values, origin=origin)
+    if config.prompts.eval is None:
+        raise ConfigError(f"{origin}: the family's config has no [prompts.eval], so accuracy can't be measured; add it")
+    return config
+
+
+def _check_equal_means(setting: Setting, configs: Mapping[str, RunConfig]) -> None:
+    """Arms of one setting may differ in allocator, learning rate and the like, not in what they may spend.
+
+    Raises:
+        ConfigError: they do.
+    """
+    for what, values in _means(configs):
+        if len(set(values.values())) > 1:
+            found = "; ".join(f"{name}: {value}" for name, value in values.items())
+            raise ConfigError(
+                f"{setting}: the arms differ in {what} ({found}), so they could not be compared; write the same for all"
+            )
+
+
+def _means(configs: Mapping[str, RunConfig]) -> Iterator[tuple[str, dict[str, str]]]:
+    yield (
+        "algorithm.updates_per_batch",
+        {name: str(config.algorithm.updates_per_batch) for name, config in configs.items()},
+    )
+    yield "prompts", {name: json.dumps(config.prompts.model_dump(mode="json")) for name, config in configs.items()}
+    yield "evaluation", {name: config.evaluation.model_dump_json() for name, config in configs.items()}

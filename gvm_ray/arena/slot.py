@@ -1,0 +1,167 @@
+"""A place where one run after another takes place: engines, reward actors and learners that stay up between runs."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvm_ray.actors.learner import LearnerGroup
+from gvm_ray.actors.placement import namespace_of
+from gvm_ray.actors.pools import SamplingPools
+from gvm_ray.algorithms import create_algorithm, token_loss
+from gvm_ray.arena.plan import PlannedRun
+from gvm_ray.arena.records import RunRecord
+from gvm_ray.arena.run_log import CurveLog, ManyTests
+from gvm_ray.config import RunConfig
+from gvm_ray.config.model import PretrainedModelConfig
+from gvm_ray.launch import make_evaluator, prompt_stream, start_allocator, start_pools, warm_start
+from gvm_ray.loop import System, train
+from gvm_ray.phase_clock import PhaseClock
+from gvm_ray.prepare import Prepared, prepare
+from gvm_ray.prompt_states import CachedPromptStates
+from gvm_ray.protocols import Learners
+from gvm_ray.types import CheckpointState
+
+_START = CheckpointState(step=0, policy_version=0, cursor={}, allocator={}, costs={})
+
+
+class NoCheckpoints:
+    """Protocol `Checkpoints`: a run of minutes is run again."""
+
+    async def save(self, state: CheckpointState, learners: Learners) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Warm:
+    """What stays up, and for which runs it serves."""
+
+    key: str
+    pools: SamplingPools
+    learners: LearnerGroup
+    clock: PhaseClock
+
+
+class Slot:
+    """Runs planned runs, one at a time."""
+
+    def __init__(self, number: int, *, folder: Path) -> None:
+        self._prefix = f"slot-{number}-"
+        self._folder = folder / f"slot-{number}"
+        self._warm: _Warm | None = None
+        self._num_runs = 0  # a killed actor's name is free only after a while
+
+    async def build_base(self, run: PlannedRun) -> None:
+        """Make the policy that the run starts from, where it isn't there yet: it is warm-started and cached."""
+        prepared = prepare(run.base, run_dir=self._folder / run.setting.family / run.setting.base)
+        if prepared.base.warm_start_folder is None:
+            return
+        warm = await self._started(run.base, prepared)
+        await warm.learners.reset(run.base, base_path=prepared.base.path, token_loss=token_loss(run.base.algorithm))
+        await warm_start(run.base, prepared, warm.learners)
+
+    async def run(self, run: PlannedRun) -> RunRecord:
+        """The record of a run that went to its end.
+
+        Raises:
+            Exception: what went wrong; the slot then starts anew with the next run.
+        """
+        try:
+            return await self._run(run)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop what is up."""
+        warm, self._warm = self._warm, None
+        if warm is not None:
+            await warm.learners.stop()
+            warm.pools.close()
+
+    async def _run(self, run: PlannedRun) -> RunRecord:
+        config, prepared, train_test = self._prepared(run)
+        warm = await self._started(config, prepared)
+        self._num_runs += 1
+        allocator = start_allocator(config, clock=warm.clock, name=f"{self._prefix}allocator-{self._num_runs}")
+        try:
+            await warm.pools.generators.reset()
+            await warm.learners.reset(config, base_path=prepared.base.path, token_loss=token_loss(config.algorithm))
+            await warm.pools.publish(await warm.learners.weights(0))
+            log = CurveLog(clock=warm.clock)
+            evaluator = ManyTests(
+                tests={
+                    "balanced": make_evaluator(config, prepared, warm.pools),
+                    "train": make_evaluator(config, train_test, warm.pools),
+                },
+                log=log,
+            )
+            system = System(
+                prompts=prompt_stream(config, prepared),
+                states=CachedPromptStates(learners=warm.learners, config=config.prompt_states),
+                allocator=allocator,
+                pools=warm.pools,
+                learners=warm.learners,
+                algorithm=create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold),
+                evaluator=evaluator,
+                checkpoints=NoCheckpoints(),
+                log=log,
+            )
+            warm.clock.restart()
+            log.add(0, await evaluator.evaluate())
+            await train(system, config, start=_START)
+        finally:
+            allocator.close()
+        return RunRecord(
+            phase=run.phase,
+            setting=run.setting,
+            arm=run.arm,
+            seed=run.seed,
+            status="finished",
+            updates_per_batch=config.algorithm.updates_per_batch,
+            token_budget=run.token_budget,
+            evaluations=tuple(log.evaluations),
+            costs=log.costs(),
+            calibration=log.calibration(),
+            fingerprint=run.fingerprint,
+        )
+
+    def _prepared(self, run: PlannedRun) -> tuple[RunConfig, Prepared, Prepared]:
+        """The run's configuration from its base on, what it needs, and the prompts of its other test."""
+        folder = self._folder / run.setting.family / run.setting.base
+        base = prepare(run.base, run_dir=folder).base.path
+        config, train_test = (_started_from(base, each) for each in (run.config, run.train_test))
+        return config, prepare(config, run_dir=folder), prepare(train_test, run_dir=folder)
+
+    async def _started(self, config: RunConfig, prepared: Prepared) -> _Warm:
+        """What is up, if it serves this run too; else it is stopped and the right thing started."""
+        key = _warm_key(config, prepared)
+        if self._warm is not None and self._warm.key == key:
+            return self._warm
+        await self.close()
+        clock = PhaseClock()
+        pools = start_pools(config, prepared, clock=clock, prefix=self._prefix)
+        learners = LearnerGroup(
+            config,
+            base_path=prepared.base.path,
+            token_loss=token_loss(config.algorithm),
+            run_dir=str(self._folder),
+            namespace=namespace_of(config),
+            clock=clock,
+        )
+        self._warm = _Warm(key=key, pools=pools, learners=learners, clock=clock)
+        await asyncio.gather(pools.start(), learners.start())
+        return self._warm
+
+
+def _started_from(base_path: str, config: RunConfig) -> RunConfig:
+    """The run with its base as a finished model."""
+    model = PretrainedModelConfig(path=base_path)
+    return RunConfig.model_validate({**config.model_dump(), "model": model.model_dump(), "warm_start": None})
+
+
+def _warm_key(config: RunConfig, prepared: Prepared) -> str:
+    """Equal for runs that the same actors can serve: only weights, losses, prompts and allocators differ."""
+    architecture = Path(prepared.base.path, "config.json").read_text(encoding="utf-8")
+    learner = config.learner.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker", "dtype"})
+    parts = (config.engine.model_dump(), config.rewards.model_dump(), learner, prepared.max_model_len)
+    return json.dumps([architecture, config.sampling.max_tokens, *parts], sort_keys=True, default=str)

@@ -1,0 +1,96 @@
+"""The settings of a comparison: arms x families x bases x training sets x algorithms x seeds."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Settings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # also the name of a folder
+Overrides = dict[str, Any]  # nested as in the run's own TOML; a table whose `type` changes is replaced whole
+Phase = Literal["exploration", "confirmation"]
+
+
+class VariantConfig(Settings):
+    """A named change of a run's settings."""
+
+    name: Name
+    set: Overrides = Field(default_factory=dict)
+
+
+class TrainingSetConfig(VariantConfig):
+    """A training set, and what makes the family's test one that is drawn as it is."""
+
+    test: Overrides = Field(default_factory=dict)  # changes of prompts.eval; the test is then reported as "train"
+
+
+class FamilyConfig(Settings):
+    """A task family: one run configuration, and its variants. Its own prompts.eval is the test "balanced"."""
+
+    name: Name
+    config: str  # path of a run's TOML file, from the arena's own folder
+    bases: tuple[VariantConfig, ...] = (VariantConfig(name="a"),)
+    training_sets: tuple[TrainingSetConfig, ...]
+
+
+class ArmConfig(VariantConfig):
+    """An allocator with all that belongs to it; `by_algorithm` changes more for the algorithms it names."""
+
+    by_algorithm: dict[str, Overrides] = Field(default_factory=dict)
+
+
+class ArenaConfig(Settings):
+    """A whole comparison. Seeds to explore with and seeds to confirm with are apart, and so may their tests be."""
+
+    name: Name
+    runs_dir: str = "runs"
+    token_budget: Count  # charged tokens that end every run
+    prefill_price: NonNegative  # generated tokens that a prefilled token of a candidate costs: measure it
+    baseline: str = "uniform"
+    highlighted: str | None = None  # an arm that the plots bring out
+    exploration_seeds: tuple[NonNegativeCount, ...] = (0, 1, 2)
+    confirmation_seeds: tuple[NonNegativeCount, ...] = (100, 101, 102, 103, 104)
+    phases: dict[Phase, Overrides] = Field(default_factory=dict)  # what differs between the two, such as the tests
+    num_slots: Count = 2  # runs at once, each with engines and learners of its own
+    families: tuple[FamilyConfig, ...]
+    algorithms: tuple[VariantConfig, ...] = (VariantConfig(name="as_configured"),)
+    arms: tuple[ArmConfig, ...]
+
+    def seeds(self, phase: Phase) -> tuple[int, ...]:
+        """The seeds of a phase."""
+        return self.exploration_seeds if phase == "exploration" else self.confirmation_seeds
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "ArenaConfig":
+        _check_distinct("families", [family.name for family in self.families])
+        _check_distinct("algorithms", [algorithm.name for algorithm in self.algorithms])
+        _check_distinct("arms", [arm.name for arm in self.arms])
+        for family in self.families:
+            _check_distinct(f"bases of {family.name!r}", [base.name for base in family.bases])
+            _check_distinct(f"training_sets of {family.name!r}", [variant.name for variant in family.training_sets])
+        _check_distinct("exploration_seeds and confirmation_seeds", self.exploration_seeds + self.confirmation_seeds)
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "ArenaConfig":
+        arms = [arm.name for arm in self.arms]
+        for setting, name in (("baseline", self.baseline), ("highlighted", self.highlighted)):
+            if name is not None and name not in arms:
+                raise ValueError(f"{setting}={name!r} is no arm; write one of {', '.join(arms)}")
+        algorithms = [algorithm.name for algorithm in self.algorithms]
+        for arm in self.arms:
+            for name in arm.by_algorithm:
+                if name not in algorithms:
+                    raise ValueError(
+                        f"arm {arm.name!r} names the algorithm {name!r}; write one of {', '.join(algorithms)}"
+                    )
+        return self
+
+
+def _check_distinct(what: str, names: Sequence[object]) -> None:
+    if not names:
+        raise ValueError(f"{what} is empty; write at least one")
+    if double := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{what} hold {double[0]!r} more than once; write it once")

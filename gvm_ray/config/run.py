@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Settings
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
-from gvm_ray.config.prompts import ArithmeticSourceConfig, PromptsConfig, ReasoningGymSourceConfig
+from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
 from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.config.strategy import (
     AlgorithmSettings,
@@ -177,7 +177,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _warm_start_has_rationales(self) -> "RunConfig":
         source = self.prompts.train
-        if self.warm_start is None or isinstance(source, ArithmeticSourceConfig):
+        if self.warm_start is None or isinstance(source, ChainSourceConfig):
             return self
         if getattr(source, "rationale_field", None) is None:
             raise ValueError(

@@ -2,14 +2,18 @@
 
 from gvm_ray.config.prompts import (
     ArithmeticSourceConfig,
+    ChainSourceConfig,
     FileSourceConfig,
     HuggingFaceSourceConfig,
+    ListProgramSourceConfig,
     ReasoningGymSourceConfig,
     SourceSettings,
 )
-from gvm_ray.envs.arithmetic import arithmetic_tasks
+from gvm_ray.envs.arithmetic import arithmetic_family
+from gvm_ray.envs.chains import ChainFamily
 from gvm_ray.envs.file_source import file_tasks
 from gvm_ray.envs.huggingface_source import huggingface_tasks
+from gvm_ray.envs.list_programs import list_program_family
 from gvm_ray.envs.reasoning_gym_source import reasoning_gym_tasks
 from gvm_ray.envs.task import Task
 
@@ -27,5 +31,14 @@ def load_tasks(config: SourceSettings) -> list[Task]:
             return huggingface_tasks(config)
         case ReasoningGymSourceConfig():
             return reasoning_gym_tasks(config)
+        case ArithmeticSourceConfig() | ListProgramSourceConfig():
+            return chain_family(config).tasks(config)
+
+
+def chain_family(config: ChainSourceConfig) -> ChainFamily:
+    """The family of chains of operations that a source draws from."""
+    match config:
         case ArithmeticSourceConfig():
-            return arithmetic_tasks(config)
+            return arithmetic_family(config)
+        case ListProgramSourceConfig():
+            return list_program_family(config)

@@ -47,14 +47,31 @@ class HuggingFaceSourceConfig(Settings):
     limit: Count | None = None
 
 
+class ReasoningGymLevelConfig(Settings):
+    """One difficulty level of a task."""
+
+    parameters: dict[str, Any] = Field(default_factory=dict)  # besides the source's
+    weight: Positive = 1.0  # share of the prompts, relative to the other levels
+    demonstration_accuracy: Probability = 1.0  # else a demonstration answers another problem of the level
+
+
 class ReasoningGymSourceConfig(Settings):
-    """A task of the reasoning-gym library by name; graded by the task's own scorer (reward `reasoning_gym`)."""
+    """A task of the reasoning-gym library by name; graded by the task's own scorer (reward `reasoning_gym`).
+
+    The formats are those of `str.format` over an entry's question, answer and metadata, lists joined by spaces, and
+    `{name!c}` is the value without whitespace: "{numbers}={target}" and "{expression!c}" for task countdown.
+    """
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
     task: str = Field(min_length=1)
     parameters: dict[str, Any] = Field(default_factory=dict)
+    levels: tuple[ReasoningGymLevelConfig, ...] = ()
+    prompt_format: str | None = None  # without it the prompt is the question
+    rationale_format: str | None = None  # reference responses, for the warm start
     size: Count = 1000
     seed: NonNegativeCount = 0
+    split: Literal["all", "train", "test"] = "all"  # by content: "train" and "test" never share a prompt
+    half: Half = "both"
 
 
 class ChainLevelConfig(Settings):
@@ -130,6 +147,7 @@ class ListProgramSourceConfig(_ChainSourceBase):
 
 
 ChainSourceConfig = ArithmeticSourceConfig | ListProgramSourceConfig
+GeneratedSourceConfig = ReasoningGymSourceConfig | ChainSourceConfig
 
 SourceSettings = Annotated[
     FileSourceConfig

@@ -179,9 +179,10 @@ class RunConfig(Settings):
         source = self.prompts.train
         if self.warm_start is None or isinstance(source, ChainSourceConfig):
             return self
-        if getattr(source, "rationale_field", None) is None:
+        setting = "rationale_format" if isinstance(source, ReasoningGymSourceConfig) else "rationale_field"
+        if getattr(source, setting) is None:
             raise ValueError(
                 f"warm_start needs reference rationales, and prompts.train ({source.type!r}) names none; "
-                "write prompts.train.rationale_field = '...', or remove [warm_start]"
+                f"write prompts.train.{setting} = '...', or remove [warm_start]"
             )
         return self

@@ -5,8 +5,8 @@ and, in some families, an operand. A rationale lists the running results and box
 running result but the last may be left unwritten, as `_` in place of each of its characters, so a chain of k operations
 has 2^(k-1) valid rationales: the latent rationales of a prompt are many, as in real reasoning.
 
-Problems of one family have one width, and so have its results, written or not. Then what a step needs stands at the same
-distance from the place where its result is written, which is what a model of two layers can learn in a minute.
+Problems of one family have one width, and so have its results, written or not. Then what a step needs stands at the
+same distance from the place where its result is written, which is what a model of two layers can learn in a minute.
 """
 
 import itertools

@@ -14,7 +14,7 @@ DIGITS = "0123456789"
 
 
 def list_program_family(config: ListProgramSourceConfig) -> ChainFamily:
-    """The programs on lists of the configured length; a mistaken result has one digit wrong, uniform over the others."""
+    """Programs on lists of the configured length; a mistaken result has one digit wrong, uniform over the others."""
     return ChainFamily(
         name="list-program",
         operators=config.operators,

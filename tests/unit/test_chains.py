@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from gvm_ray.config.prompts import ArithmeticSourceConfig, ChainLevelConfig, ListProgramSourceConfig
 from gvm_ray.envs import load_tasks
-from gvm_ray.envs.levels import split_of
+from gvm_ray.envs.levels import half_of, split_of
 from gvm_ray.envs.prompt_source import chain_family
 from gvm_ray.exceptions import DataError
 
@@ -118,20 +118,12 @@ def test_the_halves_of_a_split_share_no_problem_and_make_up_the_whole(source_of,
     assert all(split_of(problem[:-1].rstrip()) == split for problem in first | second | whole)
 
 
-def test_small_levels_are_cut_into_halves_too():
-    levels = (level(1, "+"),)
-    available = {f"{a}+{b}=".replace("=", " " * 10 + "=") for a in range(7) for b in range(7)}
-    available = {problem for problem in available if split_of(problem[:-1].rstrip()) == "test"}
-    halves = [
-        source(*levels, split="test", half=half, size=size) for half, size in _sizes_of_halves(available).items() if size
-    ]
-    assert set().union(*(problems(half) for half in halves)) == available
-
-
-def _sizes_of_halves(available):
-    from gvm_ray.envs.levels import half_of
-
-    return Counter(half_of(problem[:-1].rstrip()) for problem in available)
+def test_a_level_that_is_listed_in_full_is_cut_into_halves_too():
+    contents = [f"{a}+{b}" for a in range(7) for b in range(7)]
+    for half in ("first", "second"):
+        wanted = {content for content in contents if split_of(content) == "test" and half_of(content) == half}
+        config = source(level(1, "+"), split="test", half=half, size=len(wanted))
+        assert {problem[:-1].rstrip() for problem in problems(config)} == wanted
 
 
 def test_one_problem_in_five_is_a_test_problem():

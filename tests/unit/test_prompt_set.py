@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from gvm_ray.config.prompts import (
-    ChainLevelConfig,
     ArithmeticSourceConfig,
+    ChainLevelConfig,
     FileSourceConfig,
     PromptsConfig,
     TemplateConfig,

@@ -26,7 +26,7 @@ from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.prompts import ArithmeticSourceConfig
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import resolve_engine
-from gvm_ray.envs.arithmetic import arithmetic_tasks
+from gvm_ray.envs import load_tasks
 from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.prepare import find_base_model
 from gvm_ray.reporting import RunFolder, read_rows
@@ -129,7 +129,7 @@ def prepare_case(folder: Path, *, num_steps: int) -> Case:
         SystemFailure: the warm start failed.
     """
     prompts = folder / "prompts.jsonl"
-    tasks = arithmetic_tasks(ArithmeticSourceConfig.model_validate(SOURCE))
+    tasks = load_tasks(ArithmeticSourceConfig.model_validate(SOURCE))
     lines = [json.dumps({"prompt": task.problem, "answer": task.answer}) for task in tasks]
     prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
     values = _values(folder) | {"name": "warm-start", "warm_start": WARM_START, "engine": {"type": "transformers"}}

@@ -1,10 +1,13 @@
 """Where prompts come from and how they are rendered."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from gvm_ray.config.base import Count, NonNegativeCount, Positive, Probability, Settings
+
+# Of a split; the two never share a prompt: one to tune on, one to confirm on.
+Half = Literal["both", "first", "second"]
 
 SYSTEM_PROMPTS = ("none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot")
 
@@ -44,52 +47,67 @@ class HuggingFaceSourceConfig(Settings):
     limit: Count | None = None
 
 
+class ReasoningGymLevelConfig(Settings):
+    """One difficulty level of a task."""
+
+    parameters: dict[str, Any] = Field(default_factory=dict)  # besides the source's
+    weight: Positive = 1.0  # share of the prompts, relative to the other levels
+    demonstration_accuracy: Probability = 1.0  # else a demonstration answers another problem of the level
+
+
 class ReasoningGymSourceConfig(Settings):
-    """A task of the reasoning-gym library by name; graded by the task's own scorer (reward `reasoning_gym`)."""
+    """A task of the reasoning-gym library by name; graded by the task's own scorer (reward `reasoning_gym`).
+
+    The formats are those of `str.format` over an entry's question, answer and metadata, lists joined by spaces, and
+    `{name!c}` is the value without whitespace: "{numbers}={target}" and "{expression!c}" for task countdown.
+    """
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
     task: str = Field(min_length=1)
     parameters: dict[str, Any] = Field(default_factory=dict)
+    levels: tuple[ReasoningGymLevelConfig, ...] = ()
+    prompt_format: str | None = None  # without it the prompt is the question
+    rationale_format: str | None = None  # reference responses, for the warm start
     size: Count = 1000
     seed: NonNegativeCount = 0
+    split: Literal["all", "train", "test"] = "all"  # by content: "train" and "test" never share a prompt
+    half: Half = "both"
 
 
-class ArithmeticLevelConfig(Settings):
+class ChainLevelConfig(Settings):
     """One difficulty level: chains of `num_operations` operations, the hardest of which is `operator`."""
 
     num_operations: Count = 3
-    operator: Literal["+", "-", "*", "@"] = "+"
+    operator: str
     weight: Positive = 1.0  # share of the prompts, relative to the other levels
 
 
-class ArithmeticSourceConfig(Settings):
-    """Procedural chains of arithmetic modulo a small number, worked left to right with running results."""
+class _ChainSourceBase(Settings):
+    """What the families of chains of operations share."""
 
-    type: Literal["arithmetic"] = "arithmetic"
-    modulus: Annotated[int, Field(ge=2, le=10)] = 7
-    levels: tuple[ArithmeticLevelConfig, ...] = (
-        ArithmeticLevelConfig(num_operations=2, operator="+", weight=10),
-        ArithmeticLevelConfig(num_operations=4, operator="-", weight=5),
-        ArithmeticLevelConfig(num_operations=3, operator="*", weight=1),
-        ArithmeticLevelConfig(num_operations=3, operator="@", weight=1),
-    )
+    operators: ClassVar[str]  # from easy to hard
+
+    levels: tuple[ChainLevelConfig, ...]
     size: Count = 2048
     seed: NonNegativeCount = 0
     split: Literal["train", "test"] = "train"  # the two never share a prompt
-    # Demonstrations only: probability that a worked step with this operator is right, which leaves the warm-started
-    # model unsure of the hard operators, and reinforcement learning something to do.
-    step_accuracy: dict[Literal["+", "-", "*", "@"], Probability] = Field(
-        default_factory=lambda: {"+": 1.0, "-": 1.0, "*": 1.0, "@": 1.0}
-    )
+    half: Half = "both"
+    # Demonstrations only: probability that a worked step with this operator is right (1 where it isn't named), which
+    # leaves the warm-started model unsure of the hard operators, and reinforcement learning something to do.
+    step_accuracy: dict[str, Probability] = Field(default_factory=dict)
     skip_probability: Probability = 0.2  # of not writing down a running result, in demonstrations
     max_operations: Count = 6  # problems are padded to the width of this many
 
     @model_validator(mode="after")
-    def _has_levels(self) -> "ArithmeticSourceConfig":
+    def _levels_and_operators_fit(self) -> Self:
         if not self.levels:
             raise ValueError(
-                "levels is empty; write at least one, e.g. levels = [{num_operations = 2, operator = '+'}]"
+                "levels is empty; write at least one, e.g. "
+                f"levels = [{{num_operations = 2, operator = '{self.operators[0]}'}}]"
             )
+        for name in (*(level.operator for level in self.levels), *self.step_accuracy):
+            if len(name) != 1 or name not in self.operators:
+                raise ValueError(f"operator {name!r} is unknown; write one of {', '.join(map(repr, self.operators))}")
         longest = max(level.num_operations for level in self.levels)
         if longest > self.max_operations:
             raise ValueError(
@@ -99,8 +117,44 @@ class ArithmeticSourceConfig(Settings):
         return self
 
 
+class ArithmeticSourceConfig(_ChainSourceBase):
+    """Procedural chains of arithmetic modulo a small number, worked left to right with running results."""
+
+    operators: ClassVar[str] = "+-*@"
+
+    type: Literal["arithmetic"] = "arithmetic"
+    modulus: Annotated[int, Field(ge=2, le=10)] = 7
+    levels: tuple[ChainLevelConfig, ...] = (
+        ChainLevelConfig(num_operations=2, operator="+", weight=10),
+        ChainLevelConfig(num_operations=4, operator="-", weight=5),
+        ChainLevelConfig(num_operations=3, operator="*", weight=1),
+        ChainLevelConfig(num_operations=3, operator="@", weight=1),
+    )
+
+
+class ListProgramSourceConfig(_ChainSourceBase):
+    """Procedural programs on a list of digits: reverse, turn, increment, sort; worked with the lists in between."""
+
+    operators: ClassVar[str] = "rtis"
+
+    type: Literal["list_programs"] = "list_programs"
+    length: Annotated[int, Field(ge=2, le=10)] = 4  # digits of the list
+    levels: tuple[ChainLevelConfig, ...] = (
+        ChainLevelConfig(num_operations=1, operator="t", weight=10),
+        ChainLevelConfig(num_operations=2, operator="i", weight=5),
+        ChainLevelConfig(num_operations=3, operator="s", weight=1),
+    )
+
+
+ChainSourceConfig = ArithmeticSourceConfig | ListProgramSourceConfig
+GeneratedSourceConfig = ReasoningGymSourceConfig | ChainSourceConfig
+
 SourceSettings = Annotated[
-    FileSourceConfig | HuggingFaceSourceConfig | ReasoningGymSourceConfig | ArithmeticSourceConfig,
+    FileSourceConfig
+    | HuggingFaceSourceConfig
+    | ReasoningGymSourceConfig
+    | ArithmeticSourceConfig
+    | ListProgramSourceConfig,
     Field(discriminator="type"),
 ]
 

@@ -8,7 +8,7 @@ from gvm_ray.config.allocator_base import PromptStatesConfig, RunShape
 from gvm_ray.config.allocators import AllocatorSettings, GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Settings
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
-from gvm_ray.config.prompts import ArithmeticSourceConfig, PromptsConfig, ReasoningGymSourceConfig
+from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
 from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig
 
@@ -175,11 +175,12 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _warm_start_has_rationales(self) -> "RunConfig":
         source = self.prompts.train
-        if self.warm_start is None or isinstance(source, ArithmeticSourceConfig):
+        if self.warm_start is None or isinstance(source, ChainSourceConfig):
             return self
-        if getattr(source, "rationale_field", None) is None:
+        setting = "rationale_format" if isinstance(source, ReasoningGymSourceConfig) else "rationale_field"
+        if getattr(source, setting) is None:
             raise ValueError(
                 f"warm_start needs reference rationales, and prompts.train ({source.type!r}) names none; "
-                "write prompts.train.rationale_field = '...', or remove [warm_start]"
+                f"write prompts.train.{setting} = '...', or remove [warm_start]"
             )
         return self

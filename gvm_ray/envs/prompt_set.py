@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gvm_ray.config.prompts import ArithmeticSourceConfig, PromptsConfig
-from gvm_ray.envs import arithmetic
+from gvm_ray.config.prompts import GeneratedSourceConfig, PromptsConfig
 from gvm_ray.envs.prompt_report import PromptReport, SourceReport
-from gvm_ray.envs.prompt_source import load_tasks
+from gvm_ray.envs.prompt_source import generated_demonstrations, load_tasks
 from gvm_ray.envs.task import Task, normalised
 from gvm_ray.envs.templates import check_template, render_all, token_ids
 from gvm_ray.exceptions import DataError, ModelError
@@ -132,9 +131,9 @@ def demonstrations(
 ) -> list[Demonstration]:
     """`num` demonstrations from the training source, none on a problem of the evaluation, the same for the same seed.
 
-    The arithmetic source generates them. Other sources give their rationales in random order, again and again until
-    `num` is reached. Responses end with the tokenizer's end-of-sequence token; prompts of more than `max_tokens` tokens
-    are left out.
+    Sources that make their problems make demonstrations too. Others give their rationales in random order, again and
+    again until `num` is reached. Responses end with the tokenizer's end-of-sequence token; prompts of more than
+    `max_tokens` tokens are left out.
 
     Raises:
         DataError: the source has no rationales, or none whose prompt is short enough.
@@ -145,7 +144,7 @@ def demonstrations(
             f"the tokenizer of {tokenizer.name_or_path or 'the model'!r} has no end-of-sequence token, so a response "
             "can't be taught to end; set eos_token in its tokenizer_config.json"
         )
-    if isinstance(config.train, ArithmeticSourceConfig):
+    if isinstance(config.train, GeneratedSourceConfig):
         tasks = _generated(config.train, config=config, num=num, seed=seed)
     else:
         tasks = [task for task in _clean_tasks(config)[0].tasks if task.rationale is not None]
@@ -159,11 +158,11 @@ def demonstrations(
     return tokenized if len(tokenized) == num else _repeated(tokenized, num=num, seed=seed)
 
 
-def _generated(source: ArithmeticSourceConfig, *, config: PromptsConfig, num: int, seed: int) -> list[Task]:
+def _generated(source: GeneratedSourceConfig, *, config: PromptsConfig, num: int, seed: int) -> list[Task]:
     held_out = frozenset() if config.eval is None else frozenset(task.problem for task in load_tasks(config.eval))
     return [
-        Task(prompt_id=problem, problem=problem, answer="", rationale=worked)
-        for problem, worked in arithmetic.demonstrations(source, num=num, seed=seed, excluded=held_out)
+        Task(prompt_id=problem, problem=problem, answer="", rationale=response)
+        for problem, response in generated_demonstrations(source, num=num, seed=seed, excluded=held_out)
     ]
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from gvm_ray.config.prompts import (
-    ArithmeticLevelConfig,
     ArithmeticSourceConfig,
+    ChainLevelConfig,
     FileSourceConfig,
     PromptsConfig,
     TemplateConfig,
@@ -114,7 +114,7 @@ def test_a_source_without_rationales_gives_no_demonstrations(tmp_path, tokenizer
 
 
 def test_arithmetic_demonstrations_keep_off_the_evaluation(tokenizer):
-    levels = (ArithmeticLevelConfig(num_operations=1, operator="+"),)
+    levels = (ChainLevelConfig(num_operations=1, operator="+"),)
     # Evaluated on problems of the training split too: the demonstrations must still not show them.
     config = PromptsConfig(
         train=ArithmeticSourceConfig(levels=levels, size=10),

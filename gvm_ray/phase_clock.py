@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PHASES = ("sampling", "reward", "gradient_norms", "update", "sync")
+PHASES = ("sampling", "reward", "gradient_norms", "prompt_states", "update", "sync")
 
 
 class PhaseClock:

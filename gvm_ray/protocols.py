@@ -15,8 +15,10 @@ from gvm_ray.types import (
     Completion,
     Demonstration,
     Float64Array,
+    FloatArray,
     GroupOutcome,
     Metrics,
+    Pooling,
     Prompt,
     SampleRequest,
     SamplingParameters,
@@ -186,6 +188,13 @@ class Learners(Protocol):
 
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
         """The same outcomes with per-sample gradient norms of the accepted samples filled in."""
+        ...
+
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
+        """[P, F] float32: what the policy makes of each prompt, its final hidden states at the prompt's tokens.
+
+        Their mean, the last one, or both end to end (F is the hidden size, or twice that).
+        """
         ...
 
     async def update(self, batch: TrainBatch) -> UpdateResult:

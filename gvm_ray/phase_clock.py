@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PHASES = ("planning", "sampling", "reward", "gradient_norms", "update", "sync")
+PHASES = ("planning", "prompt_states", "sampling", "reward", "gradient_norms", "update", "sync")
 
 
 class PhaseClock:

@@ -6,7 +6,7 @@ without a cluster. The loop sees the asynchronous side (``Allocator``, ``Rollout
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from gvm_ray.types import (
     Allocation,
@@ -19,6 +19,7 @@ from gvm_ray.types import (
     FloatArray,
     GroupOutcome,
     Metrics,
+    Pooling,
     Prompt,
     SampleRequest,
     SamplingParameters,
@@ -228,8 +229,11 @@ class Learners(Protocol):
         """The same outcomes with per-sample gradient norms of the accepted samples filled in."""
         ...
 
-    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Literal["mean", "last", "both"]) -> FloatArray:
-        """[P, F] final hidden states of the prompts' tokens, pooled; both is mean and last end to end."""
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
+        """[P, F] float32: what the policy makes of each prompt, its final hidden states at the prompt's tokens.
+
+        Their mean, the last one, or both end to end (F is the hidden size, or twice that).
+        """
         ...
 
     async def update(self, batch: TrainBatch) -> UpdateResult:

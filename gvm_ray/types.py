@@ -18,6 +18,7 @@ Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 FinishReason = Literal["stop", "length"]
+Pooling = Literal["mean", "last", "both"]  # of a prompt's hidden states
 Metrics = dict[str, float]
 
 

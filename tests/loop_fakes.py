@@ -18,9 +18,11 @@ from gvm_ray.types import (
     Allocation,
     AllocationReport,
     CheckpointState,
+    FloatArray,
     GroupOutcome,
     GroupRef,
     Metrics,
+    Pooling,
     Prompt,
     SampleRequest,
     SamplingParameters,
@@ -112,6 +114,11 @@ class FakeLearners:
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
         return [replace(o, gradient_norms=np.where(o.rewards > 0.5, 2.0, np.nan)) for o in outcomes]
 
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
+        width = 8 if pooling == "both" else 4
+        seeds = [prompt.token_ids for prompt in prompts]
+        return np.array([np.random.default_rng(seed).standard_normal(width, dtype=np.float32) for seed in seeds])
+
     async def update(self, batch: TrainBatch) -> UpdateResult:
         self.events.append(f"update {batch.step}")
         await asyncio.sleep(0.003)
@@ -122,11 +129,6 @@ class FakeLearners:
             weights=WeightsRef(policy_version=batch.step + 1, location=()),
             metrics={"num_updates": 4.0, "logprob_difference/mean": 0.0},
         )
-
-    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: str) -> np.ndarray:
-        """Two numbers a prompt: its difficulty, and its id."""
-        ids = np.array([int(prompt.prompt_id) for prompt in prompts], dtype=np.float32)
-        return np.stack([ids % 4 / 4, ids], axis=1)
 
     async def save(self, folder: str) -> None: ...
 

@@ -12,14 +12,24 @@ from typing import Any
 import numpy as np
 import ray
 
-from gvm_ray.actors.learner_rank import RankSetup, SupervisedUpdates, run_rank
+from gvm_ray.actors.learner_rank import PromptStates, RankSetup, SupervisedUpdates, run_rank
 from gvm_ray.actors.mailbox import Command, Mailbox
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorFailure
 from gvm_ray.learner.token_loss import TokenLoss
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.types import Demonstration, GroupOutcome, Metrics, TrainBatch, UpdateResult, WeightsRef
+from gvm_ray.types import (
+    Demonstration,
+    FloatArray,
+    GroupOutcome,
+    Metrics,
+    Pooling,
+    Prompt,
+    TrainBatch,
+    UpdateResult,
+    WeightsRef,
+)
 
 _STOP_S = 60.0  # for the ranks to end by themselves
 _CAUSE_S = 2.0  # for the mailbox to tell a rank's own error, after Ray Train has told that the ranks ended
@@ -35,7 +45,7 @@ class LearnerGroup:
         token_loss: the algorithm's loss.
         run_dir: the run's folder; Ray Train keeps its own files below it.
         namespace: Ray namespace of the run's actors.
-        clock: counts the time of updates and gradient norms.
+        clock: counts the time of updates, gradient norms and prompt states.
     """
 
     def __init__(
@@ -123,6 +133,12 @@ class LearnerGroup:
                 answer = await self._command("gradient_norms", [outcomes[i].ref for i in chosen])
             norms |= dict(zip(chosen, answer, strict=True))
         return [outcome.with_gradient_norms(norms[i]) for i, outcome in enumerate(outcomes)]
+
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
+        """[P, F] float32 pooled final hidden states of the prompts' tokens; see `Learner.prompt_states`."""
+        token_ids = ray.put(tuple(prompt.token_ids for prompt in prompts))
+        with self._clock.phase("prompt_states"):
+            return await self._command("prompt_states", PromptStates(token_ids=token_ids, pooling=pooling))
 
     async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
         """One warm-start update."""

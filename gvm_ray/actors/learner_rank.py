@@ -14,7 +14,17 @@ from gvm_ray.actors.weight_sync import publish
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorFailure, SystemFailure, UserError
 from gvm_ray.learner.token_loss import TokenLoss
-from gvm_ray.types import Demonstration, Float64Array, GroupRef, Metrics, RolloutGroup, TrainBatch, WeightsRef
+from gvm_ray.types import (
+    Demonstration,
+    Float64Array,
+    FloatArray,
+    GroupRef,
+    Metrics,
+    Pooling,
+    RolloutGroup,
+    TrainBatch,
+    WeightsRef,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +43,14 @@ class SupervisedUpdates:
 
     demonstrations: Any  # object ref to a tuple of Demonstration, nested so that the ranks fetch it themselves
     batches: tuple[NDArray[np.int64], ...]  # one optimizer update each: indices into the demonstrations
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptStates:
+    """Which hidden states to measure."""
+
+    token_ids: Any  # object ref to a tuple of [T] token ids, one for each prompt
+    pooling: Pooling
 
 
 def run_rank(setup: dict[str, RankSetup]) -> None:
@@ -88,6 +106,8 @@ class _RankServer:
                 return self._update(payload)
             case "gradient_norms":
                 return self._gradient_norms(payload)
+            case "prompt_states":
+                return self._prompt_states(payload)
             case "supervised_updates":
                 return self._supervised_updates(payload)
             case "finish_warm_start":
@@ -110,6 +130,9 @@ class _RankServer:
 
     def _gradient_norms(self, refs: Sequence[GroupRef]) -> list[Float64Array]:
         return self._learner.gradient_norms(_fetch(refs))
+
+    def _prompt_states(self, wanted: PromptStates) -> FloatArray:
+        return self._learner.prompt_states(ray.get(wanted.token_ids), pooling=wanted.pooling)
 
     def _supervised_updates(self, updates: SupervisedUpdates) -> Metrics:
         """The metrics of the last one."""

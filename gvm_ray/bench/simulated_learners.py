@@ -10,7 +10,19 @@ import ray
 from numpy.typing import NDArray
 
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.types import Demonstration, GroupOutcome, Metrics, TrainBatch, UpdateResult, WeightsRef
+from gvm_ray.types import (
+    Demonstration,
+    FloatArray,
+    GroupOutcome,
+    Metrics,
+    Pooling,
+    Prompt,
+    TrainBatch,
+    UpdateResult,
+    WeightsRef,
+)
+
+_STATE_WIDTH = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +41,7 @@ class LearnerLatency:
     """How long commands take, in seconds of the clock."""
 
     constant_s: float  # an update of nothing
-    tokens_per_s: float  # trained on; measuring gradient norms is as fast
+    tokens_per_s: float  # trained on; measuring gradient norms and prompt states is as fast
 
 
 class SimulatedLearners:
@@ -55,6 +67,16 @@ class SimulatedLearners:
             outcome.with_gradient_norms(np.where(mask, _norms(outcome), np.nan))
             for outcome, mask in zip(outcomes, accepted, strict=True)
         ]
+
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
+        """[P, 16], or [P, 32] for both poolings: standard normal numbers, the same for the same prompt."""
+        num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        async with self._command:
+            with self._clock.phase("prompt_states"):
+                await asyncio.sleep(num_tokens / self._latency.tokens_per_s)
+        width = _STATE_WIDTH * (2 if pooling == "both" else 1)
+        states = [_draw(prompt.prompt_id).standard_normal(width, dtype=np.float32) for prompt in prompts]
+        return np.array(states, dtype=np.float32).reshape(len(prompts), width)
 
     async def update(self, batch: TrainBatch) -> UpdateResult:
         """The next version, after as long as the batch's tokens take."""
@@ -85,9 +107,14 @@ class SimulatedLearners:
 
 def _norms(outcome: GroupOutcome) -> NDArray[np.float64]:
     """[n] log-normal about 1 / sqrt(tokens), with a factor of each prompt's own."""
-    draw = np.random.default_rng([zlib.crc32(outcome.prompt_id.encode()), *outcome.sample_indices])
+    draw = _draw(outcome.prompt_id, *outcome.sample_indices)
     return (
         draw.lognormal(sigma=0.5)
         * draw.lognormal(sigma=0.3, size=len(outcome.num_tokens))
         / np.sqrt(outcome.num_tokens)
     )
+
+
+def _draw(prompt_id: str, *sample_indices: int) -> np.random.Generator:
+    """Random numbers that depend on these alone."""
+    return np.random.default_rng([zlib.crc32(prompt_id.encode()), *sample_indices])

@@ -20,6 +20,7 @@ from gvm_ray.functional.gradient_norms import (
 )
 from gvm_ray.functional.logprobs import token_logprobs
 from gvm_ray.learner.sequences import SequenceBatch
+from gvm_ray.types import Pooling
 
 GradientParameters = Literal["embed_tokens", "lm_head"]
 
@@ -70,6 +71,21 @@ class PolicyModule(nn.Module):
         empty = logprobs.new_zeros(batch.mask.shape)
         padded = empty.index_put((rows, columns), logprobs)
         return padded, None if entropies is None else empty.index_put((rows, columns), entropies)
+
+    def prompt_states(self, batch: SequenceBatch, *, pooling: Pooling) -> Tensor:
+        """[B, F] float32: the final hidden states, after the final norm, at each prompt's tokens.
+
+        Their mean, the last one, or both end to end, mean first (F is the hidden size H, or 2H for both).
+        """
+        hidden = self.causal_lm.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state.float()
+        last = batch.first_state.unsqueeze(1)  # [B, 1] position of the prompt's last token
+        pooled = []
+        if pooling != "last":
+            inside = torch.arange(hidden.shape[1], device=hidden.device) <= last
+            pooled.append(torch.where(inside.unsqueeze(-1), hidden, 0.0).sum(1) / (last + 1))
+        if pooling != "mean":
+            pooled.append(hidden.take_along_dim(last.unsqueeze(-1), dim=1).squeeze(1))
+        return torch.cat(pooled, dim=-1)
 
     def response_gradients(
         self, batch: SequenceBatch, *, square_norms: bool, offset: Tensor | None = None
@@ -170,7 +186,7 @@ def load_policy(
     for block in causal_lm.model.layers:
         fully_shard(block, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
-    for method in ("response_gradients", "tied_inner_products"):
+    for method in ("prompt_states", "response_gradients", "tied_inner_products"):
         register_fsdp_forward_method(policy, method)
     return policy
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gvm_ray.functional.packing import micro_batches
 from gvm_ray.types import Demonstration, FloatArray, IntArray, RolloutGroup, TrainBatch
 
 
@@ -36,6 +38,12 @@ class SequenceBatch:
     targets: Tensor  # [B, T] int64 response tokens
     mask: Tensor  # [B, T] bool, True at response tokens
     first_state: Tensor  # [B] int64: the hidden state at first_state + t predicts response token t
+
+
+def rank_micro_batches(samples: Sequence[TrainSample], *, max_tokens: int) -> list[NDArray[np.int64]]:
+    """Indices of this rank's micro-batches, as many as on every other rank; trailing ones may be empty."""
+    lengths = np.array([sample.length for sample in samples], dtype=np.int64)
+    return micro_batches(lengths, max_tokens=max_tokens, num_ranks=dist.get_world_size())[dist.get_rank()]
 
 
 def pad_samples(samples: Sequence[TrainSample], *, device: torch.device) -> SequenceBatch:
@@ -73,6 +81,11 @@ def train_sample(group: RolloutGroup, index: int, *, advantage: float = 0.0, wei
         advantage=advantage,
         weight=weight,
     )
+
+
+def prompt_sample(token_ids: IntArray) -> TrainSample:
+    """A prompt by itself: a sample with an empty response."""
+    return TrainSample(prompt_ids=token_ids, response_ids=token_ids[:0], engine_logprobs=np.zeros(0, dtype=np.float32))
 
 
 def samples_of_batch(batch: TrainBatch, groups: Sequence[RolloutGroup]) -> list[TrainSample]:

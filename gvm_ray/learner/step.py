@@ -6,20 +6,19 @@ group one rank stands alone, so a notebook or a test drives a Learner directly.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from gvm_ray.config import RunConfig
 from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.config.model import PretrainedModelConfig
-from gvm_ray.functional.packing import micro_batches, split_updates
+from gvm_ray.functional.packing import split_updates
 from gvm_ray.learner.checkpoint import load_shards, save_shards
+from gvm_ray.learner.measuring import PolicyMeasurements
 from gvm_ray.learner.metric_sums import MetricSums
 from gvm_ray.learner.model_folder import write_model_folder
 from gvm_ray.learner.optimizer import PolicyOptimizer
@@ -29,20 +28,20 @@ from gvm_ray.learner.policy import (
     load_policy,
     named_full_tensors,
     reshard,
-    sample_gradient_norms,
 )
 from gvm_ray.learner.sequences import (
     SequenceBatch,
     TrainSample,
     pad_samples,
     pad_values,
+    rank_micro_batches,
     samples_of_batch,
     samples_of_demonstrations,
     train_sample,
 )
 from gvm_ray.learner.token_loss import TokenLoss
 from gvm_ray.pretrained import load_tokenizer
-from gvm_ray.types import Demonstration, Float64Array, FloatArray, Metrics, RolloutGroup, TrainBatch
+from gvm_ray.types import Demonstration, Float64Array, FloatArray, IntArray, Metrics, Pooling, RolloutGroup, TrainBatch
 
 MicroBatchLoss = Callable[[SequenceBatch, Sequence[TrainSample], MetricSums], Tensor]
 
@@ -72,6 +71,9 @@ class Learner:
         self._reference = self._load(trainable=False) if token_loss.needs_reference else None
         self._optimizer = self._build_optimizer()
         self._warm_start_optimizer: PolicyOptimizer | None = None
+        self._measure = PolicyMeasurements(
+            self._policy, max_tokens=config.learner.micro_batch_tokens, device=self._device
+        )
 
     # --- training -----------------------------------------------------------------------------------------------------
     def update(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> Metrics:
@@ -85,7 +87,7 @@ class Learner:
         samples = samples_of_batch(batch, groups)
         num_parts = self._config.algorithm.updates_per_batch
         if num_parts > 1:  # with one update the policy is the old policy: the training pass itself gives its log-probs
-            old = self._logprobs(samples)
+            old = self._measure.logprobs(samples)
             samples = [replace(sample, old_logprobs=values) for sample, values in zip(samples, old, strict=True)]
         rng = np.random.default_rng((self._config.seed, batch.step))
         parts = split_updates([len(s.response_ids) for s in samples], num_updates=num_parts, rng=rng)
@@ -139,7 +141,7 @@ class Learner:
         Gradients are reduced after every micro-batch: keeping them whole until the last would save calls, but hold a
         full float32 copy of the model on every rank.
         """
-        for indices in self._micro_batches(samples):
+        for indices in rank_micro_batches(samples, max_tokens=self._config.learner.micro_batch_tokens):
             members = [samples[i] for i in indices]
             value = loss(pad_samples(members, device=self._device), members, sums)
             sums.add("loss", value)
@@ -178,21 +180,6 @@ class Learner:
         logprobs, _ = self._policy(padded, temperature=1.0)
         return -(logprobs * _column([s.weight for s in members], like=logprobs)).sum()
 
-    @torch.no_grad()
-    def _logprobs(self, samples: Sequence[TrainSample]) -> list[FloatArray]:
-        """[T] for each sample under the present weights, on every rank."""
-        stops = np.cumsum([0, *(len(s.response_ids) for s in samples)])
-        flat = torch.zeros(int(stops[-1]), dtype=torch.float32, device=self._device)
-        for indices in self._micro_batches(samples):
-            padded = pad_samples([samples[i] for i in indices], device=self._device)
-            logprobs, _ = self._policy(padded)
-            for row, i in enumerate(indices):
-                flat[stops[i] : stops[i + 1]] = logprobs[row, : stops[i + 1] - stops[i]]
-        reshard(self._policy)
-        dist.all_reduce(flat)
-        values = flat.cpu().numpy()
-        return [values[start:stop] for start, stop in pairwise(stops)]
-
     # --- measuring ----------------------------------------------------------------------------------------------------
     def gradient_norms(self, groups: Sequence[RolloutGroup]) -> list[Float64Array]:
         """[n] for each group: the norm of the gradient of ln pi(response) for accepted samples, NaN for the others.
@@ -211,16 +198,17 @@ class Learner:
             if group.rewards is not None and group.rewards[i] >= threshold and group.num_tokens[i]
         ]
         samples = [train_sample(groups[g], i) for g, i in accepted]
-        values = torch.zeros(len(samples), dtype=torch.float64, device=self._device)
-        for indices in self._micro_batches(samples):
-            padded = pad_samples([samples[i] for i in indices], device=self._device)
-            computed = sample_gradient_norms(self._policy, padded, parameters=parameters)
-            values[torch.from_numpy(indices).to(self._device)] = computed[: len(indices)].double()
-        reshard(self._policy)
-        dist.all_reduce(values)
-        for (g, i), value in zip(accepted, values.tolist(), strict=True):
-            norms[g][i] = value
+        for (g, i), norm in zip(accepted, self._measure.gradient_norms(samples, parameters=parameters), strict=True):
+            norms[g][i] = norm
         return norms
+
+    def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> FloatArray:
+        """[P, F] float32: what the policy makes of each prompt, before any response.
+
+        These are its final hidden states at the prompt's tokens, after the final norm: their mean, the last one, or
+        both end to end, mean first (F is the hidden size H, or 2H for both).
+        """
+        return self._measure.prompt_states(token_ids, pooling=pooling)
 
     # --- state --------------------------------------------------------------------------------------------------------
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -281,12 +269,6 @@ class Learner:
     def _build_optimizer(self) -> PolicyOptimizer:
         total_updates = self._config.num_steps * self._config.algorithm.updates_per_batch
         return PolicyOptimizer(self._policy, self._config.learner.optimizer, total_updates=total_updates)
-
-    def _micro_batches(self, samples: Sequence[TrainSample]) -> list[NDArray[np.int64]]:
-        """Indices of this rank's micro-batches, as many as on every other rank; trailing ones may be empty."""
-        lengths = np.array([sample.length for sample in samples], dtype=np.int64)
-        max_tokens = self._config.learner.micro_batch_tokens
-        return micro_batches(lengths, max_tokens=max_tokens, num_ranks=self._world_size)[self._rank]
 
 
 def _column(values: Sequence[float], *, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorFailure, ModelError
 from gvm_ray.learner.step import Learner
-from gvm_ray.types import GroupOutcome, GroupRef, RolloutGroup, WeightsRef
+from gvm_ray.types import GroupOutcome, GroupRef, Pooling, RolloutGroup, WeightsRef
 from tests.learner_cases import (
     OPTIMIZER,
     DeadlyLoss,
@@ -125,6 +125,17 @@ def test_gradient_norms_equal_those_of_one_rank(learners: LearnerGroup, folder: 
     assert [np.isfinite(norms).sum() for norms in expected] == [1, 0, 0, 2]
     for norms, reference in zip(measured, expected, strict=True):
         np.testing.assert_allclose(norms, reference, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "both"])
+def test_prompt_states_equal_those_of_one_rank(
+    learners: LearnerGroup, folder: Path, runner: asyncio.Runner, pooling: Pooling
+) -> None:
+    prompts = [group.prompt for group in ragged_groups()] + [group.prompt for group in ragged_groups(seed=1)]
+    states = runner.run(learners.prompt_states(prompts, pooling=pooling))
+    expected = _one_rank(folder / "base").prompt_states([prompt.token_ids for prompt in prompts], pooling=pooling)
+    assert states.dtype == np.float32
+    np.testing.assert_allclose(states, expected, atol=1e-5)
 
 
 def test_a_checkpoint_of_two_ranks_loads_into_one(

@@ -97,7 +97,7 @@ class StatsPredictor:
     ) -> tuple[Float64Array, Float64Array]:
         """Means and standard deviations [P] of the belief in p."""
         seen, config = self._seen.columns, self._config
-        fit = fit_binomial(known, seen["successes"], seen["trials"], weights=weights, ridge=config.ridge)
+        fit = fit_binomial(known, seen["successes"], seen["trials"], weights=weights, ridge=self._ridge(known))
         logits = fit.mean(new)
         # The mean of a logistic of a Gaussian (MacKay 1992, equation 10).
         shrunk = sigmoid(logits / np.sqrt(1 + np.pi * fit.variance(new) / 8))
@@ -105,6 +105,9 @@ class StatsPredictor:
         total = config.history_trials + trials
         rates = (config.history_trials * shrunk + successes) / total
         return rates, np.sqrt(rates * (1 - rates) / (total + 1))
+
+    def _ridge(self, features: Float64Array) -> float:
+        return (features.shape[1] - 1) / self._config.prior_deviation**2 or 1.0
 
     def _regress(
         self, targets: Float64Array, known: Float64Array, new: Float64Array, *, weights: Float64Array
@@ -114,7 +117,7 @@ class StatsPredictor:
         if measured.sum() < _FEWEST_ROWS:
             return np.ones(len(new))
         logarithms = np.log(targets[measured])
-        fit: LinearFit = fit_ridge(known[measured], logarithms, weights=weights[measured], ridge=self._config.ridge)
+        fit: LinearFit = fit_ridge(known[measured], logarithms, weights=weights[measured], ridge=self._ridge(known))
         return np.exp(fit.mean(new).clip(logarithms.min(), logarithms.max()))
 
 

@@ -45,7 +45,9 @@ class PredictorConfig(Settings):
     """What an allocator expects of a prompt before it is sampled: learned on the way from the run's own samples."""
 
     forgetting: Annotated[float, Field(gt=0, le=1)] = 0.9  # factor on the weight of samples for each step they are old
-    ridge: Positive = 1.0  # penalty on the coefficients of standardised features
+    # Standard deviation, a priori, of what the features explain of a prompt's logit: the ridge penalty on the
+    # coefficients of D standardised features is D / prior_deviation^2. Larger fits faster, and overfits more.
+    prior_deviation: Positive = 2.0
     history_trials: Positive = 8.0  # the features' prediction counts as so many samples of the prompt itself
     source_features: tuple[str, ...] = ()  # names in Prompt.features whose values are categories, e.g. level
     max_state_features: Count = 256  # wider hidden states are projected down at random

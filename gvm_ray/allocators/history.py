@@ -43,9 +43,7 @@ class PromptHistory:
         rates[seen["trials"] + prior_successes + prior_failures == 0] = np.nan
         return rates
 
-    def sample_once(
-        self, counts: Mapping[str, int]
-    ) -> Generator[Allocation, Sequence[GroupOutcome], "StepHistory"]:
+    def sample_once(self, counts: Mapping[str, int]) -> Generator[Allocation, Sequence[GroupOutcome], "StepHistory"]:
         """One round with these samples, prompt_id -> n; returns what it saw of them, in their order."""
         samples = self.start_step(list(counts))
         samples.fold((yield Allocation(counts=counts)))

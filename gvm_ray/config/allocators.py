@@ -6,6 +6,13 @@ from pydantic import Field, model_validator
 
 from gvm_ray.config.allocator_base import AllocatorConfig, PromptStatesConfig, RunShape
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive
+from gvm_ray.config.history_allocators import (
+    CurESAllocatorConfig,
+    KnapsackAllocatorConfig,
+    ReinforceAdaEstAllocatorConfig,
+    ReinforceAdaSeqAllocatorConfig,
+    VIPAllocatorConfig,
+)
 
 
 class UniformAllocatorConfig(AllocatorConfig):
@@ -82,5 +89,13 @@ class CustomAllocatorConfig(AllocatorConfig):
 
 
 AllocatorSettings = Annotated[
-    UniformAllocatorConfig | GVMAllocatorConfig | CustomAllocatorConfig, Field(discriminator="type")
+    UniformAllocatorConfig
+    | GVMAllocatorConfig
+    | ReinforceAdaEstAllocatorConfig
+    | ReinforceAdaSeqAllocatorConfig
+    | VIPAllocatorConfig
+    | KnapsackAllocatorConfig
+    | CurESAllocatorConfig
+    | CustomAllocatorConfig,
+    Field(discriminator="type"),
 ]

@@ -1,0 +1,51 @@
+"""Predicts accept rates from prompts' features by Gaussian process regression."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import pdist
+from scipy.special import expit, logit
+
+
+def predict_accept_rates(
+    features: ArrayLike,
+    *,
+    observed_features: ArrayLike,
+    successes: ArrayLike,
+    trials: ArrayLike,
+    prior_accept_rate: float,
+    prior_std: float,
+    length_scale: float,
+) -> NDArray[np.float64]:
+    """sigmoid of the posterior mean [P] of a Gaussian process on the logit of the accept rate (after arXiv 2602.01601).
+
+    Its covariance is an RBF kernel on the features, scaled to mean 0 and standard deviation 1 over the observations.
+    What is observed is the empirical logit ln((s + 1/2) / (t - s + 1/2)), with its own noise variance
+    1 / (s + 1/2) + 1 / (t - s + 1/2) (Gart & Zweifel 1967), so that 8 samples of 8 say more than 1 of 1.
+
+    Args:
+        features: [P, F] of the prompts asked for.
+        observed_features: [W, F] of the observations, W >= 1; a prompt may occur several times.
+        successes: s [W].
+        trials: t [W], >= 1.
+        prior_accept_rate: where no observation is near, in (0, 1).
+        prior_std: standard deviation of the logit before any observation.
+        length_scale: of the kernel, in units of the median distance between observations.
+    """
+    from sklearn.gaussian_process import GaussianProcessRegressor  # a second to import: only who predicts waits for it
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+    observed = np.asarray(observed_features, dtype=np.float64)
+    mean, std = observed.mean(axis=0), observed.std(axis=0)
+    std[std == 0] = 1.0
+    observed = (observed - mean) / std
+    distance = float(np.median(pdist(observed))) if len(observed) > 1 else 0.0
+    accepted = np.asarray(successes, dtype=np.float64) + 0.5
+    rejected = np.asarray(trials, dtype=np.float64) - accepted + 1
+    process = GaussianProcessRegressor(
+        kernel=ConstantKernel(prior_std**2) * RBF(length_scale * (distance or 1.0)),
+        alpha=1 / accepted + 1 / rejected,
+        optimizer=None,
+    )
+    prior = logit(prior_accept_rate)
+    process.fit(observed, np.log(accepted / rejected) - prior)
+    return expit(prior + process.predict((np.asarray(features, dtype=np.float64) - mean) / std))

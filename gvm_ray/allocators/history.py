@@ -19,12 +19,7 @@ class PromptHistory:
     """
 
     def __init__(
-        self,
-        *,
-        accept_threshold: float,
-        prior_successes: float = 0.0,
-        prior_failures: float = 0.0,
-        decay: float = 1.0,
+        self, *, accept_threshold: float, prior_successes: float = 0.0, prior_failures: float = 0.0, decay: float = 1.0
     ) -> None:
         self._accept_threshold = accept_threshold
         self._prior_successes = prior_successes

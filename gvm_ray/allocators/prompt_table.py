@@ -51,20 +51,13 @@ class PromptTable:
         found[rows >= 0] = self.columns[rows[rows >= 0]]
         return found
 
-    def add(self, other: "PromptTable", *, decay: Float64Array | None = None) -> None:
-        """Sum the counts; a measured gradient norm replaces the one before, and the latest policy version stays.
-
-        Args:
-            other: what is added, R rows.
-            decay: [R] factors on the counts of its prompts here, applied before.
-        """
+    def add(self, other: "PromptTable", *, decay: float | Float64Array = 1.0) -> None:
+        """Sum the counts, those before times `decay` (one factor, or one for each row of `other`); a measured gradient
+        norm replaces the one before, and the latest policy version stays."""
         rows = self.rows(other._row_of)
         columns = self.columns
-        if decay is not None:
-            columns["trials"][rows] *= decay
-            columns["successes"][rows] *= decay
-        columns["trials"][rows] += other.columns["trials"]
-        columns["successes"][rows] += other.columns["successes"]
+        columns["trials"][rows] = decay * columns["trials"][rows] + other.columns["trials"]
+        columns["successes"][rows] = decay * columns["successes"][rows] + other.columns["successes"]
         measured = np.isfinite(other.columns["gradient_norm"])
         columns["gradient_norm"][rows[measured]] = other.columns["gradient_norm"][measured]
         columns["policy_version"][rows] = np.maximum(columns["policy_version"][rows], other.columns["policy_version"])

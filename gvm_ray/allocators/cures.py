@@ -10,7 +10,7 @@ from gvm_ray.allocators.counts import report_counts
 from gvm_ray.allocators.history import PromptHistory
 from gvm_ray.config.history_allocators import CurESAllocatorConfig
 from gvm_ray.functional.allocation import apportion
-from gvm_ray.functional.history_allocation import learning_potential_probabilities, policy_gradient_std
+from gvm_ray.functional.history_allocation import draw_by_learning_potential, policy_gradient_std
 from gvm_ray.protocols import Rounds
 from gvm_ray.types import EstimatorTerms, Float64Array, FloatArray, Prompt, TrainedNorms
 
@@ -42,11 +42,11 @@ class CurESAllocator:
             ids, prior_successes=config.prior_successes, prior_failures=config.prior_failures
         )
         num_drawn = min(len(ids), max(1, budget // config.group_size))
-        drawn = np.random.default_rng((self._seed, step)).choice(
-            len(ids),
-            size=num_drawn,
-            replace=False,
-            p=learning_potential_probabilities(rates, temperature=config.temperature),
+        drawn = draw_by_learning_potential(
+            rates,
+            num_drawn=num_drawn,
+            temperature=config.temperature,
+            rng=np.random.default_rng((self._seed, step)),
         )
         norms = np.stack([self._norms.get(ids[row], _UNMEASURED) for row in drawn])
         sigma = policy_gradient_std(
@@ -83,7 +83,10 @@ class CurESAllocator:
 
     def state_dict(self) -> dict[str, Any]:
         """The decayed counts of every prompt seen, and the moments of its norms, None where not measured."""
-        norms = {id_: np.where(np.isnan(moments), None, moments).tolist() for id_, moments in self._norms.items()}
+        norms = {
+            id_: [[value if np.isfinite(value) else None for value in of_class] for of_class in moments.tolist()]
+            for id_, moments in self._norms.items()
+        }
         return {**self._history.state_dict(), "norms": norms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Predicts accept rates from prompts' features by Gaussian process regression."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import pdist
@@ -41,7 +43,8 @@ def predict_accept_rates(
     distance = float(np.median(pdist(observed))) if len(observed) > 1 else 0.0
     accepted = np.asarray(successes, dtype=np.float64) + 0.5
     rejected = np.asarray(trials, dtype=np.float64) - accepted + 1
-    process = GaussianProcessRegressor(
+    untyped: Any = GaussianProcessRegressor  # type checkers guess its parameters' types from their defaults
+    process = untyped(
         kernel=ConstantKernel(prior_std**2) * RBF(length_scale * (distance or 1.0)),
         alpha=1 / accepted + 1 / rejected,
         optimizer=None,

@@ -76,7 +76,7 @@ def variance_gains(
     p = np.asarray(accept_rates, dtype=np.float64)
     n = np.arange(minimum, maximum + 1, dtype=np.float64)
     per_unit = (n - 1) / n**2 if baseline == "grpo" else 1 / (n - 1)
-    return np.outer(4 * p * (1 - p), -np.diff(per_unit))
+    return (4 * p * (1 - p))[:, None] * -np.diff(per_unit)
 
 
 def knapsack_gains(accept_rates: ArrayLike, *, minimum: int, maximum: int) -> NDArray[np.float64]:
@@ -96,17 +96,23 @@ def knapsack_gains(accept_rates: ArrayLike, *, minimum: int, maximum: int) -> ND
     return (p**n * (1 - p) + (1 - p) ** n * p) * p * (1 - p) ** 2
 
 
-def learning_potential_probabilities(accept_rates: ArrayLike, *, temperature: float) -> NDArray[np.float64]:
-    """[P] in proportion to exp(sqrt(p (1 - p)) / temperature), with which CurES draws prompts (arXiv 2510.01037).
+def draw_by_learning_potential(
+    accept_rates: ArrayLike, *, num_drawn: int, temperature: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Rising indices of prompts drawn with probability ~ exp(sqrt(p (1 - p)) / temperature), without replacement.
+
+    CurES's choice of prompts (arXiv 2510.01037), by the Gumbel-top-k trick (arXiv 1903.06059), which needs no
+    exponentials and so takes any temperature.
 
     Args:
         accept_rates: p [P] in [0, 1].
+        num_drawn: 0 to P.
         temperature: > 0; high is uniform, low only the prompts nearest p = 1/2.
+        rng: drawn from.
     """
     p = np.asarray(accept_rates, dtype=np.float64)
-    scores = np.sqrt(p * (1 - p)) / temperature
-    exponentials = np.exp(scores - scores.max(initial=0.0))
-    return exponentials / exponentials.sum()
+    keys = np.sqrt(p * (1 - p)) / temperature + rng.gumbel(size=p.size)
+    return np.sort(np.argsort(-keys)[:num_drawn])
 
 
 def policy_gradient_std(

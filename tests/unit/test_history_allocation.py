@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from gvm_ray.functional.history_allocation import (
     allocate_by_gain,
+    draw_by_learning_potential,
     half_of_each_class,
     knapsack_gains,
-    learning_potential_probabilities,
     log_objective_weights,
     policy_gradient_std,
     variance_gains,
@@ -119,13 +119,27 @@ def test_log_objective_weights_are_inverse_roots() -> None:
     np.testing.assert_allclose(log_objective_weights([0.0, 0.24, 0.99], epsilon=0.01), [10, 2, 1])
 
 
-def test_learning_potential_by_hand() -> None:
+def test_prompts_are_drawn_in_proportion_to_their_learning_potential() -> None:
     # sqrt(p (1 - p)): 0, 0.4, 0.5
-    weights = np.exp(np.array([0, 4, 5]))
-    probabilities = learning_potential_probabilities([1.0, 0.2, 0.5], temperature=0.1)
-    np.testing.assert_allclose(probabilities, weights / weights.sum())
-    sharp = learning_potential_probabilities([1.0, 0.2, 0.5], temperature=1e-6)
-    np.testing.assert_allclose(sharp, [0, 0, 1])
+    rates, weights = [1.0, 0.2, 0.5], np.exp([0, 0.4, 0.5])
+    rng, num_draws = np.random.default_rng(0), 20_000
+    first, left_out = np.zeros(3), np.zeros(3)
+    for _ in range(num_draws):
+        first[draw_by_learning_potential(rates, num_drawn=1, temperature=1.0, rng=rng)] += 1
+        drawn = draw_by_learning_potential(rates, num_drawn=2, temperature=1.0, rng=rng)
+        assert drawn[0] < drawn[1]
+        left_out[3 - drawn.sum()] += 1
+    shares = weights / weights.sum()
+    np.testing.assert_allclose(first / num_draws, shares, atol=0.015)  # four standard errors
+    last = [sum(shares[j] * shares[3 - i - j] / (1 - shares[j]) for j in range(3) if j != i) for i in range(3)]
+    np.testing.assert_allclose(left_out / num_draws, last, atol=0.015)
+
+
+def test_a_low_temperature_draws_the_nearest_to_one_half() -> None:
+    rng = np.random.default_rng(0)
+    drawn = draw_by_learning_potential([1.0, 0.2, 0.5, 0.0], num_drawn=2, temperature=1e-9, rng=rng)
+    assert drawn.tolist() == [1, 2]
+    assert draw_by_learning_potential([1.0, 0.0], num_drawn=2, temperature=1e-9, rng=rng).tolist() == [0, 1]
 
 
 def test_policy_gradient_std_is_that_of_scalar_gradients() -> None:

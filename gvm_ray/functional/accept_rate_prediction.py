@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.distance import pdist
 from scipy.special import expit, logit
+
+_ROUNDING = 1e-6  # of features in single precision
 
 
 def predict_accept_rates(
@@ -31,21 +32,25 @@ def predict_accept_rates(
         trials: t [W], >= 1.
         prior_accept_rate: where no observation is near, in (0, 1).
         prior_std: standard deviation of the logit before any observation.
-        length_scale: of the kernel, in units of the median distance between observations.
+        length_scale: of the kernel, in units of the median distance between different observed prompts.
     """
     from sklearn.gaussian_process import GaussianProcessRegressor  # a second to import: only who predicts waits for it
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+    from sklearn.gaussian_process.kernels import ConstantKernel, PairwiseKernel
+    from sklearn.metrics import euclidean_distances
 
     observed = np.asarray(observed_features, dtype=np.float64)
     mean, std = observed.mean(axis=0), observed.std(axis=0)
-    std[std == 0] = 1.0
+    std = np.where(std > _ROUNDING * np.abs(mean), std, 1.0)  # a constant feature says nothing
     observed = (observed - mean) / std
-    distance = float(np.median(pdist(observed))) if len(observed) > 1 else 0.0
+    distances = euclidean_distances(observed)[np.triu_indices(len(observed), k=1)]
+    apart = distances[distances > _ROUNDING]
+    scale = length_scale * (float(np.median(apart)) if apart.size else 1.0)
     accepted = np.asarray(successes, dtype=np.float64) + 0.5
     rejected = np.asarray(trials, dtype=np.float64) - accepted + 1
     untyped: Any = GaussianProcessRegressor  # type checkers guess its parameters' types from their defaults
     process = untyped(
-        kernel=ConstantKernel(prior_std**2) * RBF(length_scale * (distance or 1.0)),
+        # `RBF` in all but speed: that takes distances without BLAS
+        kernel=ConstantKernel(prior_std**2) * PairwiseKernel(metric="rbf", gamma=0.5 / scale**2),
         alpha=1 / accepted + 1 / rejected,
         optimizer=None,
     )

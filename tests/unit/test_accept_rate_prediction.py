@@ -57,10 +57,23 @@ def test_far_from_observations_is_the_prior_and_more_samples_say_more() -> None:
     assert (few > 0.5).all()
 
 
-def test_a_prompt_observed_again_and_again_is_no_singular_matrix() -> None:
-    same = np.ones((50, 8))
-    predicted = predict_accept_rates(same[:1], observed_features=same, successes=[4] * 50, trials=[8] * 50, **SETTINGS)
-    assert predicted == pytest.approx([0.5])
+@pytest.mark.parametrize("value", [1.0, 0.1, 1e4 / 3])
+def test_a_prompt_observed_again_and_again_counts_each_time(value: float) -> None:
+    same = np.full((50, 8), value, dtype=np.float32)
+    once, often = (
+        predict_accept_rates(same[:1], observed_features=same[:n], successes=[1] * n, trials=[8] * n, **SETTINGS)[0]
+        for n in (1, 50)
+    )
+    assert 1.5 / 9 < often < once < 0.5
+    assert often == pytest.approx(1.5 / 9, abs=0.01)
+
+
+def test_the_scale_is_that_of_different_prompts_where_one_is_most_of_the_window() -> None:
+    observed = np.array([[0.0]] * 9 + [[1.0]])
+    settings = {**SETTINGS, "observed_features": observed, "successes": [0] * 9 + [8], "trials": [8] * 10}
+    near, far = predict_accept_rates([[0.0], [1.0]], **settings)
+    assert near < 0.2
+    assert far > 0.7
 
 
 def test_rates_that_vary_smoothly_are_learned_from_few_prompts() -> None:

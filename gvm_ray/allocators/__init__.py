@@ -1,16 +1,28 @@
 """Who gets how many samples: one file per strategy, made from its settings by `create_allocator`."""
 
+from gvm_ray.allocators.cures import CurESAllocator
 from gvm_ray.allocators.gvm import GVMAllocator
 from gvm_ray.allocators.gvm_online import GVMOnlineAllocator
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocator
+from gvm_ray.allocators.knapsack import KnapsackAllocator
 from gvm_ray.allocators.neyman import NeymanAllocator
+from gvm_ray.allocators.reinforce_ada_est import ReinforceAdaEstAllocator
+from gvm_ray.allocators.reinforce_ada_seq import ReinforceAdaSeqAllocator
 from gvm_ray.allocators.steps import AllocatorSteps
 from gvm_ray.allocators.uniform import UniformAllocator
+from gvm_ray.allocators.vip import VIPAllocator
 from gvm_ray.config.allocators import (
     AllocatorSettings,
     CustomAllocatorConfig,
     GVMAllocatorConfig,
     UniformAllocatorConfig,
+)
+from gvm_ray.config.history_allocators import (
+    CurESAllocatorConfig,
+    KnapsackAllocatorConfig,
+    ReinforceAdaEstAllocatorConfig,
+    ReinforceAdaSeqAllocatorConfig,
+    VIPAllocatorConfig,
 )
 from gvm_ray.config.predictive_allocators import (
     GVMOnlineAllocatorConfig,
@@ -46,6 +58,16 @@ def create_allocator(config: AllocatorSettings, *, accept_threshold: float, seed
             return GVMOnlineAllocator(config, accept_threshold=accept_threshold, seed=seed)
         case NeymanAllocatorConfig():
             return NeymanAllocator(config, accept_threshold=accept_threshold, seed=seed)
+        case ReinforceAdaEstAllocatorConfig():
+            return ReinforceAdaEstAllocator(config, accept_threshold=accept_threshold)
+        case ReinforceAdaSeqAllocatorConfig():
+            return ReinforceAdaSeqAllocator(config, accept_threshold=accept_threshold)
+        case VIPAllocatorConfig():
+            return VIPAllocator(config, accept_threshold=accept_threshold)
+        case KnapsackAllocatorConfig():
+            return KnapsackAllocator(config, accept_threshold=accept_threshold)
+        case CurESAllocatorConfig():
+            return CurESAllocator(config, accept_threshold=accept_threshold, seed=seed)
         case CustomAllocatorConfig():
             return _custom_allocator(config, accept_threshold=accept_threshold)
 

@@ -6,6 +6,13 @@ from pydantic import Field, model_validator
 
 from gvm_ray.config.allocator_base import AllocatorConfig, PromptStatesConfig, RunShape
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive
+from gvm_ray.config.history_allocators import (
+    CurESAllocatorConfig,
+    KnapsackAllocatorConfig,
+    ReinforceAdaEstAllocatorConfig,
+    ReinforceAdaSeqAllocatorConfig,
+    VIPAllocatorConfig,
+)
 from gvm_ray.config.predictive_allocators import (
     GVMOnlineAllocatorConfig,
     GVMPoolAllocatorConfig,
@@ -92,6 +99,11 @@ AllocatorSettings = Annotated[
     | GVMPoolAllocatorConfig
     | GVMOnlineAllocatorConfig
     | NeymanAllocatorConfig
+    | ReinforceAdaEstAllocatorConfig
+    | ReinforceAdaSeqAllocatorConfig
+    | VIPAllocatorConfig
+    | KnapsackAllocatorConfig
+    | CurESAllocatorConfig
     | CustomAllocatorConfig,
     Field(discriminator="type"),
 ]

@@ -132,6 +132,11 @@ class RunConfig(Settings):
         """Steps that share one allocation."""
         return self.allocator.block_steps if isinstance(self.allocator, GVMAllocatorConfig) else 1
 
+    @property
+    def training_gradient_norms(self) -> bool:
+        """Whether the learners give back the gradient norms of the samples they train on, as an allocator may ask."""
+        return bool(getattr(self.allocator, "training_gradient_norms", False))
+
     @model_validator(mode="after")
     def _allocator_fits(self) -> "RunConfig":
         if not isinstance(self.allocator, GVMAllocatorConfig):

@@ -286,7 +286,9 @@ class UpdateResult:
 
     weights: WeightsRef
     metrics: Metrics  # learner metrics; "num_updates" counts optimizer updates made
-    gradient_norms: tuple[Float64Array, ...] = ()  # |A| ||grad ln pi|| [k] of each of batch.groups, where asked for
+    # Where the run asks for `training_gradient_norms`: [k] for each group of the batch, aligned with sample_indices,
+    # norm of the gradient of sum_t token_loss_t in the input embedding. NaN at weight 0 and where no update was made.
+    gradient_norms: tuple[Float64Array, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

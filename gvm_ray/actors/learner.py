@@ -119,9 +119,10 @@ class LearnerGroup:
     async def update(self, batch: TrainBatch) -> UpdateResult:
         """Train on the batch and publish the new policy under version batch.step + 1."""
         with self._clock.phase("update"):
-            weights, metrics = await self._command("update", batch)
+            weights, metrics, gradient_norms = await self._command("update", batch)
         # A step without a sample to train on has no log-probs to compare.
-        return UpdateResult(weights=weights, metrics={"logprob_difference/mean": math.nan, **metrics})
+        metrics = {"logprob_difference/mean": math.nan, **metrics}
+        return UpdateResult(weights=weights, metrics=metrics, gradient_norms=gradient_norms)
 
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
         """The outcomes with the gradient norms of their accepted samples; NaN for the other samples."""

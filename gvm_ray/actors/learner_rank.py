@@ -123,10 +123,10 @@ class _RankServer:
             case unknown:
                 raise AssertionError(f"no command {unknown!r}")
 
-    def _update(self, batch: TrainBatch) -> tuple[WeightsRef | None, Metrics]:
+    def _update(self, batch: TrainBatch) -> tuple[WeightsRef | None, Metrics, tuple[Float64Array, ...]]:
         groups = _fetch([group.ref for group in batch.groups])
-        metrics = self._learner.update(batch, groups)
-        return self._publish(batch.step + 1), metrics
+        done = self._learner.update(batch, groups)
+        return self._publish(batch.step + 1), done.metrics, done.gradient_norms
 
     def _gradient_norms(self, refs: Sequence[GroupRef]) -> list[Float64Array]:
         return self._learner.gradient_norms(_fetch(refs))

@@ -26,6 +26,7 @@ from tests.learner_cases import (
     copy_demonstrations,
     learner_config,
     ragged_groups,
+    with_training_norms,
 )
 
 pytestmark = pytest.mark.ray
@@ -34,11 +35,11 @@ LOSS = SurrogateLoss(kl_coefficient=0.1, needs_entropy=True)
 
 
 def _config(*, num_workers: int, micro_batch_tokens: int = 100_000) -> RunConfig:
-    return learner_config(
+    config = learner_config(
         learner={"num_workers": num_workers, "micro_batch_tokens": micro_batch_tokens, "optimizer": OPTIMIZER},
         algorithm={"type": "grpo", "updates_per_batch": 2},
-        allocator={"type": "gvm"},
     )
+    return with_training_norms(config)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,9 @@ def test_update_equals_that_of_one_rank(learners: LearnerGroup, folder: Path, ru
     result = runner.run(learners.update(batch_of(groups, refs=_put(groups), step=4)))
     learner = _one_rank(folder / "base")
     expected = learner.update(batch_of(groups, step=4), groups)
-    assert result.metrics == pytest.approx(expected, abs=1e-5)
+    assert result.metrics == pytest.approx(expected.metrics, abs=1e-5)
+    for norms, reference in zip(result.gradient_norms, expected.gradient_norms, strict=True):
+        np.testing.assert_allclose(norms, reference, rtol=1e-4)
     assert result.metrics["num_updates"] == 2
     assert result.weights.policy_version == 5
     _assert_published(result.weights, learner, tolerance=1e-5)
@@ -151,7 +154,7 @@ def test_a_checkpoint_of_two_ranks_loads_into_one(
     assert again.metrics == after_two.metrics
     learner = _one_rank(folder / "base")
     learner.load(str(tmp_path / "shards"))
-    assert learner.update(batch_of(groups), groups) == pytest.approx(after_two.metrics, abs=1e-5)
+    assert learner.update(batch_of(groups), groups).metrics == pytest.approx(after_two.metrics, abs=1e-5)
     _assert_published(again.weights, learner, tolerance=1e-5)
 
 

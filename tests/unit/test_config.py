@@ -173,6 +173,8 @@ def test_reasoning_gym_reward_needs_its_source() -> None:
 def test_warm_start_needs_rationales() -> None:
     message = refusal(warm_start={}, prompts={"train": {"type": "file", "path": "x.jsonl"}})
     assert "write prompts.train.rationale_field" in message
+    gym = {"train": {"type": "reasoning_gym", "task": "countdown"}}
+    assert "write prompts.train.rationale_format" in refusal(warm_start={}, prompts=gym)
     parse_config(minimal(warm_start={}))
 
 

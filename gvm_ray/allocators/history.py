@@ -14,13 +14,17 @@ from gvm_ray.types import Float64Array, GroupOutcome
 class PromptHistory:
     """Counts and gradient norms by prompt since the run began, in `all`; `start_step` gives a step its own.
 
-    The prior is that of the accept rate, Beta(prior_successes, prior_failures).
+    The prior is that of the accept rate, Beta(prior_successes, prior_failures). `decay` is the factor on a prompt's
+    earlier counts in `all` at each round that samples it; 1 forgets nothing.
     """
 
-    def __init__(self, *, accept_threshold: float, prior_successes: float = 0.0, prior_failures: float = 0.0) -> None:
+    def __init__(
+        self, *, accept_threshold: float, prior_successes: float = 0.0, prior_failures: float = 0.0, decay: float = 1.0
+    ) -> None:
         self._accept_threshold = accept_threshold
         self._prior_successes = prior_successes
         self._prior_failures = prior_failures
+        self._decay = decay
         self.all = PromptTable()
 
     def start_step(self, prompt_ids: Sequence[str]) -> "StepHistory":
@@ -60,7 +64,7 @@ class StepHistory:
         history = self._history
         seen = _count_round(outcomes, accept_threshold=history._accept_threshold)
         self._table.add(seen)
-        history.all.add(seen)
+        history.all.add(seen, decay=history._decay)
 
     def accept_rates(self) -> Float64Array:
         """Posterior means [P]; without samples, the prior's mean, or 0."""

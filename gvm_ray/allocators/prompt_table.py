@@ -39,12 +39,13 @@ class PromptTable:
             self.columns = np.concatenate([self.columns, np.full(added, _UNSEEN)])
         return rows
 
-    def add(self, other: "PromptTable") -> None:
-        """Sum the counts; a measured gradient norm replaces the one before, and the latest policy version stays."""
+    def add(self, other: "PromptTable", *, decay: float = 1.0) -> None:
+        """Sum the counts, those before times `decay`; a measured gradient norm replaces the one before, and the latest
+        policy version stays."""
         rows = self.rows(other._row_of)
         columns = self.columns
-        columns["trials"][rows] += other.columns["trials"]
-        columns["successes"][rows] += other.columns["successes"]
+        columns["trials"][rows] = decay * columns["trials"][rows] + other.columns["trials"]
+        columns["successes"][rows] = decay * columns["successes"][rows] + other.columns["successes"]
         measured = np.isfinite(other.columns["gradient_norm"])
         columns["gradient_norm"][rows[measured]] = other.columns["gradient_norm"][measured]
         columns["policy_version"][rows] = np.maximum(columns["policy_version"][rows], other.columns["policy_version"])

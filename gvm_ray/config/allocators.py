@@ -6,6 +6,14 @@ from pydantic import Field, model_validator
 
 from gvm_ray.config.allocator_base import AllocatorConfig, PromptStatesConfig, RunShape
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive
+from gvm_ray.config.selecting_allocators import (
+    DAPOAllocatorConfig,
+    GRESOAllocatorConfig,
+    MoPPSAllocatorConfig,
+    OfflineFilterAllocatorConfig,
+    PODSAllocatorConfig,
+    SPEEDAllocatorConfig,
+)
 
 
 class UniformAllocatorConfig(AllocatorConfig):
@@ -82,5 +90,14 @@ class CustomAllocatorConfig(AllocatorConfig):
 
 
 AllocatorSettings = Annotated[
-    UniformAllocatorConfig | GVMAllocatorConfig | CustomAllocatorConfig, Field(discriminator="type")
+    UniformAllocatorConfig
+    | GVMAllocatorConfig
+    | DAPOAllocatorConfig
+    | SPEEDAllocatorConfig
+    | GRESOAllocatorConfig
+    | MoPPSAllocatorConfig
+    | PODSAllocatorConfig
+    | OfflineFilterAllocatorConfig
+    | CustomAllocatorConfig,
+    Field(discriminator="type"),
 ]

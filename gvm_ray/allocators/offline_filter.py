@@ -53,7 +53,7 @@ class OfflineFilterAllocator:
         known = self._inside(ids)[:wanted]
         room = (budget - config.group_size * len(known)) // config.first_visit_samples
         unmeasured = [prompt_id for prompt_id in ids if prompt_id not in self._rates]
-        measured = dict.fromkeys(unmeasured[: max(room, 0 if known else 1)], config.measurement_samples)
+        measured = dict.fromkeys(unmeasured[: max(room, 0)], config.measurement_samples)
         outcomes = yield Allocation(counts=measured, trained_on=config.train_on_measurements)
         samples.fold(outcomes)
         rates = dict(zip(ids, samples.accept_rates().tolist(), strict=True))

@@ -34,6 +34,8 @@ def test_prompts_are_measured_once_and_those_outside_the_bounds_left_out() -> No
     # enough are known: one round
     assert counts(strategy, "abcdef", budget=13) == [{"b": 5, "d": 4, "e": 4}]
     assert counts(strategy, "abcdef", budget=16) == [{"f": 2}, {"b": 4, "d": 4, "e": 4, "f": 2}]
+    # more than enough: the first of them
+    assert counts(strategy, "abcdef", budget=8) == [{"b": 4, "d": 4}]
 
 
 def test_measurements_are_part_of_the_report() -> None:

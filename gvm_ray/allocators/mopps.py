@@ -10,9 +10,7 @@ from gvm_ray.allocators.selection import even_counts, num_groups, report_selecti
 from gvm_ray.config.selecting_allocators import MoPPSAllocatorConfig
 from gvm_ray.functional.selection import thompson_nearest
 from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, FloatArray, Prompt, PromptStats
-
-_UNSEEN = PromptStats()
+from gvm_ray.types import Allocation, FloatArray, Prompt
 
 
 class MoPPSAllocator:
@@ -35,10 +33,10 @@ class MoPPSAllocator:
         """One round with the whole budget."""
         config = self._config
         ids = unique_ids(prompts)
-        remembered = [self._history.all.get(prompt_id) or _UNSEEN for prompt_id in ids]
+        seen = self._history.all.look_up(ids)
         order = thompson_nearest(
-            [stats.successes for stats in remembered],
-            [stats.trials for stats in remembered],
+            seen["successes"],
+            seen["trials"],
             prior_successes=config.prior_successes,
             prior_failures=config.prior_failures,
             target=config.target_accept_rate,

@@ -1,13 +1,13 @@
 """Counts of many prompts in columns, so that a decision over a million of them is a few array operations."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.types import PromptStats
+from gvm_ray.types import Float64Array, PromptStats
 
 _ROW = np.dtype([("trials", "f8"), ("successes", "f8"), ("gradient_norm", "f8"), ("policy_version", "i8")])
 _UNSEEN = np.array((0.0, 0.0, np.nan, -1), dtype=_ROW)
@@ -30,6 +30,11 @@ class PromptTable:
     def __contains__(self, prompt_id: str) -> bool:
         return prompt_id in self._row_of
 
+    @property
+    def prompt_ids(self) -> tuple[str, ...]:
+        """The prompts, in order of their rows."""
+        return tuple(self._row_of)
+
     def rows(self, prompt_ids: Iterable[str]) -> NDArray[np.int64]:
         """Row of each prompt [P]; one that has none yet gets an empty one."""
         row_of = self._row_of
@@ -39,9 +44,16 @@ class PromptTable:
             self.columns = np.concatenate([self.columns, np.full(added, _UNSEEN)])
         return rows
 
-    def add(self, other: "PromptTable", *, decay: float = 1.0) -> None:
-        """Sum the counts, those before times `decay`; a measured gradient norm replaces the one before, and the latest
-        policy version stays."""
+    def look_up(self, prompt_ids: Sequence[str]) -> NDArray[np.void]:
+        """Copies of the prompts' rows [P], empty ones for prompts that have none."""
+        rows = np.array([self._row_of.get(prompt_id, -1) for prompt_id in prompt_ids], dtype=np.int64)
+        found = np.full(len(rows), _UNSEEN)
+        found[rows >= 0] = self.columns[rows[rows >= 0]]
+        return found
+
+    def add(self, other: "PromptTable", *, decay: float | Float64Array = 1.0) -> None:
+        """Sum the counts, those before times `decay` (one factor, or one for each row of `other`); a measured gradient
+        norm replaces the one before, and the latest policy version stays."""
         rows = self.rows(other._row_of)
         columns = self.columns
         columns["trials"][rows] = decay * columns["trials"][rows] + other.columns["trials"]

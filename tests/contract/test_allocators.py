@@ -236,6 +236,6 @@ def test_overlapping_steps_give_what_each_gives_alone(config) -> None:
         alone.append(list(observed(AllocatorSteps(allocator), allocator, step)))
     allocator = create_allocator(config, accept_threshold=0.5)
     steps = AllocatorSteps(allocator)
-    lines = list(zip_longest(observed(steps, allocator, 0), observed(steps, allocator, 1)))
-    overlapped = [[pair[step] for pair in lines if pair[step] is not None] for step in (0, 1)]
-    assert overlapped == alone
+    lines = zip_longest(observed(steps, allocator, 0), observed(steps, allocator, 1))
+    together = zip(*lines, strict=True)
+    assert [[line for line in lines_of_step if line is not None] for lines_of_step in together] == alone

@@ -151,8 +151,12 @@ def _check_batch(config: RunConfig, num_train_prompts: int) -> None:
     if needed > num_train_prompts:
         selects = config.candidates_per_step > config.prompts_per_step
         raise DataError(
-            ("allocator.candidates_per_step" if selects else "prompts_per_step")
-            + f"={config.candidates_per_step}"
+            (
+                f"candidates of a step with allocator.type={config.allocator.type!r}: "
+                if selects
+                else "prompts_per_step="
+            )
+            + f"{config.candidates_per_step}"
             + (f" x allocator.block_steps={config.block_steps}" if config.block_steps > 1 else "")
             + f" needs {needed} training prompts and {num_train_prompts} are left after loading; lower it, or give more"
         )

@@ -33,6 +33,15 @@ class RunShape:
 class AllocatorConfig(Settings):
     """The base of every allocator's settings."""
 
+    @property
+    def max_budget_factor(self) -> int:
+        """How many times its budget a step may cost at most; whatever it draws is charged."""
+        return 1
+
+    def num_candidates(self, prompts_per_step: int) -> int:
+        """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
+        return getattr(self, "candidates_per_step", None) or prompts_per_step
+
     def check_fits(self, run: RunShape) -> None:
         """Refuse a run whose budget these settings can't spend.
 

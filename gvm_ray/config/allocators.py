@@ -18,6 +18,14 @@ from gvm_ray.config.predictive_allocators import (
     GVMPoolAllocatorConfig,
     NeymanAllocatorConfig,
 )
+from gvm_ray.config.selecting_allocators import (
+    DAPOAllocatorConfig,
+    GRESOAllocatorConfig,
+    MoPPSAllocatorConfig,
+    OfflineFilterAllocatorConfig,
+    PODSAllocatorConfig,
+    SPEEDAllocatorConfig,
+)
 
 
 class UniformAllocatorConfig(AllocatorConfig):
@@ -104,6 +112,12 @@ AllocatorSettings = Annotated[
     | VIPAllocatorConfig
     | KnapsackAllocatorConfig
     | CurESAllocatorConfig
+    | DAPOAllocatorConfig
+    | SPEEDAllocatorConfig
+    | GRESOAllocatorConfig
+    | MoPPSAllocatorConfig
+    | PODSAllocatorConfig
+    | OfflineFilterAllocatorConfig
     | CustomAllocatorConfig,
     Field(discriminator="type"),
 ]

@@ -82,11 +82,12 @@ def fit_binomial(
         direction = np.linalg.solve(hessian, gradient)
         if gradient @ direction / 2 < _ENOUGH:
             break
-        size, reached = 1.0, -np.inf
-        while reached < value:
-            proposed = coefficients + size * direction
+        while True:
+            proposed = coefficients + direction
             reached = _log_posterior(features, successes, trials, weights, penalty, proposed)
-            size /= 2
+            if reached >= value:
+                break
+            direction /= 2
         coefficients, value = proposed, reached
     return LinearFit(coefficients=coefficients, covariance=_inverse(hessian))
 

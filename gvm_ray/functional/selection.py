@@ -56,7 +56,7 @@ def select_groups(
     chances = inclusion_chances(expected, budget=budget, group_size=group_size)
     chosen = chances == 1
     small = np.flatnonzero(~chosen)
-    most = budget // group_size - np.count_nonzero(chosen)
+    most = budget // group_size - int(np.count_nonzero(chosen))
     chosen[small[_systematic(chances[small], most=most, rng=rng)]] = True
     rows = np.flatnonzero(chosen)
     ceiling = None if maximum is None else max(maximum, -(-budget // len(rows)))

@@ -1,6 +1,7 @@
 """A place where one run after another takes place: engines, reward actors and learners that stay up between runs."""
 
 import asyncio
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,7 @@ class Slot:
             costs=log.costs(),
             calibration=log.calibration(),
             fingerprint=run.fingerprint,
+            base_digest=base_digest(prepared.base.path),
         )
 
     def _prepared(self, run: PlannedRun) -> tuple[RunConfig, Prepared, Prepared]:
@@ -151,6 +153,14 @@ class Slot:
         self._warm = _Warm(key=key, pools=pools, learners=learners, clock=clock)
         await asyncio.gather(pools.start(), learners.start())
         return self._warm
+
+
+def base_digest(path: str) -> str:
+    """16 hex digits of the weights in a model folder."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _started_from(base_path: str, config: RunConfig) -> RunConfig:

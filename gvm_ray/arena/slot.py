@@ -48,12 +48,13 @@ class Slot:
     def __init__(self, number: int, *, folder: Path) -> None:
         self._prefix = f"slot-{number}-"
         self._folder = folder / f"slot-{number}"
+        self._bases = folder / "bases"  # all slots' runs of one base start from the same weights
         self._warm: _Warm | None = None
         self._num_runs = 0  # a killed actor's name is free only after a while
 
     async def build_base(self, run: PlannedRun) -> None:
         """Make the policy that the run starts from, where it isn't there yet: it is warm-started and cached."""
-        prepared = prepare(run.base, run_dir=self._folder / run.setting.family / run.setting.base)
+        prepared = prepare(run.base, run_dir=self._base_folder(run))
         if prepared.base.warm_start_folder is None:
             return
         warm = await self._started(run.base, prepared)
@@ -127,9 +128,12 @@ class Slot:
             base_digest=base_digest(prepared.base.path),
         )
 
+    def _base_folder(self, run: PlannedRun) -> Path:
+        return self._bases / run.setting.family / run.setting.base
+
     def _prepared(self, run: PlannedRun) -> tuple[RunConfig, Prepared, Prepared]:
         """The run's configuration from its base on, what it needs, and the prompts of its other test."""
-        folder = self._folder / run.setting.family / run.setting.base
+        folder = self._base_folder(run)
         base = prepare(run.base, run_dir=folder).base.path
         config, train_test = (_started_from(base, each) for each in (run.config, run.train_test))
         return config, prepare(config, run_dir=folder), prepare(train_test, run_dir=folder)

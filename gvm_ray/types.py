@@ -83,9 +83,7 @@ class AllocationReport:
 
     estimator: EstimatorTerms
     metrics: Metrics = field(default_factory=dict)  # allocation/min|max|zero|total, and the estimates behind them
-    histograms: Mapping[str, Float64Array] = field(
-        default_factory=dict
-    )  # samples_per_prompt, accept_rate; [P], aligned
+    histograms: Mapping[str, Float64Array] = field(default_factory=dict)  # samples_per_prompt, accept_rate: [P]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,16 +224,6 @@ class GroupOutcome:
 
     def with_gradient_norms(self, gradient_norms: Float64Array) -> "GroupOutcome":
         return replace(self, gradient_norms=gradient_norms)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptStats:
-    """An allocator's memory of one prompt; plain numbers, so it serialises as JSON."""
-
-    trials: float = 0.0
-    successes: float = 0.0
-    gradient_norm: float | None = None  # G, mean over accepted samples
-    policy_version: int = -1  # version of the last samples folded in
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

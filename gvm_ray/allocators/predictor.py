@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from gvm_ray.allocators.observations import Observations
 from gvm_ray.allocators.prompt_features import PromptFeatures
 from gvm_ray.config.allocator_base import PredictorConfig
-from gvm_ray.functional.regression import LinearFit, fit_binomial, fit_ridge, sigmoid
+from gvm_ray.functional.regression import LinearFit, fit_binomial, fit_ridge
 from gvm_ray.types import Float64Array, FloatArray, GroupOutcome, Prompt, TrainedNorms
 
 _FEWEST_ROWS = 8  # groups with the quantity measured, before a regression on it is worth anything
@@ -100,7 +101,7 @@ class StatsPredictor:
         fit = fit_binomial(known, seen["successes"], seen["trials"], weights=weights, ridge=self._ridge(known))
         logits = fit.mean(new)
         # The mean of a logistic of a Gaussian (MacKay 1992, equation 10).
-        shrunk = sigmoid(logits / np.sqrt(1 + np.pi * fit.variance(new) / 8))
+        shrunk = expit(logits / np.sqrt(1 + np.pi * fit.variance(new) / 8))
         successes, trials = self._seen.recent_counts(prompts, forgetting=config.forgetting, step=step)
         total = config.history_trials + trials
         rates = (config.history_trials * shrunk + successes) / total

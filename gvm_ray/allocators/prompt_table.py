@@ -2,15 +2,26 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.types import Float64Array, PromptStats
+from gvm_ray.types import Float64Array
 
 _ROW = np.dtype([("trials", "f8"), ("successes", "f8"), ("gradient_norm", "f8"), ("policy_version", "i8")])
 _UNSEEN = np.array((0.0, 0.0, np.nan, -1), dtype=_ROW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptStats:
+    """An allocator's memory of one prompt; plain numbers, so it serialises as JSON."""
+
+    trials: float = 0.0
+    successes: float = 0.0
+    gradient_norm: float | None = None  # G, mean over accepted samples
+    policy_version: int = -1  # version of the last samples folded in
 
 
 class PromptTable:

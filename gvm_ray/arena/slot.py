@@ -15,6 +15,7 @@ from gvm_ray.arena.records import RunRecord
 from gvm_ray.arena.run_log import CurveLog, ManyTests
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig
+from gvm_ray.exceptions import ConfigError
 from gvm_ray.launch import make_evaluator, prompt_stream, start_allocator, start_pools, warm_start
 from gvm_ray.loop import System, train
 from gvm_ray.phase_clock import PhaseClock
@@ -113,6 +114,12 @@ class Slot:
             await train(system, config, start=_START)
         finally:
             allocator.close()
+        spent = log.evaluations[-1].charged_tokens
+        if spent < run.token_budget:
+            raise ConfigError(
+                f"after num_steps={config.num_steps} the run had spent {spent:,.0f} of its token_budget of "
+                f"{run.token_budget:,} charged tokens; write a larger num_steps, or a smaller token_budget"
+            )
         return RunRecord(
             phase=run.phase,
             setting=run.setting,

@@ -114,7 +114,7 @@ async def sample_block(
 
 def take_prompts(system: System, config: RunConfig, *, step: int) -> StepPrompts:
     """The stream's next prompts: what the allocator selects from, where it does."""
-    prompts = system.prompts.next(config.candidates_per_step)
+    prompts = system.prompts.next(min(config.candidates_per_step, len(system.prompts)))
     return StepPrompts(step=step, prompts=prompts, cursor=system.prompts.state_dict())
 
 

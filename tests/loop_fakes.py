@@ -188,7 +188,10 @@ def make_system(config: RunConfig) -> tuple[System, FakePools, FakeLearners, Rec
     learners.events = pools.events
     system = System(
         prompts=ShuffledPrompts(
-            prompts, seed=config.seed, shuffle=True, unique_within=config.candidates_per_step * config.block_steps
+            prompts,
+            seed=config.seed,
+            shuffle=True,
+            unique_within=min(config.candidates_per_step * config.block_steps, len(prompts)),
         ),
         states=CachedPromptStates(learners=learners, config=config.prompt_states),  # type: ignore[arg-type]
         allocator=AsyncAllocator(config),

@@ -34,7 +34,9 @@ def write(folder: Path, text: str) -> Path:
 MINIMAL_TOML = 'name = "t"\n[model]\ntype = "scratch"\n[prompts.train]\ntype = "arithmetic"\n'
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted([*CONFIGS.glob("*.toml"), *(CONFIGS / "arena").glob("*.toml")]), ids=lambda path: path.name
+)
 def test_shipped_config_loads_and_survives_json(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem

@@ -64,11 +64,6 @@ def test_prepare_gives_prompts_and_base_model(tmp_path: Path) -> None:
 def test_more_prompts_a_step_than_there_are_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="prompts_per_step=33 needs 33 training prompts and 32"):
         prepare(run_config(prompts_per_step=33), run_dir=tmp_path)
-    dapo = run_config(prompts_per_step=11, allocator={"type": "dapo"})
-    with pytest.raises(
-        DataError, match=r"candidates of a step with allocator\.type='dapo': 33 needs 33 training prompts"
-    ):
-        prepare(dapo, run_dir=tmp_path)
 
 
 def test_a_context_shorter_than_prompt_and_response_is_refused(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def test_they_are_aligned_with_the_kept_samples(base: str) -> None:
     batch = batch_of(groups)
     last, kept = batch.groups[3], np.array([4, 1], dtype=np.int32)
     chosen = {name: getattr(last, name)[kept] for name in ("advantages", "weights", "num_tokens")}
-    part = TrainBatch(step=0, groups=(type(last)(ref=last.ref, sample_indices=kept, **chosen),))
+    part = TrainBatch(
+        step=0, groups=(type(last)(prompt_id=last.prompt_id, ref=last.ref, sample_indices=kept, **chosen),)
+    )
     (norms,) = _learner(base).update(part, groups[3:]).gradient_norms
     np.testing.assert_allclose(norms, np.array(_one_by_one(base, batch, groups)[3])[kept], rtol=1e-4)
 

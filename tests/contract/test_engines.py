@@ -1,7 +1,7 @@
 """What every engine must do: sample as asked, by seed alone, with exact log-probs, under its latest weights."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -235,6 +235,23 @@ def test_aborted_requests_are_never_answered(loaded: Loaded) -> None:
     assert engine.step() == []
     (again,) = generate(engine, [request], sampling())
     assert [tokens(c) for c in again] == [tokens(c) for c in expected[0]]
+
+
+def test_after_a_reset_versions_count_anew_and_nothing_old_is_left(loaded: Loaded) -> None:
+    engine, request = loaded.engine, make_request(PROMPTS[1], num_samples=3)
+    version = engine.policy_version
+    generate(engine, [request], sampling())  # fills the prefix cache with this version's keys and values
+    engine.add([request, make_request(PROMPTS[0], num_samples=12)], sampling())
+    engine.step()
+    engine.reset()
+    assert engine.num_unfinished == 0
+    assert engine.step() == []
+    assert engine.policy_version == -1
+    changed = changed_weights(loaded.model_path, seed=6)
+    engine.load_weights(version, changed.items())
+    (completions,) = generate(engine, [request], sampling())
+    assert {int(v) for completion in completions for v in completion.policy_versions} == {version}
+    assert_logprobs_match(replace(loaded, weights=changed), request, completions)
 
 
 def test_incomplete_weights_are_refused(loaded: Loaded) -> None:

@@ -153,6 +153,27 @@ def test_waiting_for_a_version_ends_with_its_publish(pool: GeneratorPool, model_
     assert asyncio.run(scenario()) == ["publishing", "waited"]
 
 
+def test_a_reset_pool_serves_another_run_whose_versions_count_anew(pool: GeneratorPool, model_path: str) -> None:
+    requests = requests_of([4, 4, 4, 4])
+
+    async def scenario() -> None:
+        given_up = asyncio.create_task(sample(pool, [make_request(make_prompt("6+6="), num_samples=60)], SAMPLING))
+        await asyncio.sleep(0.1)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        await pool.reset()
+        assert pool.versions == (-1, -1)
+        assert await pool.ask(lambda engine: (engine.num_unfinished, engine.policy_version)) == [(0, -1)] * 2
+        await pool.publish(publish(changed_weights(model_path, seed=3).items(), policy_version=0))
+
+    asyncio.run(scenario())
+    assert pool.versions == (0, 0)
+    engine = create_engine("transformers", model_path, config=CONFIG, max_model_len=64)
+    engine.load_weights(0, changed_weights(model_path, seed=3).items())
+    expected = generate(engine, requests, SAMPLING)
+    assert tokens_by_position(pool, requests) == [[c.token_ids.tolist() for c in group] for group in expected]
+
+
 def test_waiting_for_a_version_that_never_comes_ends_at_its_deadline(pool: GeneratorPool, model_path: str) -> None:
     impatient = GeneratorPool(
         EngineConfig(type="transformers", cpus_per_generator=1000),  # never placed

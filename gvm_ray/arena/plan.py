@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from gvm_ray.config.arena import ArmConfig, FamilyConfig, Phase, TrainingSetConf
 from gvm_ray.config.load import merged, read_toml
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.bootstrap import MIN_SEEDS
+
+# What arms of one setting share, besides the number of updates.
+_EQUAL = ("token_budget", "prefill_price", "model", "warm_start", "prompts", "sampling", "rewards", "evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,18 +138,16 @@ def _check_equal_means(setting: Setting, configs: Mapping[str, RunConfig]) -> No
     Raises:
         ConfigError: they do.
     """
-    for what, values in _means(configs):
-        if len(set(values.values())) > 1:
-            found = "; ".join(f"{name}: {value}" for name, value in values.items())
+    means = {name: _means(config) for name, config in configs.items()}
+    for what in next(iter(means.values())):
+        if len({values[what] for values in means.values()}) > 1:
+            found = "; ".join(f"{name}: {values[what]}" for name, values in means.items())
             raise ConfigError(
                 f"{setting}: the arms differ in {what} ({found}), so they could not be compared; write the same for all"
             )
 
 
-def _means(configs: Mapping[str, RunConfig]) -> Iterator[tuple[str, dict[str, str]]]:
-    yield (
-        "algorithm.updates_per_batch",
-        {name: str(config.algorithm.updates_per_batch) for name, config in configs.items()},
-    )
-    yield "prompts", {name: json.dumps(config.prompts.model_dump(mode="json")) for name, config in configs.items()}
-    yield "evaluation", {name: config.evaluation.model_dump_json() for name, config in configs.items()}
+def _means(config: RunConfig) -> dict[str, str]:
+    sections = config.model_dump(mode="json", include=set(_EQUAL))
+    updates = {"algorithm.updates_per_batch": str(config.algorithm.updates_per_batch)}
+    return updates | {name: json.dumps(sections[name]) for name in _EQUAL}

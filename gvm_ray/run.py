@@ -49,7 +49,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     folder.save_config(config)
     print("\n".join(report_lines(prepared)), flush=True)
     with connected(config):
-        return _run(_train(config, prepared, folder=folder, checkpoints=checkpoints, restored=restored))
+        return run_to_end(_train(config, prepared, folder=folder, checkpoints=checkpoints, restored=restored))
 
 
 def evaluate(
@@ -86,7 +86,7 @@ def evaluate(
     if not prepared.prompts.eval:
         raise DataError("the config has no [prompts.eval], so there is nothing to evaluate on; add a source there")
     with connected(config):
-        result = _run(_evaluate(config, prepared))
+        result = run_to_end(_evaluate(config, prepared))
     if output is not None:
         Path(output).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
     return result
@@ -164,8 +164,8 @@ async def _evaluate(config: RunConfig, prepared: Prepared) -> EvaluationResult:
         pools.close()
 
 
-def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Run to completion; of a group of errors the first one is raised, for its message is the user's."""
+def run_to_end(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """What a coroutine returns; of a group of errors the first one is raised, for its message is the user's."""
     try:
         return asyncio.run(coroutine)
     except BaseExceptionGroup as group:

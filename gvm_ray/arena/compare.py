@@ -16,6 +16,7 @@ from gvm_ray.arena.slot import Slot
 from gvm_ray.arena.tables import write_tables
 from gvm_ray.config import ArenaConfig, RunConfig
 from gvm_ray.config.arena import Phase
+from gvm_ray.run import run_to_end
 
 Say = Callable[[str], None]
 
@@ -66,7 +67,7 @@ def compare(arena: ArenaConfig, *, arena_folder: Path, phase: Phase, say: Say = 
         say: told of each run's end.
 
     Raises:
-        UserError: a run's settings are wrong; raised before the first run.
+        UserError: a run's settings or a base policy are wrong; raised before the first run.
     """
     folder = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=phase)
     runs = planned_runs(arena, folder=arena_folder, phase=phase)
@@ -75,7 +76,7 @@ def compare(arena: ArenaConfig, *, arena_folder: Path, phase: Phase, say: Say = 
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before")
     if waiting:
         with connected(_for_all_slots(waiting[0].config, num_slots=arena.num_slots)):
-            asyncio.run(_run_all(waiting, folder=folder, num_slots=arena.num_slots, say=say))
+            run_to_end(_run_all(waiting, folder=folder, num_slots=arena.num_slots, say=say))
     return report(arena, arena_folder=arena_folder, phase=phase)
 
 

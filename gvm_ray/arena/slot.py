@@ -114,12 +114,7 @@ class Slot:
             await train(system, config, start=_START)
         finally:
             allocator.close()
-        spent = log.evaluations[-1].charged_tokens
-        if spent < run.token_budget:
-            raise ConfigError(
-                f"after num_steps={config.num_steps} the run had spent {spent:,.0f} of its token_budget of "
-                f"{run.token_budget:,} charged tokens; write a larger num_steps, or a smaller token_budget"
-            )
+        _check_spent(run, log.evaluations[-1].charged_tokens)
         return RunRecord(
             phase=run.phase,
             setting=run.setting,
@@ -164,6 +159,14 @@ class Slot:
         self._warm = _Warm(key=key, pools=pools, learners=learners, clock=clock)
         await asyncio.gather(pools.start(), learners.start())
         return self._warm
+
+
+def _check_spent(run: PlannedRun, charged_tokens: float) -> None:
+    if charged_tokens < run.token_budget:
+        raise ConfigError(
+            f"after num_steps={run.config.num_steps} the run had spent {charged_tokens:,.0f} of its token_budget of "
+            f"{run.token_budget:,} charged tokens; write a larger num_steps, or a smaller token_budget"
+        )
 
 
 def base_digest(path: str) -> str:

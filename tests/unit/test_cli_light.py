@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+ARENA = CONFIG.parent / "compare" / "smoke.toml"
 PROGRAM = """
 import json, sys
 from gvm_ray.cli import main
@@ -39,7 +40,9 @@ def refusal(*arguments: str) -> str:
     return error
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["compare", "--help"], ["bench", "--help"]]
+)
 def test_help_is_light(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.returncode == 0
@@ -54,6 +57,29 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
     assert '"pilot_samples": 4' in result.stdout
     assert "steps            7 of 64 prompts and 512 samples" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_comparison_lists_its_runs_and_is_light(tmp_path: Path) -> None:
+    overrides = ["--set", f"runs_dir={tmp_path}", "--set", "exploration_seeds=[3, 4]"]
+    result = run("compare", str(ARENA), "--dry-run", *overrides)
+    assert result.returncode == 0
+    *names, total = result.stdout.splitlines()
+    assert names[0] == "exploration/quickstart/a/mostly_easy/as_configured/uniform/3"
+    assert len(set(names)) == 6
+    assert total == "6 runs of 30,000 tokens each"
+    warning, heavy = result.stderr.strip().splitlines()
+    assert warning.startswith("warning: exploration_seeds has 2 seed(s), too few for an interval")
+    assert heavy == "[]"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_of_unequal_arms_is_refused_at_once() -> None:
+    arms = 'arms=[{name="uniform"}, {name="fast", set={algorithm={updates_per_batch=9}}}]'
+    error = refusal("compare", str(ARENA), "--dry-run", "--set", arms, "--set", 'highlighted="fast"')
+    assert "quickstart/a/mostly_easy/as_configured: the arms differ in algorithm.updates_per_batch" in error
+    assert "token_budgets: unknown setting; did you mean 'token_budget'?" in refusal(
+        "compare", str(ARENA), "--set", "token_budgets=3"
+    )
 
 
 def test_an_unknown_setting_gets_a_suggestion() -> None:

@@ -1,0 +1,194 @@
+"""What a comparison does with its runs: which are done, who runs the others, and what a run leaves behind."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from arena_records import record
+from arena_settings import ARENA, RUN_TOML
+
+from gvm_ray.arena import compare as comparing
+from gvm_ray.arena.compare import ComparisonFolder, report
+from gvm_ray.arena.plan import PlannedRun, planned_runs
+from gvm_ray.arena.record_csv import write_csv
+from gvm_ray.arena.records import RunRecord, write_record
+from gvm_ray.arena.run_log import CurveLog, ManyTests
+from gvm_ray.config import ArenaConfig
+from gvm_ray.exceptions import ConfigError, DataError
+from gvm_ray.phase_clock import PhaseClock
+from gvm_ray.run import run_to_end
+from gvm_ray.types import Metrics
+
+
+class Hand:
+    """A clock that stands still until it is moved."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def arena(tmp_path: Path, **changes: Any) -> ArenaConfig:
+    (tmp_path / "run.toml").write_text(RUN_TOML)
+    return ArenaConfig.model_validate(ARENA | {"runs_dir": str(tmp_path / "runs")} | changes)
+
+
+def runs_of(tmp_path: Path, config: ArenaConfig) -> list[PlannedRun]:
+    return planned_runs(config, folder=tmp_path, phase="exploration")
+
+
+def record_of(run: PlannedRun, **fields: Any) -> RunRecord:
+    own = {"phase": run.phase, "setting": run.setting, "fingerprint": run.fingerprint, "token_budget": run.token_budget}
+    return record(run.arm, run.seed, accuracy=[0.5] * 11, **own | {"updates_per_batch": 4} | fields)
+
+
+def test_a_run_is_known_by_its_settings_from_its_record_or_the_csv_files(tmp_path: Path) -> None:
+    config = arena(tmp_path)
+    folder = ComparisonFolder.of(config, arena_folder=tmp_path, phase="exploration")
+    first, second, third, *_ = runs = runs_of(tmp_path, config)
+    assert folder.known(runs) == {}
+    write_record(folder.records, record_of(first))
+    write_record(folder.records, record_of(second, fingerprint="of other settings"))
+    folder.results.mkdir(parents=True)
+    write_csv([record_of(second), record_of(third), record_of(first, error="x", status="failed")], folder.results)
+    known = folder.known(runs)
+    assert set(known) == {first.name, third.name}  # a record goes before the CSV files
+    assert known[first.name].status == "finished"
+
+
+def test_results_may_lie_with_the_arena(tmp_path: Path) -> None:
+    beside = ComparisonFolder.of(arena(tmp_path, results_dir="kept"), arena_folder=tmp_path, phase="confirmation")
+    assert beside.results == tmp_path / "kept" / "confirmation"
+    assert ComparisonFolder.of(arena(tmp_path), arena_folder=tmp_path, phase="exploration").results == (
+        tmp_path / "runs" / "mine" / "results" / "exploration"
+    )
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        report(arena(tmp_path), arena_folder=tmp_path, phase="exploration")
+
+
+class FakeSlot:
+    """Takes a moment for a run; fails where its name says so."""
+
+    started: list[tuple[int, str, str]]
+    wrong_base = ""
+
+    def __init__(self, number: int, *, folder: Path) -> None:
+        self.number = number
+
+    async def build_base(self, run: PlannedRun) -> None:
+        self.started.append((self.number, "base", run.setting.base))
+        await asyncio.sleep(0.001)
+        if run.setting.base == self.wrong_base:
+            raise ConfigError(f"base {run.setting.base} is wrong")
+
+    async def run(self, run: PlannedRun) -> RunRecord:
+        self.started.append((self.number, run.arm, run.name))
+        await asyncio.sleep(0.001 * (1 + self.number))
+        if run.arm == "pool" and run.seed == 1:
+            raise ExceptionGroup("unhandled", [ExceptionGroup("inner", [RuntimeError("out of memory")])])
+        return record_of(run)
+
+    async def close(self) -> None:
+        self.started.append((self.number, "closed", ""))
+
+
+@pytest.fixture
+def slots(monkeypatch: pytest.MonkeyPatch) -> type[FakeSlot]:
+    monkeypatch.setattr(FakeSlot, "started", [], raising=False)
+    monkeypatch.setattr(comparing, "Slot", FakeSlot)
+    return FakeSlot
+
+
+def run_all(tmp_path: Path, runs: list[PlannedRun], config: ArenaConfig) -> list[str]:
+    said: list[str] = []
+    folder = ComparisonFolder.of(config, arena_folder=tmp_path, phase="exploration")
+    run_to_end(comparing._run_all(runs, folder=folder, num_slots=config.num_slots, say=said.append))
+    return said
+
+
+def test_bases_come_first_then_every_run_once_and_failures_are_recorded(tmp_path: Path, slots: type[FakeSlot]) -> None:
+    config = arena(tmp_path, num_slots=3)
+    runs = runs_of(tmp_path, config)
+    said = run_all(tmp_path, runs, config)
+    assert sorted(name for _, kind, name in slots.started[:2] if kind == "base") == ["a", "b"]
+    assert sorted(name for _, kind, name in slots.started if kind in ("uniform", "pool")) == sorted(
+        r.name for r in runs
+    )
+    assert {number for number, _, _ in slots.started} == {0, 1, 2}
+    assert [kind for _, kind, _ in slots.started[-3:]] == ["closed"] * 3
+    known = ComparisonFolder.of(config, arena_folder=tmp_path, phase="exploration").known(runs)
+    assert len(known) == len(runs) == len(said)
+    failed = {name for name, each in known.items() if each.status == "failed"}
+    assert failed == {run.name for run in runs if run.arm == "pool" and run.seed == 1}
+    assert {known[name].error for name in failed} == {"RuntimeError: out of memory"}
+    assert sum("FAILED, RuntimeError: out of memory" in line for line in said) == len(failed)
+
+
+def test_a_wrong_base_ends_the_comparison_with_its_error_before_any_run(
+    tmp_path: Path, slots: type[FakeSlot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "wrong_base", "b")
+    config = arena(tmp_path)
+    with pytest.raises(ConfigError, match="base b is wrong"):
+        run_all(tmp_path, runs_of(tmp_path, config), config)
+    assert {kind for _, kind, _ in slots.started} == {"base", "closed"}
+
+
+def test_a_curve_counts_the_runs_own_time_and_what_it_was_charged() -> None:
+    hand = Hand()
+    clock = PhaseClock(hand)
+    log = CurveLog(clock=clock)
+
+    class Test:
+        async def evaluate(self) -> Metrics:
+            with clock.phase("sampling"):
+                hand.now += 50
+            return {"eval/accuracy": 0.25, "eval/length": 9.0}
+
+    tests = ManyTests(tests={"balanced": Test(), "train": Test()}, log=log)  # type: ignore[dict-item]
+    measured = asyncio.run(tests.evaluate())
+    assert measured == {"eval/accuracy/balanced": 0.25, "eval/accuracy/train": 0.25}
+    log.add(0, measured)
+    with clock.phase("planning"):
+        hand.now += 1
+    with clock.phase("sampling"):
+        hand.now += 4
+    with clock.phase("update"):
+        hand.now += 2
+    costs = {"cost/generated_tokens": 90.0, "cost/prefill_tokens": 20.0, "cost/charged_tokens": 96.0}
+    log.log_step(0, {**costs, "cost/optimizer_updates": 4.0}, histograms={})
+    log.log_step(1, {**costs, **asyncio.run(tests.evaluate()), "cost/optimizer_updates": 8.0}, histograms={})
+    first, last = log.evaluations
+    assert (first.step, first.seconds, first.charged_tokens, first.accuracy["train"]) == (0, 0, 0, 0.25)
+    assert (last.step, last.updates, last.seconds) == (2, 8, 7)
+    assert (last.generated_tokens, last.charged_tokens) == (90, 96)
+    spent = log.costs()
+    assert (spent.planning_s, spent.sampling_s, spent.update_s, spent.prefill_s) == (1, 4, 2, 0)
+    assert (spent.generated_tokens, spent.prefill_tokens, spent.pilot_tokens) == (90, 20, 0)
+
+
+def test_predictions_of_all_steps_are_calibrated_together() -> None:
+    log = CurveLog(clock=PhaseClock(Hand()))
+    assert log.calibration() is None
+    empty = np.zeros(0)
+    for predicted, observed in (([0.05, 0.95], [0.0, 0.5]), ([], []), ([0.05], [1.0])):
+        log.log_step(
+            0,
+            {},
+            histograms={"predicted_accept_rate": np.array(predicted), "observed_accept_rate": np.array(observed)},
+        )
+    calibration = log.calibration()
+    assert calibration is not None
+    assert calibration.counts == (2, 1)
+    assert calibration.predicted == pytest.approx((0.05, 0.95))
+    assert calibration.observed == pytest.approx((0.5, 0.5))
+    assert calibration.brier == pytest.approx((0.05**2 + 0.45**2 + 0.95**2) / 3)
+    only_empty = CurveLog(clock=PhaseClock(Hand()))
+    only_empty.log_step(0, {}, histograms={"predicted_accept_rate": empty, "observed_accept_rate": empty})
+    assert only_empty.calibration() is None

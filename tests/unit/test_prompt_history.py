@@ -56,3 +56,23 @@ def test_one_round_is_sampled_and_folded() -> None:
     successes, trials = done.value.value.counts()
     assert (successes.tolist(), trials.tolist()) == ([1, 0], [2, 0])
     assert history.accept_rates(["a"]).tolist() == [0.5]
+
+
+def test_a_step_knows_what_it_saw_itself() -> None:
+    history = PromptHistory(accept_threshold=0.5)
+    visit(history, {"c": [1, 1]})
+    samples = history.start_step(["a", "b", "a", "c", "d"])
+    samples.fold([outcome("a", [1, 0, float("nan")]), outcome("b", [0]), outcome("d", [float("nan")])])
+    samples.fold([outcome("a", [1])])
+    successes, trials = samples.counts()
+    assert successes.tolist() == [2, 0, 2, 0, 0]
+    assert trials.tolist() == [3, 1, 3, 0, 0]
+    # Neither a rate of 0, nor one of an earlier step or of another prompt
+    assert samples.known_accept_rates(["a", "b", "c", "d", "x"]) == {"a": 2 / 3}
+
+
+def test_a_prior_makes_every_seen_prompts_rate_positive() -> None:
+    history = PromptHistory(accept_threshold=0.5, prior_successes=1, prior_failures=1)
+    samples = history.start_step(["a", "b"])
+    samples.fold([outcome("a", [0, 0])])
+    assert samples.known_accept_rates(["a", "b"]) == {"a": 1 / 4}

@@ -1,11 +1,22 @@
 """The ledger of a step's rollouts: seeds, costs, what is kept for whom, and when too little was scored."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from gvm_ray.exceptions import SystemFailure
-from gvm_ray.rollouts import RolloutLedger, staleness_metrics
-from gvm_ray.types import Allocation, GroupOutcome, GroupRef, Prompt
+from gvm_ray.rollouts import RolloutLedger, staleness_metrics, trained_norms
+from gvm_ray.types import (
+    Allocation,
+    GroupOutcome,
+    GroupRef,
+    Prompt,
+    TrainBatch,
+    TrainGroup,
+    UpdateResult,
+    WeightsRef,
+)
 
 TRAINED, PILOT = Allocation(counts={}), Allocation(counts={}, trained_on=False)
 
@@ -122,3 +133,41 @@ def test_staleness_is_counted_by_sample() -> None:
 def test_samples_of_versions_out_of_bounds_stop_the_run(version: int) -> None:
     with pytest.raises(SystemFailure, match=f"policy versions {version} to {version}"):
         staleness_metrics([outcome("a", 1.0, version=version)], step=5, max_staleness=2)
+
+
+def test_trained_norms_are_those_without_the_advantage() -> None:
+    def group(prompt_id: str, *advantages: float) -> TrainGroup:
+        n = len(advantages)
+        return TrainGroup(
+            prompt_id=prompt_id,
+            ref=GroupRef(ref=None, index=0),
+            sample_indices=np.arange(n, dtype=np.int32),
+            advantages=np.array(advantages),
+            weights=np.ones(n),
+            num_tokens=np.ones(n, dtype=np.int32),
+        )
+
+    batch = TrainBatch(step=0, groups=(group("a", 2.0, -0.5, 0.0), group("b", 1.0)))
+    nothing = UpdateResult(weights=WeightsRef(policy_version=1, location=()), metrics={})
+    assert trained_norms(batch, nothing) == []
+    measured = (np.array([3.0, 3.0, 0.0]), np.array([float("nan")]))
+    first, second = trained_norms(batch, replace(nothing, gradient_norms=measured))
+    assert (first.prompt_id, second.prompt_id) == ("a", "b")
+    np.testing.assert_array_equal(first.norms, [1.5, 6.0, np.nan])
+    assert first.positive.tolist() == [True, False, False]
+    np.testing.assert_array_equal(second.norms, [np.nan])
+    assert second.positive.tolist() == [True]
+
+
+def test_prefilled_tokens_are_a_cost_of_their_own() -> None:
+    book = ledger()
+    book.charge_prefill(0)
+    assert book.take_costs() == {}
+    book.charge_prefill(7)
+    book.charge_prefill(5)
+    book.record([outcome("a", 1.0)], TRAINED)
+    assert book.take_costs() == {
+        "cost/prefill_tokens": 12,
+        "cost/generated_samples": 1,
+        "cost/generated_tokens": 5,
+    }

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gvm_ray.functional.selection import expected_samples, inclusion_chances, inclusion_weights, select_groups
@@ -39,6 +39,7 @@ def selections(draw):
     return expected_samples(np.array(scores), budget=budget, uniform_share=share), budget
 
 
+@settings(deadline=None)
 @given(selections(), st.integers(1, 20), st.one_of(st.none(), st.integers(0, 30)), st.integers(0, 99))
 def test_groups_are_whole_and_the_budget_exact(selection, group_size: int, above: int | None, seed: int) -> None:
     expected, budget = selection
@@ -53,6 +54,7 @@ def test_groups_are_whole_and_the_budget_exact(selection, group_size: int, above
         assert chosen.max() <= max(maximum, -(-budget // len(chosen)))
 
 
+@settings(deadline=None)
 @given(selections(), st.integers(1, 20))
 def test_chances_fill_the_budget_and_no_more(selection, group_size: int) -> None:
     expected, budget = selection

@@ -133,16 +133,16 @@ class ArithmeticSourceConfig(_ChainSourceBase):
 
 
 class ListProgramSourceConfig(_ChainSourceBase):
-    """Procedural programs on a list of digits: reverse, turn, increment, sort; worked with the lists in between."""
+    """Procedural programs on a list of digits: reverse, turn, increment, complement; worked with the lists in between."""
 
-    operators: ClassVar[str] = "rtis"
+    operators: ClassVar[str] = "rtic"
 
     type: Literal["list_programs"] = "list_programs"
     length: Annotated[int, Field(ge=2, le=10)] = 4  # digits of the list
     levels: tuple[ChainLevelConfig, ...] = (
         ChainLevelConfig(num_operations=1, operator="t", weight=10),
         ChainLevelConfig(num_operations=2, operator="i", weight=5),
-        ChainLevelConfig(num_operations=3, operator="s", weight=1),
+        ChainLevelConfig(num_operations=3, operator="c", weight=1),
     )
 
 

@@ -133,7 +133,7 @@ class ArithmeticSourceConfig(_ChainSourceBase):
 
 
 class ListProgramSourceConfig(_ChainSourceBase):
-    """Procedural programs on a list of digits: reverse, turn, increment, complement; worked with the lists in between."""
+    """Procedural programs on a list of digits (reverse, turn, increment, complement), worked with the lists between."""
 
     operators: ClassVar[str] = "rtic"
 

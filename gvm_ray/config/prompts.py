@@ -47,11 +47,22 @@ class HuggingFaceSourceConfig(Settings):
     limit: Count | None = None
 
 
-class ReasoningGymLevelConfig(Settings):
+class LevelConfig(Settings):
+    """How much of a source is of one difficulty level."""
+
+    weight: Positive = 1.0  # share of the prompts, relative to the other levels
+    demonstration_weight: Positive | None = None  # share of the demonstrations; without it that of the prompts
+
+    @property
+    def share_of_demonstrations(self) -> float:
+        """Relative to the other levels."""
+        return self.weight if self.demonstration_weight is None else self.demonstration_weight
+
+
+class ReasoningGymLevelConfig(LevelConfig):
     """One difficulty level of a task."""
 
     parameters: dict[str, Any] = Field(default_factory=dict)  # besides the source's
-    weight: Positive = 1.0  # share of the prompts, relative to the other levels
     demonstration_accuracy: Probability = 1.0  # else a demonstration answers another problem of the level
 
 
@@ -74,12 +85,11 @@ class ReasoningGymSourceConfig(Settings):
     half: Half = "both"
 
 
-class ChainLevelConfig(Settings):
+class ChainLevelConfig(LevelConfig):
     """One difficulty level: chains of `num_operations` operations, the hardest of which is `operator`."""
 
     num_operations: Count = 3
     operator: str
-    weight: Positive = 1.0  # share of the prompts, relative to the other levels
 
 
 class _ChainSourceBase(Settings):

@@ -100,7 +100,8 @@ class ChainFamily:
             DataError: a level has no problem in the training split.
         """
         rng = random.Random(f"{config.type} demonstrations {seed}")
-        for level in rng.choices(config.levels, weights=[level.weight for level in config.levels], k=num):
+        level_weights = [level.share_of_demonstrations for level in config.levels]
+        for level in rng.choices(config.levels, weights=level_weights, k=num):
             for _ in range(MAX_REJECTIONS):
                 problem = self._random_problem(level, config=config, rng=rng)
                 if split_of(_chain(problem)) == "train" and problem not in excluded:

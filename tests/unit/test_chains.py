@@ -191,6 +191,19 @@ def test_accurate_demonstrations_are_valid_and_from_the_training_split(source_of
     assert set(unwritten) == {0, 1, 2}
 
 
+def test_demonstrations_have_weights_of_their_own_where_they_are_given():
+    easy, hard = level(2, "+", weight=9), level(3, "@")
+
+    def share_of_easy(*levels):
+        config = source(*levels)
+        shown = list(chain_family(config).demonstrations(config, num=1000, seed=0))
+        return sum("@" not in problem for problem, _ in shown) / len(shown)
+
+    assert share_of_easy(easy, hard) == pytest.approx(0.9, abs=0.04)
+    weighted = (item.model_copy(update={"demonstration_weight": 2.0}) for item in (easy, hard))
+    assert share_of_easy(*weighted) == pytest.approx(0.5, abs=0.06)
+
+
 def test_steps_are_wrong_as_often_as_asked_and_the_chain_goes_on_from_the_wrong_value():
     config = source(level(2, "*"), step_accuracy={"+": 1.0, "-": 1.0, "*": 0.4}, skip_probability=0.0)
     family = chain_family(config)

@@ -47,11 +47,22 @@ class HuggingFaceSourceConfig(Settings):
     limit: Count | None = None
 
 
-class ReasoningGymLevelConfig(Settings):
+class LevelConfig(Settings):
+    """How much of a source is of one difficulty level."""
+
+    weight: Positive = 1.0  # share of the prompts, relative to the other levels
+    demonstration_weight: Positive | None = None  # share of the demonstrations; without it that of the prompts
+
+    @property
+    def share_of_demonstrations(self) -> float:
+        """Relative to the other levels."""
+        return self.weight if self.demonstration_weight is None else self.demonstration_weight
+
+
+class ReasoningGymLevelConfig(LevelConfig):
     """One difficulty level of a task."""
 
     parameters: dict[str, Any] = Field(default_factory=dict)  # besides the source's
-    weight: Positive = 1.0  # share of the prompts, relative to the other levels
     demonstration_accuracy: Probability = 1.0  # else a demonstration answers another problem of the level
 
 
@@ -74,12 +85,11 @@ class ReasoningGymSourceConfig(Settings):
     half: Half = "both"
 
 
-class ChainLevelConfig(Settings):
+class ChainLevelConfig(LevelConfig):
     """One difficulty level: chains of `num_operations` operations, the hardest of which is `operator`."""
 
     num_operations: Count = 3
     operator: str
-    weight: Positive = 1.0  # share of the prompts, relative to the other levels
 
 
 class _ChainSourceBase(Settings):
@@ -133,16 +143,16 @@ class ArithmeticSourceConfig(_ChainSourceBase):
 
 
 class ListProgramSourceConfig(_ChainSourceBase):
-    """Procedural programs on a list of digits: reverse, turn, increment, sort; worked with the lists in between."""
+    """Procedural programs on a list of digits (reverse, turn, increment, complement), worked with the lists between."""
 
-    operators: ClassVar[str] = "rtis"
+    operators: ClassVar[str] = "rtic"
 
     type: Literal["list_programs"] = "list_programs"
     length: Annotated[int, Field(ge=2, le=10)] = 4  # digits of the list
     levels: tuple[ChainLevelConfig, ...] = (
         ChainLevelConfig(num_operations=1, operator="t", weight=10),
         ChainLevelConfig(num_operations=2, operator="i", weight=5),
-        ChainLevelConfig(num_operations=3, operator="s", weight=1),
+        ChainLevelConfig(num_operations=3, operator="c", weight=1),
     )
 
 

@@ -27,8 +27,8 @@ def arithmetic_family(config: ArithmeticSourceConfig) -> ChainFamily:
                 result = 3 * left + right + 4
         return str(result % modulus)
 
-    def mistake(result: str, rng: random.Random) -> str:
-        return str((int(result) + rng.randrange(1, modulus)) % modulus)
+    def mistake(value: str, operator: str, operand: str, rng: random.Random) -> str:
+        return str((int(apply(value, operator, operand)) + rng.randrange(1, modulus)) % modulus)
 
     return ChainFamily(
         name=f"arithmetic-{modulus}",

@@ -34,7 +34,7 @@ class ChainFamily:
     start_width: int  # digits of the start, and of every result
     operand_width: int  # digits of an operand
     apply: Callable[[str, str, str], str]  # (value, operator, operand) -> result
-    mistake: Callable[[str, random.Random], str]  # result -> another one, as an unsure worker gets it
+    mistake: Callable[[str, str, str, random.Random], str]  # the same, but a wrong result, as an unsure worker gets it
 
     def running_results(self, problem: str) -> list[str]:
         """The result after each operation of the problem."""
@@ -100,7 +100,8 @@ class ChainFamily:
             DataError: a level has no problem in the training split.
         """
         rng = random.Random(f"{config.type} demonstrations {seed}")
-        for level in rng.choices(config.levels, weights=[level.weight for level in config.levels], k=num):
+        level_weights = [level.share_of_demonstrations for level in config.levels]
+        for level in rng.choices(config.levels, weights=level_weights, k=num):
             for _ in range(MAX_REJECTIONS):
                 problem = self._random_problem(level, config=config, rng=rng)
                 if split_of(_chain(problem)) == "train" and problem not in excluded:
@@ -128,9 +129,10 @@ class ChainFamily:
         written = []
         value, steps = self._parts(problem)
         for operator, operand in steps:
-            value = self.apply(value, operator, operand)
-            if rng.random() >= accuracy.get(operator, 1.0):
-                value = self.mistake(value, rng)
+            if rng.random() < accuracy.get(operator, 1.0):
+                value = self.apply(value, operator, operand)
+            else:
+                value = self.mistake(value, operator, operand, rng)
             written.append(value if rng.random() >= config.skip_probability else _unwritten(value))
         return " ".join([*written[:-1], _boxed(value)])
 

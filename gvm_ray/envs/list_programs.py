@@ -1,8 +1,8 @@
 r"""Programs on a short list of digits: problems whose answer can't be guessed, with a dial for difficulty.
 
 A problem is a list followed by operations on it, such as `3142rs=`, applied from left to right: `r` reverses the list,
-`t` turns it to the left by one (the first digit becomes the last), `i` adds 1 to every digit (9 becomes 0), and `s`
-sorts it in ascending order. `3142rs=` is worked as `2413 \boxed{1234}`.
+`t` turns it to the left by one (the first digit becomes the last), `i` adds 1 to every digit (9 becomes 0), and `c`
+takes every digit from 9. `3142rc=` is worked as `2413 \boxed{7586}`.
 """
 
 import random
@@ -14,7 +14,12 @@ DIGITS = "0123456789"
 
 
 def list_program_family(config: ListProgramSourceConfig) -> ChainFamily:
-    """Programs on lists of the configured length; a mistaken result has one digit wrong, uniform over the others."""
+    """Programs on lists of the configured length; a mistaken step applies another operation, with another result."""
+
+    def mistake(digits: str, operation: str, operand: str, rng: random.Random) -> str:
+        right = _apply(digits, operation, operand)
+        return rng.choice([wrong for other in config.operators if (wrong := _apply(digits, other, "")) != right])
+
     return ChainFamily(
         name="list-program",
         operators=config.operators,
@@ -22,7 +27,7 @@ def list_program_family(config: ListProgramSourceConfig) -> ChainFamily:
         start_width=config.length,
         operand_width=0,
         apply=_apply,
-        mistake=_mistake,
+        mistake=mistake,
     )
 
 
@@ -35,10 +40,4 @@ def _apply(digits: str, operation: str, _: str) -> str:
         case "i":
             return "".join(DIGITS[(int(digit) + 1) % 10] for digit in digits)
         case _:
-            return "".join(sorted(digits))
-
-
-def _mistake(digits: str, rng: random.Random) -> str:
-    position = rng.randrange(len(digits))
-    wrong = DIGITS[(int(digits[position]) + rng.randrange(1, 10)) % 10]
-    return digits[:position] + wrong + digits[position + 1 :]
+            return "".join(DIGITS[9 - int(digit)] for digit in digits)

@@ -77,7 +77,8 @@ def reasoning_gym_demonstrations(
     first_seed = rng.randrange(2**31)
     shown = [_level_tasks(config, index, seed=first_seed) for index in range(len(levels))]
     latest: dict[int, str] = {}
-    for index in rng.choices(range(len(levels)), weights=[level.weight for level in levels], k=num):
+    level_weights = [level.share_of_demonstrations for level in levels]
+    for index in rng.choices(range(len(levels)), weights=level_weights, k=num):
         for task in itertools.islice(shown[index], MAX_REJECTIONS):
             if is_in(task.problem, split=config.split, half="both") and task.problem not in excluded:
                 break

@@ -42,7 +42,7 @@ def test_arithmetic_is_worked_from_left_to_right_modulo_m():
 
 def test_list_programs_are_worked_from_left_to_right():
     family = chain_family(ListProgramSourceConfig(length=5))
-    assert family.running_results("31492rtis =") == ["29413", "94132", "05243", "02345"]
+    assert family.running_results("31492rtic =") == ["29413", "94132", "05243", "94756"]
 
 
 def test_a_task_has_the_reference_rationale_and_features():
@@ -90,11 +90,11 @@ def test_valid_rationales_leave_any_running_result_but_the_last_unwritten():
 
 
 def test_an_unwritten_list_is_as_wide_as_a_written_one():
-    family, problem = chain_family(ListProgramSourceConfig()), "3142rs    ="
+    family, problem = chain_family(ListProgramSourceConfig()), "3142rc    ="
     assert family.num_valid_rationales(problem) == 2
-    assert family.is_valid_rationale("2413 \\boxed{1234}", problem=problem)
-    assert family.is_valid_rationale("____ \\boxed{1234}", problem=problem)
-    assert not family.is_valid_rationale("_ \\boxed{1234}", problem=problem)
+    assert family.is_valid_rationale("2413 \\boxed{7586}", problem=problem)
+    assert family.is_valid_rationale("____ \\boxed{7586}", problem=problem)
+    assert not family.is_valid_rationale("_ \\boxed{7586}", problem=problem)
 
 
 @each_family
@@ -169,8 +169,8 @@ def test_the_same_level_twice_is_refused(source_of):
     ("settings", "complaint"),
     [
         ({"levels": ()}, r"levels is empty; write at least one.*operator = 'r'"),
-        ({"levels": (level(2, "+"),)}, r"operator '\+' is unknown; write one of 'r', 't', 'i', 's'"),
-        ({"step_accuracy": {"rt": 0.5}}, r"operator 'rt' is unknown; write one of 'r', 't', 'i', 's'"),
+        ({"levels": (level(2, "+"),)}, r"operator '\+' is unknown; write one of 'r', 't', 'i', 'c'"),
+        ({"step_accuracy": {"rt": 0.5}}, r"operator 'rt' is unknown; write one of 'r', 't', 'i', 'c'"),
         ({"levels": (level(5, "r"),), "max_operations": 4}, "write max_operations=5"),
     ],
 )
@@ -191,6 +191,19 @@ def test_accurate_demonstrations_are_valid_and_from_the_training_split(source_of
     assert set(unwritten) == {0, 1, 2}
 
 
+def test_demonstrations_have_weights_of_their_own_where_they_are_given():
+    easy, hard = level(2, "+", weight=9), level(3, "@")
+
+    def share_of_easy(*levels):
+        config = source(*levels)
+        shown = list(chain_family(config).demonstrations(config, num=1000, seed=0))
+        return sum("@" not in problem for problem, _ in shown) / len(shown)
+
+    assert share_of_easy(easy, hard) == pytest.approx(0.9, abs=0.04)
+    weighted = (item.model_copy(update={"demonstration_weight": 2.0}) for item in (easy, hard))
+    assert share_of_easy(*weighted) == pytest.approx(0.5, abs=0.06)
+
+
 def test_steps_are_wrong_as_often_as_asked_and_the_chain_goes_on_from_the_wrong_value():
     config = source(level(2, "*"), step_accuracy={"+": 1.0, "-": 1.0, "*": 0.4}, skip_probability=0.0)
     family = chain_family(config)
@@ -209,15 +222,17 @@ def test_steps_are_wrong_as_often_as_asked_and_the_chain_goes_on_from_the_wrong_
     assert all(wrong_digits[offset] / steps == pytest.approx(0.1, abs=0.03) for offset in range(1, 7))
 
 
-def test_a_mistaken_list_has_one_wrong_digit():
-    config = ListProgramSourceConfig(levels=(level(1, "t"),), step_accuracy={"r": 0.5, "t": 0.5})
+def test_a_mistaken_list_is_that_of_another_operation():
+    config = ListProgramSourceConfig(levels=(level(1, "t"),), step_accuracy={"r": 0.4, "t": 0.4})
     family = chain_family(config)
-    num_wrong = Counter()
+    taken_for = Counter()
     for problem, worked in family.demonstrations(config, num=2000, seed=0):
-        pairs = zip(worked.strip("\\boxed{}"), family.running_results(problem)[0], strict=True)
-        num_wrong[sum(written != right for written, right in pairs)] += 1
-    assert set(num_wrong) == {0, 1}
-    assert num_wrong[0] / 2000 == pytest.approx(0.5, abs=0.04)
+        digits, result = problem[:4], worked.strip("\\boxed{}")
+        right = family.running_results(problem)[0]
+        others = {family.running_results(f"{digits}{operation}=")[0] for operation in "rtic"} - {right}
+        assert result == right or result in others
+        taken_for[result == right] += 1
+    assert taken_for[True] / 2000 == pytest.approx(0.4, abs=0.04)
 
 
 @each_family

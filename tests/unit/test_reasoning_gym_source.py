@@ -119,6 +119,11 @@ def test_demonstrations_solve_problems_of_the_training_split():
     assert pairs != shown(countdown(level(3), level(4), split="train"), seed=1)
 
 
+def test_demonstrations_have_weights_of_their_own_where_they_are_given():
+    pairs = shown(countdown(level(3, weight=9, demonstration_weight=1), level(4)), num=300)
+    assert sum(len(problem.split()) == 3 for problem, _ in pairs) / 300 == pytest.approx(0.5, abs=0.1)
+
+
 def test_an_inaccurate_demonstration_answers_another_problem_of_the_level():
     pairs = shown(countdown(level(3, demonstration_accuracy=0.5), level(4)), num=600)
     right = {3: [], 4: []}

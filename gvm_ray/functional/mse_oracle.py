@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from gvm_ray.functional.group_moments import GroupMoments
 
-_JUMPS = (1, 2, 4, 8, 16)  # one sample of a rarely solved prompt adds noise before many of them take bias away
+_JUMPS = range(1, 17)  # one sample of a rarely solved prompt adds noise before many of them take bias away
 _MAX_EXCHANGES = 2000
 
 

@@ -50,8 +50,8 @@ def planned_arms(estimator: EstimatorConfig, *, folder: Path) -> list[PlannedArm
             if different := [name for name in shared if own[name] != shared[name]]:
                 raise ConfigError(
                     f"arm {arm.name!r} with algorithm {algorithm.name!r} sets {', '.join(different)}, but all share "
-                    f"one policy, its samples and one budget; set only {', '.join(sorted(_ARMS_OWN))} there, and the rest "
-                    f"in {estimator.config!r}"
+                    f"one policy, its samples and one budget; set only {', '.join(sorted(_ARMS_OWN))} there, and the "
+                    f"rest in {estimator.config!r}"
                 )
             arms.append(PlannedArm(algorithm=algorithm.name, name=arm.name, config=config))
     return arms

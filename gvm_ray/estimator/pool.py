@@ -36,8 +36,8 @@ class SamplePool:
 
     def draw(self, prompt: int, *, num: int, first_index: int, rng: np.random.Generator) -> GroupOutcome:
         """`num` new samples of a prompt. The outcome's ref holds their indices into the responses."""
-        drawn = rng.choice(self.samples[prompt], size=num)
-        return self.outcome(prompt, drawn, first_index=first_index)
+        samples = self.samples[prompt]
+        return self.outcome(prompt, samples[rng.integers(len(samples), size=num)], first_index=first_index)
 
     def outcome(self, prompt: int, responses: IndexArray, *, first_index: int = 0) -> GroupOutcome:
         """These responses as one group."""

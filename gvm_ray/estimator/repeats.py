@@ -8,7 +8,7 @@ import numpy as np
 from gvm_ray.algorithms import create_algorithm
 from gvm_ray.allocators import AllocatorSteps, create_allocator
 from gvm_ray.config import EstimatorConfig, RunConfig
-from gvm_ray.config.allocators import GVMAllocatorConfig
+from gvm_ray.config.allocators import GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.estimator.pool import IndexArray, SamplePool
 from gvm_ray.types import Float64Array, GroupOutcome, TrainBatch, TrainedNorms
 
@@ -33,6 +33,8 @@ class _Step:
 def repeated_steps(config: RunConfig, pool: SamplePool, *, estimator: EstimatorConfig, arm: int) -> RepeatedSteps:
     """`num_repeats` steps on the target prompts, each by a new allocator after its own warm-up.
 
+    Allocators whose earlier steps have no say in later ones are not warmed up.
+
     Args:
         config: the arm's run.
         pool: to draw from.
@@ -42,10 +44,11 @@ def repeated_steps(config: RunConfig, pool: SamplePool, *, estimator: EstimatorC
     Raises:
         ConfigError: the allocator can't spend the budget on these prompts.
     """
+    remembers = not isinstance(config.allocator, UniformAllocatorConfig | GVMAllocatorConfig)
     steps = []
     for repeat in range(estimator.num_repeats):
         arm_steps = _ArmSteps(config, pool, rng=np.random.default_rng((estimator.seed, arm, repeat)), seed=repeat)
-        for step in range(estimator.warm_up_steps):
+        for step in range(estimator.warm_up_steps if remembers else 0):
             arm_steps.take(np.arange(pool.num_targets, len(pool.prompts)), step=step)
         steps.append(arm_steps.take(np.arange(pool.num_targets), step=estimator.warm_up_steps))
     coefficients = np.stack([batch_coefficients(step.batch, pool) for step in steps])

@@ -39,7 +39,9 @@ def refusal(*arguments: str) -> str:
     return error
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["bench", "--help"], ["estimator", "--help"]]
+)
 def test_help_is_light(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.returncode == 0
@@ -54,6 +56,13 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
     assert '"pilot_samples": 4' in result.stdout
     assert "steps            7 of 64 prompts and 512 samples" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_estimators_is_light() -> None:
+    result = run("estimator", str(CONFIG.parent / "estimator" / "arithmetic.toml"), "--dry-run")
+    assert result.returncode == 0
+    assert result.stderr.strip() == "[]"
+    assert "raft/uniform" in result.stdout
 
 
 def test_an_unknown_setting_gets_a_suggestion() -> None:

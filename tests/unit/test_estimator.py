@@ -42,10 +42,10 @@ def uniform_error_of(config: RunConfig, rates: list[float], *, repeats: int):
 
 def test_uniform_variance_of_solved_prompts_is_sigma_squared_over_n_m() -> None:
     config = run_config(prompts=5, samples=4)
-    pool, error = uniform_error_of(config, [1.0] * 5, repeats=2000)
+    pool, error = uniform_error_of(config, [1.0] * 5, repeats=600)
     sigma_squared = prompt_gradients(config, pool).spreads[0]
-    assert abs(error.variance - sigma_squared.mean() / (4 * 5)) < 4 * error.deviations[0] < 0.2 * error.variance
-    assert abs(error.bias_squared) < 4 * error.deviations[1] < 0.01 * error.variance
+    assert abs(error.variance - sigma_squared.mean() / (4 * 5)) < 4 * error.deviations[0] < 0.4 * error.variance
+    assert abs(error.bias_squared) < 4 * error.deviations[1] < 0.1 * error.variance
 
 
 def test_raft_target_is_the_mean_over_prompts_of_the_accepted_samples_mean() -> None:
@@ -58,12 +58,12 @@ def test_raft_target_is_the_mean_over_prompts_of_the_accepted_samples_mean() -> 
 @pytest.mark.parametrize("algorithm", ["raft", "grpo", "dr_grpo", "rloo"])
 def test_measured_uniform_agrees_with_its_exact_expectation(algorithm: str) -> None:
     config = run_config(prompts=6, samples=4, algorithm={"type": algorithm})
-    pool, error = uniform_error_of(config, RATES, repeats=3000)
+    pool, error = uniform_error_of(config, RATES, repeats=600)
     moments = exact_moments(config, pool, target=target_gradient(config, pool), max_samples=4)
     assert moments is not None
     exact = moments.expected_error(SampleSizes(counts=np.full((1, 6), 4.0), factors=np.full((1, 6), 1 / 6)))
     of_variance, of_bias, of_error = error.deviations
-    assert abs(error.variance - exact.variance) < 4 * of_variance < 0.3 * exact.variance
+    assert abs(error.variance - exact.variance) < 4 * of_variance < 0.5 * exact.variance
     assert abs(error.bias_squared - exact.bias_squared) < 4 * of_bias
     assert abs(error.mean_squared_error - exact.mean_squared_error) < 4 * of_error
 
@@ -106,7 +106,7 @@ def test_fewer_prompts_than_targets_add_the_variance_of_choosing_them() -> None:
             "raft",
             [planned_arm({"type": "uniform"}, prompts=prompts, samples_per_prompt=32 // prompts)],
             pool,
-            estimator=settings(prompts=8, prompts_per_step=prompts, num_repeats=400, warm_up_steps=0),
+            estimator=settings(prompts=8, prompts_per_step=prompts, num_repeats=300, warm_up_steps=0),
             say=lambda _: None,
         )
         for prompts in (8, 4)

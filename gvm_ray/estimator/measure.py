@@ -117,7 +117,8 @@ def _row(algorithm: str, each: ArmError, errors: Sequence[ArmError], *, baseline
     error, steps = each.error, each.steps
     interval, deviations = None, None
     if isinstance(error, MeasuredError) and isinstance(reference, MeasuredError):
-        deviations = tuple(value / scale for value in error.deviations)
+        of_variance, of_bias, of_error = error.deviations
+        deviations = (of_variance / scale, of_bias / scale, of_error / scale)
         interval = ratio_interval(error, reference) if error is not reference else None
     return EstimatorRow(
         algorithm=algorithm,

@@ -17,10 +17,11 @@ from gvm_ray.estimator.pool import IndexArray, SamplePool, distinct_rows
 from gvm_ray.estimator.score_gradients import ScoreGradients
 from gvm_ray.exceptions import DataError
 from gvm_ray.functional.seeds import sample_seed
+from gvm_ray.learner.policy import GradientParameters
 from gvm_ray.learner.sequences import TrainSample
 from gvm_ray.prepare import Prepared, prepare
 from gvm_ray.rewards.sandbox import Sandbox, Scored
-from gvm_ray.types import Completion, Float64Array, Prompt, SampleRequest, SamplingParameters
+from gvm_ray.types import Completion, Float64Array, Pooling, Prompt, SampleRequest, SamplingParameters
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,8 +58,9 @@ def draw_pool(
         for prompt, completion in zip(responses.prompts, responses.completions, strict=True)
     ]
     num_target_rows = 1 + max(int(own.max()) for own in responses.samples[:num_targets])
-    pilots = {arm.allocator.gradient_parameters for arm in arms if isinstance(arm.allocator, GVMAllocatorConfig)}
-    poolings = {arm.prompt_states.pooling for arm in arms if arm.prompt_states is not None}
+    parameters: set[GradientParameters] = {"embed_tokens"}
+    parameters |= {arm.allocator.gradient_parameters for arm in arms if isinstance(arm.allocator, GVMAllocatorConfig)}
+    poolings: set[Pooling] = {arm.prompt_states.pooling for arm in arms if arm.prompt_states is not None}
     return SamplePool(
         prompts=prompts,
         num_targets=num_targets,
@@ -67,9 +69,9 @@ def draw_pool(
         num_tokens=np.array([len(c.token_ids) for c in responses.completions], dtype=np.int32),
         truncated=np.array([c.finish_reason == "length" for c in responses.completions]),
         gradients=measure.projected(train_samples[:num_target_rows]),
-        pilot_norms={p: measure.pilot_norms(train_samples, parameters=p) for p in sorted({"embed_tokens", *pilots})},
+        pilot_norms={name: measure.pilot_norms(train_samples, parameters=name) for name in parameters},
         training_norms=measure.training_norms(train_samples),
-        states={p: measure.prompt_states([prompt.token_ids for prompt in prompts], pooling=p) for p in poolings},
+        states={name: measure.prompt_states([p.token_ids for p in prompts], pooling=name) for name in poolings},
     )
 
 

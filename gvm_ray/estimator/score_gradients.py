@@ -30,7 +30,7 @@ class ScoreGradients:
         self._device = self._parameters[0].device
         num_entries = sum(parameter.numel() for parameter in self._parameters)
         self._size = size or num_entries
-        self._sketch = size and CountSketch(num_entries, size=size, seed=seed, device=self._device)
+        self._sketch = None if size is None else CountSketch(num_entries, size=size, seed=seed, device=self._device)
 
     def projected(self, samples: Sequence[TrainSample]) -> FloatArray:
         """[N, D] float32, one backward pass a sample."""
@@ -39,7 +39,7 @@ class ScoreGradients:
             logprobs, _ = self._policy(pad_samples([sample], device=self._device))
             parts = torch.autograd.grad(logprobs.sum(), self._parameters)
             gradient = torch.cat([part.reshape(-1) for part in parts]).float()
-            gradients[row] = (self._sketch(gradient) if self._sketch else gradient).cpu().numpy()
+            gradients[row] = (gradient if self._sketch is None else self._sketch(gradient)).cpu().numpy()
         return gradients
 
     def pilot_norms(self, samples: Sequence[TrainSample], *, parameters: GradientParameters) -> Float64Array:

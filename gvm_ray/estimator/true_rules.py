@@ -98,10 +98,9 @@ def _scores(
 def _divisions(
     weights: Float64Array, *, uniform_share: float = 0.0, minimum: int, maximum: int | None
 ) -> Mapping[str, Rule]:
-    bounds = {"uniform_share": uniform_share, "minimum": minimum, "maximum": maximum}
     return {
-        "true p, G": _divided(weights, **bounds),
-        "true p, G, real n": _divided(weights, parts=_PARTS, **bounds),
+        name: _divided(weights, uniform_share=uniform_share, minimum=minimum, maximum=maximum, parts=parts)
+        for name, parts in (("true p, G", 1), ("true p, G, real n", _PARTS))
     }
 
 

@@ -170,7 +170,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     make = report if options.report else compare
     records = make(arena, arena_folder=arena_folder, phase=options.phase)
-    results = ComparisonFolder.of(arena).results / options.phase
+    results = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=options.phase).results
     print((results / "comparison.md").read_text(encoding="utf-8"))
     print(f"tables, plots and CSV files are in {results}")
     return 1 if any(record.status == "failed" for record in records) else 0

@@ -101,7 +101,7 @@ def prompt_stream(config: RunConfig, prepared: Prepared) -> ShuffledPrompts:
         prepared.prompts.train,
         seed=config.seed,
         shuffle=config.prompts.shuffle,
-        unique_within=config.candidates_per_step * config.block_steps,
+        unique_within=min(config.candidates_per_step * config.block_steps, len(prepared.prompts.train)),
     )
 
 

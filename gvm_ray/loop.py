@@ -6,7 +6,6 @@ last samples of a batch are under way, scored, measured and trained on.
 """
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,13 +60,14 @@ class ScoredBatch:
     histograms: Mapping[str, Float64Array]
     costs: Mapping[str, float]  # of this batch
     cursor: Mapping[str, Any]  # of the prompts, after this batch
-    allocator: Mapping[str, Any] | None  # memory after this batch, where a checkpoint follows it
 
 
 async def train(system: System, config: RunConfig, *, start: CheckpointState) -> None:
     """Run steps start.step .. num_steps - 1, or until the token budget is spent. The generators hold policy version
     start.step already.
     """
+    if is_over(config, start.step, start.costs):
+        return
     batches: asyncio.Queue[ScoredBatch] = asyncio.Queue(maxsize=config.max_staleness + 1)
     async with asyncio.TaskGroup() as tasks:
         rollouts = tasks.create_task(rollout_loop(system, config, batches, start))
@@ -114,7 +114,7 @@ async def sample_block(
 
 def take_prompts(system: System, config: RunConfig, *, step: int) -> StepPrompts:
     """The stream's next prompts: what the allocator selects from, where it does."""
-    prompts = system.prompts.next(config.candidates_per_step)
+    prompts = system.prompts.next(min(config.candidates_per_step, len(system.prompts)))
     return StepPrompts(step=step, prompts=prompts, cursor=system.prompts.state_dict())
 
 
@@ -151,7 +151,6 @@ async def scored_batch(system: System, config: RunConfig, ledger: RolloutLedger,
         histograms=report.histograms,
         costs=ledger.take_costs(),
         cursor=part.cursor,
-        allocator=await system.allocator.state_dict() if checkpoint_due(config, part.step + 1) else None,
     )
 
 
@@ -169,11 +168,14 @@ async def update_loop(
             result = await system.learners.update(scored.batch)
             if norms := trained_norms(scored.batch, result):
                 await system.allocator.observe_training(norms)
+            costs.update({**scored.costs, "cost/optimizer_updates": result.metrics["num_updates"]})
+            is_last = is_over(config, step + 1, costs)
+            # Before the new weights go out: without staleness, no later step has begun.
+            is_due = is_last or (step + 1) % config.checkpoint.every_steps == 0
+            state = await checkpoint_state(system, scored, step=step, costs=costs) if is_due else None
             if publishing is not None:
                 await publishing
             publishing = tasks.create_task(system.pools.publish(result.weights))
-            costs.update({**scored.costs, "cost/optimizer_updates": result.metrics["num_updates"]})
-            is_last = step + 1 == config.num_steps or charged_tokens(config, costs) >= (config.token_budget or math.inf)
             metrics = {
                 **scored.metrics,
                 **result.metrics,
@@ -182,10 +184,16 @@ async def update_loop(
                 **await evaluation(system, config, publishing, step, is_last=is_last),
             }
             system.log.log_step(step, metrics, histograms=scored.histograms)
-            if scored.allocator is not None:
-                await system.checkpoints.save(checkpoint_state(scored, step=step, costs=costs), system.learners)
+            if state is not None:
+                await system.checkpoints.save(state, system.learners)
             if is_last:
                 break
+
+
+def is_over(config: RunConfig, completed_steps: int, costs: Mapping[str, float]) -> bool:
+    """After the last step, or with the token budget spent."""
+    is_spent = config.token_budget is not None and charged_tokens(config, costs) >= config.token_budget
+    return completed_steps >= config.num_steps or is_spent
 
 
 def charged_tokens(config: RunConfig, costs: Mapping[str, float]) -> float:
@@ -203,14 +211,17 @@ async def evaluation(
     return await system.evaluator.evaluate()
 
 
-def checkpoint_state(scored: ScoredBatch, *, step: int, costs: Mapping[str, float]) -> CheckpointState:
-    """The driver's part of the checkpoint after a step."""
-    assert scored.allocator is not None
+async def checkpoint_state(
+    system: System, scored: ScoredBatch, *, step: int, costs: Mapping[str, float]
+) -> CheckpointState:
+    """The driver's part of the checkpoint after a step, the allocator's memory included.
+
+    With max_staleness > 0 that may hold samples of later steps too, which a resumed run draws again.
+    """
     return CheckpointState(
-        step=step + 1, policy_version=step + 1, cursor=scored.cursor, allocator=scored.allocator, costs=dict(costs)
+        step=step + 1,
+        policy_version=step + 1,
+        cursor=scored.cursor,
+        allocator=await system.allocator.state_dict(),
+        costs=dict(costs),
     )
-
-
-def checkpoint_due(config: RunConfig, completed_steps: int) -> bool:
-    """Every so many steps, and after the last."""
-    return completed_steps % config.checkpoint.every_steps == 0 or completed_steps == config.num_steps

@@ -147,12 +147,10 @@ def _check_context_length(model_config: Any, max_model_len: int) -> None:
 
 
 def _check_batch(config: RunConfig, num_train_prompts: int) -> None:
-    needed = config.candidates_per_step * config.block_steps
+    needed = config.prompts_per_step * config.block_steps
     if needed > num_train_prompts:
-        selects = config.candidates_per_step > config.prompts_per_step
         raise DataError(
-            ("allocator.candidates_per_step" if selects else "prompts_per_step")
-            + f"={config.candidates_per_step}"
+            f"prompts_per_step={config.prompts_per_step}"
             + (f" x allocator.block_steps={config.block_steps}" if config.block_steps > 1 else "")
             + f" needs {needed} training prompts and {num_train_prompts} are left after loading; lower it, or give more"
         )

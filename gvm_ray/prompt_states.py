@@ -12,7 +12,10 @@ from gvm_ray.types import FloatArray, Prompt
 
 @dataclass(kw_only=True)
 class CachedPromptStates:
-    """Protocol `PromptStates`: the learners compute a prompt's states, which then serve `refresh_steps` steps."""
+    """Protocol `PromptStates`: the learners compute a prompt's states, which then serve `refresh_steps` steps.
+
+    They are no part of a checkpoint: a resumed run computes them anew.
+    """
 
     learners: Learners
     config: PromptStatesConfig | None  # none: the run needs no states
@@ -22,15 +25,12 @@ class CachedPromptStates:
         """[P, F] states, and the prompt tokens that were run through the model for them."""
         if self.config is None:
             return None, 0
-        missing = [prompt for prompt in prompts if self._is_due(prompt.prompt_id, step=step)]
+        for prompt_id in [id_ for id_, (at, _) in self._known.items() if step - at >= self.config.refresh_steps]:
+            del self._known[prompt_id]
+        states = {p.prompt_id: self._known[p.prompt_id][1] for p in prompts if p.prompt_id in self._known}
+        missing = [prompt for prompt in prompts if prompt.prompt_id not in states]
         if missing:
             computed = await self.learners.prompt_states(missing, pooling=self.config.pooling)
-            for prompt, state in zip(missing, computed, strict=True):
-                self._known[prompt.prompt_id] = (step, state)
-        states = np.stack([self._known[prompt.prompt_id][1] for prompt in prompts])
-        return states, sum(len(prompt.token_ids) for prompt in missing)
-
-    def _is_due(self, prompt_id: str, *, step: int) -> bool:
-        assert self.config is not None
-        known = self._known.get(prompt_id)
-        return known is None or step - known[0] >= self.config.refresh_steps
+            states |= zip((prompt.prompt_id for prompt in missing), computed, strict=True)
+            self._known |= {prompt.prompt_id: (step, states[prompt.prompt_id]) for prompt in missing}
+        return np.stack([states[prompt.prompt_id] for prompt in prompts]), sum(len(p.token_ids) for p in missing)

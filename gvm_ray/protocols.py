@@ -150,6 +150,10 @@ class Engine(Protocol):
 class PromptStream(Protocol):
     """The training prompts in their order; the cursor is part of a checkpoint."""
 
+    def __len__(self) -> int:
+        """Prompts in the whole set."""
+        ...
+
     def next(self, num_prompts: int) -> list[Prompt]: ...
 
     def peek(self, num_prompts: int) -> list[Prompt]:

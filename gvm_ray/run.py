@@ -142,7 +142,7 @@ def _close(
         folder.path,
         base_accuracy=base_accuracy,
         final_accuracy=last.get("eval/accuracy"),
-        num_steps=config.num_steps,
+        num_steps=last["step"] + 1,  # a token budget may end a run early
         time_s=last["time_s"],
         steps_s=steps_s,
         phases=phases,

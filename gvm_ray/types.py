@@ -83,9 +83,7 @@ class AllocationReport:
 
     estimator: EstimatorTerms
     metrics: Metrics = field(default_factory=dict)  # allocation/min|max|zero|total, and the estimates behind them
-    histograms: Mapping[str, Float64Array] = field(
-        default_factory=dict
-    )  # samples_per_prompt, accept_rate; [P], aligned
+    histograms: Mapping[str, Float64Array] = field(default_factory=dict)  # samples_per_prompt, accept_rate: [P]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,16 +226,6 @@ class GroupOutcome:
         return replace(self, gradient_norms=gradient_norms)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptStats:
-    """An allocator's memory of one prompt; plain numbers, so it serialises as JSON."""
-
-    trials: float = 0.0
-    successes: float = 0.0
-    gradient_norm: float | None = None  # G, mean over accepted samples
-    policy_version: int = -1  # version of the last samples folded in
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainGroup:
     """What the learners train on of one group; arrays index into the group's completions."""
@@ -286,7 +274,9 @@ class UpdateResult:
 
     weights: WeightsRef
     metrics: Metrics  # learner metrics; "num_updates" counts optimizer updates made
-    gradient_norms: tuple[Float64Array, ...] = ()  # |A| ||grad ln pi|| [k] of each of batch.groups, where asked for
+    # Where the run asks for `training_gradient_norms`: [k] for each group of the batch, aligned with sample_indices,
+    # norm of the gradient of sum_t token_loss_t in the input embedding. NaN at weight 0 and where no update was made.
+    gradient_norms: tuple[Float64Array, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gvm_ray.config import RunConfig, parse_config
+from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.config.model import ScratchModelConfig
 from gvm_ray.learner.base_model import build_scratch_model
 from gvm_ray.types import Completion, Demonstration, GroupRef, Prompt, RolloutGroup, TrainBatch, TrainGroup
@@ -40,6 +41,17 @@ def learner_config(**tables: dict[str, Any]) -> RunConfig:
         "warm_start": {"num_updates": 30, "batch_size": 4, "optimizer": {"learning_rate": 1e-2}},
     }
     return parse_config(values | tables)
+
+
+class TrainingNormsConfig(GVMAllocatorConfig):
+    """An allocator that asks for the gradient norms of the samples that are trained on."""
+
+    training_gradient_norms: bool = True
+
+
+def with_training_norms(config: RunConfig) -> RunConfig:
+    """The same with such an allocator."""
+    return config.model_copy(update={"allocator": TrainingNormsConfig()})
 
 
 class SurrogateLoss:

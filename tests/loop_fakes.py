@@ -109,6 +109,7 @@ class FakeLearners:
 
     batches: list[TrainBatch] = field(default_factory=list)
     fail_at: int | None = None
+    measures_norms: bool = False  # 2 for a sample of positive advantage, 3 for one of negative
     events: list[str] = field(default_factory=list)
 
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
@@ -125,9 +126,11 @@ class FakeLearners:
         if batch.step == self.fail_at:
             raise SystemFailure("learner died")
         self.batches.append(batch)
+        norms = tuple(np.where(group.advantages > 0, 2.0, -3.0) * group.advantages for group in batch.groups)
         return UpdateResult(
             weights=WeightsRef(policy_version=batch.step + 1, location=()),
             metrics={"num_updates": 4.0, "logprob_difference/mean": 0.0},
+            gradient_norms=norms if self.measures_norms else (),
         )
 
     async def save(self, folder: str) -> None: ...
@@ -188,7 +191,10 @@ def make_system(config: RunConfig) -> tuple[System, FakePools, FakeLearners, Rec
     learners.events = pools.events
     system = System(
         prompts=ShuffledPrompts(
-            prompts, seed=config.seed, shuffle=True, unique_within=config.candidates_per_step * config.block_steps
+            prompts,
+            seed=config.seed,
+            shuffle=True,
+            unique_within=min(config.candidates_per_step * config.block_steps, len(prompts)),
         ),
         states=CachedPromptStates(learners=learners, config=config.prompt_states),  # type: ignore[arg-type]
         allocator=AsyncAllocator(config),

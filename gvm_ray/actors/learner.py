@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -12,11 +11,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from gvm_ray.actors.learner_rank import PromptStates, RankSetup, SupervisedUpdates, run_rank
+from gvm_ray.actors.learner_rank import LearnerSetup, PromptStates, RankSetup, SupervisedUpdates
+from gvm_ray.actors.learner_trainer import rank_trainer
 from gvm_ray.actors.mailbox import Command, Mailbox
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
-from gvm_ray.exceptions import ActorFailure
+from gvm_ray.config.model import LearnerConfig
+from gvm_ray.exceptions import ActorFailure, ConfigError
 from gvm_ray.learner.token_loss import TokenLoss
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import (
@@ -58,10 +59,8 @@ class LearnerGroup:
         namespace: str,
         clock: PhaseClock | None = None,
     ) -> None:
-        self._config = config
+        self._setup = _learner_setup(config, base_path=base_path, token_loss=token_loss)
         self._clock = clock or PhaseClock()
-        self._base_path = _absolute(base_path) if Path(base_path).is_dir() else base_path  # else a hub id
-        self._token_loss = token_loss
         self._run_dir = run_dir
         self._namespace = namespace
         self._mailbox: Any = None
@@ -94,18 +93,30 @@ class LearnerGroup:
                 answer.exception()  # seen: the ranks had failed, and a command has said so
         ray.kill(mailbox)  # a rank that still waits for a command ends with it
 
+    async def reset(self, config: RunConfig, *, base_path: str, token_loss: TokenLoss) -> None:
+        """Begin another run with the ranks that there are: they hold what ranks that were started for it would hold.
+
+        Ray Train's own files stay in the folder of the first run, and its deadline for collective calls that of the
+        first.
+
+        Raises:
+            ConfigError: the run asks for other ranks than these.
+            ModelError: the model or its tokenizer can't be loaded; this ends the ranks.
+        """
+        _check_ranks_fit(config.learner, self._config.learner)
+        setup = _learner_setup(config, base_path=base_path, token_loss=token_loss)
+        deadline = config.deadlines.start_s
+        await self._command("reset", ray.put(setup), timeout_s=deadline, setting="deadlines.start_s")
+        self._setup = setup
+
+    @property
+    def _config(self) -> RunConfig:
+        return self._setup.config
+
     def _fit(self, loop: asyncio.AbstractEventLoop) -> None:
         outcome: BaseException | None = None
         try:
-            _trainer(
-                RankSetup(
-                    config=self._config,
-                    base_path=self._base_path,
-                    token_loss=self._token_loss,
-                    mailbox=self._mailbox,
-                ),
-                run_dir=self._run_dir,
-            ).fit()
+            rank_trainer(RankSetup(learner=self._setup, mailbox=self._mailbox), run_dir=self._run_dir).fit()
         except BaseException as error:
             outcome = error
         if not loop.is_closed():
@@ -119,9 +130,10 @@ class LearnerGroup:
     async def update(self, batch: TrainBatch) -> UpdateResult:
         """Train on the batch and publish the new policy under version batch.step + 1."""
         with self._clock.phase("update"):
-            weights, metrics = await self._command("update", batch)
+            weights, metrics, gradient_norms = await self._command("update", batch)
         # A step without a sample to train on has no log-probs to compare.
-        return UpdateResult(weights=weights, metrics={"logprob_difference/mean": math.nan, **metrics})
+        metrics = {"logprob_difference/mean": math.nan, **metrics}
+        return UpdateResult(weights=weights, metrics=metrics, gradient_norms=gradient_norms)
 
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
         """The outcomes with the gradient norms of their accepted samples; NaN for the other samples."""
@@ -246,6 +258,21 @@ def demonstration_batches(num_demonstrations: int, *, batch_size: int, num_updat
     return list(np.concatenate(orders)[:total].reshape(num_updates, batch_size))
 
 
+def _learner_setup(config: RunConfig, *, base_path: str, token_loss: TokenLoss) -> LearnerSetup:
+    path = _absolute(base_path) if Path(base_path).is_dir() else base_path  # else a hub id
+    return LearnerSetup(config=config, base_path=path, token_loss=token_loss)
+
+
+def _check_ranks_fit(wanted: LearnerConfig, present: LearnerConfig) -> None:
+    for name in ("num_workers", "cpus_per_worker", "gpus_per_worker"):
+        new, old = getattr(wanted, name), getattr(present, name)
+        if new != old:
+            raise ConfigError(
+                f"learner.{name}={new} differs from the {old} that the learners were started with, and a reset keeps "
+                f"the ranks; write {name}={old}, or start other learners"
+            )
+
+
 def _absolute(folder: str) -> str:
     """The ranks have another working directory than the driver."""
     return str(Path(folder).absolute())
@@ -253,38 +280,3 @@ def _absolute(folder: str) -> str:
 
 async def _result(ref: Any) -> Any:
     return await ref
-
-
-def _trainer(setup: RankSetup, *, run_dir: str) -> Any:
-    """A Ray Train v2 trainer whose workers are the ranks. It doesn't retry: the ranks' state would be lost."""
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    class Trainer(TorchTrainer):
-        """Without Ray Train's placement-group cleaner, an actor that asks the dashboard whether the controller lives.
-
-        Where the cluster has no dashboard of its own, and another cluster's listens on that port, the answer is that
-        there is no such actor, and the cleaner then takes the ranks' placement group away. Nothing is lost with it: a
-        placement group ends with the actor that made it.
-        """
-
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
-
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nothing here acts on its notices
-    learner = setup.config.learner
-    use_gpu = learner.gpus_per_worker > 0
-    resources = {"CPU": learner.cpus_per_worker} | ({"GPU": learner.gpus_per_worker} if use_gpu else {})
-    return Trainer(
-        run_rank,
-        train_loop_config={"rank": setup},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(setup.config.deadlines.update_s)),
-        scaling_config=ScalingConfig(num_workers=learner.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
-        run_config=RunConfig(
-            name="learners",
-            storage_path=_absolute(run_dir),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )

@@ -1,9 +1,10 @@
 """One learner rank inside a Ray Train worker: takes commands from the mailbox and serves them with a `Learner`."""
 
+import gc
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -26,14 +27,24 @@ from gvm_ray.types import (
     WeightsRef,
 )
 
+if TYPE_CHECKING:
+    from gvm_ray.learner.step import Learner
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LearnerSetup:
+    """What a rank's learner is made of."""
+
+    config: RunConfig
+    base_path: str
+    token_loss: TokenLoss
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankSetup:
     """What a rank is started with."""
 
-    config: RunConfig
-    base_path: str
-    token_loss: TokenLoss
+    learner: LearnerSetup
     mailbox: Any  # actor handle
 
 
@@ -64,11 +75,11 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    rank, mailbox, config = ray.train.get_context().get_world_rank(), setup["rank"].mailbox, setup["rank"].config
-    torch.set_num_threads(max(1, int(config.learner.cpus_per_worker)))
+    rank, mailbox, learner = ray.train.get_context().get_world_rank(), setup["rank"].mailbox, setup["rank"].learner
+    torch.set_num_threads(max(1, int(learner.config.learner.cpus_per_worker)))
     doing = "starting"
     try:
-        server = _RankServer(setup["rank"], device=get_device(), rank=rank)
+        server = _RankServer(learner, device=get_device(), rank=rank)
         number = 0
         while True:
             command: Command = ray.get(mailbox.take.remote(number))
@@ -88,11 +99,10 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
 class _RankServer:
     """The commands of a learner group, by name."""
 
-    def __init__(self, setup: RankSetup, *, device: Any, rank: int) -> None:
-        from gvm_ray.learner.step import Learner
-
+    def __init__(self, setup: LearnerSetup, *, device: Any, rank: int) -> None:
         self._rank = rank
-        self._learner = Learner(setup.config, base_path=setup.base_path, token_loss=setup.token_loss, device=device)
+        self._device = device
+        self._learner = self._make_learner(setup)
         self._demonstrations_ref: Any = None
         self._demonstrations: Sequence[Demonstration] = ()
 
@@ -102,6 +112,8 @@ class _RankServer:
         match command.name:
             case "start" | "stop":
                 return None
+            case "reset":
+                return self._reset(payload)
             case "update":
                 return self._update(payload)
             case "gradient_norms":
@@ -123,10 +135,21 @@ class _RankServer:
             case unknown:
                 raise AssertionError(f"no command {unknown!r}")
 
-    def _update(self, batch: TrainBatch) -> tuple[WeightsRef | None, Metrics]:
+    def _make_learner(self, setup: LearnerSetup) -> "Learner":
+        from gvm_ray.learner.step import Learner
+
+        return Learner(setup.config, base_path=setup.base_path, token_loss=setup.token_loss, device=self._device)
+
+    def _reset(self, setup: Any) -> None:
+        """`setup` is an object ref to a LearnerSetup: the mailbox would import torch to hold the loss in it."""
+        del self._learner
+        gc.collect()  # two policies at once might not fit, and a sharded module refers to itself
+        self._learner = self._make_learner(ray.get(setup))
+
+    def _update(self, batch: TrainBatch) -> tuple[WeightsRef | None, Metrics, tuple[Float64Array, ...]]:
         groups = _fetch([group.ref for group in batch.groups])
-        metrics = self._learner.update(batch, groups)
-        return self._publish(batch.step + 1), metrics
+        done = self._learner.update(batch, groups)
+        return self._publish(batch.step + 1), done.metrics, done.gradient_norms
 
     def _gradient_norms(self, refs: Sequence[GroupRef]) -> list[Float64Array]:
         return self._learner.gradient_norms(_fetch(refs))

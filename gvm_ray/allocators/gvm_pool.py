@@ -30,4 +30,7 @@ class GVMPoolAllocator(PredictiveAllocator):
         )
         if not config.undo_selection:
             return counts, None
-        return counts, inclusion_weights(expected, group_size=config.group_size, cap=config.undo_selection_cap)
+        weights = inclusion_weights(
+            expected, budget=budget, group_size=config.group_size, cap=config.undo_selection_cap
+        )
+        return counts, weights

@@ -1,6 +1,6 @@
 """What an allocator remembers of each prompt: over the run, and over one step or block of steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,20 +8,41 @@ from numpy.typing import NDArray
 
 from gvm_ray.allocators.prompt_table import PromptTable
 from gvm_ray.functional.statistics import beta_posterior_mean
-from gvm_ray.types import Float64Array, GroupOutcome
+from gvm_ray.types import Allocation, Float64Array, GroupOutcome
 
 
 class PromptHistory:
     """Counts and gradient norms by prompt since the run began, in `all`; `start_step` gives a step its own.
 
-    The prior is that of the accept rate, Beta(prior_successes, prior_failures).
+    The prior is that of a step's accept rates, Beta(prior_successes, prior_failures). At each new visit of a prompt its
+    earlier counts in `all` are multiplied by `decay`: 1 forgets nothing, 0 all but the last visit.
     """
 
-    def __init__(self, *, accept_threshold: float, prior_successes: float = 0.0, prior_failures: float = 0.0) -> None:
+    def __init__(
+        self, *, accept_threshold: float, prior_successes: float = 0.0, prior_failures: float = 0.0, decay: float = 1.0
+    ) -> None:
         self._accept_threshold = accept_threshold
         self._prior_successes = prior_successes
         self._prior_failures = prior_failures
+        self._decay = decay
         self.all = PromptTable()
+
+    def accept_rates(
+        self, prompt_ids: Sequence[str], *, prior_successes: float = 0.0, prior_failures: float = 0.0
+    ) -> Float64Array:
+        """Posterior means [P] of all that was seen of these prompts; NaN where neither samples nor the prior tell."""
+        seen = self.all.look_up(prompt_ids)
+        rates = beta_posterior_mean(
+            seen["successes"], seen["trials"], prior_successes=prior_successes, prior_failures=prior_failures
+        )
+        rates[seen["trials"] + prior_successes + prior_failures == 0] = np.nan
+        return rates
+
+    def sample_once(self, counts: Mapping[str, int]) -> Generator[Allocation, Sequence[GroupOutcome], "StepHistory"]:
+        """One round with these samples, prompt_id -> n; returns what it saw of them, in their order."""
+        samples = self.start_step(list(counts))
+        samples.fold((yield Allocation(counts=counts)))
+        return samples
 
     def start_step(self, prompt_ids: Sequence[str]) -> "StepHistory":
         """An empty memory of these prompts, for one step or for a block of steps that shares one allocation."""
@@ -59,17 +80,18 @@ class StepHistory:
         """Add a round, here and to the run's memory. Unscored samples don't count."""
         history = self._history
         seen = _count_round(outcomes, accept_threshold=history._accept_threshold)
+        rows = self._table.rows(seen.prompt_ids)
+        first_seen = (seen.columns["trials"] > 0) & (self._table.columns["trials"][rows] == 0)
         self._table.add(seen)
-        history.all.add(seen)
+        history.all.add(seen, decay=np.where(first_seen, history._decay, 1.0))
+
+    def counts(self) -> tuple[Float64Array, Float64Array]:
+        """Successes [P] and scored samples [P]."""
+        return self._table.columns["successes"][self._rows], self._table.columns["trials"][self._rows]
 
     def accept_rates(self) -> Float64Array:
         """Posterior means [P]; without samples, the prior's mean, or 0."""
         return self._history._posterior_means(self._table, self._rows)
-
-    def counts(self) -> tuple[Float64Array, Float64Array]:
-        """Accepted and scored samples [P]."""
-        columns = self._table.columns[self._rows]
-        return columns["successes"], columns["trials"]
 
     def known_accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
         """Those of the prompts that have scored samples here, where above 0."""

@@ -37,9 +37,7 @@ class Observations:
 
     def add(self, outcomes: Sequence[GroupOutcome], *, features: Mapping[str, Float64Array], step: int) -> None:
         """Fold a round in; samples without a reward don't count."""
-        open_groups = {
-            self._prompt_ids[row]: row for row in np.flatnonzero(self.columns["step"] == step) if len(self._prompt_ids)
-        }
+        open_groups = {self._prompt_ids[row]: row for row in np.flatnonzero(self.columns["step"] == step)}
         added: dict[str, np.ndarray] = {}
         for outcome in outcomes:
             if not outcome.scored.any():
@@ -79,11 +77,10 @@ class Observations:
         of_prompt = np.array([index.get(prompt_id, -1) for prompt_id in self._prompt_ids], dtype=np.int64)
         weights = forgetting ** (step - self.columns["step"]).clip(min=0)
         asked = of_prompt >= 0
-        successes, trials = (
-            np.bincount(of_prompt[asked], (weights * self.columns[name])[asked], minlength=len(prompts))
-            for name in ("successes", "trials")
-        )
-        return successes, trials
+        counts = np.zeros((2, len(prompts)))
+        for row, name in enumerate(("successes", "trials")):
+            np.add.at(counts[row], of_prompt[asked], (weights * self.columns[name])[asked])
+        return counts[0], counts[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values; the features as base64 of float32, for they are by far the most."""

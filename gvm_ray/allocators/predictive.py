@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.allocators.counts import report_counts, sum_by_prompt
+from gvm_ray.allocators.counts import report_counts
 from gvm_ray.allocators.history import PromptHistory
 from gvm_ray.allocators.predictor import PromptEstimates, StatsPredictor
 from gvm_ray.config.predictive_allocators import (
@@ -50,14 +50,16 @@ class PredictiveAllocator(ABC):
     ) -> Rounds:
         """The whole budget at once, by prediction."""
         assert prompts, "a step needs at least one prompt"
+        prompts, states = _distinct(prompts, states)
+        ids = [prompt.prompt_id for prompt in prompts]
         rng = np.random.default_rng((self._seed, step))
         rows = self._predictor.rows(prompts, states)
         estimates = self._predictor.predict(prompts, rows, step=step)
         scores = self._scores(estimates, rng)
         sizes, weights = self._divide(scores, budget=budget, rng=rng)
-        counts = sum_by_prompt([prompt.prompt_id for prompt in prompts], sizes)
+        counts = dict(zip(ids, sizes.tolist(), strict=True))
         outcomes = yield Allocation(counts=counts)
-        samples = self._history.start_step([prompt.prompt_id for prompt in prompts])
+        samples = self._history.start_step(ids)
         samples.fold(outcomes)
         self._predictor.observe(prompts, rows, outcomes, step=step)
         successes, trials = samples.counts()
@@ -66,7 +68,7 @@ class PredictiveAllocator(ABC):
         return report_counts(
             counts,
             accept_rates=estimates.accept_rates,
-            estimator=self._terms(prompts, sizes, estimates, weights, rates=samples.known_accept_rates(list(counts))),
+            estimator=self._terms(prompts, sizes, estimates, weights, rates=samples.known_accept_rates(ids)),
             estimates={
                 "allocation/prompts": float((sizes > 0).sum()),
                 "allocation/p_hat_mean": float(estimates.accept_rates.mean()),
@@ -115,7 +117,7 @@ class PredictiveAllocator(ABC):
     ) -> EstimatorTerms:
         """The estimator averages over the prompts that were sampled."""
         chosen = np.flatnonzero(sizes)
-        ids = [prompts[index].prompt_id for index in chosen]
+        ids = [prompts[index].prompt_id for index in chosen.tolist()]
         baselines, scales = {}, {}
         if isinstance(self._settings, GVMPoolAllocatorConfig) and self._settings.predicted_baseline:
             p = estimates.accept_rates[chosen].clip(0.02, 0.98)
@@ -146,7 +148,13 @@ def score(name: Score, accept_rates: Float64Array, estimates: PromptEstimates) -
 
 
 def _beta_draws(means: Float64Array, deviations: Float64Array, rng: np.random.Generator) -> Float64Array:
-    """[P] one draw of each belief in p, a Beta distribution of that mean and deviation."""
-    inside = means.clip(1e-3, 1 - 1e-3)
-    strength = (inside * (1 - inside) / deviations**2 - 1).clip(min=0.1)
-    return rng.beta(inside * strength, (1 - inside) * strength)
+    """[P] one draw of each belief in p, a Beta distribution of that mean and deviation; kept off 0 and 1, where a score
+    could take the whole budget."""
+    strength = means * (1 - means) / deviations**2 - 1
+    return rng.beta(means * strength, (1 - means) * strength).clip(1e-3, 1 - 1e-3)
+
+
+def _distinct(prompts: Sequence[Prompt], states: FloatArray | None) -> tuple[Sequence[Prompt], FloatArray | None]:
+    """Each prompt once, also where one stands twice in a step."""
+    rows = list({prompt.prompt_id: row for row, prompt in enumerate(prompts)}.values())
+    return [prompts[row] for row in rows], None if states is None else states[rows]

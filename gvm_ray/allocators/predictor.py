@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from gvm_ray.allocators.observations import Observations
 from gvm_ray.allocators.prompt_features import PromptFeatures
 from gvm_ray.config.allocator_base import PredictorConfig
-from gvm_ray.functional.regression import LinearFit, fit_binomial, fit_ridge, sigmoid
+from gvm_ray.functional.regression import fit_binomial, fit_ridge
 from gvm_ray.types import Float64Array, FloatArray, GroupOutcome, Prompt, TrainedNorms
 
+_SUREST = 1e-6  # no accept rate is predicted nearer to 0 or 1 from features alone
 _FEWEST_ROWS = 8  # groups with the quantity measured, before a regression on it is worth anything
 
 
@@ -21,8 +23,8 @@ class PromptEstimates:
 
     accept_rates: Float64Array  # [P] p
     deviations: Float64Array  # [P] standard deviation of the belief in p
-    accepted_norms: Float64Array  # [P] G+, norm of an accepted sample's gradient of ln pi; 1 where nothing is known
-    rejected_norms: Float64Array  # [P] G-, of a rejected sample's
+    accepted_norms: Float64Array  # [P] G+, norm of an accepted sample's gradient of ln pi
+    rejected_norms: Float64Array  # [P] G-, of a rejected sample's; one takes the other's place, 1 that of both
     num_tokens: Float64Array  # [P] response tokens; 1 where nothing is known
     learned: bool  # false before the first samples: the same is expected of every prompt
 
@@ -56,19 +58,21 @@ class StatsPredictor:
             step: the training step, which says how old the samples are.
         """
         seen = self._seen.columns
-        if len(seen) < _FEWEST_ROWS:
+        if len(seen) < _FEWEST_ROWS or self._seen.rows.shape[1] != rows.shape[1]:  # other features: a resumed run's
             return _nothing_known(len(prompts))
-        centre, scale = rows.mean(axis=0), rows.std(axis=0)
-        scale = np.where(scale > 1e-6 * (1 + np.abs(centre)), scale, np.inf)  # a constant column says nothing
-        known, new = _standardised(self._seen.rows, centre, scale), _standardised(rows, centre, scale)
+        known, new = _standardised(self._seen.rows, rows)
         weights = self._config.forgetting ** (step - seen["step"]).clip(min=0)
         rates, deviations = self._accept_rates(prompts, known, new, weights=weights, step=step)
+        accepted, rejected, num_tokens = (
+            self._regress(seen[name], known, new, weights=weights)
+            for name in ("accepted_square", "rejected_square", "num_tokens")
+        )
         return PromptEstimates(
             accept_rates=rates,
             deviations=deviations,
-            accepted_norms=self._regress(seen["accepted_square"], known, new, weights=weights) ** 0.5,
-            rejected_norms=self._regress(seen["rejected_square"], known, new, weights=weights) ** 0.5,
-            num_tokens=self._regress(seen["num_tokens"], known, new, weights=weights),
+            accepted_norms=_first_known(accepted, rejected, num_prompts=len(prompts)) ** 0.5,
+            rejected_norms=_first_known(rejected, accepted, num_prompts=len(prompts)) ** 0.5,
+            num_tokens=_first_known(num_tokens, num_prompts=len(prompts)),
             learned=True,
         )
 
@@ -97,30 +101,46 @@ class StatsPredictor:
     ) -> tuple[Float64Array, Float64Array]:
         """Means and standard deviations [P] of the belief in p."""
         seen, config = self._seen.columns, self._config
-        fit = fit_binomial(known, seen["successes"], seen["trials"], weights=weights, ridge=config.ridge)
+        fit = fit_binomial(known, seen["successes"], seen["trials"], weights=weights, ridge=self._ridge(known))
         logits = fit.mean(new)
         # The mean of a logistic of a Gaussian (MacKay 1992, equation 10).
-        shrunk = sigmoid(logits / np.sqrt(1 + np.pi * fit.variance(new) / 8))
+        shrunk = expit(logits / np.sqrt(1 + np.pi * fit.variance(new) / 8)).clip(_SUREST, 1 - _SUREST)
         successes, trials = self._seen.recent_counts(prompts, forgetting=config.forgetting, step=step)
         total = config.history_trials + trials
         rates = (config.history_trials * shrunk + successes) / total
         return rates, np.sqrt(rates * (1 - rates) / (total + 1))
 
+    def _ridge(self, features: Float64Array) -> float:
+        return (features.shape[1] - 1) / self._config.prior_deviation**2 or 1.0
+
     def _regress(
         self, targets: Float64Array, known: Float64Array, new: Float64Array, *, weights: Float64Array
-    ) -> Float64Array:
-        """Positive values [P], by ridge regression of their logarithm; never beyond what was seen."""
+    ) -> Float64Array | None:
+        """Positive values [P] by ridge regression of their logarithm, never beyond what was seen; None from too few."""
         measured = np.isfinite(targets) & (targets > 0)
         if measured.sum() < _FEWEST_ROWS:
-            return np.ones(len(new))
+            return None
         logarithms = np.log(targets[measured])
-        fit: LinearFit = fit_ridge(known[measured], logarithms, weights=weights[measured], ridge=self._config.ridge)
+        fit = fit_ridge(known[measured], logarithms, weights=weights[measured], ridge=self._ridge(known))
         return np.exp(fit.mean(new).clip(logarithms.min(), logarithms.max()))
 
 
-def _standardised(rows: Float64Array, centre: Float64Array, scale: Float64Array) -> Float64Array:
-    """[N, 1 + D] with a leading constant, each column scaled to the candidates' mean and spread, and clipped."""
-    return np.concatenate([np.ones((len(rows), 1)), ((rows - centre) / scale).clip(-5, 5)], axis=1)
+def _standardised(known: Float64Array, new: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Both [N, 1 + D] with a leading constant, each column scaled by the mean and spread of all rows, and clipped.
+
+    Columns that are the same in every row are left out.
+    """
+    rows = np.concatenate([known, new])
+    centre, scale = rows.mean(axis=0), rows.std(axis=0)
+    varies = scale > 1e-6 * (1 + np.abs(centre))
+    scaled = ((rows[:, varies] - centre[varies]) / scale[varies]).clip(-5, 5)
+    with_constant = np.concatenate([np.ones((len(rows), 1)), scaled], axis=1)
+    return with_constant[: len(known)], with_constant[len(known) :]
+
+
+def _first_known(*values: Float64Array | None, num_prompts: int) -> Float64Array:
+    """[P] the first that is known; else 1."""
+    return next((each for each in values if each is not None), np.ones(num_prompts))
 
 
 def _nothing_known(num_prompts: int) -> PromptEstimates:

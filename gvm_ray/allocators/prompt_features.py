@@ -14,7 +14,8 @@ class PromptFeatures:
     """Rows [P, D] of prompts: D is fixed, whatever categories turn up later.
 
     Hidden states wider than `max_state_features` are projected on random directions, which keeps distances up to a few
-    percent (Johnson and Lindenstrauss 1984). Each source feature is one-hot over the first 64 values met.
+    percent (Johnson and Lindenstrauss 1984). Each source feature is one-hot over the first 63 values met, and one more
+    column for all later ones.
     """
 
     def __init__(self, *, source_features: Sequence[str], max_state_features: int, seed: int) -> None:
@@ -22,7 +23,6 @@ class PromptFeatures:
         self._max_state_features = max_state_features
         self._seed = seed
         self._categories: dict[str, dict[str, int]] = {name: {} for name in self._source_features}
-        self._projection: Float64Array | None = None
 
     def rows(self, prompts: Sequence[Prompt], states: FloatArray | None) -> Float64Array:
         """[P, D] float64: states (projected), then categories."""
@@ -40,20 +40,21 @@ class PromptFeatures:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the same columns."""
+        known = state["categories"]
         self._categories = {
-            name: {value: index for index, value in enumerate(values)} for name, values in state["categories"].items()
+            name: {value: index for index, value in enumerate(known.get(name, ()))} for name in self._source_features
         }
 
     def _category(self, name: str, value: Any) -> int:
-        """The column of a value; the last one is shared by those that came too late."""
-        known = self._categories[name]
-        return min(known.setdefault(repr(value), len(known)), _MAX_CATEGORIES - 1)
+        """The column of a value."""
+        known, last = self._categories[name], _MAX_CATEGORIES - 1
+        if len(known) < last:
+            known.setdefault(repr(value), len(known))
+        return known.get(repr(value), last)
 
     def _project(self, states: FloatArray) -> Float64Array:
-        width = states.shape[1]
-        if width <= self._max_state_features:
+        width, num_kept = states.shape[1], self._max_state_features
+        if width <= num_kept:
             return states.astype(np.float64)
-        if self._projection is None:
-            rng = np.random.default_rng(self._seed)
-            self._projection = rng.normal(size=(width, self._max_state_features)) / np.sqrt(width)
-        return states @ self._projection
+        directions = np.random.default_rng(self._seed).normal(size=(width, num_kept))
+        return states @ directions / np.sqrt(num_kept)

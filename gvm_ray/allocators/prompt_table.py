@@ -1,16 +1,27 @@
 """Counts of many prompts in columns, so that a decision over a million of them is a few array operations."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.types import PromptStats
+from gvm_ray.types import Float64Array
 
 _ROW = np.dtype([("trials", "f8"), ("successes", "f8"), ("gradient_norm", "f8"), ("policy_version", "i8")])
 _UNSEEN = np.array((0.0, 0.0, np.nan, -1), dtype=_ROW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptStats:
+    """An allocator's memory of one prompt; plain numbers, so it serialises as JSON."""
+
+    trials: float = 0.0
+    successes: float = 0.0
+    gradient_norm: float | None = None  # G, mean over accepted samples
+    policy_version: int = -1  # version of the last samples folded in
 
 
 class PromptTable:
@@ -30,6 +41,11 @@ class PromptTable:
     def __contains__(self, prompt_id: str) -> bool:
         return prompt_id in self._row_of
 
+    @property
+    def prompt_ids(self) -> tuple[str, ...]:
+        """The prompts, in order of their rows."""
+        return tuple(self._row_of)
+
     def rows(self, prompt_ids: Iterable[str]) -> NDArray[np.int64]:
         """Row of each prompt [P]; one that has none yet gets an empty one."""
         row_of = self._row_of
@@ -39,12 +55,20 @@ class PromptTable:
             self.columns = np.concatenate([self.columns, np.full(added, _UNSEEN)])
         return rows
 
-    def add(self, other: "PromptTable") -> None:
-        """Sum the counts; a measured gradient norm replaces the one before, and the latest policy version stays."""
+    def look_up(self, prompt_ids: Sequence[str]) -> NDArray[np.void]:
+        """Copies of the prompts' rows [P], empty ones for prompts that have none."""
+        rows = np.array([self._row_of.get(prompt_id, -1) for prompt_id in prompt_ids], dtype=np.int64)
+        found = np.full(len(rows), _UNSEEN)
+        found[rows >= 0] = self.columns[rows[rows >= 0]]
+        return found
+
+    def add(self, other: "PromptTable", *, decay: float | Float64Array = 1.0) -> None:
+        """Sum the counts, those before times `decay` (one factor, or one for each row of `other`); a measured gradient
+        norm replaces the one before, and the latest policy version stays."""
         rows = self.rows(other._row_of)
         columns = self.columns
-        columns["trials"][rows] += other.columns["trials"]
-        columns["successes"][rows] += other.columns["successes"]
+        columns["trials"][rows] = decay * columns["trials"][rows] + other.columns["trials"]
+        columns["successes"][rows] = decay * columns["successes"][rows] + other.columns["successes"]
         measured = np.isfinite(other.columns["gradient_norm"])
         columns["gradient_norm"][rows[measured]] = other.columns["gradient_norm"][measured]
         columns["policy_version"][rows] = np.maximum(columns["policy_version"][rows], other.columns["policy_version"])

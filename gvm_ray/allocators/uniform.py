@@ -8,7 +8,7 @@ import numpy as np
 from gvm_ray.allocators.counts import report_counts, sum_by_prompt
 from gvm_ray.allocators.history import PromptHistory
 from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, EstimatorTerms, FloatArray, Prompt
+from gvm_ray.types import EstimatorTerms, FloatArray, Prompt
 
 
 class UniformAllocator:
@@ -31,9 +31,7 @@ class UniformAllocator:
         samples_each = np.full(len(prompts), budget // len(prompts))
         samples_each[: budget % len(prompts)] += 1
         counts = sum_by_prompt([prompt.prompt_id for prompt in prompts], samples_each)
-        outcomes = yield Allocation(counts=counts)
-        samples = self._history.start_step(list(counts))
-        samples.fold(outcomes)
+        samples = yield from self._history.sample_once(counts)
         terms = EstimatorTerms(num_prompts=len(counts), accept_rates=samples.known_accept_rates(list(counts)))
         return report_counts(counts, accept_rates=samples.accept_rates(), estimator=terms)
 

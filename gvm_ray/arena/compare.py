@@ -10,8 +10,8 @@ from pathlib import Path
 from gvm_ray.actors.placement import connected
 from gvm_ray.arena.plan import PlannedRun, planned_runs
 from gvm_ray.arena.plots import write_plots
-from gvm_ray.arena.record_csv import write_csv
-from gvm_ray.arena.records import RunCosts, RunRecord, read_record, record_path, write_record
+from gvm_ray.arena.record_csv import read_csv, write_csv
+from gvm_ray.arena.records import RunCosts, RunRecord, read_record, record_path, run_key, write_record
 from gvm_ray.arena.slot import Slot
 from gvm_ray.arena.tables import write_tables
 from gvm_ray.config import ArenaConfig, RunConfig
@@ -22,23 +22,38 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonFolder:
-    """Where a comparison of some name keeps what it made."""
+    """Where a comparison keeps what it made.
+
+    A run is known by its record, one JSON file below `records`, or else by the CSV files of `results`: with these alone
+    a comparison goes on elsewhere.
+    """
 
     path: Path
+    results: Path
 
     @classmethod
-    def of(cls, arena: ArenaConfig) -> "ComparisonFolder":
-        return cls(path=Path(arena.runs_dir).resolve() / arena.name)
+    def of(cls, arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> "ComparisonFolder":
+        path = Path(arena.runs_dir).resolve() / arena.name
+        results = path / "results" if arena.results_dir is None else arena_folder / arena.results_dir
+        return cls(path=path, results=results / phase)
 
     @property
     def records(self) -> Path:
         """One JSON file a run."""
         return self.path / "records"
 
-    @property
-    def results(self) -> Path:
-        """Tables, plots and CSV files."""
-        return self.path / "results"
+    def known(self, runs: Sequence[PlannedRun]) -> dict[str, RunRecord]:
+        """Name -> record of the runs that have one with these very settings."""
+        by_key = {}
+        if (self.results / "runs.csv").is_file():
+            by_key = {record.key: record for record in read_csv(self.results)}
+        known = {}
+        for run in runs:
+            path = record_path(self.records, run)
+            record = read_record(path) if path.is_file() else by_key.get(run_key(run))
+            if record is not None and record.fingerprint == run.fingerprint:
+                known[run.name] = record
+        return known
 
 
 def compare(arena: ArenaConfig, *, arena_folder: Path, phase: Phase, say: Say = print) -> list[RunRecord]:
@@ -53,9 +68,10 @@ def compare(arena: ArenaConfig, *, arena_folder: Path, phase: Phase, say: Say = 
     Raises:
         UserError: a run's settings are wrong; raised before the first run.
     """
-    folder = ComparisonFolder.of(arena)
+    folder = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=phase)
     runs = planned_runs(arena, folder=arena_folder, phase=phase)
-    waiting = [run for run in runs if not is_done(run, folder)]
+    finished = {name for name, record in folder.known(runs).items() if record.status == "finished"}
+    waiting = [run for run in runs if run.name not in finished]  # a failed one is tried again
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before")
     if waiting:
         with connected(_for_all_slots(waiting[0].config, num_slots=arena.num_slots)):
@@ -69,30 +85,12 @@ def report(arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> list[RunR
     Raises:
         UserError: there is nothing yet, or the records can't be compared.
     """
-    folder = ComparisonFolder.of(arena)
-    runs = planned_runs(arena, folder=arena_folder, phase=phase)
-    found = [record for run in runs if (record := found_record(run, folder)) is not None]
-    results = folder.results / phase
-    results.mkdir(parents=True, exist_ok=True)
-    write_csv(found, results)
-    write_tables(found, results, baseline=arena.baseline)
-    write_plots(found, results, highlighted=arena.highlighted)
-    return found
-
-
-def found_record(run: PlannedRun, folder: ComparisonFolder) -> RunRecord | None:
-    """The record of the run with these very settings; None where there is none."""
-    path = record_path(folder.records, run)
-    if not path.is_file():
-        return None
-    record = read_record(path)
-    return record if record.fingerprint == run.fingerprint else None
-
-
-def is_done(run: PlannedRun, folder: ComparisonFolder) -> bool:
-    """Whether the run was finished before; a failed one is tried again."""
-    record = found_record(run, folder)
-    return record is not None and record.status == "finished"
+    folder = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=phase)
+    known = list(folder.known(planned_runs(arena, folder=arena_folder, phase=phase)).values())
+    write_csv(known, folder.results)
+    write_tables(known, folder.results, baseline=arena.baseline)
+    write_plots(known, folder.results, highlighted=arena.highlighted)
+    return known
 
 
 async def _run_all(runs: Sequence[PlannedRun], *, folder: ComparisonFolder, num_slots: int, say: Say) -> None:

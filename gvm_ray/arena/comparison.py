@@ -78,6 +78,7 @@ def check_comparable(records: Sequence[RunRecord]) -> None:
         _check_equal(setting, "updates per batch", runs, lambda run: run.updates_per_batch)
         _check_equal(setting, "token budget", runs, lambda run: run.token_budget)
         finished = [run for run in runs if run.status == "finished"]
+        _check_equal(setting, "base policy", finished, lambda run: run.base_digest)
         _check_equal(setting, "tests", finished, lambda run: ", ".join(sorted(run.tests)))
         for run in finished:
             _check_budget_is_used(run)

@@ -9,11 +9,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gvm_ray.arena.records import Evaluation, RunCosts, RunRecord, Setting, check_distinct, explain, replace_text
+from gvm_ray.arena.records import (
+    Calibration,
+    Evaluation,
+    RunCosts,
+    RunRecord,
+    Setting,
+    check_distinct,
+    explain,
+    replace_text,
+)
 from gvm_ray.exceptions import DataError
 
 _SETTING = tuple(Setting.model_fields)
 _RUN = ("phase", *_SETTING, "arm", "seed")
+_OWN = ("status", "error", "updates_per_batch", "token_budget", "fingerprint", "base_digest")
+_CALIBRATION = "calibration"
 _COSTS = tuple(RunCosts.model_fields)
 _POINT = tuple(name for name in Evaluation.model_fields if name != "accuracy")
 _ACCURACY = "accuracy/"
@@ -25,8 +36,9 @@ def write_csv(records: Sequence[RunRecord], folder: Path) -> tuple[Path, Path]:
     points: list[dict[str, Any]] = []
     for record in records:
         run = dict(zip(_RUN, record.key, strict=True))
-        own = record.model_dump(include={"status", "error", "updates_per_batch", "token_budget"})
-        runs.append(run | own | record.costs.model_dump())
+        own = record.model_dump(include=set(_OWN))
+        calibration = "" if record.calibration is None else record.calibration.model_dump_json()
+        runs.append(run | own | record.costs.model_dump() | {_CALIBRATION: calibration})
         for point in record.evaluations:
             accuracies = {_ACCURACY + test: value for test, value in point.accuracy.items()}
             points.append(run | point.model_dump(exclude={"accuracy"}) | accuracies)
@@ -83,6 +95,7 @@ def _record(row: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> RunR
     values["setting"] = {name: row.get(name) for name in _SETTING}
     values["costs"] = {name: row.get(name) for name in _COSTS}
     try:
+        values[_CALIBRATION] = Calibration.model_validate_json(row[_CALIBRATION]) if row[_CALIBRATION] else None
         return RunRecord.model_validate(values | {"evaluations": points})
     except ValidationError as error:
         raise DataError(

@@ -97,6 +97,7 @@ class RunRecord(Settings):
     costs: RunCosts
     calibration: Calibration | None = None  # of an allocator that predicts
     fingerprint: str = ""  # of the settings, so that a changed run is run again
+    base_digest: str = ""  # of the base policy's weights, which another machine may have built a little differently
 
     @model_validator(mode="after")
     def _check(self) -> "RunRecord":

@@ -1,6 +1,7 @@
 """A place where one run after another takes place: engines, reward actors and learners that stay up between runs."""
 
 import asyncio
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from gvm_ray.arena.records import RunRecord
 from gvm_ray.arena.run_log import CurveLog, ManyTests
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig
+from gvm_ray.exceptions import ConfigError
 from gvm_ray.launch import make_evaluator, prompt_stream, start_allocator, start_pools, warm_start
 from gvm_ray.loop import System, train
 from gvm_ray.phase_clock import PhaseClock
@@ -47,12 +49,13 @@ class Slot:
     def __init__(self, number: int, *, folder: Path) -> None:
         self._prefix = f"slot-{number}-"
         self._folder = folder / f"slot-{number}"
+        self._bases = folder / "bases"  # all slots' runs of one base start from the same weights
         self._warm: _Warm | None = None
         self._num_runs = 0  # a killed actor's name is free only after a while
 
     async def build_base(self, run: PlannedRun) -> None:
         """Make the policy that the run starts from, where it isn't there yet: it is warm-started and cached."""
-        prepared = prepare(run.base, run_dir=self._folder / run.setting.family / run.setting.base)
+        prepared = prepare(run.base, run_dir=self._base_folder(run))
         if prepared.base.warm_start_folder is None:
             return
         warm = await self._started(run.base, prepared)
@@ -111,6 +114,12 @@ class Slot:
             await train(system, config, start=_START)
         finally:
             allocator.close()
+        spent = log.evaluations[-1].charged_tokens
+        if spent < run.token_budget:
+            raise ConfigError(
+                f"after num_steps={config.num_steps} the run had spent {spent:,.0f} of its token_budget of "
+                f"{run.token_budget:,} charged tokens; write a larger num_steps, or a smaller token_budget"
+            )
         return RunRecord(
             phase=run.phase,
             setting=run.setting,
@@ -123,11 +132,15 @@ class Slot:
             costs=log.costs(),
             calibration=log.calibration(),
             fingerprint=run.fingerprint,
+            base_digest=base_digest(prepared.base.path),
         )
+
+    def _base_folder(self, run: PlannedRun) -> Path:
+        return self._bases / run.setting.family / run.setting.base
 
     def _prepared(self, run: PlannedRun) -> tuple[RunConfig, Prepared, Prepared]:
         """The run's configuration from its base on, what it needs, and the prompts of its other test."""
-        folder = self._folder / run.setting.family / run.setting.base
+        folder = self._base_folder(run)
         base = prepare(run.base, run_dir=folder).base.path
         config, train_test = (_started_from(base, each) for each in (run.config, run.train_test))
         return config, prepare(config, run_dir=folder), prepare(train_test, run_dir=folder)
@@ -151,6 +164,14 @@ class Slot:
         self._warm = _Warm(key=key, pools=pools, learners=learners, clock=clock)
         await asyncio.gather(pools.start(), learners.start())
         return self._warm
+
+
+def base_digest(path: str) -> str:
+    """16 hex digits of the weights in a model folder."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _started_from(base_path: str, config: RunConfig) -> RunConfig:

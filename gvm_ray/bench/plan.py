@@ -56,7 +56,7 @@ def plans(prompts: list[Prompt]) -> dict[str, Callable[[], Allocation]]:
         counts = apportion(weights, budget=budget)
         return Allocation(counts=sum_by_prompt([prompt.prompt_id for prompt in prompts], counts))
 
-    return {"uniform plan": lambda: next(strategy.rounds(prompts, budget=budget)), "gvm decision": gvm}
+    return {"uniform plan": lambda: next(strategy.rounds(prompts, step=0, budget=budget)), "gvm decision": gvm}
 
 
 def rounded_down(prompts: list[Prompt]) -> dict[str, int]:

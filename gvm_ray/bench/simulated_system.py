@@ -75,7 +75,7 @@ async def simulated_system(
                 simulated_prompts(parts.num_prompts, num_tokens=PROMPT_TOKENS, seed=config.seed),
                 seed=config.seed,
                 shuffle=True,
-                unique_within=config.candidates_per_step * config.block_steps,
+                unique_within=min(config.candidates_per_step * config.block_steps, parts.num_prompts),
             ),
             states=CachedPromptStates(learners=learners, config=config.prompt_states),
             allocator=allocator,

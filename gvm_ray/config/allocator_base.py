@@ -33,6 +33,15 @@ class RunShape:
 class AllocatorConfig(Settings):
     """The base of every allocator's settings."""
 
+    @property
+    def max_budget_factor(self) -> int:
+        """How many times its budget a step may cost at most; whatever it draws is charged."""
+        return 1
+
+    def num_candidates(self, prompts_per_step: int) -> int:
+        """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
+        return getattr(self, "candidates_per_step", None) or prompts_per_step
+
     def check_fits(self, run: RunShape) -> None:
         """Refuse a run whose budget these settings can't spend.
 
@@ -45,7 +54,9 @@ class PredictorConfig(Settings):
     """What an allocator expects of a prompt before it is sampled: learned on the way from the run's own samples."""
 
     forgetting: Annotated[float, Field(gt=0, le=1)] = 0.9  # factor on the weight of samples for each step they are old
-    ridge: Positive = 1.0  # penalty on the coefficients of standardised features
+    # Standard deviation, a priori, of what the features explain of a prompt's logit: the ridge penalty on the
+    # coefficients of D standardised features is D / prior_deviation^2. Larger fits faster, and overfits more.
+    prior_deviation: Positive = 2.0
     history_trials: Positive = 8.0  # the features' prediction counts as so many samples of the prompt itself
     source_features: tuple[str, ...] = ()  # names in Prompt.features whose values are categories, e.g. level
     max_state_features: Count = 256  # wider hidden states are projected down at random

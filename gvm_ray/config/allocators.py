@@ -6,10 +6,25 @@ from pydantic import Field, model_validator
 
 from gvm_ray.config.allocator_base import AllocatorConfig, PromptStatesConfig, RunShape
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive
+from gvm_ray.config.history_allocators import (
+    CurESAllocatorConfig,
+    KnapsackAllocatorConfig,
+    ReinforceAdaEstAllocatorConfig,
+    ReinforceAdaSeqAllocatorConfig,
+    VIPAllocatorConfig,
+)
 from gvm_ray.config.predictive_allocators import (
     GVMOnlineAllocatorConfig,
     GVMPoolAllocatorConfig,
     NeymanAllocatorConfig,
+)
+from gvm_ray.config.selecting_allocators import (
+    DAPOAllocatorConfig,
+    GRESOAllocatorConfig,
+    MoPPSAllocatorConfig,
+    OfflineFilterAllocatorConfig,
+    PODSAllocatorConfig,
+    SPEEDAllocatorConfig,
 )
 
 
@@ -92,6 +107,17 @@ AllocatorSettings = Annotated[
     | GVMPoolAllocatorConfig
     | GVMOnlineAllocatorConfig
     | NeymanAllocatorConfig
+    | ReinforceAdaEstAllocatorConfig
+    | ReinforceAdaSeqAllocatorConfig
+    | VIPAllocatorConfig
+    | KnapsackAllocatorConfig
+    | CurESAllocatorConfig
+    | DAPOAllocatorConfig
+    | SPEEDAllocatorConfig
+    | GRESOAllocatorConfig
+    | MoPPSAllocatorConfig
+    | PODSAllocatorConfig
+    | OfflineFilterAllocatorConfig
     | CustomAllocatorConfig,
     Field(discriminator="type"),
 ]

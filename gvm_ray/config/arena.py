@@ -46,6 +46,7 @@ class ArenaConfig(Settings):
 
     name: Name
     runs_dir: str = "runs"
+    results_dir: str | None = None  # for tables, plots and CSV files, from the arena's own folder; none = with the runs
     token_budget: Count  # charged tokens that end every run
     prefill_price: NonNegative  # generated tokens that a prefilled token of a candidate costs: measure it
     baseline: str = "uniform"

@@ -20,7 +20,6 @@ class _PredictiveConfig(AllocatorConfig):
     - `gvm`: G+ / sqrt(p + alpha / p), arXiv 2505.02391, Proposition 1, with alpha = 1e-3 and beta = 2.
     """
 
-    score: Score = "norm_neyman"
     sharpness: Positive = 1.0  # exponent on the score
     uniform_share: Probability = 0.1  # of the budget, split evenly whatever the scores
     exploration: Literal["none", "thompson"] = "none"  # thompson: scores at an accept rate drawn from the belief in it
@@ -33,7 +32,8 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
     """Selects and sizes groups out of a pool of candidates by their predicted share of the gradient's variance."""
 
     type: Literal["gvm_pool"] = "gvm_pool"
-    candidates_per_step: Count = 1024
+    score: Score = "norm_neyman"
+    candidates_per_step: Count = 1024  # of the training set; all of it where it has fewer
     group_size: Count = 8  # a prompt gets none, or at least so many samples
     max_samples: Count | None = None
     predicted_baseline: bool = False  # advantage (r - p) / sqrt(p (1 - p)) with the predicted p, also in a group of one

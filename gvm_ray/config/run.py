@@ -133,7 +133,7 @@ class RunConfig(Settings):
     @property
     def candidates_per_step(self) -> int:
         """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
-        return getattr(self.allocator, "candidates_per_step", None) or self.prompts_per_step
+        return self.allocator.num_candidates(self.prompts_per_step)
 
     @property
     def prompt_states(self) -> PromptStatesConfig | None:

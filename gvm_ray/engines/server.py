@@ -88,17 +88,19 @@ class EngineServer:
         return await loaded
 
     async def reset(self) -> None:
-        """End every call that waits for samples, and have the engine forget all but its model.
+        """End every call that waits for samples or weights, and have the engine forget all but its model.
 
         Raises:
             Exception: what the engine raised.
         """
-        waiting = {id(s): s for s in (*self._submissions, *self._under_way.values())}
-        self._submissions.clear()
-        self._under_way.clear()
-        for submission in waiting.values():
+        dropped, self._submissions = self._submissions, []
+        for weights in self._weights:
+            _settle(weights.loaded, error=SystemFailure("the engine was reset before these weights were loaded"))
+        self._weights.clear()
+        await self.ask(lambda engine: engine.reset())  # after what the thread is at, which may be taking in requests
+        under_way, self._under_way = self._under_way, {}
+        for submission in {*dropped, *under_way.values()}:
             submission.answers.put_nowait(SystemFailure("the engine was reset before this request was answered"))
-        await self.ask(lambda engine: engine.reset())
         self._version = -1
 
     def _work(self) -> None:

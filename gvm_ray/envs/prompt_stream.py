@@ -57,6 +57,10 @@ class ShuffledPrompts:
         self._cursor = _Cursor()
         self._latest_order: tuple[int, list[int]] | None = None  # (epoch, its order): a set may be large
 
+    def __len__(self) -> int:
+        """Prompts in the set."""
+        return len(self._prompts)
+
     def next(self, num_prompts: int) -> list[Prompt]:
         """The next prompts; the cursor moves behind them."""
         return self._take(self._cursor, num_prompts)

@@ -31,8 +31,11 @@ def reasoning_gym_tasks(config: ReasoningGymSourceConfig) -> list[Task]:
             levels have fewer than `size` problems in the split.
     """
     _check(config)
-    drawn = [_Distinct(_level_tasks(config, index, seed=config.seed), config) for index in range(len(_levels(config)))]
-    weights, capacities = [level.weight for level in _levels(config)], [config.size] * len(drawn)
+    levels, taken = _levels(config), set[str]()
+    drawn = [
+        _Distinct(_level_tasks(config, index, seed=config.seed), config, taken=taken) for index in range(len(levels))
+    ]
+    weights, capacities = [level.weight for level in levels], [config.size] * len(levels)
     while True:
         counts = shares(config.size, weights=weights, capacities=capacities, source=config.type)
         given = [level.first(count) for level, count in zip(drawn, counts, strict=True)]
@@ -90,23 +93,25 @@ def reasoning_gym_demonstrations(
 
 
 class _Distinct:
-    """The distinct tasks of a split among some without end, drawn as they are asked for."""
+    """The tasks of one level in the split, without those that are taken already; drawn as they are asked for."""
 
-    def __init__(self, tasks: Iterator[Task], config: ReasoningGymSourceConfig) -> None:
+    def __init__(self, tasks: Iterator[Task], config: ReasoningGymSourceConfig, *, taken: set[str]) -> None:
         self._tasks, self._config = tasks, config
-        self._drawn: dict[str, Task] = {}
+        self._taken = taken  # problems, of all levels
+        self._drawn: list[Task] = []
 
     def first(self, count: int) -> list[Task]:
         """The first `count`, or all where there are fewer."""
         while len(self._drawn) < count:
             for task in itertools.islice(self._tasks, MAX_REJECTIONS):
                 wanted = is_in(task.problem, split=self._config.split, half=self._config.half)
-                if wanted and task.problem not in self._drawn:
-                    self._drawn[task.problem] = task
+                if wanted and task.problem not in self._taken:
+                    self._taken.add(task.problem)
+                    self._drawn.append(task)
                     break
             else:
                 break
-        return list(self._drawn.values())[:count]
+        return self._drawn[:count]
 
 
 class _EntryFormatter(string.Formatter):

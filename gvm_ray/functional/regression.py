@@ -1,17 +1,19 @@
 """Small weighted regressions with uncertainty, refitted at every step from a few thousand rows.
 
-The first column of the features is the constant 1; its coefficient isn't penalised.
+The first column of the features is the constant 1; its coefficient is hardly penalised.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 Matrix = NDArray[np.float64]
-_FREE = 1e-6  # penalty of the constant: none to speak of, and the normal equations stay solvable
+_FREE = 1e-6  # penalty of a ridge regression's constant: none to speak of, and the normal equations stay solvable
+_CONSTANT_PRECISION = 0.04  # without it, samples that are all accepted would put no bound on the constant's variance
 _MAX_NEWTON_STEPS = 30
-_MAX_LOGIT = 30.0
+_ENOUGH = 1e-6  # nats that another Newton step would gain
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,8 +43,8 @@ def fit_ridge(features: Matrix, targets: Matrix, *, weights: Matrix, ridge: floa
         weights: [N] >= 0, not all 0.
         ridge: penalty, > 0.
     """
-    precision = (features * weights[:, None]).T @ features + _penalty(features.shape[1], ridge)
-    inverse = np.linalg.inv(precision)
+    precision = (features * weights[:, None]).T @ features + _penalty(features.shape[1], ridge, constant=_FREE)
+    inverse = _inverse(precision)
     coefficients = inverse @ (features.T @ (weights * targets))
     noise = float(weights @ (targets - features @ coefficients) ** 2 / weights.sum())
     return LinearFit(coefficients=coefficients, covariance=noise * inverse)
@@ -59,7 +61,8 @@ def fit_binomial(
     """Weighted logistic regression on counts, with a Gaussian prior of precision `ridge` on the coefficients.
 
     Maximises sum_n w_n (s_n ln p_n + (t_n - s_n) ln(1 - p_n)) - ridge |b|^2 / 2 with p_n = 1 / (1 + exp(-x_n b)), by
-    Newton's method with halved steps where a whole one overshoots. The covariance is Laplace's.
+    Newton's method with halved steps where a whole one overshoots. The constant's prior is weak, a logit of 0 +- 5. The
+    covariance is Laplace's.
 
     Args:
         features: [N, F], the first column 1.
@@ -68,33 +71,25 @@ def fit_binomial(
         weights: [N] >= 0.
         ridge: precision of the prior, > 0.
     """
-    penalty = _penalty(features.shape[1], ridge)
+    penalty = _penalty(features.shape[1], ridge, constant=_CONSTANT_PRECISION)
     coefficients = np.zeros(features.shape[1])
     value = _log_posterior(features, successes, trials, weights, penalty, coefficients)
     hessian = penalty
     for _ in range(_MAX_NEWTON_STEPS):
-        rates = sigmoid(features @ coefficients)
+        rates = expit(features @ coefficients)
         gradient = features.T @ (weights * (successes - trials * rates)) - penalty @ coefficients
         hessian = (features * (weights * trials * rates * (1 - rates))[:, None]).T @ features + penalty
         direction = np.linalg.solve(hessian, gradient)
-        size = 1.0
-        while size > 1e-4:
-            proposed = coefficients + size * direction
+        if gradient @ direction / 2 < _ENOUGH:
+            break
+        while True:
+            proposed = coefficients + direction
             reached = _log_posterior(features, successes, trials, weights, penalty, proposed)
             if reached >= value:
                 break
-            size /= 2
-        else:
-            break
-        gain, coefficients, value = reached - value, proposed, reached
-        if gain < 1e-6 * (1 + abs(value)):
-            break
-    return LinearFit(coefficients=coefficients, covariance=np.linalg.inv(hessian))
-
-
-def sigmoid(logits: Matrix) -> Matrix:
-    """1 / (1 + exp(-x)), elementwise."""
-    return 1 / (1 + np.exp(-np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT)))
+            direction /= 2
+        coefficients, value = proposed, reached
+    return LinearFit(coefficients=coefficients, covariance=_inverse(hessian))
 
 
 def _log_posterior(
@@ -105,5 +100,9 @@ def _log_posterior(
     return float(weights @ likelihood - coefficients @ penalty @ coefficients / 2)
 
 
-def _penalty(num_features: int, ridge: float) -> Matrix:
-    return np.diag([_FREE] + [ridge] * (num_features - 1))
+def _penalty(num_features: int, ridge: float, *, constant: float) -> Matrix:
+    return np.diag([constant] + [ridge] * (num_features - 1))
+
+
+def _inverse(matrix: Matrix) -> Matrix:
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)

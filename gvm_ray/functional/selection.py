@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 from gvm_ray.functional.allocation import apportion
 
+_ROUNDING = 1e-9  # of chances that add up to a whole number of groups
+
 
 def expected_samples(scores: NDArray[np.float64], *, budget: int, uniform_share: float) -> NDArray[np.float64]:
     """E[n] [C] in proportion to `scores`, mixed with an even split of a `uniform_share` of the budget; sums to it.
@@ -39,30 +41,24 @@ def select_groups(
 ) -> NDArray[np.int64]:
     """Integers n [C] that sum to `budget`, each 0 or at least `group_size`, with E[n] close to `expected`.
 
-    A candidate with an expected n below `group_size` becomes a group of that size with probability n / group_size, by
-    systematic sampling, so that their number is as even as it can be; the others get their n. What rounding leaves over
-    is split over the chosen ones in proportion to their n.
+    A candidate with an expected n below `group_size` becomes a group of that size with the chance of
+    `inclusion_chances`, by systematic sampling (Madow 1949), so that the number of groups is as even as it can be; the
+    others get their n. What rounding leaves over is split over the chosen ones in proportion to their n.
 
     Args:
         expected: [C] >= 0, summing to `budget`.
-        budget: samples in all; below `group_size` they go to one candidate.
+        budget: samples in all, > 0; below `group_size` they go to one candidate.
         group_size: smallest group.
         rng: of the draws.
         maximum: ceiling on n, at least `group_size`; it gives way where the chosen ones could not take the budget.
     """
-    num_groups = budget // group_size
-    if num_groups == 0:
-        counts = np.zeros(len(expected), dtype=np.int64)
-        counts[rng.choice(len(expected), p=expected / expected.sum())] = budget
-        return counts
-    large = expected >= group_size
-    room = max(num_groups - int(np.floor(expected[large].sum() / group_size)), 0)
-    chosen = large.copy()
-    small = np.flatnonzero(~large & (expected > 0))
-    chosen[small[_systematic(expected[small], num=min(room, len(small)), rng=rng)]] = True
+    group_size = min(group_size, budget)
+    chances = inclusion_chances(expected, budget=budget, group_size=group_size)
+    chosen = chances == 1
+    small = np.flatnonzero(~chosen)
+    most = budget // group_size - int(np.count_nonzero(chosen))
+    chosen[small[_systematic(chances[small], most=most, rng=rng)]] = True
     rows = np.flatnonzero(chosen)
-    if len(rows) > num_groups:  # many groups barely above the smallest size round to more than there is room for
-        rows = rows[np.argsort(-expected[rows], kind="stable")[:num_groups]]
     ceiling = None if maximum is None else max(maximum, -(-budget // len(rows)))
     counts = np.zeros(len(expected), dtype=np.int64)
     sizes = np.maximum(expected[rows], group_size)
@@ -70,36 +66,36 @@ def select_groups(
     return counts
 
 
-def inclusion_weights(expected: NDArray[np.float64], *, group_size: int, cap: float) -> NDArray[np.float64]:
+def inclusion_chances(expected: NDArray[np.float64], *, budget: int, group_size: int) -> NDArray[np.float64]:
+    """Chance [C] of each candidate to be sampled by `select_groups`: n / group_size, at most 1.
+
+    The chances below 1 shrink together where they add up to more groups than the budget makes besides the others.
+    """
+    chances = np.minimum(expected / group_size, 1.0)
+    small = chances < 1
+    room = budget // group_size - np.count_nonzero(~small)
+    wanted = chances[small].sum()
+    if wanted > room:
+        chances[small] *= room / wanted
+    return chances
+
+
+def inclusion_weights(
+    expected: NDArray[np.float64], *, budget: int, group_size: int, cap: float
+) -> NDArray[np.float64]:
     """Weights [C] that undo a selection: the inverse of each candidate's chance to be sampled, relative to an even one.
 
     A mean over the chosen prompts with these weights is, up to the cap, that over all candidates (Horvitz and Thompson
-    1952). With chances pi_i = min(expected_i / group_size, 1) the weight is mean(pi) / pi_i, at most `cap`.
+    1952). With the chances pi_i of `inclusion_chances` the weight is mean(pi) / pi_i, at most `cap`.
     """
-    chances = np.minimum(expected / group_size, 1.0)
+    chances = inclusion_chances(expected, budget=budget, group_size=group_size)
     return np.minimum(chances.mean() / np.maximum(chances, 1e-12), cap)
 
 
-def _systematic(sizes: NDArray[np.float64], *, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """`num` indices without repetition, each with a chance in proportion to its size (at most 1)."""
-    if num == 0:
-        return np.zeros(0, dtype=np.int64)
-    if num >= len(sizes):
-        return np.arange(len(sizes))
-    chances = _chances(sizes, num=num)
-    order = rng.permutation(len(sizes))  # neighbours must not exclude each other
+def _systematic(chances: NDArray[np.float64], *, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Indices without repetition, each with its chance (below 1); as many as the chances add up to, `most` at most."""
+    order = rng.permutation(len(chances))  # neighbours must not exclude each other
     ends = np.cumsum(chances[order])
-    points = rng.uniform() + np.arange(num)
-    return order[np.minimum(np.searchsorted(ends, points, side="right"), len(sizes) - 1)]
-
-
-def _chances(sizes: NDArray[np.float64], *, num: int) -> NDArray[np.float64]:
-    """[N] in proportion to sizes, none above 1, summing to `num`."""
-    certain = np.zeros(len(sizes), dtype=np.bool_)
-    while True:
-        left = num - certain.sum()
-        chances = np.where(certain, 1.0, sizes * left / sizes[~certain].sum())
-        above = chances > 1
-        if not above.any():
-            return chances
-        certain |= above
+    total = ends[-1] if len(ends) else 0.0
+    points = np.arange(rng.uniform(), total + _ROUNDING)[:most]
+    return order[np.minimum(np.searchsorted(ends, points, side="right"), len(ends) - 1)]

@@ -4,8 +4,10 @@ Every method is a collective call: all ranks call it with the same arguments, an
 group one rank stands alone, so a notebook or a test drives a Learner directly.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from gvm_ray.functional.packing import split_updates
 from gvm_ray.learner.checkpoint import load_shards, save_shards
 from gvm_ray.learner.measuring import PolicyMeasurements
 from gvm_ray.learner.metric_sums import MetricSums
+from gvm_ray.learner.micro_batch_loss import CrossEntropy, MicroBatchLoss, PolicyLoss
 from gvm_ray.learner.model_folder import write_model_folder
 from gvm_ray.learner.optimizer import PolicyOptimizer
 from gvm_ray.learner.policy import (
@@ -30,20 +33,25 @@ from gvm_ray.learner.policy import (
     reshard,
 )
 from gvm_ray.learner.sequences import (
-    SequenceBatch,
     TrainSample,
     pad_samples,
-    pad_values,
     rank_micro_batches,
     samples_of_batch,
     samples_of_demonstrations,
     train_sample,
 )
 from gvm_ray.learner.token_loss import TokenLoss
+from gvm_ray.learner.training_norms import TrainingGradientNorms
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.types import Demonstration, Float64Array, FloatArray, IntArray, Metrics, Pooling, RolloutGroup, TrainBatch
 
-MicroBatchLoss = Callable[[SequenceBatch, Sequence[TrainSample], MetricSums], Tensor]
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchUpdate:
+    """What one batch's updates give back, on every rank."""
+
+    metrics: Metrics
+    gradient_norms: tuple[Float64Array, ...] = ()  # as in `UpdateResult`
 
 
 class Learner:
@@ -56,7 +64,6 @@ class Learner:
             store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         self._config = config
-        self._token_loss = token_loss
         self._device = device or torch.device("cpu")
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # FSDP2 places the shards on the current device
@@ -69,6 +76,7 @@ class Learner:
         self._tokenizer = load_tokenizer(base_path, revision=self._revision, trust_remote_code=self._trust_remote_code)
         self._policy = self._load(trainable=True)
         self._reference = self._load(trainable=False) if token_loss.needs_reference else None
+        self._policy_loss = PolicyLoss(self._policy, reference=self._reference, token_loss=token_loss)
         self._optimizer = self._build_optimizer()
         self._warm_start_optimizer: PolicyOptimizer | None = None
         self._measure = PolicyMeasurements(
@@ -76,13 +84,18 @@ class Learner:
         )
 
     # --- training -----------------------------------------------------------------------------------------------------
-    def update(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> Metrics:
+    def update(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> BatchUpdate:
         """Make the batch's optimizer updates; `groups` are the groups behind batch.groups, in order.
 
         Each of the `updates_per_batch` updates takes a random part of the samples and scales its loss by the number of
         parts, so that the parts' gradients average to the whole batch's. An update without samples, or with a gradient
         norm that isn't finite, is skipped and counted. How samples are split over micro-batches and ranks changes
         nothing but rounding.
+
+        Where the run asks for `training_gradient_norms`, each sample's norm is that of the gradient of
+        sum_t token_loss_t, without its weight, at the input embedding and under the weights of its own update. That is
+        |advantage| x |gradient of sum_t ratio_t|, plus what importance weights, KL and entropy make of it; a token that
+        is clipped adds nothing.
         """
         samples = samples_of_batch(batch, groups)
         num_parts = self._config.algorithm.updates_per_batch
@@ -94,19 +107,36 @@ class Learner:
         sums = MetricSums(self._device)
         first_update = self._optimizer.num_updates
         grad_norms: list[float] = []
+        sample_norms = np.full(len(samples), np.nan)
         for part in parts:
-            members = [samples[i] for i in part]
-            if members:
-                self._accumulate_gradients(members, self._policy_loss, sums=sums, scale=num_parts)
-                grad_norms.append(self._optimizer.apply())
+            if part.size:
+                grad_norm, sample_norms[part] = self._policy_update(
+                    [samples[i] for i in part], sums=sums, scale=num_parts
+                )
+                grad_norms.append(grad_norm)
         applied = self._optimizer.num_updates - first_update
         finite = [value for value in grad_norms if np.isfinite(value)]
-        return sums.reduce() | {
+        metrics = sums.reduce() | {
             "grad_norm": float(np.mean(finite)) if finite else 0.0,
             "learning_rate": self._optimizer.learning_rate,
             "num_updates": float(applied),
             "num_skipped_updates": float(num_parts - applied),
         }
+        measured = self._config.training_gradient_norms
+        return BatchUpdate(metrics=metrics, gradient_norms=_by_group(sample_norms, batch) if measured else ())
+
+    def _policy_update(
+        self, samples: Sequence[TrainSample], *, sums: MetricSums, scale: float
+    ) -> tuple[float, Float64Array]:
+        """One optimizer update: the norm of its gradient, and [N] of each sample's own, NaN where it isn't known."""
+        norms = None
+        if self._config.training_gradient_norms:
+            norms = TrainingGradientNorms(self._policy, num_samples=len(samples), device=self._device)
+        self._accumulate_gradients(samples, self._policy_loss, sums=sums, scale=scale, norms=norms)
+        grad_norm = self._optimizer.apply()
+        if norms is None or not np.isfinite(grad_norm):
+            return grad_norm, np.full(len(samples), np.nan)
+        return grad_norm, norms.reduce(np.array([s.weight for s in samples]) * (scale * self._world_size))
 
     def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
         """One warm-start update: cross entropy, averaged over all response tokens, at temperature 1.
@@ -121,7 +151,7 @@ class Learner:
                 self._policy, warm_start.optimizer, total_updates=warm_start.num_updates
             )
         sums = MetricSums(self._device)
-        self._accumulate_gradients(samples_of_demonstrations(demonstrations), self._cross_entropy, sums=sums)
+        self._accumulate_gradients(samples_of_demonstrations(demonstrations), CrossEntropy(self._policy), sums=sums)
         grad_norm = self._warm_start_optimizer.apply()
         return sums.reduce() | {"grad_norm": grad_norm, "learning_rate": self._warm_start_optimizer.learning_rate}
 
@@ -134,7 +164,13 @@ class Learner:
             copy_weights(self._policy, to=self._reference)
 
     def _accumulate_gradients(
-        self, samples: Sequence[TrainSample], loss: MicroBatchLoss, *, sums: MetricSums, scale: float = 1.0
+        self,
+        samples: Sequence[TrainSample],
+        loss: MicroBatchLoss,
+        *,
+        sums: MetricSums,
+        scale: float = 1.0,
+        norms: TrainingGradientNorms | None = None,
     ) -> None:
         """Add the gradient of scale x the samples' summed loss, over all ranks, to the parameters.
 
@@ -143,42 +179,11 @@ class Learner:
         """
         for indices in rank_micro_batches(samples, max_tokens=self._config.learner.micro_batch_tokens):
             members = [samples[i] for i in indices]
-            value = loss(pad_samples(members, device=self._device), members, sums)
-            sums.add("loss", value)
-            (value * (scale * self._world_size)).backward()  # FSDP averages over ranks; the batch loss is a sum
-
-    def _policy_loss(self, padded: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor:
-        """This micro-batch's term of sum_i weight_i sum_t loss_it."""
-        needs_entropy = self._token_loss.needs_entropy
-        logprobs, entropy = self._policy(padded, with_entropy=True, entropy_gradient=needs_entropy)
-        reference = None
-        if self._reference is not None:
-            with torch.no_grad():
-                reference, _ = self._reference(padded)
-        engine = pad_values([s.engine_logprobs for s in members], like=logprobs)
-        old = logprobs.detach()
-        if members and members[0].old_logprobs is not None:
-            old = pad_values([s.old_logprobs for s in members if s.old_logprobs is not None], like=logprobs)
-        losses, diagnostics = self._token_loss(
-            logprobs=logprobs,
-            old_logprobs=old,
-            engine_logprobs=engine,
-            ref_logprobs=reference,
-            entropy=entropy if needs_entropy else None,
-            advantages=_column([s.advantage for s in members], like=logprobs),
-            mask=padded.mask,
-        )
-        difference = (old - engine).abs()
-        differences = {"logprob_difference/mean": difference, "logprob_difference/max": difference}
-        for name, values in (diagnostics | {"entropy": entropy.detach()} | differences).items():
-            sums.add_tokens(name, values, mask=padded.mask)
-        weights = _column([s.weight for s in members], like=logprobs)
-        return (torch.where(padded.mask, losses, 0.0) * weights).sum()
-
-    def _cross_entropy(self, padded: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor:
-        """This micro-batch's term of the mean over all response tokens."""
-        logprobs, _ = self._policy(padded, temperature=1.0)
-        return -(logprobs * _column([s.weight for s in members], like=logprobs)).sum()
+            padded = pad_samples(members, device=self._device)
+            with norms.collected(indices, padded.input_ids) if norms is not None else nullcontext():
+                value = loss(padded, members, sums)
+                sums.add("loss", value)
+                (value * (scale * self._world_size)).backward()  # FSDP averages over ranks; the batch loss is a sum
 
     # --- measuring ----------------------------------------------------------------------------------------------------
     def gradient_norms(self, groups: Sequence[RolloutGroup]) -> list[Float64Array]:
@@ -271,6 +276,7 @@ class Learner:
         return PolicyOptimizer(self._policy, self._config.learner.optimizer, total_updates=total_updates)
 
 
-def _column(values: Sequence[float], *, like: Tensor) -> Tensor:
-    """[B, 1] of one number a sample; 0 for the row that stands for no sample."""
-    return torch.tensor(values or [0.0], dtype=torch.float32, device=like.device).unsqueeze(1)
+def _by_group(values: Float64Array, batch: TrainBatch) -> tuple[Float64Array, ...]:
+    """The values of a batch's samples, one array for each of its groups."""
+    stops = np.cumsum([0, *(len(group.sample_indices) for group in batch.groups)])
+    return tuple(values[start:stop] for start, stop in pairwise(stops))

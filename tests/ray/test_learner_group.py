@@ -10,11 +10,12 @@ import ray
 import torch
 from ray.train.torch import TorchTrainer
 
-from gvm_ray.actors.learner import LearnerGroup, _trainer, demonstration_batches
-from gvm_ray.actors.learner_rank import RankSetup
+from gvm_ray.actors.learner import LearnerGroup, demonstration_batches
+from gvm_ray.actors.learner_rank import LearnerSetup, RankSetup
+from gvm_ray.actors.learner_trainer import rank_trainer
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config import RunConfig
-from gvm_ray.exceptions import ActorFailure, ModelError
+from gvm_ray.exceptions import ActorFailure, ConfigError, ModelError
 from gvm_ray.learner.step import Learner
 from gvm_ray.types import GroupOutcome, GroupRef, Pooling, RolloutGroup, WeightsRef
 from tests.learner_cases import (
@@ -26,6 +27,7 @@ from tests.learner_cases import (
     copy_demonstrations,
     learner_config,
     ragged_groups,
+    with_training_norms,
 )
 
 pytestmark = pytest.mark.ray
@@ -34,16 +36,16 @@ LOSS = SurrogateLoss(kl_coefficient=0.1, needs_entropy=True)
 
 
 def _config(*, num_workers: int, micro_batch_tokens: int = 100_000) -> RunConfig:
-    return learner_config(
+    config = learner_config(
         learner={"num_workers": num_workers, "micro_batch_tokens": micro_batch_tokens, "optimizer": OPTIMIZER},
         algorithm={"type": "grpo", "updates_per_batch": 2},
-        allocator={"type": "gvm"},
     )
+    return with_training_norms(config)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the base model in "base", and in "start" the two ranks' checkpoint of it."""
+    """With the base model in "base"."""
     folder = tmp_path_factory.mktemp("learners")
     build_tiny_model(folder / "base")
     return folder
@@ -55,17 +57,20 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
+def _two_ranks_config() -> RunConfig:
+    return _config(num_workers=2, micro_batch_tokens=45)  # several micro-batches a rank, one of them empty
+
+
 @pytest.fixture(scope="module")
 def two_ranks(ray_cluster: None, folder: Path, runner: asyncio.Runner) -> Iterator[LearnerGroup]:
     group = LearnerGroup(
-        _config(num_workers=2, micro_batch_tokens=45),  # several micro-batches a rank, one of them empty
+        _two_ranks_config(),
         base_path=str(folder / "base"),
         token_loss=LOSS,
         run_dir=str(folder / "run"),
         namespace="gvm_ray",
     )
     runner.run(group.start())
-    runner.run(group.save(str(folder / "start")))
     yield group
     runner.run(group.stop())
 
@@ -73,12 +78,12 @@ def two_ranks(ray_cluster: None, folder: Path, runner: asyncio.Runner) -> Iterat
 @pytest.fixture
 def learners(two_ranks: LearnerGroup, folder: Path, runner: asyncio.Runner) -> LearnerGroup:
     """The two ranks, as they were at the start."""
-    runner.run(two_ranks.load(str(folder / "start")))
+    runner.run(two_ranks.reset(_two_ranks_config(), base_path=str(folder / "base"), token_loss=LOSS))
     return two_ranks
 
 
-def _one_rank(path: Path) -> Learner:
-    return Learner(_config(num_workers=1), base_path=str(path), token_loss=LOSS)
+def _one_rank(path: Path, *, config: RunConfig | None = None, loss: SurrogateLoss = LOSS) -> Learner:
+    return Learner(config or _config(num_workers=1), base_path=str(path), token_loss=loss)
 
 
 def _put(groups: list[RolloutGroup]) -> list[GroupRef]:
@@ -95,12 +100,20 @@ def _assert_published(weights: WeightsRef, learner: Learner, *, tolerance: float
         torch.testing.assert_close(tensor, expected[name], atol=tolerance, rtol=0, msg=name)
 
 
+def _assert_same(first: WeightsRef, second: WeightsRef) -> None:
+    tensors = dict(fetch(second, timeout_s=60))
+    assert all(torch.equal(tensor, tensors.pop(name)) for name, tensor in fetch(first, timeout_s=60))
+    assert not tensors
+
+
 def test_update_equals_that_of_one_rank(learners: LearnerGroup, folder: Path, runner: asyncio.Runner) -> None:
     groups = ragged_groups()
     result = runner.run(learners.update(batch_of(groups, refs=_put(groups), step=4)))
     learner = _one_rank(folder / "base")
     expected = learner.update(batch_of(groups, step=4), groups)
-    assert result.metrics == pytest.approx(expected, abs=1e-5)
+    assert result.metrics == pytest.approx(expected.metrics, abs=1e-5)
+    for norms, reference in zip(result.gradient_norms, expected.gradient_norms, strict=True):
+        np.testing.assert_allclose(norms, reference, rtol=1e-4)
     assert result.metrics["num_updates"] == 2
     assert result.weights.policy_version == 5
     _assert_published(result.weights, learner, tolerance=1e-5)
@@ -151,7 +164,7 @@ def test_a_checkpoint_of_two_ranks_loads_into_one(
     assert again.metrics == after_two.metrics
     learner = _one_rank(folder / "base")
     learner.load(str(tmp_path / "shards"))
-    assert learner.update(batch_of(groups), groups) == pytest.approx(after_two.metrics, abs=1e-5)
+    assert learner.update(batch_of(groups), groups).metrics == pytest.approx(after_two.metrics, abs=1e-5)
     _assert_published(again.weights, learner, tolerance=1e-5)
 
 
@@ -166,6 +179,34 @@ def test_warm_start_learns_and_exports(learners: LearnerGroup, runner: asyncio.R
     _assert_published(runner.run(learners.weights(0)), _one_rank(tmp_path / "exported"), tolerance=0)
     groups = ragged_groups()
     assert runner.run(learners.update(batch_of(groups, refs=_put(groups)))).metrics["num_updates"] == 2
+
+
+def test_a_reset_begins_another_run_as_a_fresh_start_would(
+    learners: LearnerGroup, runner: asyncio.Runner, tmp_path: Path
+) -> None:
+    base = build_tiny_model(tmp_path / "other", tied=False)
+    settings = {"learner": {"num_workers": 2, "optimizer": OPTIMIZER | {"learning_rate": 3e-3}}, "seed": 5}
+    config, loss = learner_config(**settings, algorithm={"type": "grpo", "updates_per_batch": 3}), SurrogateLoss()
+    groups = ragged_groups()
+    batch = batch_of(groups, refs=_put(groups))
+    first_updates = []
+    for _ in range(2):
+        runner.run(learners.warm_start(copy_demonstrations()))
+        runner.run(learners.update(batch))
+        runner.run(learners.reset(config, base_path=base, token_loss=loss))
+        fresh = _one_rank(Path(base), config=config, loss=loss)
+        _assert_published(runner.run(learners.weights(0)), fresh, tolerance=0)
+        first_updates.append(runner.run(learners.update(batch)))
+        assert first_updates[-1].metrics == pytest.approx(fresh.update(batch_of(groups), groups).metrics, abs=1e-5)
+        _assert_published(first_updates[-1].weights, fresh, tolerance=1e-5)
+    assert first_updates[0].metrics == first_updates[1].metrics  # whatever came before
+    _assert_same(*(result.weights for result in first_updates))
+
+
+def test_a_reset_keeps_the_ranks(learners: LearnerGroup, folder: Path, runner: asyncio.Runner) -> None:
+    with pytest.raises(ConfigError, match=r"learner\.num_workers=1 differs from the 2 .* write num_workers=2"):
+        runner.run(learners.reset(_config(num_workers=1), base_path=str(folder / "base"), token_loss=LOSS))
+    assert runner.run(learners.weights(3)).policy_version == 3  # the learners go on
 
 
 def test_a_dead_rank_fails_the_pending_and_later_commands(
@@ -188,8 +229,8 @@ def test_a_dead_rank_fails_the_pending_and_later_commands(
 
 
 def test_ray_train_is_left_as_it_is_but_for_its_placement_group_cleaner(ray_cluster: None, tmp_path: Path) -> None:
-    setup = RankSetup(config=_config(num_workers=1), base_path="", token_loss=LOSS, mailbox=None)
-    trainer = _trainer(setup, run_dir=str(tmp_path))
+    learner = LearnerSetup(config=_config(num_workers=1), base_path="", token_loss=LOSS)
+    trainer = rank_trainer(RankSetup(learner=learner, mailbox=None), run_dir=str(tmp_path))
     names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
     defaults = [type(callback).__name__ for callback in TorchTrainer._create_default_callbacks(trainer)]
     assert [name for name in defaults if name not in names] == ["PlacementGroupCleanerCallback"]

@@ -25,7 +25,7 @@ def test_the_learner_and_the_bare_loop_end_with_the_same_weights(tmp_path: Path)
     start = {name: tensor.clone() for name, tensor in learner.named_full_tensors()}
     groups = bench.make_groups(TINY)
     for _ in range(3):
-        assert learner.update(bench.make_batch(groups), groups)["num_updates"] == 1
+        assert learner.update(bench.make_batch(groups), groups).metrics["num_updates"] == 1
         loop.update(bench.make_batch(groups), groups)
     expected = loop.model.state_dict()
     trained = dict(learner.named_full_tensors())

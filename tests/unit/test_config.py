@@ -34,7 +34,9 @@ def write(folder: Path, text: str) -> Path:
 MINIMAL_TOML = 'name = "t"\n[model]\ntype = "scratch"\n[prompts.train]\ntype = "arithmetic"\n'
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted([*CONFIGS.glob("*.toml"), *(CONFIGS / "arena").glob("*.toml")]), ids=lambda path: path.name
+)
 def test_shipped_config_loads_and_survives_json(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
@@ -173,6 +175,8 @@ def test_reasoning_gym_reward_needs_its_source() -> None:
 def test_warm_start_needs_rationales() -> None:
     message = refusal(warm_start={}, prompts={"train": {"type": "file", "path": "x.jsonl"}})
     assert "write prompts.train.rationale_field" in message
+    gym = {"train": {"type": "reasoning_gym", "task": "countdown"}}
+    assert "write prompts.train.rationale_format" in refusal(warm_start={}, prompts=gym)
     parse_config(minimal(warm_start={}))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from gvm_ray.config.run import InFlightPolicy
 from gvm_ray.engines.server import EngineServer
+from gvm_ray.exceptions import SystemFailure
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, Prompt, SampleRequest, SamplingParameters
 
@@ -26,6 +27,8 @@ class CountingEngine:
         self.largest_batch = 0
         self.threads: set[int] = set()
         self.fail_step = False
+        self.adding = threading.Event()
+        self.adding.set()
         self._running: deque[tuple[SampleRequest, list[list[int]]]] = deque()
 
     @property
@@ -34,6 +37,7 @@ class CountingEngine:
 
     def add(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> None:
         self.threads.add(threading.get_ident())
+        assert self.adding.wait(timeout=10)
         if any(request.prompt.prompt_id == "bad" for request in requests):
             raise ValueError("bad prompt")
         self._running.extend((request, [[] for _ in request.seeds]) for request in requests)
@@ -64,6 +68,11 @@ class CountingEngine:
 
     def abort(self) -> None:
         self._running.clear()
+
+    def reset(self) -> None:
+        self.threads.add(threading.get_ident())
+        self._running.clear()
+        self.policy_version = -1
 
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, Any]]) -> None:
         self.threads.add(threading.get_ident())
@@ -194,6 +203,57 @@ def test_weights_that_do_not_load_are_an_error_of_who_brought_them() -> None:
         return await collect(server, request("a", 1))
 
     assert served(scenario) == [("a", [[-1]])]
+
+
+def test_a_reset_ends_every_call_and_versions_count_anew() -> None:
+    async def scenario(server: EngineServer, engine: CountingEngine) -> Any:
+        await server.load_weights(7, weights(7))
+        engine.permits.release(1)
+        waiting = [asyncio.create_task(collect(server, request("long", 5), request("short", 1)))]
+        await asyncio.sleep(0.05)  # one of its requests is answered, the other waits for a permit
+        waiting.append(asyncio.create_task(collect(server, request("late", 1))))
+        waiting.append(asyncio.create_task(server.load_weights(8, weights(8))))
+        await asyncio.sleep(0.05)
+        resetting = asyncio.create_task(server.reset())
+        await asyncio.sleep(0.05)
+        engine.permits.release(1)  # the step under way ends, and then the engine is reset
+        await resetting
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+        versions = [await server.policy_version(), await server.load_weights(0, weights(0))]
+        engine.permits.release(2)
+        return [str(error) for error in errors], versions, await collect(server, request("new", 2)), len(engine.threads)
+
+    errors, versions, answers, num_threads = served(scenario)
+    assert [error.split(" before ")[0] for error in errors] == ["the engine was reset"] * 3
+    assert versions == [-1, 0]
+    assert answers == [("new", [[0, 0]])]
+    assert num_threads == 1
+
+
+def test_a_reset_reaches_requests_that_the_engine_is_just_taking_in() -> None:
+    async def scenario(server: EngineServer, engine: CountingEngine) -> Any:
+        engine.adding.clear()
+        waiting = asyncio.create_task(collect(server, request("a", 2)))
+        await asyncio.sleep(0.05)
+        resetting = asyncio.create_task(server.reset())
+        await asyncio.sleep(0.05)
+        engine.adding.set()
+        await resetting
+        with pytest.raises(SystemFailure, match="reset before this request was answered"):
+            await waiting
+        engine.permits.release(1)
+        return await collect(server, request("b", 1))
+
+    assert served(scenario) == [("b", [[-1]])]
+
+
+def test_an_engine_that_nobody_waits_for_is_reset_as_well() -> None:
+    async def scenario(server: EngineServer, engine: CountingEngine) -> int:
+        await server.load_weights(3, weights(3))
+        await server.reset()
+        return await server.load_weights(2, weights(2))
+
+    assert served(scenario) == 2
 
 
 def test_an_engine_that_does_not_start_says_why_each_time() -> None:

@@ -43,7 +43,7 @@ def _largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 
 def test_update_equals_one_written_by_hand(base: str) -> None:
     learner, groups = _learner(base), ragged_groups()
-    metrics = learner.update(batch_of(groups), groups)
+    metrics = learner.update(batch_of(groups), groups).metrics
 
     model = AutoModelForCausalLM.from_pretrained(base)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, weight_decay=0.0)
@@ -78,7 +78,7 @@ def test_micro_batch_size_changes_nothing(base: str, updates: int) -> None:
             learner={"micro_batch_tokens": max_tokens, "optimizer": OPTIMIZER},
             algorithm={"type": "grpo", "updates_per_batch": updates},
         )
-        results.append((learner.update(batch_of(groups), groups), _weights(learner)))
+        results.append((learner.update(batch_of(groups), groups).metrics, _weights(learner)))
     (metrics, weights), (expected_metrics, expected_weights) = results
     assert metrics == pytest.approx(expected_metrics, abs=1e-5)
     assert metrics["num_updates"] == updates
@@ -87,7 +87,7 @@ def test_micro_batch_size_changes_nothing(base: str, updates: int) -> None:
 
 def test_reports_the_distance_to_the_engines_log_probs(base: str) -> None:
     learner, groups = _learner(base), ragged_groups()
-    metrics = learner.update(batch_of(groups), groups)
+    metrics = learner.update(batch_of(groups), groups).metrics
     differences = torch.cat(
         [
             (reference_logprobs(base, group, i, temperature=0.7) + 4.0).abs()
@@ -105,7 +105,7 @@ def test_importance_weights_correct_for_what_the_engine_sampled_with(base: str) 
     config = learner_config(algorithm=algorithm)
     learner = Learner(config, base_path=base, token_loss=token_loss(config.algorithm))
     groups = ragged_groups()
-    metrics = learner.update(batch_of(groups), groups)
+    metrics = learner.update(batch_of(groups), groups).metrics
     weights, ratios, loss = [], [], 0.0
     for kept, group in zip(batch_of(groups).groups, groups, strict=True):
         for i, advantage, weight in zip(kept.sample_indices, kept.advantages, kept.weights, strict=True):
@@ -125,13 +125,13 @@ def test_importance_weights_correct_for_what_the_engine_sampled_with(base: str) 
 
 def test_later_updates_of_a_batch_see_the_ratio_move(base: str) -> None:
     learner, groups = _learner(base, algorithm={"type": "grpo", "updates_per_batch": 3}), ragged_groups()
-    assert learner.update(batch_of(groups), groups)["ratio"] != pytest.approx(1, abs=1e-3)
+    assert learner.update(batch_of(groups), groups).metrics["ratio"] != pytest.approx(1, abs=1e-3)
 
 
 def test_an_empty_batch_is_skipped_and_counted(base: str) -> None:
     learner = _learner(base)
     before = _weights(learner)
-    metrics = learner.update(TrainBatch(step=0, groups=()), [])
+    metrics = learner.update(TrainBatch(step=0, groups=()), []).metrics
     assert (metrics["num_updates"], metrics["num_skipped_updates"]) == (0, 1)
     assert _largest_difference(before, _weights(learner)) == 0
 
@@ -141,18 +141,18 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(base: str) -> None
     batch = batch_of(groups)
     batch.groups[0].weights[0] = np.inf
     before = _weights(learner)
-    metrics = learner.update(batch, groups)
+    metrics = learner.update(batch, groups).metrics
     assert (metrics["num_updates"], metrics["num_skipped_updates"]) == (0, 1)
     assert _largest_difference(before, _weights(learner)) == 0
-    assert learner.update(batch_of(groups), groups)["num_updates"] == 1  # and the next one is not spoilt
+    assert learner.update(batch_of(groups), groups).metrics["num_updates"] == 1  # and the next one is not spoilt
 
 
 def test_kl_is_0_at_the_start_and_again_after_the_warm_start(base: str) -> None:
     learner, groups = _learner(base, loss=SurrogateLoss(kl_coefficient=0.1)), ragged_groups()
-    assert learner.update(batch_of(groups), groups)["kl"] == 0
-    assert learner.update(batch_of(groups), groups)["kl"] != 0
+    assert learner.update(batch_of(groups), groups).metrics["kl"] == 0
+    assert learner.update(batch_of(groups), groups).metrics["kl"] != 0
     learner.finish_warm_start()
-    assert learner.update(batch_of(groups), groups)["kl"] == 0
+    assert learner.update(batch_of(groups), groups).metrics["kl"] == 0
 
 
 def test_supervised_updates_learn_the_demonstrations(base: str) -> None:
@@ -182,7 +182,7 @@ def test_gradient_norms(tmp_path: Path, parameters: str, tied: bool) -> None:
             objective = logits.log_softmax(-1).gather(-1, response.unsqueeze(-1)).sum()
             (gradient,) = torch.autograd.grad(objective, weight)
             assert norms[i] == pytest.approx(float(gradient.norm()), rel=1e-4)
-    assert learner.update(batch_of(groups), groups)["ratio"] == 1  # the training state is untouched
+    assert learner.update(batch_of(groups), groups).metrics["ratio"] == 1  # the training state is untouched
 
 
 def test_save_and_load_go_on_as_if_nothing_had_happened(base: str, tmp_path: Path) -> None:
@@ -193,11 +193,11 @@ def test_save_and_load_go_on_as_if_nothing_had_happened(base: str, tmp_path: Pat
     learner.finish_warm_start()
     learner.update(batch_of(groups), groups)
     learner.save(str(tmp_path / "shards"))
-    expected = learner.update(batch_of(groups, step=1), groups)
+    expected = learner.update(batch_of(groups, step=1), groups).metrics
 
     resumed = _learner(base, loss=loss, learner=schedule)
     resumed.load(str(tmp_path / "shards"))
-    assert resumed.update(batch_of(groups, step=1), groups) == expected
+    assert resumed.update(batch_of(groups, step=1), groups).metrics == expected
     assert _largest_difference(_weights(resumed), _weights(learner)) == 0
 
 
@@ -249,7 +249,7 @@ def test_activation_checkpointing_gives_the_same_update(base: str) -> None:
 def test_bfloat16_keeps_float32_master_weights(base: str) -> None:
     learner = _learner(base, learner={"dtype": "bfloat16", "optimizer": {"learning_rate": 1e-6}})
     groups, before = ragged_groups(), _weights(learner)
-    metrics = learner.update(batch_of(groups), groups)
+    metrics = learner.update(batch_of(groups), groups).metrics
     after = _weights(learner)
     assert np.isfinite(metrics["grad_norm"])
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}

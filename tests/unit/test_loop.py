@@ -131,6 +131,32 @@ def test_unused_pilots_are_charged_but_not_trained_on() -> None:
     assert all(sum(len(group.sample_indices) for group in batch.groups) <= 16 for batch in learners.batches)
 
 
+CHOOSING = {
+    "speed": {"screening_samples": 2, "candidates_per_step": 8},
+    "greso": {"candidates_per_step": 12},
+    "mopps": {"candidates_per_step": 12},
+    "pods": {"kept_samples": 2},
+    "offline_filter": {"candidates_per_step": 12, "measurement_samples": 4},
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_steps_of_allocators_that_choose_cost_their_budget(name: str) -> None:
+    _, learners, records = run(run_config(allocator={"type": name, **CHOOSING[name]}))
+    assert [m["cost/generated_samples"] for _, m in records.steps] == [32 * (i + 1) for i in range(6)]
+    assert len(learners.batches) == 6
+
+
+def test_groups_that_dapo_drops_are_charged_and_not_trained_on() -> None:
+    _, learners, records = run(run_config(allocator={"type": "dapo", "max_batches": 2}, algorithm={"type": "grpo"}))
+    costs = np.diff([0, *(m["cost/generated_samples"] for _, m in records.steps)])
+    assert costs.min() >= 32
+    assert 32 < costs.max() <= 64
+    for batch in learners.batches:
+        assert 0 < len(batch.groups) <= 4
+        assert all(int(group.prompt_id) % 4 for group in batch.groups)  # every fourth prompt is always solved
+
+
 def test_a_failing_learner_ends_the_run_with_its_error() -> None:
     with pytest.raises(ExceptionGroup) as error:
         run(run_config(), fail_at=2)

@@ -1,0 +1,56 @@
+"""Gradient norms of the samples of an optimizer update, from the backward pass that trains on them anyway.
+
+A micro-batch's backward pass reaches the output of the input embedding, and its gradient there [B, S, H] holds each
+sample's own in a row of its own. Added up by token, a row is the gradient of the embedding matrix of that sample's term
+of the loss; nothing is computed but that sum.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gvm_ray.functional.gradient_norms import embedding_gradient_square_norms
+from gvm_ray.learner.policy import PolicyModule
+from gvm_ray.types import Float64Array
+
+
+class TrainingGradientNorms:
+    """Collects the norms of the N samples of one update, over its micro-batches and then over the ranks.
+
+    With tied embeddings the norm is that of the input's part of the gradient, without the output head's.
+    """
+
+    def __init__(self, policy: PolicyModule, *, num_samples: int, device: torch.device) -> None:
+        self._embedding = policy.causal_lm.get_input_embeddings()
+        self._square_norms = torch.zeros(num_samples, dtype=torch.float64, device=device)
+
+    @contextmanager
+    def collected(self, indices: NDArray[np.int64], input_ids: Tensor) -> Iterator[None]:
+        """Inside, a forward and backward pass over `input_ids` [B, S] fills in the norms of the samples `indices`."""
+
+        def collect(gradient: Tensor) -> None:
+            rows = embedding_gradient_square_norms(gradient, input_ids)[: len(indices)]
+            self._square_norms[torch.from_numpy(indices).to(rows.device)] = rows.double()
+
+        def watch(_module: torch.nn.Module, _inputs: Any, output: Tensor) -> None:
+            output.register_hook(collect)
+
+        handle = self._embedding.register_forward_hook(watch)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def reduce(self, factors: Float64Array) -> Float64Array:
+        """[N] norms, each divided by the absolute value of what multiplied the sample's loss; NaN where that was 0.
+
+        A collective call.
+        """
+        dist.all_reduce(self._square_norms)
+        return self._square_norms.sqrt().cpu().numpy() / np.where(factors == 0, np.nan, np.abs(factors))

@@ -1,0 +1,90 @@
+"""Hidden states of prompts between steps: computed when due, forgotten when stale, charged once."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+
+from gvm_ray.config.allocator_base import PromptStatesConfig
+from gvm_ray.prompt_states import CachedPromptStates
+from gvm_ray.types import FloatArray, Pooling, Prompt
+
+
+class CountingLearners:
+    """A prompt's state is (its length, how many calls there were)."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.pooling: Pooling | None = None
+
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
+        self.asked.append("".join(prompt.prompt_id for prompt in prompts))
+        self.pooling = pooling
+        call = len(self.asked)
+        await asyncio.sleep(0.01)
+        return np.array([[len(prompt.token_ids), call] for prompt in prompts], dtype=np.float32)
+
+
+def prompts(ids: str) -> list[Prompt]:
+    """a has 1 token, b 2 ..."""
+    return [Prompt(prompt_id=id_, text="", token_ids=np.zeros(ord(id_) - 96, dtype=np.int32), answer="") for id_ in ids]
+
+
+def cached(**settings: object) -> tuple[CachedPromptStates, CountingLearners]:
+    learners = CountingLearners()
+    config = PromptStatesConfig.model_validate(settings)
+    return CachedPromptStates(learners=learners, config=config), learners  # type: ignore[arg-type]
+
+
+def test_a_run_without_states_computes_none() -> None:
+    learners = CountingLearners()
+    states = CachedPromptStates(learners=learners, config=None)  # type: ignore[arg-type]
+    assert asyncio.run(states.of(prompts("ab"), step=0)) == (None, 0)
+    assert learners.asked == []
+
+
+def test_states_serve_so_many_steps_and_are_charged_when_computed() -> None:
+    async def go() -> None:
+        states, learners = cached(refresh_steps=2, pooling="last")
+        rows, num_tokens = await states.of(prompts("ba"), step=0)
+        assert rows is not None
+        assert (rows.tolist(), num_tokens) == ([[2, 1], [1, 1]], 3)
+        rows, num_tokens = await states.of(prompts("acb"), step=1)
+        assert rows is not None
+        assert (rows.tolist(), num_tokens) == ([[1, 1], [3, 2], [2, 1]], 3)
+        rows, num_tokens = await states.of(prompts("abc"), step=2)
+        assert rows is not None
+        assert (rows.tolist(), num_tokens) == ([[1, 3], [2, 3], [3, 2]], 3)
+        assert learners.asked == ["ba", "c", "ab"]
+        assert learners.pooling == "last"
+
+    asyncio.run(go())
+
+
+def test_stale_states_are_not_kept() -> None:
+    async def go() -> int:
+        states, _ = cached(refresh_steps=1)
+        for step, ids in enumerate(("abcd", "efg", "h")):
+            await states.of(prompts(ids), step=step)
+        return len(states._known)
+
+    assert asyncio.run(go()) == 1
+
+
+def test_overlapping_steps_do_not_take_each_others_states_away() -> None:
+    async def go() -> None:
+        states, learners = cached(refresh_steps=2)
+        await states.of(prompts("ab"), step=0)
+        (first, _), (second, _) = await asyncio.gather(
+            states.of(prompts("abc"), step=1),  # waits for c while the next one finds a and b stale
+            states.of(prompts("abd"), step=2),
+        )
+        assert first is not None
+        assert second is not None
+        assert first[:, 0].tolist() == [1, 2, 3]
+        assert second[:, 0].tolist() == [1, 2, 4]
+        _, num_tokens = await states.of(prompts("abd"), step=3)
+        assert num_tokens == 0
+        assert learners.asked == ["ab", "c", "abd"]
+
+    asyncio.run(go())

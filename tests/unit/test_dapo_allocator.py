@@ -1,0 +1,67 @@
+"""DAPO's rounds: what is dropped, what takes its place, and when it ends."""
+
+import pytest
+
+from gvm_ray.allocators import create_allocator
+from gvm_ray.config.allocator_base import RunShape
+from gvm_ray.config.selecting_allocators import DAPOAllocatorConfig
+from tests.allocator_cases import NAN, all_equal, outcome, prompts, run_step
+
+
+def dapo(max_batches: int = 3):
+    return create_allocator(DAPOAllocatorConfig(max_batches=max_batches), accept_threshold=0.5)
+
+
+def test_groups_of_equal_rewards_are_replaced_until_none_is_missing() -> None:
+    rounds, report = run_step(dapo(), "abcdefghi", budget=12, rewards=all_equal(solved="ae", failed="b"))
+    assert [dict(allocation.counts) for allocation in rounds] == [
+        {"a": 4, "b": 4, "c": 4},  # a and b are dropped
+        {"d": 4, "e": 4},  # e as well
+        {"f": 4},
+    ]
+    assert all(allocation.trained_on for allocation in rounds)
+    assert report.estimator.kept == {"a": (), "b": (), "e": ()}
+    assert report.estimator.num_prompts == 3
+    assert report.estimator.accept_rates == pytest.approx({"a": 1, "c": 0.5, "d": 0.5, "e": 1, "f": 0.5})
+    assert report.metrics["allocation/total"] == 24
+    assert report.metrics["allocation/zero"] == 3
+    assert report.metrics["allocation/dropped"] == 3
+    assert report.metrics["allocation/rounds"] == 3
+
+
+def test_it_ends_with_the_candidates() -> None:
+    rounds, report = run_step(dapo(), "abcdef", budget=8, rewards=all_equal(failed="abcde"))
+    assert [list(allocation.counts) for allocation in rounds] == [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert report.estimator.num_prompts == 1
+    assert report.metrics["allocation/total"] == 3 * 8
+
+
+def test_one_batch_drops_and_does_not_refill() -> None:
+    rounds, report = run_step(dapo(max_batches=1), "abc", budget=11, rewards=all_equal(solved="b"))
+    assert [dict(allocation.counts) for allocation in rounds] == [{"a": 4, "b": 4, "c": 3}]
+    assert report.estimator.kept == {"b": ()}
+    assert report.estimator.num_prompts == 2
+
+
+def test_no_more_batches_of_an_uneven_number_of_candidates_than_allowed() -> None:
+    _, report = run_step(dapo(), "abcdefgh", budget=8, rewards=all_equal(failed="abcdefgh"))
+    assert report.metrics["allocation/total"] == 3 * 8  # 8 // 3 = 2 prompts a batch: g and h are never drawn
+    assert report.estimator.num_prompts == 0
+
+
+def test_variance_is_of_the_scored_rewards_of_any_scale() -> None:
+    strategy = dapo()
+    rounds = strategy.rounds(prompts("abcdefghi"), step=0, budget=12)
+    assert dict(next(rounds).counts) == {"a": 4, "b": 4, "c": 4}
+    # a differs below the threshold, and over two outcomes; b only by what is unscored; c is unscored
+    outcomes = [outcome("a", [0.1, 0.1]), outcome("a", [0.2, 0.1]), outcome("b", [1, NAN]), outcome("c", [NAN] * 4)]
+    assert dict(rounds.send(outcomes).counts) == {"d": 4, "e": 4}
+
+
+def test_the_settings_say_how_many_candidates_and_what_a_step_may_cost() -> None:
+    config = DAPOAllocatorConfig(max_batches=4)
+    assert config.num_candidates(16) == 64
+    assert config.max_budget_factor == 4
+    shape = RunShape(prompts_per_step=4, samples_per_prompt=1, max_staleness=0, checkpoint_every_steps=1)
+    with pytest.raises(ValueError, match="write samples_per_prompt=2 or more"):
+        config.check_fits(shape)

@@ -1,0 +1,276 @@
+"""Allocators that predict: what they choose once they know something, and what they do before they know anything."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gvm_ray.allocators import AllocatorSteps, create_allocator
+from gvm_ray.allocators.predictive import PredictiveAllocator
+from gvm_ray.config import parse_config
+from gvm_ray.config.allocators import AllocatorSettings
+from gvm_ray.config.predictive_allocators import (
+    GVMOnlineAllocatorConfig,
+    GVMPoolAllocatorConfig,
+    NeymanAllocatorConfig,
+)
+from gvm_ray.exceptions import ConfigError
+from gvm_ray.types import Allocation, AllocationReport, FloatArray, GroupOutcome, GroupRef, Prompt, TrainedNorms
+
+Rates = Callable[[np.ndarray], np.ndarray]
+
+
+def prompts(ids: Sequence[object]) -> list[Prompt]:
+    return [Prompt(prompt_id=str(id_), text="", token_ids=np.zeros(1, dtype=np.int32), answer="") for id_ in ids]
+
+
+def outcome(prompt_id: str, rewards: np.ndarray) -> GroupOutcome:
+    return GroupOutcome(
+        prompt_id=prompt_id,
+        sample_indices=tuple(range(len(rewards))),
+        rewards=rewards,
+        num_tokens=np.full(len(rewards), 5, dtype=np.int32),
+        policy_versions=np.zeros(len(rewards), dtype=np.int32),
+        truncated=np.zeros(len(rewards), dtype=np.bool_),
+        ref=GroupRef(ref=None, index=0),
+    )
+
+
+def pool(**settings: Any) -> GVMPoolAllocatorConfig:
+    return GVMPoolAllocatorConfig(**{"candidates_per_step": 200, **settings})
+
+
+def create(config: AllocatorSettings, *, seed: int = 0) -> PredictiveAllocator:
+    allocator = create_allocator(config, accept_threshold=0.5, seed=seed)
+    assert isinstance(allocator, PredictiveAllocator)
+    return allocator
+
+
+def levels(count: int) -> FloatArray:
+    """[P, 1] states: the prompt's difficulty, 0 (solved), 1 (half and half), 2 (out of reach), in turn."""
+    return (np.arange(count) % 3).astype(np.float32)[:, None]
+
+
+def by_level(states: np.ndarray) -> np.ndarray:
+    return np.array([1.0, 0.5, 0.0])[states[:, 0].astype(int)]
+
+
+def run_steps(
+    allocator: PredictiveAllocator,
+    *,
+    steps: range,
+    size: int = 200,
+    budget: int = 128,
+    rates: Rates = by_level,
+    norms: Sequence[float] | None = None,
+) -> tuple[list[Allocation], AllocationReport]:
+    """Allocations of steps on new prompts, one of each level in turn, and the last report.
+
+    With `norms` training measures them for the accepted samples, one for each level.
+    """
+    under_way = AllocatorSteps(allocator)
+    allocations, report = [], None
+    for step in steps:
+        rng = np.random.default_rng(step)
+        group, states = prompts(range(1000 * step, 1000 * step + size)), levels(size)
+        allocation = under_way.plan(group, step=step, budget=budget, states=states)
+        allocations.append(allocation)
+        outcomes = [
+            outcome(prompt.prompt_id, (rng.random(allocation.counts[prompt.prompt_id]) < p).astype(np.float64))
+            for prompt, p in zip(group, rates(states), strict=True)
+            if allocation.counts[prompt.prompt_id]
+        ]
+        assert under_way.observe(outcomes, step=step).total == 0
+        report = under_way.report(step=step)
+        if norms is not None:
+            measured = [
+                TrainedNorms(
+                    prompt_id=each.prompt_id,
+                    positive=each.rewards > 0.5,
+                    norms=np.full(len(each.rewards), norms[int(each.prompt_id) % 1000 % 3]),
+                )
+                for each in outcomes
+            ]
+            under_way.observe_training(measured)
+    assert report is not None
+    return allocations, report
+
+
+def samples_by_level(allocation: Allocation) -> np.ndarray:
+    """[3] samples of the prompts of each level."""
+    per_prompt = np.array(list(allocation.counts.values()))
+    return np.array([per_prompt[level::3].sum() for level in range(3)])
+
+
+def test_the_pool_begins_without_history_and_then_takes_prompts_near_one_half() -> None:
+    allocations, report = run_steps(create(pool()), steps=range(6))
+    first = np.array(list(allocations[0].counts.values()))
+    assert set(first) == {0, 8}
+    assert (first > 0).sum() == 16
+    assert samples_by_level(allocations[0])[1] < 80
+    for allocation in allocations:
+        counts = np.array(list(allocation.counts.values()))
+        assert counts.sum() == 128
+        assert counts[counts > 0].min() >= 8
+    assert np.mean([samples_by_level(each)[1] for each in allocations[3:]]) > 0.6 * 128  # a third by chance
+    assert report.estimator.num_prompts == (np.array(list(allocations[-1].counts.values())) > 0).sum()
+    assert report.metrics["allocation/prompts"] == report.estimator.num_prompts
+    assert report.metrics["allocation/brier"] < 0.1
+
+
+def test_every_candidate_keeps_a_chance() -> None:
+    allocator = create(pool(uniform_share=0.2, predictor={"forgetting": 1.0}))
+    run_steps(allocator, steps=range(5))
+    sampled = np.zeros(30)
+    for step in range(5, 405):
+        rounds = allocator.rounds(prompts(range(30)), step=step, budget=64, states=levels(30))
+        sampled += np.array(list(next(rounds).counts.values())) > 0
+        rounds.close()
+    assert (sampled > 400 * 0.5 * 0.2 * 64 / 30 / 8).all()  # at least half of what the even share gives
+    assert sampled[1::3].min() > 1.5 * sampled[0::3].max()
+
+
+def test_sharpness_and_the_uniform_share_move_the_split() -> None:
+    even, usual, sharp = (
+        samples_by_level(run_steps(create(pool(**settings)), steps=range(5))[0][-1])[1]
+        for settings in ({"uniform_share": 1.0}, {}, {"sharpness": 4.0, "uniform_share": 0.0})
+    )
+    assert even < 70
+    assert even < usual <= sharp
+    assert sharp > 120
+
+
+def test_norms_of_training_move_samples_to_the_larger_ones() -> None:
+    config = pool(score="norm_neyman", uniform_share=0.0)
+
+    def rates(states: np.ndarray) -> np.ndarray:
+        return np.full(len(states), 0.5)
+
+    plain = run_steps(create(config), steps=range(6), rates=rates)[0][-1]
+    normed = run_steps(create(config), steps=range(6), rates=rates, norms=(1.0, 1.0, 9.0))[0][-1]
+    assert samples_by_level(normed)[2] > 1.5 * samples_by_level(plain)[2]
+
+
+def test_the_online_allocator_and_neymans_share_the_step_within_their_bounds() -> None:
+    for config, favoured in (
+        (GVMOnlineAllocatorConfig(min_samples=2, max_samples=30), 2),  # the hardest, G / sqrt(p)
+        (NeymanAllocatorConfig(max_samples=30), 1),
+        (NeymanAllocatorConfig(score="log_neyman", max_samples=30), 2),
+    ):
+        allocations, report = run_steps(create(config), steps=range(6), size=24, budget=24 * 8)
+        assert set(allocations[0].counts.values()) == {8}
+        counts = np.array(list(allocations[-1].counts.values()))
+        assert counts.sum() == 24 * 8
+        assert counts.min() >= 2
+        assert counts.max() <= 30
+        assert np.argmax(samples_by_level(allocations[-1])) == favoured
+        assert report.estimator.num_prompts == 24
+
+
+def test_a_single_prompt_gets_everything() -> None:
+    for config in (pool(), GVMOnlineAllocatorConfig(), NeymanAllocatorConfig()):
+        allocations, _ = run_steps(create(config), steps=range(12), size=1, budget=8)
+        assert [list(each.counts.values()) for each in allocations] == [[8]] * 12
+
+
+def test_a_prompt_that_stands_twice_counts_once() -> None:
+    allocator = create(GVMOnlineAllocatorConfig())
+    steps = AllocatorSteps(allocator)
+    allocation = steps.plan(prompts("aba"), step=0, budget=12, states=levels(3))
+    assert allocation.counts == {"a": 6, "b": 6}
+    steps.observe([outcome(id_, np.array([1.0, 0, 0, 0, 0, 0])) for id_ in "ab"], step=0)
+    report = steps.report(step=0)
+    assert report.histograms["accept_rate"].shape == report.histograms["samples_per_prompt"].shape == (2,)
+    assert report.estimator.accept_rates == pytest.approx({"a": 1 / 6, "b": 1 / 6})
+    assert report.estimator.num_prompts == 2
+
+
+def test_unscored_samples_teach_nothing() -> None:
+    allocator = create(pool())
+    before = allocator.state_dict()["predictor"]["observations"]
+    _, report = run_steps(allocator, steps=range(2))
+    steps = AllocatorSteps(allocator)
+    allocation = steps.plan(prompts(range(5000, 5050)), step=2, budget=64, states=levels(50))
+    known = allocator.state_dict()["predictor"]
+    nothing = [outcome(id_, np.full(count, np.nan)) for id_, count in allocation.counts.items() if count]
+    steps.observe(nothing, step=2)
+    report = steps.report(step=2)
+    assert allocator.state_dict()["predictor"] == known != before
+    assert "allocation/brier" not in report.metrics
+    assert report.estimator.accept_rates == {}
+
+
+def test_predicted_baselines_and_weights_reach_the_estimator() -> None:
+    allocator = create(pool(predicted_baseline=True, undo_selection=True, undo_selection_cap=3.0))
+    allocations, report = run_steps(allocator, steps=range(6))
+    terms = report.estimator
+    chosen = {id_ for id_, count in allocations[-1].counts.items() if count}
+    assert set(terms.baselines) == set(terms.scales) == set(terms.prompt_weights) == chosen
+    for id_ in chosen:
+        p = terms.baselines[id_]
+        assert 0.02 <= p <= 0.98
+        assert terms.scales[id_] == pytest.approx(np.sqrt(p * (1 - p)))
+        assert 0 < terms.prompt_weights[id_] <= 3
+    middle = [terms.prompt_weights[id_] for id_ in chosen if int(id_) % 1000 % 3 == 1]
+    assert np.mean(middle) < 1  # sampled more often than an even choice would
+    plain = run_steps(create(pool()), steps=range(2))[1].estimator
+    assert plain.baselines == plain.scales == plain.prompt_weights == {}
+
+
+def test_a_resumed_run_goes_on_to_the_bit() -> None:
+    config = pool(exploration="thompson", undo_selection=True)
+    allocator, resumed = create(config, seed=3), create(config, seed=3)
+    run_steps(allocator, steps=range(4), norms=(1.0, 2.0, 3.0))
+    resumed.load_state_dict(json.loads(json.dumps(allocator.state_dict(), allow_nan=False)))
+    went_on = [run_steps(each, steps=range(4, 7), norms=(3.0, 2.0, 1.0)) for each in (allocator, resumed)]
+    assert went_on[0][0] == went_on[1][0]
+    assert went_on[0][1].metrics == went_on[1][1].metrics
+    assert went_on[0][1].estimator == went_on[1][1].estimator
+    assert allocator.state_dict() == resumed.state_dict()
+    other = create(config, seed=4)
+    other.load_state_dict(json.loads(json.dumps(allocator.state_dict())))
+    assert run_steps(other, steps=range(7, 8))[0] != run_steps(allocator, steps=range(7, 8))[0]
+
+
+def test_exploration_spreads_over_uncertain_prompts() -> None:
+    """Of prompts believed to be near 1 and alike, draws favour another one at each step."""
+    config = GVMOnlineAllocatorConfig(score="neyman", exploration="thompson")
+    allocator = create(config)
+    run_steps(allocator, steps=range(3), size=24, budget=192, rates=lambda states: np.full(len(states), 0.95))
+    splits = []
+    for step in (3, 4):
+        rounds = allocator.rounds(prompts(range(9000, 9024)), step=step, budget=192, states=levels(24))
+        splits.append(list(next(rounds).counts.values()))
+        rounds.close()
+    assert splits[0] != splits[1]
+    assert len(set(splits[0])) > 3
+
+
+RUN = {
+    "name": "x",
+    "prompts_per_step": 4,
+    "samples_per_prompt": 8,
+    "model": {"type": "scratch"},
+    "prompts": {"train": {"type": "arithmetic"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("allocator", "message"),
+    [
+        (
+            {"type": "gvm_pool", "group_size": 33},
+            "group_size=33 is above the step's budget of 32 samples; write group_size=8",
+        ),
+        ({"type": "gvm_pool", "max_samples": 4}, "max_samples=4 is below group_size=8; write max_samples=8"),
+        ({"type": "gvm_pool", "candidates_per_step": 3}, "candidates_per_step=3 is below prompts_per_step=4"),
+        ({"type": "gvm_online", "min_samples": 9}, "min_samples=9 is above samples_per_prompt=8; write 8 or less"),
+        ({"type": "neyman", "max_samples": 7}, "max_samples=7 is below samples_per_prompt=8.*write max_samples=8"),
+        ({"type": "neyman", "score": "gvm"}, "score"),
+    ],
+)
+def test_settings_that_can_not_spend_the_budget_are_refused(allocator: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({**RUN, "allocator": allocator})

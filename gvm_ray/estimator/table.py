@@ -81,7 +81,7 @@ def _legend(baseline: str) -> list[str]:
         "estimation. "
         "`real n`: n is not rounded either. `undone`: weights undo the selection of prompts.",
         "- oracle: the n_i of the same sum that give the least MSE, for one who knows every prompt's gradients.",
-        "- cosine: of the mean estimate with the target; a measured one has its noise taken off, and may come out above 1.",
+        "- cosine: of the mean estimate with the target; noise is taken off measured ones, which may then exceed 1.",
     ]
 
 

@@ -127,7 +127,7 @@ def _selected(allocator: GVMPoolAllocatorConfig, scores: Float64Array, *, undo: 
         counts = select_groups(expected, budget=budget, group_size=size, rng=rng, maximum=allocator.max_samples)
         factors = np.full(len(rows), 1 / max(int((counts > 0).sum()), 1))
         if undo:
-            factors = factors * inclusion_weights(expected, group_size=size, cap=undo)
+            factors = factors * inclusion_weights(expected, budget=budget, group_size=size, cap=undo)
         return counts.astype(np.float64), factors
 
     return rule

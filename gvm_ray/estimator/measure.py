@@ -1,6 +1,6 @@
 """`gvm-ray estimator`: draws the pool, repeats every arm's step on it, and says how far its estimates are off."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,7 @@ from gvm_ray.functional.group_moments import GroupMoments, SampleSizes
 from gvm_ray.functional.mse_oracle import oracle_counts
 from gvm_ray.types import Float64Array
 
-MEASURED, EXACT = "measured", "exact"
+MEASURED, ITS_SIZES, EXACT = "measured", "its n", "exact"
 _ORACLE_FACTOR = 8  # n of the oracle are at most so many times samples_per_prompt, or the largest of a known rule
 
 
@@ -75,18 +75,20 @@ def algorithm_rows(
         error = measured_error(steps.estimates, target, seed=estimator.seed)
         errors.append(ArmError(arm=arm.name, variant=MEASURED, error=error, steps=steps))
         say(f"{algorithm}/{arm.name}: mean squared error {error.mean_squared_error / (target @ target):.3g} |g|²")
-    errors += _exact_errors(arms, pool, target=target, seed=estimator.seed)
+    sizes = {(each.arm, ITS_SIZES): each.steps.sizes for each in errors if each.steps and each.steps.sizes}
+    for arm in arms:
+        for name, known in _true_sizes(arm.config, pool, seed=estimator.seed).items():
+            sizes[arm.name, name] = known
+    errors += _exact_errors(config, pool, sizes, target=target)
     order = {arm.name: number for number, arm in enumerate(arms)}
     errors.sort(key=lambda each: order.get(each.arm, len(order)))
     return [_row(algorithm, each, errors, baseline=estimator.baseline, scale=float(target @ target)) for each in errors]
 
 
 def _exact_errors(
-    arms: Sequence[PlannedArm], pool: SamplePool, *, target: Float64Array, seed: int
+    config: RunConfig, pool: SamplePool, sizes: Mapping[tuple[str, str], SampleSizes], *, target: Float64Array
 ) -> Iterator[ArmError]:
-    """Of the arms' rules with the truth in place of estimates, and of the oracle."""
-    sizes = {(arm.name, name): each for arm in arms for name, each in _true_sizes(arm.config, pool, seed=seed).items()}
-    config = arms[0].config
+    """Of sample sizes by arm and variant, and of the oracle's; none where the algorithm has no exact moments."""
     largest = max((int(np.ceil(each.counts.max())) for each in sizes.values()), default=0)
     largest = max(largest, _ORACLE_FACTOR * config.samples_per_prompt)
     moments = exact_moments(config, pool, target=target, max_samples=largest)
@@ -113,7 +115,7 @@ def _oracle_error(moments: GroupMoments, *, budget: int) -> ErrorSplit:
 
 def _row(algorithm: str, each: ArmError, errors: Sequence[ArmError], *, baseline: str, scale: float) -> EstimatorRow:
     of_baseline = {other.variant: other.error for other in errors if other.arm == baseline}
-    reference = of_baseline[MEASURED] if each.variant == MEASURED else of_baseline.get(EXACT, of_baseline[MEASURED])
+    reference = of_baseline[MEASURED] if each.variant == MEASURED else of_baseline.get(ITS_SIZES, of_baseline[MEASURED])
     error, steps = each.error, each.steps
     interval, deviations = None, None
     if isinstance(error, MeasuredError) and isinstance(reference, MeasuredError):

@@ -10,7 +10,8 @@ from gvm_ray.allocators import AllocatorSteps, create_allocator
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.config.allocators import GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.estimator.pool import IndexArray, SamplePool
-from gvm_ray.types import Float64Array, GroupOutcome, TrainBatch, TrainedNorms
+from gvm_ray.functional.group_moments import SampleSizes
+from gvm_ray.types import EstimatorTerms, Float64Array, GroupOutcome, TrainBatch, TrainedNorms
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,6 +22,7 @@ class RepeatedSteps:
     num_samples: float  # drawn in a step, pilots included; mean
     num_tokens: float  # likewise
     max_samples: int  # of one prompt in any of the steps
+    sizes: SampleSizes | None  # of the target prompts; None where a step's n depend on samples that it also trains on
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +30,8 @@ class _Step:
     batch: TrainBatch
     drawn: dict[str, int]  # prompt_id -> samples
     num_tokens: int
+    terms: EstimatorTerms
+    one_round: bool
 
 
 def repeated_steps(config: RunConfig, pool: SamplePool, *, estimator: EstimatorConfig, arm: int) -> RepeatedSteps:
@@ -57,6 +61,7 @@ def repeated_steps(config: RunConfig, pool: SamplePool, *, estimator: EstimatorC
         num_samples=float(np.mean([sum(step.drawn.values()) for step in steps])),
         num_tokens=float(np.mean([step.num_tokens for step in steps])),
         max_samples=max(max(step.drawn.values()) for step in steps),
+        sizes=_sizes(steps, [prompt.prompt_id for prompt in pool.prompts[: pool.num_targets]]),
     )
 
 
@@ -70,6 +75,18 @@ def batch_coefficients(batch: TrainBatch, pool: SamplePool) -> Float64Array:
     for group in batch.groups:
         np.add.at(coefficients, group.ref.ref[group.sample_indices], group.weights * group.advantages)
     return coefficients
+
+
+def _sizes(steps: Sequence[_Step], prompt_ids: Sequence[str]) -> SampleSizes | None:
+    """Each step's n and factors, where they were settled before its samples were drawn and nothing else was changed."""
+    if not all(step.one_round and not step.terms.kept and not step.terms.baselines for step in steps):
+        return None
+    factors = [
+        [step.terms.prompt_weights.get(prompt_id, 1.0) / step.terms.num_prompts for prompt_id in prompt_ids]
+        for step in steps
+    ]
+    counts = [[step.drawn.get(prompt_id, 0) for prompt_id in prompt_ids] for step in steps]
+    return SampleSizes(counts=np.array(counts, dtype=np.float64), factors=np.array(factors))
 
 
 class _ArmSteps:
@@ -100,7 +117,7 @@ class _ArmSteps:
         pooling = config.prompt_states and config.prompt_states.pooling
         drawn = dict.fromkeys((self._pool.prompts[index].prompt_id for index in chosen), 0)
         kept: list[GroupOutcome] = []
-        num_tokens = 0
+        num_tokens = num_rounds = 0
         allocation = self._allocator.plan(
             [self._pool.prompts[index] for index in chosen],
             step=step,
@@ -109,6 +126,7 @@ class _ArmSteps:
         )
         while allocation.total:
             outcomes = self._draw(allocation.counts, drawn)
+            num_rounds += 1
             num_tokens += sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
             if allocation.needs_gradient_norms:
                 outcomes = [o.with_gradient_norms(self._pilot_norms[o.ref.ref]) for o in outcomes]
@@ -119,7 +137,7 @@ class _ArmSteps:
         batch = self._algorithm.build_batch(kept, step=step, terms=report.estimator)
         if config.training_gradient_norms:
             self._allocator.observe_training(self._trained_norms(batch))
-        return _Step(batch=batch, drawn=drawn, num_tokens=num_tokens)
+        return _Step(batch=batch, drawn=drawn, num_tokens=num_tokens, terms=report.estimator, one_round=num_rounds == 1)
 
     def _draw(self, counts: Mapping[str, int], drawn: dict[str, int]) -> list[GroupOutcome]:
         outcomes = []

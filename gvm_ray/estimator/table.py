@@ -73,10 +73,12 @@ def _legend(baseline: str) -> list[str]:
         "Variance, squared bias and their sum, the mean squared error (MSE), are of the estimate of one step against "
         "the target, in units of the target's squared norm; ± is a bootstrap standard error over the repeats.",
         "The target is what the algorithm makes of all samples of all prompts. Ratios are to the same of "
-        f"`{baseline}`, [95 %]; those of exact rows are to its exact row where it has one.",
+        f"`{baseline}`, [95 %]; those of other than measured rows are to its exact expectation where that is known.",
         "",
         "- measured: the allocator as it is, on samples drawn from the pool.",
-        "- exact, true p, G ...: in expectation, nothing drawn. `true p, G`: the allocator's rule with the prompts' "
+        "- its n: the exact expectation for the very n_i that the measured steps had, without the noise of a few huge "
+        "gradients; for allocators that settle all n_i before they sample.",
+        "- true p, G ...: in expectation too. `true p, G`: the allocator's rule with the prompts' "
         "true accept rates and gradient norms in place of estimates, and no pilots; what it gains is lost to "
         "estimation. "
         "`real n`: n is not rounded either. `undone`: weights undo the selection of prompts.",

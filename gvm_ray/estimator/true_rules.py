@@ -7,7 +7,7 @@ import numpy as np
 from gvm_ray.allocators.predictive import score
 from gvm_ray.allocators.predictor import PromptEstimates
 from gvm_ray.config import RunConfig
-from gvm_ray.config.allocators import GVMAllocatorConfig, UniformAllocatorConfig
+from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.config.predictive_allocators import (
     GVMOnlineAllocatorConfig,
     GVMPoolAllocatorConfig,
@@ -30,7 +30,7 @@ Rule = Callable[[IndexArray, int, np.random.Generator], tuple[Float64Array, Floa
 def true_sizes(config: RunConfig, truth: PromptTruth, *, seed: int) -> dict[str, SampleSizes]:
     """The allocator's sample sizes for the target prompts, by what is left out of its difficulties.
 
-    - "true p, G": the rule without estimates, and without pilots; uniform is as it is.
+    - "true p, G": the rule without estimates, and without pilots.
     - "true p, G, real n": nor is n rounded to integers (a fraction is a chance). For rules that don't select.
     - "true p, G, undone": weights undo a selection without a cap. For rules that select.
 
@@ -55,8 +55,6 @@ def true_sizes(config: RunConfig, truth: PromptTruth, *, seed: int) -> dict[str,
 def _rules(config: RunConfig, truth: PromptTruth) -> Mapping[str, Rule]:
     allocator = config.allocator
     match allocator:
-        case UniformAllocatorConfig():
-            return {"exact": _divided(np.ones(len(truth.accept_rates)))}
         case GVMAllocatorConfig():
             rates = truth.accept_rates
             weights = gvm_weights(rates, truth.pilot_norms, alpha=allocator.alpha, beta=allocator.beta)
@@ -104,9 +102,7 @@ def _divisions(
     }
 
 
-def _divided(
-    weights: Float64Array, *, uniform_share: float = 0.0, minimum: int = 0, maximum: int | None = None, parts: int = 1
-) -> Rule:
+def _divided(weights: Float64Array, *, uniform_share: float, minimum: int, maximum: int | None, parts: int) -> Rule:
     """n in proportion to the weights within the bounds, in parts of a sample."""
 
     def rule(rows: IndexArray, budget: int, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:

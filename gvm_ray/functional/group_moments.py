@@ -41,7 +41,7 @@ class PromptGradients:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampleSizes:
-    """How the samples of a step are split over P prompts, in S equally likely ways."""
+    """How the samples of a step are split over P prompts: one split, or S independent draws of a random one."""
 
     counts: Array  # [S, P]; a fraction is the chance to be rounded up, drawn for each prompt by itself
     factors: Array  # [S, P] on each group's term: 1 / number of prompts, times a prompt's weight
@@ -75,22 +75,24 @@ class GroupMoments:
         return self.seconds - self._square(self.means)
 
     def expected_error(self, sizes: SampleSizes) -> ErrorSplit:
-        """Of the estimate sum_i factor_i term_i(n_i), over sampling and over the ways to split.
+        """Of the estimate sum_i factor_i term_i(n_i), over sampling and over splits; like that of `measured_error`, the
+        squared bias is without the noise of a mean over S draws.
 
         Raises:
             ValueError: a count is above N.
         """
         if sizes.counts.max(initial=0) > self.max_samples:
             raise ValueError(f"a count of {sizes.counts.max():g} is above the {self.max_samples} that moments are of")
-        errors, totals = [], []
+        variances, totals = [], []
         for counts, factors in zip(sizes.counts, sizes.factors, strict=True):
             means = self._at(self.means, counts)
             total = (factors * means).reshape(-1)
-            variance = factors**2 @ (self._at(self.seconds, counts) - self._square(means))
-            errors.append(variance + self.bias_square(total))
+            variances.append(factors**2 @ (self._at(self.seconds, counts) - self._square(means)))
             totals.append(total)
-        error, total = float(np.mean(errors)), np.mean(totals, axis=0)
-        bias_squared = self.bias_square(total)
+        total, offsets = np.mean(totals, axis=0), np.mean([self.bias_square(each) for each in totals])
+        error, bias_squared = float(np.mean(variances) + offsets), self.bias_square(total)
+        if len(totals) > 1:
+            bias_squared -= float(offsets - bias_squared) / (len(totals) - 1)
         square = float(total @ self.products @ total) * self.target_square
         return ErrorSplit(
             variance=error - bias_squared,

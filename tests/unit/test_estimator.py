@@ -72,7 +72,7 @@ def test_measured_uniform_agrees_with_its_exact_expectation(algorithm: str) -> N
 def test_no_rule_with_the_truth_beats_the_oracle_in_expectation(algorithm: dict[str, Any]) -> None:
     rows = rows_of(algorithm)
     (oracle,) = [row for row in rows if row.arm == "oracle"]
-    exact = [row for row in rows if row.variant in ("exact", "true p, G")]
+    exact = [row for row in rows if row.variant in ("exact", "its n", "true p, G")]
     assert {row.arm for row in exact} == {"oracle", *(allocator["type"] for allocator in ALLOCATORS)}
     assert all(row.mean_squared_error >= oracle.mean_squared_error for row in exact)
     assert oracle.error_ratio < 1
@@ -99,6 +99,16 @@ def test_weightings_without_separate_groups_are_measured_and_have_no_exact_rows(
     assert {row.variant for row in rows_of(algorithm)} == {"measured"}
 
 
+def test_only_allocators_that_settle_n_before_they_sample_have_an_expectation_for_it() -> None:
+    rows = [row for row in rows_of({"type": "raft++"}, repeats=200) if row.variant in ("measured", "its n")]
+    by_arm = {arm: [row for row in rows if row.arm == arm] for arm in dict.fromkeys(row.arm for row in rows)}
+    assert [row.variant for row in by_arm.pop("gvm")] == ["measured"]
+    for measured, exact in by_arm.values():
+        assert measured.deviations is not None
+        assert abs(measured.mean_squared_error - exact.mean_squared_error) < 4 * measured.deviations[2]
+        assert abs(measured.bias_squared - exact.bias_squared) < 4 * measured.deviations[1]
+
+
 def test_fewer_prompts_than_targets_add_the_variance_of_choosing_them() -> None:
     pool = gaussian_pool([0.9] * 8)
     whole, half = (
@@ -113,6 +123,7 @@ def test_fewer_prompts_than_targets_add_the_variance_of_choosing_them() -> None:
     )
     for rows in (whole, half):
         measured, exact, _ = rows
+        assert (measured.variant, exact.variant) == ("measured", "its n")
         assert measured.deviations is not None
         assert abs(measured.variance - exact.variance) < 4 * measured.deviations[0]
     assert half[1].variance > 1.5 * whole[1].variance

@@ -143,13 +143,13 @@ def _row(algorithm: str, each: ArmError, errors: Sequence[ArmError], *, baseline
 def _facts(estimator: EstimatorConfig, base: RunConfig, pool: SamplePool) -> dict[str, str]:
     targets = pool.samples[: pool.num_targets]
     rates = np.array([(pool.rewards[own] >= base.rewards.accept_threshold).mean() for own in targets])
-    quartiles = ", ".join(f"{value:.2f}" for value in np.quantile(rates, (0.1, 0.25, 0.5, 0.75, 0.9)))
+    quantiles = ", ".join(f"{value:.2f}" for value in np.quantile(rates, (0.1, 0.25, 0.5, 0.75, 0.9)))
     size = pool.gradients.shape[1]
     budget = estimator.step_prompts * base.samples_per_prompt
     return {
         "policy": f"the starting policy of `{estimator.config}`",
         "pool": f"{pool.num_targets} prompts, {estimator.num_samples} samples each, {len(pool.gradients)} different",
-        "accept rates": f"mean {rates.mean():.3f}; 10, 25, 50, 75 and 90 % quantiles {quartiles}",
+        "accept rates": f"mean {rates.mean():.3f}; 10, 25, 50, 75 and 90 % quantiles {quantiles}",
         "gradients": f"of all parameters, {'projected on' if estimator.projection_size else 'all'} {size} dimensions",
         "step": f"{budget} samples for {estimator.step_prompts} prompts, or as many candidates as an arm selects from; "
         f"{estimator.num_repeats} repeats, each after {estimator.warm_up_steps} steps on other prompts",

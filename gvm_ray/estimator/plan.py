@@ -8,7 +8,7 @@ from gvm_ray.config import EstimatorConfig, RunConfig, parse_config
 from gvm_ray.config.load import merged, read_toml
 from gvm_ray.exceptions import ConfigError
 
-_ARMS_OWN = {"allocator", "algorithm", "learner"}  # settings that leave the pool of samples and the budget as they are
+_ARMS_OWN = {"allocator", "learner"}  # settings that leave the samples, the budget and the target as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +37,22 @@ def planned_arms(estimator: EstimatorConfig, *, folder: Path) -> list[PlannedArm
     """Every arm with every algorithm, algorithm by algorithm.
 
     Raises:
-        ConfigError: an arm's settings are wrong, or would need another policy, other samples or another budget.
+        ConfigError: an arm's settings are wrong, or would need another policy, other samples, another budget or target.
     """
-    values = _base_values(estimator, folder)
-    shared = base_config(estimator, folder=folder).model_dump(exclude=_ARMS_OWN)
+    values, base = _base_values(estimator, folder), base_config(estimator, folder=folder)
     arms = []
     for algorithm in estimator.algorithms:
+        own = parse_config(merged(values, algorithm.set), origin=algorithm.name).algorithm
+        shared = base.model_copy(update={"algorithm": own}).model_dump(exclude=_ARMS_OWN)
         for arm in estimator.arms:
             changes = merged(merged(algorithm.set, arm.set), arm.by_algorithm.get(algorithm.name, {}))
             config = parse_config(merged(values, changes), origin=f"{algorithm.name}/{arm.name}")
-            own = config.model_dump(exclude=_ARMS_OWN)
-            if different := [name for name in shared if own[name] != shared[name]]:
+            found = config.model_dump(exclude=_ARMS_OWN)
+            if different := [name for name in shared if found[name] != shared[name]]:
                 raise ConfigError(
-                    f"arm {arm.name!r} with algorithm {algorithm.name!r} sets {', '.join(different)}, but all share "
-                    f"one policy, its samples and one budget; set only {', '.join(sorted(_ARMS_OWN))} there, and the "
-                    f"rest in {estimator.config!r}"
+                    f"arm {arm.name!r} with algorithm {algorithm.name!r} changes {', '.join(different)}, but all share "
+                    "one policy, its samples, one budget and a target; set `allocator` and `learner` in an arm, "
+                    f"`algorithm` in [[algorithms]], and the rest in {estimator.config!r}"
                 )
             arms.append(PlannedArm(algorithm=algorithm.name, name=arm.name, config=config))
     return arms

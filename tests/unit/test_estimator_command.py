@@ -129,8 +129,12 @@ def test_a_dry_run_lists_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        (arm("hot", sampling="{ temperature = 2.0 }"), "arm 'hot' with algorithm 'raft' sets sampling, but all share"),
-        (arm("more", samples_per_prompt="9"), "sets samples_per_prompt, but all share one policy"),
+        (
+            arm("hot", sampling="{ temperature = 2.0 }"),
+            "arm 'hot' with algorithm 'raft' changes sampling, but all share",
+        ),
+        (arm("token", algorithm='{ weighting = "token_mean" }'), "changes algorithm, but all share"),
+        (arm("more", samples_per_prompt="9"), "changes samples_per_prompt, but all share one policy"),
         (arm("few", allocator='{ type = "gvm", pilot_samples = 6 }'), "write pilot_samples=3"),
         (arm("typo", allocator='{ type = "gvm", pilots = 6 }'), "unknown setting"),
     ],

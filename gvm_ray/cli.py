@@ -6,8 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gvm_ray.config import RunConfig, load_arena, load_config
+from gvm_ray.config import EstimatorConfig, RunConfig, load_arena, load_config, load_estimator
 from gvm_ray.exceptions import SystemFailure, UserError
+
+_ESTIMATOR_SETTINGS = {
+    "prompts": "num_prompts",
+    "samples": "num_samples",
+    "repeats": "num_repeats",
+    "seed": "seed",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", default=None, metavar="FILE", help="also write the numbers as JSON")
     evaluate.set_defaults(run=_evaluate)
     _add_compare_command(commands)
+    _add_estimator_command(commands)
     _add_bench_command(commands)
     return parser
 
@@ -88,6 +96,24 @@ def _add_compare_command(commands: "argparse._SubParsersAction[argparse.Argument
     compare.add_argument("--report", action="store_true", help="only tables and plots of the runs that are done")
     compare.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="as for train")
     compare.set_defaults(run=_compare)
+
+
+def _add_estimator_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    estimator = commands.add_parser(
+        "estimator",
+        help="measure the gradient estimates of allocators at a fixed policy",
+        description="Variance, squared bias and mean squared error of each arm's gradient estimate against the true "
+        "gradient, x a baseline and beside an oracle. One process, no Ray.",
+    )
+    estimator.add_argument("config", metavar="ESTIMATOR.toml", help="the measurement's settings")
+    for option, setting in _ESTIMATOR_SETTINGS.items():
+        estimator.add_argument(f"--{option}", metavar="N", help=f"short for --set {setting}=N")
+    estimator.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="as for train")
+    estimator.add_argument(
+        "--output", default=None, metavar="FOLDER", help="of the results (default: the run's folder)"
+    )
+    estimator.add_argument("--dry-run", action="store_true", help="check every arm's settings, list them, and stop")
+    estimator.set_defaults(run=_estimator)
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
@@ -150,6 +176,22 @@ def _compare(options: argparse.Namespace) -> int:
     return 1 if any(record.status == "failed" for record in records) else 0
 
 
+def _estimator(options: argparse.Namespace) -> int:
+    short = {setting: getattr(options, option) for option, setting in _ESTIMATOR_SETTINGS.items()}
+    overrides = [*options.overrides, *(f"{name}={value}" for name, value in short.items() if value is not None)]
+    estimator, folder = load_estimator(options.config, overrides), Path(options.config).parent
+    from gvm_ray.estimator.plan import planned_arms
+
+    arms = planned_arms(estimator, folder=folder)
+    if options.dry_run:
+        print("\n".join([*(f"{arm.algorithm}/{arm.name}" for arm in arms), describe_estimator(estimator)]))
+        return 0
+    from gvm_ray.estimator.measure import measure
+
+    print(measure(estimator, folder=folder, output=None if options.output is None else Path(options.output)))
+    return 0
+
+
 def _bench(options: argparse.Namespace) -> int:
     from gvm_ray.bench.suite import BenchOptions, part_names, run_parts, select
 
@@ -169,6 +211,15 @@ def _bench(options: argparse.Namespace) -> int:
     if options.output is not None:
         report.write(Path(options.output))
     return 1 if report.failed else 0
+
+
+def describe_estimator(estimator: EstimatorConfig) -> str:
+    """What would be measured, in words."""
+    num_warm_up = estimator.num_warm_up_prompts if estimator.warm_up_steps else 0
+    return (
+        f"{estimator.num_repeats} repeats of each, on {estimator.num_samples} samples of {estimator.num_prompts} "
+        f"prompts and of {num_warm_up} to warm up on"
+    )
 
 
 def describe(config: RunConfig) -> str:

@@ -2,7 +2,17 @@
 
 from gvm_ray.config.arena import ArenaConfig
 from gvm_ray.config.base import Settings
-from gvm_ray.config.load import load_arena, load_config, parse_config
+from gvm_ray.config.estimator import EstimatorConfig
+from gvm_ray.config.load import load_arena, load_config, load_estimator, parse_config
 from gvm_ray.config.run import RunConfig
 
-__all__ = ["ArenaConfig", "RunConfig", "Settings", "load_arena", "load_config", "parse_config"]
+__all__ = [
+    "ArenaConfig",
+    "EstimatorConfig",
+    "RunConfig",
+    "Settings",
+    "load_arena",
+    "load_config",
+    "load_estimator",
+    "parse_config",
+]

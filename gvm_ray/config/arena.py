@@ -65,13 +65,13 @@ class ArenaConfig(Settings):
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "ArenaConfig":
-        _check_distinct("families", [family.name for family in self.families])
-        _check_distinct("algorithms", [algorithm.name for algorithm in self.algorithms])
-        _check_distinct("arms", [arm.name for arm in self.arms])
+        check_distinct("families", [family.name for family in self.families])
+        check_distinct("algorithms", [algorithm.name for algorithm in self.algorithms])
+        check_distinct("arms", [arm.name for arm in self.arms])
         for family in self.families:
-            _check_distinct(f"bases of {family.name!r}", [base.name for base in family.bases])
-            _check_distinct(f"training_sets of {family.name!r}", [variant.name for variant in family.training_sets])
-        _check_distinct("exploration_seeds and confirmation_seeds", self.exploration_seeds + self.confirmation_seeds)
+            check_distinct(f"bases of {family.name!r}", [base.name for base in family.bases])
+            check_distinct(f"training_sets of {family.name!r}", [variant.name for variant in family.training_sets])
+        check_distinct("exploration_seeds and confirmation_seeds", self.exploration_seeds + self.confirmation_seeds)
         return self
 
     @model_validator(mode="after")
@@ -90,7 +90,12 @@ class ArenaConfig(Settings):
         return self
 
 
-def _check_distinct(what: str, names: Sequence[object]) -> None:
+def check_distinct(what: str, names: Sequence[object]) -> None:
+    """Refuse no names at all, and one that stands twice.
+
+    Raises:
+        ValueError: what there is too little or too much of.
+    """
     if not names:
         raise ValueError(f"{what} is empty; write at least one")
     if double := [name for name, count in Counter(names).items() if count > 1]:

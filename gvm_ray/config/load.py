@@ -4,13 +4,16 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from gvm_ray.config.arena import ArenaConfig
+from gvm_ray.config.estimator import EstimatorConfig
 from gvm_ray.config.run import RunConfig
 from gvm_ray.exceptions import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -19,10 +22,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or isn't TOML, or a setting is unknown, out of range or contradictory.
     """
-    values = read_toml(path)
-    for override in overrides:
-        _apply_override(values, override)
-    return parse_config(values, origin=str(path))
+    return parse_config(_overridden(path, overrides), origin=str(path))
 
 
 def load_arena(path: str | Path, overrides: Iterable[str] = ()) -> ArenaConfig:
@@ -31,13 +31,16 @@ def load_arena(path: str | Path, overrides: Iterable[str] = ()) -> ArenaConfig:
     Raises:
         ConfigError: as `load_config`.
     """
-    values = read_toml(path)
-    for override in overrides:
-        _apply_override(values, override)
-    try:
-        return ArenaConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, str(path), ArenaConfig)) from None
+    return _validated(ArenaConfig, _overridden(path, overrides), origin=str(path))
+
+
+def load_estimator(path: str | Path, overrides: Iterable[str] = ()) -> EstimatorConfig:
+    """The measurement of estimators described by a TOML file, with `a.b=c` overrides applied in order.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _validated(EstimatorConfig, _overridden(path, overrides), origin=str(path))
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -72,10 +75,21 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 def parse_config(values: Mapping[str, Any], *, origin: str = "config") -> RunConfig:
     """The run described by nested plain values (what TOML or JSON gives)."""
+    return _validated(RunConfig, values, origin=origin)
+
+
+def _overridden(path: str | Path, overrides: Iterable[str]) -> dict[str, Any]:
+    values = read_toml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    return values
+
+
+def _validated(model: type[Model], values: Mapping[str, Any], *, origin: str) -> Model:
     try:
-        return RunConfig.model_validate(dict(values))
+        return model.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin, RunConfig)) from None
+        raise ConfigError(_explain(error, origin, model)) from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

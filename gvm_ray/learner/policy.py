@@ -173,7 +173,7 @@ def load_policy(
     Raises:
         ModelError: there is no causal language model of the Llama layout (`model.layers`, `lm_head`).
     """
-    causal_lm = _load_causal_lm(path, revision=revision, trust_remote_code=trust_remote_code)
+    causal_lm = load_causal_lm(path, revision=revision, trust_remote_code=trust_remote_code)
     policy = PolicyModule(causal_lm, temperature=temperature, chunk_tokens=chunk_tokens)
     policy.requires_grad_(trainable)
     policy.eval()  # dropout would make two passes over the same tokens disagree
@@ -224,7 +224,7 @@ def named_full_tensors(policy: PolicyModule, *, dtype: torch.dtype) -> Iterator[
         yield name, whole.to(dtype=dtype, device="cpu")
 
 
-def _load_causal_lm(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> Any:
+def load_causal_lm(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:

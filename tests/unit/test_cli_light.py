@@ -41,7 +41,7 @@ def refusal(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["compare", "--help"], ["bench", "--help"]]
+    "arguments", [["--help"], *([name, "--help"] for name in ("train", "eval", "compare", "estimator", "bench"))]
 )
 def test_help_is_light(arguments: list[str]) -> None:
     result = run(*arguments)
@@ -80,6 +80,13 @@ def test_a_comparison_of_unequal_arms_is_refused_at_once() -> None:
     assert "token_budgets: unknown setting; did you mean 'token_budget'?" in refusal(
         "compare", str(ARENA), "--set", "token_budgets=3"
     )
+
+
+def test_a_dry_run_of_estimators_is_light() -> None:
+    result = run("estimator", str(CONFIG.parent / "estimator" / "arithmetic.toml"), "--dry-run")
+    assert result.returncode == 0
+    assert result.stderr.strip() == "[]"
+    assert "raft/uniform" in result.stdout
 
 
 def test_an_unknown_setting_gets_a_suggestion() -> None:

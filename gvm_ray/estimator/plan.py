@@ -1,0 +1,65 @@
+"""What a measurement is made of: the run whose policy is measured, and one checked configuration for each arm."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gvm_ray.config import EstimatorConfig, RunConfig, parse_config
+from gvm_ray.config.load import merged, read_toml
+from gvm_ray.exceptions import ConfigError
+
+_ARMS_OWN = {"allocator", "learner"}  # settings that leave the samples, the budget and the target as they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedArm:
+    """An allocator with an algorithm."""
+
+    algorithm: str
+    name: str
+    config: RunConfig
+
+
+def base_config(estimator: EstimatorConfig, *, folder: Path) -> RunConfig:
+    """The run whose starting policy is measured, with the step's prompts as this measurement has them.
+
+    Args:
+        estimator: the measurement.
+        folder: of its TOML file, from which the run's path counts.
+
+    Raises:
+        ConfigError: the run's settings are wrong.
+    """
+    return parse_config(_base_values(estimator, folder), origin=str(folder / estimator.config))
+
+
+def planned_arms(estimator: EstimatorConfig, *, folder: Path) -> list[PlannedArm]:
+    """Every arm with every algorithm, algorithm by algorithm.
+
+    Raises:
+        ConfigError: an arm's settings are wrong, or would need another policy, other samples, another budget or target.
+    """
+    values, base = _base_values(estimator, folder), base_config(estimator, folder=folder)
+    arms = []
+    for algorithm in estimator.algorithms:
+        own = parse_config(merged(values, algorithm.set), origin=algorithm.name).algorithm
+        shared = base.model_copy(update={"algorithm": own}).model_dump(exclude=_ARMS_OWN)
+        for arm in estimator.arms:
+            changes = merged(merged(algorithm.set, arm.set), arm.by_algorithm.get(algorithm.name, {}))
+            config = parse_config(merged(values, changes), origin=f"{algorithm.name}/{arm.name}")
+            found = config.model_dump(exclude=_ARMS_OWN)
+            if different := [name for name in shared if found[name] != shared[name]]:
+                raise ConfigError(
+                    f"arm {arm.name!r} with algorithm {algorithm.name!r} changes {', '.join(different)}, but all share "
+                    "one policy, its samples, one budget and a target; set `allocator` and `learner` in an arm, "
+                    f"`algorithm` in [[algorithms]], and the rest in {estimator.config!r}"
+                )
+            arms.append(PlannedArm(algorithm=algorithm.name, name=arm.name, config=config))
+    return arms
+
+
+def _base_values(estimator: EstimatorConfig, folder: Path) -> dict[str, Any]:
+    values = read_toml(folder / estimator.config)
+    values.pop("allocator", None)  # each arm has its own
+    changes = {"name": estimator.name, "runs_dir": estimator.runs_dir, "prompts_per_step": estimator.step_prompts}
+    return merged(values, changes)

@@ -1,0 +1,74 @@
+"""What the pool keeps of each response: the projected gradient of its log-likelihood, and the norms allocators see."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gvm_ray.functional.gradient_norms import embedding_gradient_square_norms
+from gvm_ray.functional.sketch import CountSketch
+from gvm_ray.learner.policy import GradientParameters, PolicyModule, sample_gradient_norms
+from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples, prompt_sample
+from gvm_ray.types import Float64Array, FloatArray, IntArray, Pooling
+
+_ROWS = 64  # samples, or prompts, of one pass that needs no gradient of parameters
+
+
+class ScoreGradients:
+    """Gradients of sum_t ln pi(y_t | x) with respect to all parameters, at the sampling temperature.
+
+    Args:
+        policy: the whole policy.
+        size: dimensions to project on; None keeps every parameter's.
+        seed: of the projection.
+    """
+
+    def __init__(self, policy: PolicyModule, *, size: int | None, seed: int) -> None:
+        self._policy = policy
+        self._parameters = list(policy.parameters())  # a tied matrix comes once
+        self._device = self._parameters[0].device
+        num_entries = sum(parameter.numel() for parameter in self._parameters)
+        self._size = size or num_entries
+        self._sketch = None if size is None else CountSketch(num_entries, size=size, seed=seed, device=self._device)
+
+    def projected(self, samples: Sequence[TrainSample]) -> FloatArray:
+        """[N, D] float32, one backward pass a sample."""
+        gradients = np.empty((len(samples), self._size), dtype=np.float32)
+        for row, sample in enumerate(samples):
+            logprobs, _ = self._policy(pad_samples([sample], device=self._device))
+            parts = torch.autograd.grad(logprobs.sum(), self._parameters)
+            gradient = torch.cat([part.reshape(-1) for part in parts]).float()
+            gradients[row] = (gradient if self._sketch is None else self._sketch(gradient)).cpu().numpy()
+        return gradients
+
+    def pilot_norms(self, samples: Sequence[TrainSample], *, parameters: GradientParameters) -> Float64Array:
+        """[N] as an allocator with pilots is given them; see `Learner.gradient_norms`."""
+        return self._by_batch(samples, lambda batch: sample_gradient_norms(self._policy, batch, parameters=parameters))
+
+    def training_norms(self, samples: Sequence[TrainSample]) -> Float64Array:
+        """[N] norms at the input embedding, as training measures them by the way; see `TrainedNorms`."""
+        return self._by_batch(samples, self._input_embedding_norms)
+
+    @torch.no_grad()
+    def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> FloatArray:
+        """[P, F] as an allocator is given them; see `PolicyModule.prompt_states`."""
+        batches = self._batches([prompt_sample(ids) for ids in token_ids])
+        parts = [self._policy.prompt_states(batch, pooling=pooling) for batch in batches]
+        return torch.cat(parts).cpu().numpy()
+
+    def _input_embedding_norms(self, batch: SequenceBatch) -> Tensor:
+        width = self._policy.causal_lm.config.hidden_size
+        offset = torch.zeros(*batch.input_ids.shape, width, device=self._device, requires_grad=True)
+        states, head = self._policy.response_gradients(batch, square_norms=False, offset=offset)
+        assert head.state_gradients is not None
+        (gradients,) = torch.autograd.grad(states, offset, head.state_gradients.to(states.dtype))
+        return embedding_gradient_square_norms(gradients, batch.input_ids).sqrt()
+
+    def _by_batch(self, samples: Sequence[TrainSample], measure: Callable[[SequenceBatch], Tensor]) -> Float64Array:
+        """[N] of one number a sample."""
+        return torch.cat([measure(batch) for batch in self._batches(samples)]).double().cpu().numpy()
+
+    def _batches(self, samples: Sequence[TrainSample]) -> Iterator[SequenceBatch]:
+        for start in range(0, len(samples), _ROWS):
+            yield pad_samples(samples[start : start + _ROWS], device=self._device)

@@ -100,6 +100,7 @@ def _setting_runs(
     for arm in arena.arms:
         configs[arm.name] = merged(shared, _of_arm(arena, arm, algorithm.name))
     _check_equal_means(setting, {name: _parsed(each, f"{setting}/{name}") for name, each in configs.items()})
+    train_test = {"prompts": {"eval": merged(_taken(shared, training_set), training_set.test)}}
     runs = []
     for seed in arena.seeds(phase):
         for name, each in configs.items():
@@ -112,12 +113,16 @@ def _setting_runs(
                     seed=seed,
                     base=_parsed(base_values, f"{family.name}/{base.name}"),
                     config=_parsed(seeded, f"{setting}/{name}"),
-                    train_test=_parsed(
-                        merged(seeded, {"prompts": {"eval": training_set.test}}), f"{setting}/{name}, its test"
-                    ),
+                    train_test=_parsed(merged(seeded, train_test), f"{setting}/{name}, its test"),
                 )
             )
     return runs
+
+
+def _taken(values: Mapping[str, Any], training_set: TrainingSetConfig) -> dict[str, Any]:
+    """Settings of prompts.train that make a test like it; a source without levels, say, has none to give."""
+    train = values["prompts"]["train"]
+    return {name: train[name] for name in training_set.test_takes if name in train}
 
 
 def _of_arm(arena: ArenaConfig, arm: ArmConfig, algorithm: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class VariantConfig(Settings):
 class TrainingSetConfig(VariantConfig):
     """A training set, and what makes the family's test one that is drawn as it is."""
 
-    test: Overrides = Field(default_factory=dict)  # changes of prompts.eval; the test is then reported as "train"
+    test_takes: tuple[str, ...] = ("levels",)  # what prompts.eval takes over from prompts.train for the test "train"
+    test: Overrides = Field(default_factory=dict)  # further changes of prompts.eval for it
 
 
 class FamilyConfig(Settings):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gvm_ray.allocators.counts import report_counts
 from gvm_ray.allocators.history import PromptHistory
+from gvm_ray.allocators.norm_agreement import NormAgreement
 from gvm_ray.allocators.predictor import PromptEstimates, StatsPredictor
 from gvm_ray.config.predictive_allocators import (
     GVMOnlineAllocatorConfig,
@@ -19,7 +20,7 @@ from gvm_ray.config.predictive_allocators import (
 from gvm_ray.functional.allocation import gradient_deviation, gvm_weights, neyman_weights
 from gvm_ray.functional.calibration import brier_score
 from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, EstimatorTerms, Float64Array, FloatArray, Prompt, TrainedNorms
+from gvm_ray.types import Allocation, EstimatorTerms, Float64Array, FloatArray, Metrics, Prompt, TrainedNorms
 
 _ALPHA, _BETA = 1e-3, 2.0  # GVM's defaults
 
@@ -38,6 +39,7 @@ class PredictiveAllocator(ABC):
         self._seed = seed
         self._history = PromptHistory(accept_threshold=accept_threshold)
         self._predictor = StatsPredictor(config.predictor, accept_threshold=accept_threshold, seed=seed)
+        self._norms = NormAgreement()
 
     def rounds(
         self,
@@ -58,6 +60,7 @@ class PredictiveAllocator(ABC):
         scores = self._scores(estimates, rng)
         sizes, weights = self._divide(scores, budget=budget, rng=rng)
         counts = dict(zip(ids, sizes.tolist(), strict=True))
+        self._norms.expect(ids, estimates)
         outcomes = yield Allocation(counts=counts)
         samples = self._history.start_step(ids)
         samples.fold(outcomes)
@@ -74,12 +77,15 @@ class PredictiveAllocator(ABC):
                 "allocation/p_hat_mean": float(estimates.accept_rates.mean()),
                 "allocation/gradient_norm_mean": float(estimates.accepted_norms.mean()),
                 **({"allocation/brier": brier_score(predicted, observed)} if scored.any() else {}),
+                **self._norms.metrics(),
+                **({} if weights is None else _weight_metrics(weights[sizes > 0])),
             },
             histograms={"predicted_accept_rate": predicted, "observed_accept_rate": observed},
         )
 
     def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
         """Learn the gradient norms that training measured."""
+        self._norms.observe(norms)
         self._predictor.observe_training(norms)
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,6 +136,15 @@ class PredictiveAllocator(ABC):
             scales=scales,
             prompt_weights={} if weights is None else dict(zip(ids, weights[chosen].tolist(), strict=True)),
         )
+
+
+def _weight_metrics(weights: Float64Array) -> Metrics:
+    """How unequal the weights are that undo a selection."""
+    return {
+        "allocation/undo_weight_mean": float(weights.mean()),
+        "allocation/undo_weight_max": float(weights.max()),
+        "allocation/undo_effective_prompts": float(weights.sum() ** 2 / (weights**2).sum()),
+    }
 
 
 def score(name: Score, accept_rates: Float64Array, estimates: PromptEstimates) -> Float64Array:

@@ -213,6 +213,10 @@ def test_predicted_baselines_and_weights_reach_the_estimator() -> None:
         assert 0.02 <= p <= 0.98
         assert terms.scales[id_] == pytest.approx(np.sqrt(p * (1 - p)))
         assert 0 < terms.prompt_weights[id_] <= 3
+    weights = np.array(list(terms.prompt_weights.values()))
+    assert report.metrics["allocation/undo_weight_max"] == weights.max()
+    assert report.metrics["allocation/undo_weight_mean"] == pytest.approx(weights.mean())
+    assert report.metrics["allocation/undo_effective_prompts"] == pytest.approx(weights.sum() ** 2 / sum(weights**2))
     middle = [terms.prompt_weights[id_] for id_ in chosen if int(id_) % 1000 % 3 == 1]
     assert np.mean(middle) < 1  # sampled more often than an even choice would
     plain = run_steps(create(pool()), steps=range(2))[1].estimator

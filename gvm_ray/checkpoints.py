@@ -81,3 +81,9 @@ class CheckpointFolder:
                 f"checkpoint {str(origin)!r} was made with other settings in {', '.join(changed)}; resume with the "
                 "run's own config, or start a new run with --set name=..."
             )
+
+
+class NoCheckpoints:
+    """Protocol `Checkpoints` of a run that is never resumed."""
+
+    async def save(self, state: CheckpointState, learners: Learners) -> None: ...

@@ -1,32 +1,13 @@
-"""Prompts and outcomes with rewards written out, and an allocator's step driven by them."""
+"""An allocator's step driven by rewards that are written out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from allocator_cases import outcome, prompts
 
 from gvm_ray.allocators import AllocatorSteps
 from gvm_ray.protocols import AllocatorStrategy
-from gvm_ray.types import AllocationReport, GroupOutcome, GroupRef, Prompt
-
-
-def prompts(ids: str) -> list[Prompt]:
-    """One prompt for each letter."""
-    return [Prompt(prompt_id=id_, text=id_, token_ids=np.zeros(1, dtype=np.int32), answer="1") for id_ in ids]
-
-
-def outcome(prompt_id: str, rewards: Sequence[float], *, first_index: int = 0) -> GroupOutcome:
-    """Samples of one prompt with indices from `first_index` on."""
-    n = len(rewards)
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(first_index, first_index + n)),
-        rewards=np.array(rewards, dtype=np.float64),
-        num_tokens=np.ones(n, dtype=np.int32),
-        policy_versions=np.zeros(n, dtype=np.int32),
-        truncated=np.zeros(n, dtype=np.bool_),
-        ref=GroupRef(ref=prompt_id, index=0),
-    )
+from gvm_ray.types import AllocationReport
 
 
 def run_step(

@@ -13,24 +13,18 @@ from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.arena.plan import PlannedRun
 from gvm_ray.arena.records import RunRecord
 from gvm_ray.arena.run_log import CurveLog, ManyTests
+from gvm_ray.checkpoints import NoCheckpoints
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.launch import make_evaluator, prompt_stream, start_allocator, start_pools, warm_start
 from gvm_ray.loop import System, train
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.prepare import Prepared, prepare
+from gvm_ray.prepare import Prepared, find_base_model, prepare
 from gvm_ray.prompt_states import CachedPromptStates
-from gvm_ray.protocols import Learners
 from gvm_ray.types import CheckpointState
 
 _START = CheckpointState(step=0, policy_version=0, cursor={}, allocator={}, costs={})
-
-
-class NoCheckpoints:
-    """Protocol `Checkpoints`: a run of minutes is run again."""
-
-    async def save(self, state: CheckpointState, learners: Learners) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +49,9 @@ class Slot:
 
     async def build_base(self, run: PlannedRun) -> None:
         """Make the policy that the run starts from, where it isn't there yet: it is warm-started and cached."""
-        prepared = prepare(run.base, run_dir=self._base_folder(run))
-        if prepared.base.warm_start_folder is None:
+        if find_base_model(run.base, run_dir=self._base_folder(run)).warm_start_folder is None:
             return
+        prepared = prepare(run.base, run_dir=self._base_folder(run))
         warm = await self._started(run.base, prepared)
         await warm.learners.reset(run.base, base_path=prepared.base.path, token_loss=token_loss(run.base.algorithm))
         await warm_start(run.base, prepared, warm.learners)
@@ -106,7 +100,7 @@ class Slot:
                 learners=warm.learners,
                 algorithm=create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold),
                 evaluator=evaluator,
-                checkpoints=NoCheckpoints(),
+                checkpoints=NoCheckpoints(),  # a run of minutes is run again
                 log=log,
             )
             warm.clock.restart()
@@ -136,7 +130,7 @@ class Slot:
     def _prepared(self, run: PlannedRun) -> tuple[RunConfig, Prepared, Prepared]:
         """The run's configuration from its base on, what it needs, and the prompts of its other test."""
         folder = self._base_folder(run)
-        base = prepare(run.base, run_dir=folder).base.path
+        base = find_base_model(run.base, run_dir=folder).path
         config, train_test = (_started_from(base, each) for each in (run.config, run.train_test))
         return config, prepare(config, run_dir=folder), prepare(train_test, run_dir=folder)
 

@@ -16,13 +16,14 @@ from gvm_ray.bench.latency_model import LatencyModel
 from gvm_ray.bench.simulated_engine import SimulatedEngine
 from gvm_ray.bench.simulated_learners import LearnerLatency, SimulatedLearners
 from gvm_ray.bench.simulated_task import simulated_prompts
+from gvm_ray.checkpoints import NoCheckpoints
 from gvm_ray.config import RunConfig
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prompt_states import CachedPromptStates
-from gvm_ray.protocols import Learners, StepLog
-from gvm_ray.types import CheckpointState, Metrics
+from gvm_ray.protocols import StepLog
+from gvm_ray.types import Metrics
 
 PROMPT_TOKENS = 100
 
@@ -44,12 +45,6 @@ class NoEvaluation:
 
     async def evaluate(self) -> Metrics:
         return {}
-
-
-class NoCheckpoints:
-    """Protocol `Checkpoints`: there is nothing to save."""
-
-    async def save(self, state: CheckpointState, learners: Learners) -> None: ...
 
 
 @asynccontextmanager

@@ -5,36 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from predictor_cases import NAN, outcome, prompts, trained
 
 from gvm_ray.allocators.observations import Observations
 from gvm_ray.allocators.prompt_features import PromptFeatures
-from gvm_ray.types import Float64Array, GroupOutcome, GroupRef, Prompt, TrainedNorms
-
-NAN = float("nan")
-
-
-def prompts(count: int, *, first: int = 0, **features: Any) -> list[Prompt]:
-    return [
-        Prompt(prompt_id=str(i), text="", token_ids=np.zeros(1, dtype=np.int32), answer="", features=features)
-        for i in range(first, first + count)
-    ]
-
-
-def outcome(prompt_id: str, rewards: Sequence[float] | Float64Array, *, num_tokens: int = 5) -> GroupOutcome:
-    n = len(rewards)
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(n)),
-        rewards=np.array(rewards, dtype=np.float64),
-        num_tokens=np.full(n, num_tokens, dtype=np.int32),
-        policy_versions=np.zeros(n, dtype=np.int32),
-        truncated=np.zeros(n, dtype=np.bool_),
-        ref=GroupRef(ref=None, index=0),
-    )
-
-
-def trained(prompt_id: str, norms: Sequence[float], *, positive: Sequence[bool]) -> TrainedNorms:
-    return TrainedNorms(prompt_id=prompt_id, positive=np.array(positive), norms=np.array(norms))
+from gvm_ray.types import Float64Array, GroupOutcome, Prompt
 
 
 def seen(**settings: Any) -> Observations:

@@ -6,38 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from predictor_cases import NAN, outcome, prompts, trained
 from scipy.special import expit
 
 from gvm_ray.allocators.predictor import StatsPredictor
 from gvm_ray.config.allocator_base import PredictorConfig
 from gvm_ray.functional.calibration import brier_score
-from gvm_ray.types import Float64Array, FloatArray, GroupOutcome, GroupRef, Prompt, TrainedNorms
-
-NAN = float("nan")
-
-
-def prompts(count: int, *, first: int = 0, **features: Any) -> list[Prompt]:
-    return [
-        Prompt(prompt_id=str(i), text="", token_ids=np.zeros(1, dtype=np.int32), answer="", features=features)
-        for i in range(first, first + count)
-    ]
-
-
-def outcome(prompt_id: str, rewards: Sequence[float] | Float64Array, *, num_tokens: int = 5) -> GroupOutcome:
-    n = len(rewards)
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(n)),
-        rewards=np.array(rewards, dtype=np.float64),
-        num_tokens=np.full(n, num_tokens, dtype=np.int32),
-        policy_versions=np.zeros(n, dtype=np.int32),
-        truncated=np.zeros(n, dtype=np.bool_),
-        ref=GroupRef(ref=None, index=0),
-    )
-
-
-def trained(prompt_id: str, norms: Sequence[float], *, positive: Sequence[bool]) -> TrainedNorms:
-    return TrainedNorms(prompt_id=prompt_id, positive=np.array(positive), norms=np.array(norms))
+from gvm_ray.types import Float64Array, FloatArray, GroupOutcome, Prompt
 
 
 def predictor(**settings: Any) -> StatsPredictor:

@@ -62,23 +62,25 @@ class PredictiveAllocator(ABC):
         counts = dict(zip(ids, sizes.tolist(), strict=True))
         self._norms.expect(ids, estimates)
         outcomes = yield Allocation(counts=counts)
-        samples = self._history.start_step(ids)
+        chosen = np.flatnonzero(sizes)
+        sampled = [ids[row] for row in chosen.tolist()]
+        samples = self._history.start_step(sampled)
         samples.fold(outcomes)
         self._predictor.observe(prompts, rows, outcomes, step=step)
         successes, trials = samples.counts()
         scored = trials > 0
-        predicted, observed = estimates.accept_rates[scored], successes[scored] / trials[scored]
+        predicted, observed = estimates.accept_rates[chosen][scored], successes[scored] / trials[scored]
         return report_counts(
             counts,
             accept_rates=estimates.accept_rates,
-            estimator=self._terms(prompts, sizes, estimates, weights, rates=samples.known_accept_rates(ids)),
+            estimator=self._terms(prompts, sizes, estimates, weights, rates=samples.known_accept_rates(sampled)),
             estimates={
-                "allocation/prompts": float((sizes > 0).sum()),
+                "allocation/prompts": float(len(chosen)),
                 "allocation/p_hat_mean": float(estimates.accept_rates.mean()),
                 "allocation/gradient_norm_mean": float(estimates.accepted_norms.mean()),
                 **({"allocation/brier": brier_score(predicted, observed)} if scored.any() else {}),
                 **self._norms.metrics(),
-                **({} if weights is None else _weight_metrics(weights[sizes > 0])),
+                **({} if weights is None else _weight_metrics(weights[chosen])),
             },
             histograms={"predicted_accept_rate": predicted, "observed_accept_rate": observed},
         )

@@ -11,7 +11,7 @@ from gvm_ray.allocators.observations import Observations
 from gvm_ray.allocators.prompt_features import PromptFeatures
 from gvm_ray.config.allocator_base import PredictorConfig
 from gvm_ray.functional.regression import fit_binomial, fit_ridge
-from gvm_ray.types import Float64Array, FloatArray, GroupOutcome, Prompt, TrainedNorms
+from gvm_ray.types import BoolArray, Float64Array, FloatArray, GroupOutcome, Prompt, TrainedNorms
 
 _SUREST = 1e-6  # no accept rate is predicted nearer to 0 or 1 from features alone
 _FEWEST_ROWS = 8  # groups with the quantity measured, before a regression on it is worth anything
@@ -130,12 +130,21 @@ def _standardised(known: Float64Array, new: Float64Array) -> tuple[Float64Array,
 
     Columns that are the same in every row are left out.
     """
-    rows = np.concatenate([known, new])
-    centre, scale = rows.mean(axis=0), rows.std(axis=0)
+    count = len(known) + len(new)
+    centre = (known.sum(axis=0) + new.sum(axis=0)) / count
+    squares = sum(np.einsum("nd,nd->d", rows - centre, rows - centre) for rows in (known, new))
+    scale = np.sqrt(squares / count)
     varies = scale > 1e-6 * (1 + np.abs(centre))
-    scaled = ((rows[:, varies] - centre[varies]) / scale[varies]).clip(-5, 5)
-    with_constant = np.concatenate([np.ones((len(rows), 1)), scaled], axis=1)
-    return with_constant[: len(known)], with_constant[len(known) :]
+    return _scaled(known, varies, centre, scale), _scaled(new, varies, centre, scale)
+
+
+def _scaled(rows: Float64Array, varies: BoolArray, centre: Float64Array, scale: Float64Array) -> Float64Array:
+    scaled = np.ones((len(rows), 1 + np.count_nonzero(varies)))
+    values = rows if varies.all() else rows[:, varies]
+    np.subtract(values, centre[varies], out=scaled[:, 1:])
+    scaled[:, 1:] /= scale[varies]
+    np.clip(scaled[:, 1:], -5, 5, out=scaled[:, 1:])
+    return scaled
 
 
 def _first_known(*values: Float64Array | None, num_prompts: int) -> Float64Array:

@@ -43,7 +43,7 @@ def fit_ridge(features: Matrix, targets: Matrix, *, weights: Matrix, ridge: floa
         weights: [N] >= 0, not all 0.
         ridge: penalty, > 0.
     """
-    precision = (features * weights[:, None]).T @ features + _penalty(features.shape[1], ridge, constant=_FREE)
+    precision = _gram(features, weights) + _penalty(features.shape[1], ridge, constant=_FREE)
     inverse = _inverse(precision)
     coefficients = inverse @ (features.T @ (weights * targets))
     noise = float(weights @ (targets - features @ coefficients) ** 2 / weights.sum())
@@ -78,7 +78,7 @@ def fit_binomial(
     for _ in range(_MAX_NEWTON_STEPS):
         rates = expit(features @ coefficients)
         gradient = features.T @ (weights * (successes - trials * rates)) - penalty @ coefficients
-        hessian = (features * (weights * trials * rates * (1 - rates))[:, None]).T @ features + penalty
+        hessian = _gram(features, weights * trials * rates * (1 - rates)) + penalty
         direction = np.linalg.solve(hessian, gradient)
         if gradient @ direction / 2 < _ENOUGH:
             break
@@ -90,6 +90,12 @@ def fit_binomial(
             direction /= 2
         coefficients, value = proposed, reached
     return LinearFit(coefficients=coefficients, covariance=_inverse(hessian))
+
+
+def _gram(features: Matrix, weights: Matrix) -> Matrix:
+    """X' diag(weights) X [F, F]; as a matrix times its own transpose, which BLAS does in half the operations."""
+    scaled = features * np.sqrt(weights)[:, None]
+    return scaled.T @ scaled
 
 
 def _log_posterior(

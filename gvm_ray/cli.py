@@ -92,6 +92,12 @@ def _add_compare_command(commands: "argparse._SubParsersAction[argparse.Argument
     compare.add_argument(
         "--phase", choices=("exploration", "confirmation"), default="exploration", help="which seeds and tests"
     )
+    compare.add_argument(
+        "--only",
+        action="append",
+        metavar="GLOB",
+        help="make only the runs whose family/base/training_set/algorithm/arm/seed matches, e.g. '*/a/*/grpo/*'",
+    )
     compare.add_argument("--dry-run", action="store_true", help="check every run's settings, list them, and stop")
     compare.add_argument("--report", action="store_true", help="only tables and plots of the runs that are done")
     compare.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="as for train")
@@ -158,18 +164,21 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     arena = load_arena(options.arena, options.overrides)
     arena_folder = Path(options.arena).parent
-    from gvm_ray.arena.plan import planned_runs, warnings
+    from gvm_ray.arena.plan import planned_runs, selected, warnings
 
+    only = options.only or ["*"]
     for line in warnings(arena, phase=options.phase):
         print(f"warning: {line}", file=sys.stderr)
     if options.dry_run:
-        runs = planned_runs(arena, folder=arena_folder, phase=options.phase)
+        runs = selected(planned_runs(arena, folder=arena_folder, phase=options.phase), only)
         print("\n".join([*(run.name for run in runs), f"{len(runs)} runs of {arena.token_budget:,} tokens each"]))
         return 0
     from gvm_ray.arena.compare import ComparisonFolder, compare, report
 
-    make = report if options.report else compare
-    records = make(arena, arena_folder=arena_folder, phase=options.phase)
+    if options.report:
+        records = report(arena, arena_folder=arena_folder, phase=options.phase)
+    else:
+        records = compare(arena, arena_folder=arena_folder, phase=options.phase, only=only)
     results = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=options.phase).results
     print((results / "comparison.md").read_text(encoding="utf-8"))
     print(f"tables, plots and CSV files are in {results}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gvm_ray.actors.placement import connected
-from gvm_ray.arena.plan import PlannedRun, planned_runs
+from gvm_ray.arena.plan import PlannedRun, planned_runs, selected
 from gvm_ray.arena.plots import write_plots
 from gvm_ray.arena.record_csv import read_csv, write_csv
 from gvm_ray.arena.records import RunCosts, RunRecord, read_record, record_path, run_key, write_record
@@ -57,20 +57,23 @@ class ComparisonFolder:
         return known
 
 
-def compare(arena: ArenaConfig, *, arena_folder: Path, phase: Phase, say: Say = print) -> list[RunRecord]:
+def compare(
+    arena: ArenaConfig, *, arena_folder: Path, phase: Phase, only: Sequence[str] = ("*",), say: Say = print
+) -> list[RunRecord]:
     """Run what isn't done yet of a phase, and write its results.
 
     Args:
         arena: the comparison.
         arena_folder: of its TOML file.
         phase: which seeds and tests.
+        only: patterns of the runs to make now, as `plan.selected` takes them; the results are of all that are done.
         say: told of each run's end.
 
     Raises:
         UserError: a run's settings or a base policy are wrong; raised before the first run.
     """
     folder = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=phase)
-    runs = planned_runs(arena, folder=arena_folder, phase=phase)
+    runs = selected(planned_runs(arena, folder=arena_folder, phase=phase), only)
     finished = {name for name, record in folder.known(runs).items() if record.status == "finished"}
     waiting = [run for run in runs if run.name not in finished]  # a failed one is tried again
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before")

@@ -1,8 +1,9 @@
 """What a comparison is made of: one planned run for each arm, setting and seed, checked before the first one starts."""
 
+import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,19 @@ def planned_runs(arena: ArenaConfig, *, folder: Path, phase: Phase) -> list[Plan
                 for training_set in family.training_sets:
                     runs += _setting_runs(arena, values, family, base, training_set, algorithm, phase=phase)
     return runs
+
+
+def selected(runs: Sequence[PlannedRun], patterns: Sequence[str]) -> list[PlannedRun]:
+    """The runs, in their order, whose family/base/training_set/algorithm/arm/seed matches one of the patterns, shell-like.
+
+    Raises:
+        ConfigError: a pattern matches no run.
+    """
+    keys = {run.name: run.name.removeprefix(f"{run.phase}/") for run in runs}
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(key, pattern) for key in keys.values()):
+            raise ConfigError(f"--only {pattern} matches no run; they have names such as {next(iter(keys.values()))}")
+    return [run for run in runs if any(fnmatch.fnmatchcase(keys[run.name], pattern) for pattern in patterns)]
 
 
 def warnings(arena: ArenaConfig, *, phase: Phase) -> list[str]:

@@ -138,12 +138,15 @@ def test_a_run_in_a_warm_slot_is_what_it_is_in_a_fresh_one(arena: Arena, records
 
 def test_a_failed_run_spoils_no_other_and_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = Arena(tmp_path, ARENA_TOML.replace("exploration_seeds = [0, 1]", "exploration_seeds = [3]") + BROKEN_ARM)
-    code = main(["compare", str(broken.path), "--set", f'runs_dir="{tmp_path / "runs"}"'])
+    sitting = ["--only", "*/broken/*", "--only", "*/uniform/*", "--set", f'runs_dir="{tmp_path / "runs"}"']
+    code = main(["compare", str(broken.path), *sitting])
     printed = capsys.readouterr()
     assert code == 1
+    assert "2 runs, 0 of them done before" in printed.out
     assert "too few for an interval" in printed.err
     assert "broken/3: FAILED" in printed.out
     records = {record.arm: record for record in broken.run().values()}
+    assert broken.said[0] == "3 runs, 1 of them done before"
     assert records["broken"].status == "failed"
     assert records["uniform"].status == records["gvm_pool"].status == "finished"
     table = (broken.kept.results / "comparison.md").read_text()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from arena_settings import ARENA, RUN_TOML
 
-from gvm_ray.arena.plan import PlannedRun, planned_runs, warnings
+from gvm_ray.arena.plan import PlannedRun, planned_runs, selected, warnings
 from gvm_ray.config import ArenaConfig, load_arena
 from gvm_ray.config.arena import Phase
 from gvm_ray.config.load import merged
@@ -38,6 +38,18 @@ def test_every_combination_is_run_and_arms_stand_side_by_side(folder: Path) -> N
         (base, algorithm) for base in "ab" for algorithm in ("raft", "grpo")
     ]
     assert {run.seed for run in plan(folder, phase="confirmation")} == {7, 8, 9}
+
+
+def test_a_sitting_makes_the_runs_that_match_a_pattern(folder: Path) -> None:
+    runs = plan(folder)
+    chosen = [run.name for run in selected(runs, ["*/b/*/grpo/pool/*", "sums/a/small/raft/uniform/0"])]
+    assert chosen == [
+        "exploration/sums/a/small/raft/uniform/0",
+        *(f"exploration/sums/b/{size}/grpo/pool/{seed}" for size in ("small", "large") for seed in (0, 1)),
+    ]
+    assert selected(runs, ["*"]) == runs
+    with pytest.raises(ConfigError, match=r"--only pool matches no run.* sums/a/small/raft/uniform/0"):
+        selected(runs, ["*", "pool"])
 
 
 def test_a_run_has_the_settings_of_its_place(folder: Path) -> None:

@@ -17,6 +17,8 @@ from gvm_ray.functional.bootstrap import MIN_SEEDS
 
 # What arms of one setting share, besides the number of updates.
 _EQUAL = ("token_budget", "prefill_price", "model", "warm_start", "prompts", "sampling", "rewards", "evaluation")
+# Where a run takes place and what it keeps.
+_DECIDES_NOTHING = {"runs_dir", "checkpoint", "deadlines", "cluster", "reporting"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,12 @@ class PlannedRun:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that decides what comes out; a record with another one is of another run."""
-        parts = [each.model_dump_json() for each in (self.base, self.config, self.train_test)]
+        """Of the settings, as written, that decide what comes out; a record with another one is of another run.
+
+        A setting that was left to its default is not in it: a later version's new settings would disown every record.
+        """
+        configs = (self.base, self.config, self.train_test)
+        parts = [each.model_dump_json(exclude_unset=True, exclude=_DECIDES_NOTHING) for each in configs]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

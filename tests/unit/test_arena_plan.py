@@ -99,6 +99,7 @@ def test_a_fingerprint_is_of_all_that_decides(folder: Path) -> None:
     assert usual == fingerprint(
         exploration_seeds=[0], arms=ARENA["arms"][:1]
     )  # the other runs are none of its business
+    assert usual == fingerprint(runs_dir="elsewhere")
     changed = {
         "budget": fingerprint(token_budget=1001),
         "price": fingerprint(prefill_price=0.6),

@@ -34,7 +34,7 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
     type: Literal["gvm_pool"] = "gvm_pool"
     score: Score = "norm_neyman"
     candidates_per_step: Count = 1024  # of the training set; all of it where it has fewer
-    group_size: Count = 8  # a prompt gets none, or at least so many samples
+    group_size: Count = 4  # a prompt gets none, or at least so many samples
     max_samples: Count | None = None
     predicted_baseline: bool = False  # advantage (r - p) / sqrt(p (1 - p)) with the predicted p, also in a group of one
     undo_selection: bool = False  # weight prompts by the inverse of their chance to be chosen

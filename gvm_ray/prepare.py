@@ -1,7 +1,7 @@
 """Everything that can be found wrong before an actor starts: model, prompts, rewards, sizes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,13 @@ class Prepared:
     max_model_len: int  # prompt and response tokens
 
 
-def prepare(config: RunConfig, *, run_dir: Path) -> Prepared:
+def prepare(config: RunConfig, *, run_dir: Path, load: Callable[..., PromptSets] = load_prompts) -> Prepared:
     """Check all that can be checked without a cluster, build or find the base model, load the prompts.
+
+    Args:
+        config: the run.
+        run_dir: its folder.
+        load: stands in for `load_prompts`, for a caller that has them already.
 
     Raises:
         UserError: a setting, file, model or data row is wrong.
@@ -60,7 +65,7 @@ def prepare(config: RunConfig, *, run_dir: Path) -> Prepared:
     _check_context_length(model_config, max_model_len)
     check_memory(config, model_config, available_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
-    prompts = load_prompts(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
+    prompts = load(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
     _check_batch(config, len(prompts.train))
     return Prepared(
         base=base, prompts=prompts, tokenizer=tokenizer, engine_kind=engine_kind, max_model_len=max_model_len

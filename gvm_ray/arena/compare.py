@@ -12,7 +12,7 @@ from gvm_ray.arena.plan import PlannedRun, planned_runs, selected
 from gvm_ray.arena.plots import write_plots
 from gvm_ray.arena.record_csv import read_csv, write_csv
 from gvm_ray.arena.records import RunCosts, RunRecord, read_record, record_path, run_key, write_record
-from gvm_ray.arena.slot import Slot
+from gvm_ray.arena.slot import SharedPrompts, Slot
 from gvm_ray.arena.tables import write_tables
 from gvm_ray.config import ArenaConfig, RunConfig
 from gvm_ray.config.arena import Phase
@@ -99,7 +99,8 @@ def report(arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> list[RunR
 
 async def _run_all(runs: Sequence[PlannedRun], *, folder: ComparisonFolder, num_slots: int, say: Say) -> None:
     """Bases first, then the runs in order, each by the next free slot."""
-    slots = [Slot(number, folder=folder.path / "work") for number in range(min(num_slots, len(runs)))]
+    load = SharedPrompts()
+    slots = [Slot(number, folder=folder.path / "work", load=load) for number in range(min(num_slots, len(runs)))]
     try:
         bases = {(run.setting.family, run.setting.base): run for run in runs}
         await _share(slots, list(bases.values()), Slot.build_base)

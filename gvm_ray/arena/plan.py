@@ -77,7 +77,7 @@ def planned_runs(arena: ArenaConfig, *, folder: Path, phase: Phase) -> list[Plan
 
 
 def selected(runs: Sequence[PlannedRun], patterns: Sequence[str]) -> list[PlannedRun]:
-    """The runs, in their order, whose family/base/training_set/algorithm/arm/seed matches one of the patterns, shell-like.
+    """The runs, in order, whose family/base/training_set/algorithm/arm/seed matches one of the patterns, shell-like.
 
     Raises:
         ConfigError: a pattern matches no run.

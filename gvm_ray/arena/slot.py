@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gvm_ray.actors.learner import LearnerGroup
 from gvm_ray.actors.placement import namespace_of
@@ -16,6 +18,8 @@ from gvm_ray.arena.run_log import CurveLog, ManyTests
 from gvm_ray.checkpoints import NoCheckpoints
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig
+from gvm_ray.config.prompts import PromptsConfig
+from gvm_ray.envs.prompt_set import PromptSets, load_prompts
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.launch import make_evaluator, prompt_stream, start_allocator, start_pools, warm_start
 from gvm_ray.loop import System, train
@@ -37,13 +41,28 @@ class _Warm:
     clock: PhaseClock
 
 
+class SharedPrompts:
+    """`load_prompts` that loads what several runs share once: some sources take longer to make than a run's steps."""
+
+    def __init__(self) -> None:
+        self._sets: dict[str, PromptSets] = {}
+
+    def __call__(self, config: PromptsConfig, tokenizer: Any, **options: Any) -> PromptSets:
+        """As `load_prompts`; prompts are immutable."""
+        key = json.dumps([config.model_dump(mode="json"), tokenizer.name_or_path, sorted(map(str, options.items()))])
+        if key not in self._sets:
+            self._sets[key] = load_prompts(config, tokenizer, **options)
+        return self._sets[key]
+
+
 class Slot:
     """Runs planned runs, one at a time."""
 
-    def __init__(self, number: int, *, folder: Path) -> None:
+    def __init__(self, number: int, *, folder: Path, load: Callable[..., PromptSets] = load_prompts) -> None:
         self._prefix = f"slot-{number}-"
         self._folder = folder / f"slot-{number}"
         self._bases = folder / "bases"  # all slots' runs of one base start from the same weights
+        self._load = load
         self._warm: _Warm | None = None
         self._num_runs = 0  # a killed actor's name is free only after a while
 
@@ -132,7 +151,11 @@ class Slot:
         folder = self._base_folder(run)
         base = find_base_model(run.base, run_dir=folder).path
         config, train_test = (_started_from(base, each) for each in (run.config, run.train_test))
-        return config, prepare(config, run_dir=folder), prepare(train_test, run_dir=folder)
+        return (
+            config,
+            prepare(config, run_dir=folder, load=self._load),
+            prepare(train_test, run_dir=folder, load=self._load),
+        )
 
     async def _started(self, config: RunConfig, prepared: Prepared) -> _Warm:
         """What is up, if it serves this run too; else it is stopped and the right thing started."""

@@ -78,7 +78,7 @@ class FakeSlot:
     started: list[tuple[int, str, str]]
     wrong_base = ""
 
-    def __init__(self, number: int, *, folder: Path) -> None:
+    def __init__(self, number: int, *, folder: Path, load: object) -> None:
         self.number = number
 
     async def build_base(self, run: PlannedRun) -> None:

@@ -62,12 +62,13 @@ async def launched(
     try:
         # The generators import and compile while the learners start and, where asked, learn from demonstrations.
         await asyncio.gather(pools.start(), start_learners(config, prepared, learners, restored=restored))
-        start = await starting_state(stream, allocator, restored=restored)
+        states = CachedPromptStates(learners=learners, config=config.prompt_states)
+        start = await starting_state(stream, states, allocator, restored=restored)
         await pools.publish(await learners.weights(start.policy_version))
         evaluator = make_evaluator(config, prepared, pools)
         system = System(
             prompts=stream,
-            states=CachedPromptStates(learners=learners, config=config.prompt_states),
+            states=states,
             allocator=allocator,
             pools=pools,
             learners=learners,
@@ -106,12 +107,17 @@ def prompt_stream(config: RunConfig, prepared: Prepared) -> ShuffledPrompts:
 
 
 async def starting_state(
-    stream: ShuffledPrompts, allocator: AllocatorClient, *, restored: RestoredCheckpoint | None
+    stream: ShuffledPrompts,
+    states: CachedPromptStates,
+    allocator: AllocatorClient,
+    *,
+    restored: RestoredCheckpoint | None,
 ) -> CheckpointState:
-    """Where the loop begins; prompts and allocator go back to where a restored checkpoint left them."""
+    """Where the loop begins; prompts, their states and the allocator go back to where a checkpoint left them."""
     if restored is None:
         return CheckpointState(step=0, policy_version=0, cursor=stream.state_dict(), allocator={}, costs={})
     stream.load_state_dict(restored.state.cursor)
+    states.load_state_dict(restored.state.prompt_states)
     await allocator.load_state_dict(restored.state.allocator)
     return restored.state
 

@@ -8,6 +8,8 @@ without a cluster. The loop sees the asynchronous side (``Allocator``, ``Rollout
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from numpy.typing import NDArray
+
 from gvm_ray.types import (
     Allocation,
     AllocationReport,
@@ -202,6 +204,14 @@ class PromptStates(Protocol):
 
     async def of(self, prompts: Sequence[Prompt], *, step: int) -> tuple[FloatArray | None, int]:
         """[P, F] states, None where the run asks for none, and the prompt tokens that were run through the model."""
+        ...
+
+    def state_dict(self, *, step: int) -> dict[str, NDArray[Any]]:
+        """The states that still serve a step, as arrays."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on with the states that `state_dict` gave."""
         ...
 
 

@@ -57,7 +57,10 @@ class CheckpointFolder:
             shutil.rmtree(incomplete, ignore_errors=True)
             incomplete.mkdir(parents=True)
             await learners.save(str(incomplete / "learner"))
-            await asyncio.to_thread(self._complete, state, incomplete)
+            target = await asyncio.to_thread(self._complete, state, incomplete)
+            learners.checkpointed(str(target / "learner"))
+            for old in self.complete()[: -self.config.checkpoint.keep]:
+                shutil.rmtree(old)
         except OSError as error:
             shutil.rmtree(incomplete, ignore_errors=True)
             raise CheckpointError(
@@ -94,7 +97,8 @@ class CheckpointFolder:
         self._check_same(saved, newest)
         return RestoredCheckpoint(state=state, learner=newest / "learner")
 
-    def _complete(self, state: CheckpointState, incomplete: Path) -> None:
+    def _complete(self, state: CheckpointState, incomplete: Path) -> Path:
+        """The folder of the complete checkpoint."""
         (incomplete / _CONFIG).write_text(self.config.model_dump_json(indent=2), encoding="utf-8")
         _write_state(state, incomplete)
         manifest = {str(path.relative_to(incomplete)): entry for path, entry in _entries(incomplete).items()}
@@ -105,8 +109,7 @@ class CheckpointFolder:
         shutil.rmtree(target, ignore_errors=True)
         os.replace(incomplete, target)
         _to_disk(self.folder)
-        for old in self.complete()[: -self.config.checkpoint.keep]:
-            shutil.rmtree(old)
+        return target
 
     def _check_same(self, saved: dict[str, object], origin: Path) -> None:
         present = json.loads(self.config.model_dump_json())

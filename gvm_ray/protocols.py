@@ -266,6 +266,10 @@ class Learners(Protocol):
         """Write model and optimizer shards under `folder`."""
         ...
 
+    def checkpointed(self, folder: str) -> None:
+        """What `save` wrote last is part of a complete checkpoint and lies here now."""
+        ...
+
     async def export(self, folder: str) -> None:
         """Write Hugging Face safetensors and the tokenizer into `folder`."""
         ...

@@ -43,6 +43,7 @@ class FakeLearners:
 
     dies: bool = False
     folders: list[Path] = field(default_factory=list)
+    complete: list[str] = field(default_factory=list)
 
     async def save(self, folder: str) -> None:
         self.folders.append(Path(folder))
@@ -52,6 +53,10 @@ class FakeLearners:
             raise SystemFailure("the learner died while saving")
         (Path(folder) / "shard").write_text("whole")
 
+    def checkpointed(self, folder: str) -> None:
+        assert (Path(folder) / "shard").read_text() == "whole"
+        self.complete.append(folder)
+
 
 def save(folder: CheckpointFolder, step: int, learners: Any = None) -> None:
     asyncio.run(folder.save(state(step), learners or FakeLearners()))
@@ -59,7 +64,9 @@ def save(folder: CheckpointFolder, step: int, learners: Any = None) -> None:
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     folder = CheckpointFolder(folder=tmp_path, config=run_config())
-    save(folder, 10)
+    learners = FakeLearners()
+    save(folder, 10, learners)
+    assert learners.complete == [str(tmp_path / "step_000010" / "learner")]
     restored = folder.latest()
     np.testing.assert_equal(vars(restored.state), vars(state(10)))
     assert restored.state.prompt_states["states"].dtype == np.float32
@@ -82,6 +89,7 @@ def test_a_crash_while_saving_leaves_the_last_good_one(tmp_path: Path) -> None:
     with pytest.raises(SystemFailure, match="died while saving"):
         save(folder, 2, dying)
     assert dying.folders[0].exists()  # something was half written
+    assert dying.complete == []
     assert [path.name for path in folder.complete()] == ["step_000001"]
     assert folder.latest().state.step == 1
     save(folder, 2)  # and what it left is no hindrance

@@ -19,7 +19,9 @@ from gvm_ray.types import Completion, Prompt
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once a process that its time limits are off
 
-_TAIL_CHARACTERS = 2000  # an answer outside a box is looked for at the end only; bounds the regular expressions' work
+# An answer outside a box is looked for at the end only, and a box that holds more is wrong unless the gold answer is as
+# long: bounds the work of the regular expressions and the parser, which grows with a power of the length.
+_MAX_CHARACTERS = 2000
 _RELATIVE_TOLERANCE = 1e-3  # what rounding to six decimals can hide in a number of size 1e-3
 _LATEX = LatexExtractionConfig(
     boxed_match_priority=0,
@@ -50,6 +52,8 @@ class MathVerifyReward:
         boxed_gold = final_boxed(prompt.answer)
         gold = _clean(prompt.answer if boxed_gold is None else boxed_gold)
         boxed = final_boxed(completion.text)
+        if boxed is not None and len(boxed) > max(_MAX_CHARACTERS, 2 * len(gold)):
+            return 0.0
         answer = None if boxed is None else _clean(boxed)
         if answer is not None:
             if _spelling(answer) == _spelling(gold) != "":
@@ -99,7 +103,7 @@ def _parse_boxed(answer: str) -> list[Any]:
 def _parse_text(text: str) -> list[Any]:
     """[] or one sympy object."""
     return parse(
-        text[-_TAIL_CHARACTERS:],
+        text[-_MAX_CHARACTERS:],
         [_LATEX, _EXPRESSION],
         fallback_mode="no_fallback",
         parsing_timeout=0,

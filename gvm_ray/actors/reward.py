@@ -1,7 +1,6 @@
 """Reward actors: each scores groups in a sandboxed process of its own; scored groups stay in the object store."""
 
 import asyncio
-import functools
 import logging
 from collections import Counter
 from dataclasses import replace
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from gvm_ray.actors.reward_env import make_reward_env
+from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.config.run import DeadlineConfig
 from gvm_ray.exceptions import ActorDied, DeadlineExceeded
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.rewards.sandbox import Sandbox, Scored, Unscored
+from gvm_ray.rewards.sandbox import Scored, Unscored
 from gvm_ray.types import GroupOutcome, GroupRef, Metrics, RolloutGroup
 
 _RESTART_S = 1.0  # a dead actor is seldom back sooner, and would fail every call until then
@@ -31,11 +30,7 @@ class RewardActor:
 
     def __init__(self, name: str, config: RewardsConfig, *, max_tokens: int) -> None:
         self._name = name
-        self._sandbox = Sandbox(
-            functools.partial(make_reward_env, config, max_tokens=max_tokens),
-            timeout_s=config.timeout_s,
-            memory_mb=config.memory_mb,
-        )
+        self._sandbox = make_reward_sandbox(config, max_tokens=max_tokens)
         self._num_failures = 0
 
     def __repr__(self) -> str:

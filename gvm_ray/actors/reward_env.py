@@ -1,8 +1,11 @@
 """The environment that a reward process makes for itself; apart from the reward actor, so that it needs no Ray."""
 
+import functools
+
 from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.envs.prompt_env import PromptEnv
 from gvm_ray.rewards import create_reward
+from gvm_ray.rewards.sandbox import Sandbox
 
 
 def make_reward_env(config: RewardsConfig, *, max_tokens: int) -> PromptEnv:
@@ -12,3 +15,14 @@ def make_reward_env(config: RewardsConfig, *, max_tokens: int) -> PromptEnv:
         ConfigError: a reward function can't be imported.
     """
     return PromptEnv(reward=create_reward(config), max_tokens=max_tokens)
+
+
+def make_reward_sandbox(config: RewardsConfig, *, max_tokens: int) -> Sandbox:
+    """The sandbox, not yet started, that scores by the configured reward under the configured limits."""
+    return Sandbox(
+        functools.partial(make_reward_env, config, max_tokens=max_tokens),
+        timeout_s=config.timeout_s,
+        memory_mb=config.memory_mb,
+        allow_network=config.allow_network,
+        pass_env=config.pass_env,
+    )

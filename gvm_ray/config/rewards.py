@@ -70,10 +70,23 @@ class RewardsConfig(Settings):
     cpus_per_actor: NonNegative = 0.5
     timeout_s: Positive = 5.0  # wall clock for one response; past it the process is killed, the sample is unscored
     memory_mb: Annotated[int, Field(ge=256)] = 4096  # address space of the process that runs the reward
+    allow_network: bool = False  # true: that process can open connections; false: not, where the system can forbid it
+    # Names of environment variables which it is given although they look like secrets, e.g. "OPENAI_API_KEY".
+    pass_env: tuple[str, ...] = ()
 
     @field_validator("terms")
     @classmethod
     def _has_terms(cls, value: tuple[RewardTerm, ...]) -> tuple[RewardTerm, ...]:
         if not value:
             raise ValueError("terms is empty; write at least one, e.g. terms = [{type = 'math_verify'}]")
+        return value
+
+    @field_validator("pass_env")
+    @classmethod
+    def _names_variables(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(name.isidentifier() for name in value):
+            # The message starts with the setting's name, so that the value, which may be the secret, isn't shown.
+            raise ValueError(
+                'rewards.pass_env takes names of environment variables, e.g. pass_env = ["OPENAI_API_KEY"]'
+            )
         return value

@@ -1,6 +1,5 @@
 """Draws the pool: the policy's samples by the run's own engine, scored by its rewards, with their gradients."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gvm_ray.actors.reward_env import make_reward_env
+from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.engines import create_engine, generate
@@ -20,7 +19,7 @@ from gvm_ray.functional.seeds import sample_seed
 from gvm_ray.learner.policy import GradientParameters
 from gvm_ray.learner.sequences import TrainSample
 from gvm_ray.prepare import Prepared, prepare
-from gvm_ray.rewards.sandbox import Sandbox, Scored
+from gvm_ray.rewards.sandbox import Scored
 from gvm_ray.types import Completion, Float64Array, Pooling, Prompt, SampleRequest, SamplingParameters
 
 
@@ -125,11 +124,7 @@ def _sampled(
 
 def _scored(base: RunConfig, responses: _Responses) -> Float64Array:
     """[U] rewards; NaN where a response could not be scored."""
-    sandbox = Sandbox(
-        functools.partial(make_reward_env, base.rewards, max_tokens=base.sampling.max_tokens),
-        timeout_s=base.rewards.timeout_s,
-        memory_mb=base.rewards.memory_mb,
-    )
+    sandbox = make_reward_sandbox(base.rewards, max_tokens=base.sampling.max_tokens)
     try:
         results = sandbox.score(list(zip(responses.prompts, responses.completions, strict=True)))
     finally:

@@ -1,7 +1,8 @@
 """Sharded checkpoints of the learners: weights, optimizer moments, update count, and the frozen reference.
 
 Written with torch.distributed.checkpoint: every rank writes its shards, and they load into
-another number of ranks.
+another number of ranks. PyTorch keeps the list of shards as a pickle, which can run code when it is read: resume only
+from a run folder whose writer you trust.
 """
 
 from pathlib import Path

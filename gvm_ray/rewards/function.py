@@ -26,12 +26,12 @@ class FunctionReward:
         """The function's value.
 
         Raises:
-            ValueError: the value isn't a finite number (the sample is then unscored).
+            TypeError, ValueError: the value isn't a finite number (the sample is then unscored).
         """
-        value = float(self._function(prompt, completion))
-        if not math.isfinite(value):
+        value = self._function(prompt, completion)
+        if not math.isfinite(value):  # a TypeError where it is no number; float() would take a string for one
             raise ValueError(f"reward function {self._path} returned {value}; return a finite number")
-        return value
+        return float(value)
 
 
 def _import_function(path: str) -> Callable[[Prompt, Completion], Any]:

@@ -6,6 +6,7 @@ boxed is taken whole or not at all (the library falls back to any fraction insid
 numbers far below 1, which the library rounds to six decimals and so finds equal.
 """
 
+import itertools
 import logging
 import re
 from typing import Any
@@ -19,7 +20,10 @@ from gvm_ray.types import Completion, Prompt
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once a process that its time limits are off
 
-_TAIL_CHARACTERS = 2000  # an answer outside a box is looked for at the end only; bounds the regular expressions' work
+# An answer outside a box is looked for at the end only, and a box that holds more is wrong unless the gold answer is as
+# long: bounds the work of the regular expressions and the parser, which grows with a power of the length.
+_MAX_CHARACTERS = 2000
+_MAX_DEPTH = 12  # of brackets; the parser's time grows exponentially with it, to seconds at 12
 _RELATIVE_TOLERANCE = 1e-3  # what rounding to six decimals can hide in a number of size 1e-3
 _LATEX = LatexExtractionConfig(
     boxed_match_priority=0,
@@ -37,6 +41,8 @@ class MathVerifyReward:
 
     The final answer is the last \boxed{} (several, if only commas, "and" or "or" part them), else what Math-Verify
     finds in the last lines. The gold answer is plain LaTeX with or without dollar signs, or a solution with \boxed{}.
+    A boxed answer of more than 2000 characters (and twice the gold answer's) is wrong, and one nested more than 12 deep
+    is right only if it spells the gold answer.
     """
 
     def __init__(self) -> None:
@@ -50,12 +56,16 @@ class MathVerifyReward:
         boxed_gold = final_boxed(prompt.answer)
         gold = _clean(prompt.answer if boxed_gold is None else boxed_gold)
         boxed = final_boxed(completion.text)
+        if boxed is not None and len(boxed) > max(_MAX_CHARACTERS, 2 * len(gold)):
+            return 0.0
         answer = None if boxed is None else _clean(boxed)
         if answer is not None:
             if _spelling(answer) == _spelling(gold) != "":
                 return 1.0
             if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):  # most answers, a thousand times faster
                 return float(int(answer) == int(gold))
+            if _depth(answer) > _MAX_DEPTH:
+                return 0.0
         if gold != self._gold_answer:
             self._gold_answer, self._gold = gold, _parse_boxed(gold)
         if not self._gold:
@@ -85,6 +95,12 @@ def _spelling(answer: str) -> str:
     return _LAYOUT.sub("", re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", answer))
 
 
+def _depth(answer: str) -> int:
+    """How deep brackets of any kind are nested, escaped ones included."""
+    steps = ((character in "([{") - (character in ")]}") for character in answer)
+    return max(itertools.accumulate(steps), default=0)
+
+
 def _parse_boxed(answer: str) -> list[Any]:
     """[] or one sympy object."""
     return parse(
@@ -99,7 +115,7 @@ def _parse_boxed(answer: str) -> list[Any]:
 def _parse_text(text: str) -> list[Any]:
     """[] or one sympy object."""
     return parse(
-        text[-_TAIL_CHARACTERS:],
+        text[-_MAX_CHARACTERS:],
         [_LATEX, _EXPRESSION],
         fallback_mode="no_fallback",
         parsing_timeout=0,

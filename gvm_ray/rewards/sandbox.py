@@ -3,7 +3,8 @@
 The bound on time is the parent's clock and SIGKILL, never SIGALRM: an alarm works in the main thread only and doesn't
 interrupt a long C call. One child scores a stream of responses and lives on between calls, so a response costs a few
 bytes on a socket, and no process. The child is a fresh interpreter rather than a fork: it inherits no threads or locks,
-imports neither Ray nor torch, and doesn't care which script the parent runs.
+imports neither Ray nor torch, and doesn't care which script the parent runs. Some scorers evaluate model text, so the
+child isn't trusted: what it may do is in `sandbox_limits`, what is believed of its words in `sandbox_messages`.
 """
 
 import contextlib
@@ -14,40 +15,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import Any
 
-from gvm_ray.exceptions import SystemFailure, UserError
+from gvm_ray.exceptions import ConfigError, SystemFailure
+from gvm_ray.rewards.sandbox_limits import without_secrets
+from gvm_ray.rewards.sandbox_messages import MAX_PACKET_BYTES, Scored, Unscored, decode_result, decode_started
 from gvm_ray.types import Completion, Prompt
 
-UnscoredReason = Literal["timeout", "memory", "crash", "error"]
+__all__ = ["Sandbox", "Scored", "Unscored"]
 
 _BATCH_SIZE = 64  # responses sent at once
+_BATCH_BYTES = 2**20  # of their pickles, unless one alone has more: what the child holds at once
 _CONNECTION_LOST = (EOFError, ConnectionError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """What a response is worth."""
-
-    reward: float
-    terms: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unscored:
-    """Why a response has no reward."""
-
-    reason: UnscoredReason
-    detail: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartFailure:
-    """The child's report that it couldn't make its environment."""
-
-    error: Exception
 
 
 class Sandbox:
@@ -62,14 +41,34 @@ class Sandbox:
     """
 
     def __init__(
-        self, make_env: Callable[[], Any], *, timeout_s: float, memory_mb: int, start_timeout_s: float = 300.0
+        self,
+        make_env: Callable[[], Any],
+        *,
+        timeout_s: float,
+        memory_mb: int,
+        allow_network: bool = False,
+        pass_env: Sequence[str] = (),
+        start_timeout_s: float = 300.0,
     ) -> None:
+        """A sandbox whose child isn't started yet.
+
+        Args:
+            make_env: Called in the child.
+            timeout_s: Wall clock for one response.
+            memory_mb: Address space of the child, MiB.
+            allow_network: Whether the child can open connections; where the system can't forbid it, it always can.
+            pass_env: Environment variables that the child is given although their names are those of secrets.
+            start_timeout_s: Wall clock for starting the child and calling `make_env`.
+        """
         self._make_env = pickle.dumps(make_env)
         self._timeout_s = timeout_s
         self._memory_mb = memory_mb
+        self._allow_network = allow_network
+        self._pass_env = tuple(pass_env)
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._requests: socket.socket | None = None  # a stream of pickles
+        self._results: socket.socket | None = None  # packets: reading one never waits for the rest of it
 
     @property
     def pid(self) -> int | None:
@@ -80,96 +79,128 @@ class Sandbox:
         """Start the child, unless it runs, and wait until it has made its environment.
 
         Raises:
-            UserError: making the environment raised it (e.g. ConfigError: a reward function can't be imported).
+            ConfigError: making the environment raised a UserError (e.g. a reward function can't be imported).
             SystemFailure: the child died, ran out of time, or raised something else.
         """
         if self._process is not None:
             return
-        connection = self._spawn()
+        self._spawn()
+        more_memory = f"if memory is short, give it more with --set rewards.memory_mb={2 * self._memory_mb}"
         try:
-            report = connection.recv() if connection.poll(self._start_timeout_s) else None
+            self._send(self._make_env, timeout_s=self._start_timeout_s)
+            started = decode_started(self._receive(timeout_s=self._start_timeout_s))
         except _CONNECTION_LOST:
-            raise SystemFailure(
-                f"the reward process died while it started ({self._kill()}); if memory is short, give it more with "
-                f"--set rewards.memory_mb={2 * self._memory_mb}"
-            ) from None
-        if report is None:
+            raise SystemFailure(f"the reward process died while it started ({self._kill()}); {more_memory}") from None
+        except TimeoutError:
             self._kill()
-            raise SystemFailure(f"the reward process didn't start within {self._start_timeout_s:g} s")
-        if isinstance(report, StartFailure):
+            raise SystemFailure(f"the reward process didn't start within {self._start_timeout_s:g} s") from None
+        except ValueError:
             self._kill()
-            if isinstance(report.error, UserError):
-                raise report.error
-            raise SystemFailure(
-                f"the reward process couldn't start; if memory is short, give it more with "
-                f"--set rewards.memory_mb={2 * self._memory_mb}. Its error: {report.error}"
-            ) from report.error
+            raise SystemFailure("the reward process sent what is no report of its start") from None
+        if started.failure:
+            self._kill()
+        if started.failure == "user":
+            raise ConfigError(started.detail)
+        if started.failure == "system":
+            raise SystemFailure(f"the reward process couldn't start; {more_memory}. Its error: {started.detail}")
 
     def score(self, items: Sequence[tuple[Prompt, Completion]]) -> list[Scored | Unscored]:
         """One result for each (prompt, completion), in order.
 
         Raises:
-            UserError, SystemFailure: as `start`, which is called before the first response and after every kill.
+            ConfigError, SystemFailure: as `start`, which is called before the first response and after every kill.
         """
         results: list[Scored | Unscored] = []
         while len(results) < len(items):
             self.start()
-            results += self._score_batch(items[len(results) : len(results) + _BATCH_SIZE])
+            results += self._score_batch(_batch(items[len(results) : len(results) + _BATCH_SIZE]))
         return results
 
     def close(self) -> None:
         """Kill the child; `score` would start another."""
         self._kill()
 
-    def _score_batch(self, items: Sequence[tuple[Prompt, Completion]]) -> list[Scored | Unscored]:
-        """Results of the first items; fewer than asked when the child had to be killed on the last of them."""
-        connection = self._connection
-        assert connection is not None
+    def _score_batch(self, batch: Sequence[bytes]) -> list[Scored | Unscored]:
+        """Results of the first of the batch; fewer than asked when the child had to be killed on the last of them."""
         results: list[Scored | Unscored] = []
         try:
-            connection.send(list(items))
-            for _ in items:
-                if not connection.poll(self._timeout_s):
-                    self._kill()
-                    return [*results, Unscored(reason="timeout", detail=f"took longer than {self._timeout_s:g} s")]
-                result = connection.recv()
+            self._send(pickle.dumps(batch), timeout_s=self._timeout_s)
+            for _ in batch:
+                result = decode_result(self._receive(timeout_s=self._timeout_s))
                 results.append(result)
                 if isinstance(result, Unscored) and result.reason == "memory":
                     self._kill()  # what failed to get memory may have left libraries half-initialised
-                    return results
+                    break
+        except TimeoutError:
+            self._kill()
+            results.append(Unscored(reason="timeout", detail=f"took longer than {self._timeout_s:g} s"))
         except _CONNECTION_LOST:
-            return [*results, Unscored(reason="crash", detail=f"the reward process died ({self._kill()})")]
+            results.append(Unscored(reason="crash", detail=f"the reward process died ({self._kill()})"))
+        except ValueError:
+            self._kill()
+            results.append(Unscored(reason="crash", detail="the reward process sent what is no result"))
         return results
 
-    def _spawn(self) -> Connection:
-        ours, theirs = socket.socketpair()
-        with theirs:
+    def _send(self, request: bytes, *, timeout_s: float) -> None:
+        assert self._requests is not None
+        self._requests.settimeout(timeout_s)
+        self._requests.sendall(request)
+
+    def _receive(self, *, timeout_s: float) -> bytes:
+        """One packet.
+
+        Raises:
+            TimeoutError: there was none for so long.
+            EOFError, ConnectionError: the child died.
+        """
+        assert self._results is not None
+        self._results.settimeout(timeout_s)
+        packet = self._results.recv(MAX_PACKET_BYTES)
+        if not packet:
+            raise EOFError
+        return packet
+
+    def _spawn(self) -> None:
+        self._requests, requests = socket.socketpair()
+        self._results, results = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with requests, results:
+            descriptors = [requests.fileno(), results.fileno()]
+            numbers = (*descriptors, self._memory_mb, os.getpid(), int(self._allow_network))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gvm_ray.rewards.sandbox_child"]
-                + [str(number) for number in (theirs.fileno(), self._memory_mb, os.getpid())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", "gvm_ray.rewards.sandbox_child", *map(str, numbers)],
+                pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
-                env=os.environ
+                env=without_secrets(os.environ, keep=self._pass_env)
                 | {
                     "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                     "OMP_NUM_THREADS": "1",  # a thread's stack counts as address space
-                    "OPENBLAS_NUM_THREADS": "1",
+                    "OPENBLAS_NUM_THREADS": "1",  # and a process with threads can't leave its network namespace
                 },
                 start_new_session=True,  # a process group of its own: what the reward started is killed with it
             )
-        self._connection = Connection(ours.detach())
-        with contextlib.suppress(ConnectionError):  # it died already; the next read says so
-            self._connection.send(self._make_env)
-        return self._connection
 
     def _kill(self) -> str:
         """Kill the child and all it started; how it ended, in words."""
         if self._process is None:
             return "not running"
-        if self._connection is not None:
-            self._connection.close()
+        for connection in (self._requests, self._results):
+            if connection is not None:
+                connection.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         code = self._process.wait()
-        self._process, self._connection = None, None
+        self._process, self._requests, self._results = None, None, None
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _batch(items: Sequence[tuple[Prompt, Completion]]) -> list[bytes]:
+    """Pickles of the first items: one, and as many more as fit."""
+    batch = [pickle.dumps(items[0])]
+    num_bytes = len(batch[0])
+    for item in items[1:]:
+        request = pickle.dumps(item)
+        num_bytes += len(request)
+        if num_bytes > _BATCH_BYTES:
+            break
+        batch.append(request)
+    return batch

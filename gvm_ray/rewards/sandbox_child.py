@@ -1,59 +1,67 @@
-"""The process in which a sandbox scores; started as `python -m gvm_ray.rewards.sandbox_child FD MEMORY_MB PARENT`.
+"""The process in which a sandbox scores; started by it with five numbers: two descriptors, MEMORY_MB, PARENT, NETWORK.
 
-It reads pickled batches of (prompt, completion) from the inherited socket and writes one result at a time, so that the
-parent can see which response it hangs on.
+It reads pickles from one socket: first what makes the environment, then batches of (prompt, completion), each of these
+a pickle of its own. On the other socket it answers with one packet for each, so that the parent can see which response
+it hangs on.
 """
 
-import ctypes
 import math
 import os
 import pickle
-import resource
-import signal
+import socket
 import sys
 import traceback
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, BinaryIO
 
 from gvm_ray.exceptions import UserError
-from gvm_ray.rewards.sandbox import Scored, StartFailure, Unscored
+from gvm_ray.rewards.sandbox_limits import close_network, limit_resources, limit_writing
+from gvm_ray.rewards.sandbox_messages import Scored, Started, Unscored, encode, printable
 from gvm_ray.types import Completion, Prompt
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def main() -> None:
-    """Serve until the parent closes the socket or dies."""
-    descriptor, memory_mb, parent = map(int, sys.argv[1:])
-    _limit(memory_mb=memory_mb, parent=parent)
-    connection = Connection(descriptor)
+    """Serve until the parent closes the sockets or dies."""
+    requests_fd, results_fd, memory_mb, parent, network = map(int, sys.argv[1:])
+    if not network:
+        close_network()
+    limit_resources(memory_mb=memory_mb, parent=parent)
+    for descriptor in (requests_fd, results_fd):
+        os.set_inheritable(descriptor, False)  # what a reward starts would keep them open
+    requests = socket.socket(fileno=requests_fd).makefile("rb")
+    results = socket.socket(fileno=results_fd)
+    env, started = _make_env(requests)
+    results.send(encode(started))
+    if not started.failure:
+        _serve(env, requests, results)
+
+
+def _make_env(requests: BinaryIO) -> tuple[Any, Started]:
+    """The environment, or None, and what to tell the parent."""
     try:
-        env = pickle.loads(connection.recv())()
-    except EOFError:
-        return
+        env = pickle.load(requests)()
+    except EOFError:  # the parent is gone
+        sys.exit(1)
     except UserError as error:
-        connection.send(StartFailure(error=error))
-        return
+        return None, Started(failure="user", detail=printable(str(error)))
     except Exception as error:  # anything can go wrong in a user's module; the parent tells the user
-        connection.send(StartFailure(error=RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")))
-        return
-    connection.send("ready")
+        detail = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-10)}"
+        return None, Started(failure="system", detail=printable(detail))
+    limit_writing()  # not before: while a library is imported it may fill its cache
+    return env, Started()
+
+
+def _serve(env: Any, requests: BinaryIO, results: socket.socket) -> None:
+    process = os.getpid()
     while True:
         try:
-            items = connection.recv()
+            batch = pickle.load(requests)
         except (EOFError, ConnectionError):
             return
-        for prompt, completion in items:
-            connection.send(_score(env, prompt, completion))
-
-
-def _limit(*, memory_mb: int, parent: int) -> None:
-    """Die with the parent, leave no core files, get no more than so much address space."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request
-        sys.exit(1)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
+        for request in batch:
+            result = _score(env, *pickle.loads(request))
+            if os.getpid() != process:  # a fork that the reward made came back here; to answer is for its parent
+                os._exit(0)
+            results.send(encode(result))
 
 
 def _score(env: Any, prompt: Prompt, completion: Completion) -> Scored | Unscored:
@@ -61,16 +69,21 @@ def _score(env: Any, prompt: Prompt, completion: Completion) -> Scored | Unscore
         env.reset(options={"prompt": prompt})
         _, reward, _, _, info = env.step(completion)
         reward = float(reward)
-        terms = {str(name): float(value) for name, value in info.get("reward_terms", {}).items()}
+        terms = {printable(str(name)): float(value) for name, value in info.get("reward_terms", {}).items()}
+        unscored = info.get("unscored")
     except MemoryError:
-        return Unscored(reason="memory", detail=f"prompt {prompt.prompt_id!r}")
+        return Unscored(reason="memory", detail=_of(prompt))
     except (Exception, SystemExit) as error:  # the boundary at which a faulty reward costs one sample, not the run
-        detail = "".join(traceback.format_exception(error, limit=-5))
-        return Unscored(reason="error", detail=f"prompt {prompt.prompt_id!r}: {detail}")
-    if info.get("unscored") or not math.isfinite(reward):
-        detail = info.get("unscored") if isinstance(info.get("unscored"), str) else f"reward {reward}"
-        return Unscored(reason="error", detail=f"prompt {prompt.prompt_id!r}: {detail}")
+        return Unscored(reason="error", detail=_of(prompt, "".join(traceback.format_exception(error, limit=-5))))
+    if unscored:
+        return Unscored(reason="error", detail=_of(prompt, unscored if isinstance(unscored, str) else "no reward"))
+    if not all(math.isfinite(value) for value in (reward, *terms.values())):
+        return Unscored(reason="error", detail=_of(prompt, f"reward {reward} of terms {terms}"))
     return Scored(reward=reward, terms=terms)
+
+
+def _of(prompt: Prompt, detail: str = "") -> str:
+    return printable(f"prompt {prompt.prompt_id!r}: {detail}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Settings: what loads, what is refused, and whether the message tells what to write instead."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,19 @@ def test_model_heads_must_divide() -> None:
 
 def test_reward_pattern_must_compile() -> None:
     assert "not a regular expression" in refusal(rewards={"terms": [{"type": "format", "pattern": "("}]})
+
+
+def test_pass_env_takes_names_and_never_repeats_a_value() -> None:
+    assert parse_config(minimal(rewards={"pass_env": ["OPENAI_API_KEY"]})).rewards.pass_env == ("OPENAI_API_KEY",)
+    message = refusal(rewards={"pass_env": ["HF_TOKEN", "OPENAI_API_KEY=sk-hidden"]})
+    assert "rewards.pass_env takes names of environment variables" in message
+    assert "sk-hidden" not in message
+
+
+def test_no_setting_is_made_to_hold_a_secret() -> None:
+    """The resolved settings are written to the run's folder, so a secret is only ever named (`rewards.pass_env`)."""
+    names = set(re.findall(r'"([a-z_0-9]+)": ?\{', json.dumps(RunConfig.model_json_schema())))
+    assert {"pass_env", "learning_rate", "max_tokens"} <= names
+    assert {
+        name for name in names if re.search(r"(^|_)(key|token|secret|password|credentials?|headers?)$", name)
+    } == set()

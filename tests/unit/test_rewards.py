@@ -116,6 +116,15 @@ def test_math_verify_finds_the_final_answer(math_verify: MathVerifyReward, text:
     assert math_verify(prompt("5"), completion(text)) == value
 
 
+def test_math_verify_parses_no_endless_answer(math_verify: MathVerifyReward):
+    deep = "(" * 20 + "x" + ")" * 20
+    assert math_verify(prompt("x"), completion(rf"\boxed{{{deep}}}")) == 0.0
+    assert math_verify(prompt(deep), completion(rf"\boxed{{ {deep} }}")) == 1.0
+    long = "x+" * 1500 + "1"
+    assert math_verify(prompt("1500x + 1"), completion(rf"\boxed{{{long}}}")) == 0.0
+    assert math_verify(prompt(long), completion(rf"\boxed{{ {long} }}")) == 1.0
+
+
 def test_math_verify_joins_boxes_of_one_answer(math_verify: MathVerifyReward):
     assert math_verify(prompt("1,-2"), completion(r"$\boxed{1}$ and $\boxed{-2}$")) == 1.0
     assert math_verify(prompt("-2"), completion(r"$\boxed{1}$ and $\boxed{-2}$")) == 0.0
@@ -177,6 +186,20 @@ def test_function_that_cannot_be_used():
         create_reward(RewardsConfig(terms=(FunctionRewardConfig(path="no_such_module:f"),)))
     with pytest.raises(ValueError, match="returned nan"):
         FunctionReward("tests.faulty_rewards:faulty")(prompt(), completion("nan"))
+
+
+def test_a_users_module_is_imported_only_where_a_term_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "marked_reward.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('imported').touch()\n"
+        "def score(prompt, completion):\n    return 2.5\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    create_reward(RewardsConfig(terms=(ExactRewardConfig(),)))
+    named = RewardsConfig(terms=(FunctionRewardConfig(path="marked_reward:score"),))
+    assert not (tmp_path / "imported").exists()  # nor does reading the settings import it
+    assert create_reward(named)(prompt(), completion("")) == 2.5
+    assert (tmp_path / "imported").exists()
 
 
 def test_reasoning_gym_uses_the_tasks_scorer():

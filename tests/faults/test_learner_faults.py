@@ -1,0 +1,151 @@
+"""Learner ranks that are killed or hang: what is learned is what would have been, and no sample is paid twice."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from gvm_ray.actors.learner import LearnerGroup
+from gvm_ray.actors.learner_recovery import RecoveringLearners
+from gvm_ray.actors.weight_sync import fetch
+from gvm_ray.config import RunConfig
+from gvm_ray.config.run import FaultsConfig
+from gvm_ray.failure_log import FailureLog
+from gvm_ray.types import GroupRef, WeightsRef
+from tests.learner_cases import (
+    OPTIMIZER,
+    SurrogateLoss,
+    batch_of,
+    build_tiny_model,
+    copy_demonstrations,
+    learner_config,
+    ragged_groups,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("learners")
+    build_tiny_model(folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+def config() -> RunConfig:
+    return learner_config(
+        learner={"num_workers": 2, "optimizer": OPTIMIZER},
+        algorithm={"type": "grpo", "updates_per_batch": 2},
+        deadlines={"start_s": 300, "update_s": 30},
+    )
+
+
+class Learners:
+    """Recovering learners that remember their groups, for what the tests do to them."""
+
+    def __init__(self, settings: RunConfig, folder: Path) -> None:
+        self.groups: list[LearnerGroup] = []
+        self.failures = FailureLog(FaultsConfig(max_failures=4))
+
+        def make() -> LearnerGroup:
+            group = LearnerGroup(
+                settings,
+                base_path=str(folder / "base"),
+                token_loss=SurrogateLoss(kl_coefficient=0.1, needs_entropy=True),
+                run_dir=str(folder / f"run-{len(self.groups)}"),
+                namespace="gvm_ray",
+            )
+            self.groups.append(group)
+            return group
+
+        self.all = RecoveringLearners(make, failures=self.failures)
+
+    def stop_rank(self, rank: int, how: signal.Signals) -> None:
+        os.kill(self.groups[-1]._ranks[rank].pid, how)
+
+    async def update(self, step: int) -> WeightsRef:
+        """Train on the step's batch, whose groups nobody else holds."""
+        groups = ragged_groups()
+        refs = [GroupRef(ref=ray.put((group,)), index=0) for group in groups]
+        return (await self.all.update(batch_of(groups, refs=refs, step=step))).weights
+
+
+def weights(ref: WeightsRef) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in fetch(ref, timeout_s=60)}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, runner: asyncio.Runner) -> list[dict[str, torch.Tensor]]:
+    """The weights after a supervised update and each of six batches."""
+
+    async def scenario() -> list[dict[str, torch.Tensor]]:
+        learners = Learners(config(), folder)
+        await learners.all.start()
+        try:
+            await learners.all.supervised_update(copy_demonstrations())
+            return [weights(await learners.update(step)) for step in range(6)]
+        finally:
+            await learners.all.stop()
+
+    return runner.run(scenario())
+
+
+def test_after_any_failure_the_learners_go_on_as_if_nothing_had_happened(
+    folder: Path, runner: asyncio.Runner, undisturbed: list[dict[str, torch.Tensor]]
+) -> None:
+    async def scenario() -> None:
+        learners = Learners(config(), folder)
+        await learners.all.start()
+        try:
+            await learners.all.supervised_update(copy_demonstrations())
+            first = await learners.update(0)
+            # Between two commands, with no checkpoint yet: a replacement has the base, and all that was done.
+            learners.stop_rank(1, signal.SIGKILL)
+            assert_same(weights(await learners.update(1)), undisturbed[1])
+            assert learners.failures.counts == {"learners": 1}
+            # The policy that the dead rank published can be had from the new one.
+            with pytest.raises(ray.exceptions.ObjectLostError):
+                weights(first)
+            again = await learners.all.republish()
+            assert again.policy_version == 2
+            assert_same(weights(again), undisturbed[1])
+            # In the middle of a command, after a checkpoint: what came after it.
+            await learners.all.save(str(folder / "checkpoint"))
+            (folder / "checkpoint").rename(folder / "complete")
+            learners.all.checkpointed(str(folder / "complete"))
+            assert_same(weights(await learners.update(2)), undisturbed[2])
+            under_way = asyncio.create_task(learners.update(3))
+            await asyncio.sleep(0.05)
+            learners.stop_rank(0, signal.SIGKILL)
+            assert_same(weights(await under_way), undisturbed[3])
+            assert learners.failures.counts == {"learners": 2}
+            # One that hangs, and lets the other wait for it in a collective call.
+            hung = learners.groups[-1]._ranks[1].pid
+            learners.stop_rank(1, signal.SIGSTOP)
+            assert_same(weights(await learners.update(4)), undisturbed[4])
+            assert learners.failures.counts == {"learners": 3}
+            assert not Path(f"/proc/{hung}").exists()
+            # What brings the commands to the ranks.
+            ray.kill(learners.groups[-1]._mailbox)
+            assert_same(weights(await learners.update(5)), undisturbed[5])
+            assert learners.failures.counts == {"learners": 4}
+        finally:
+            await learners.all.stop()
+
+    runner.run(scenario())

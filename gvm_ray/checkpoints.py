@@ -72,15 +72,15 @@ class CheckpointFolder:
         """Complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step_*"))
 
-    def latest(self) -> RestoredCheckpoint:
-        """The newest checkpoint, all of whose files are as they were written.
+    def latest(self) -> RestoredCheckpoint | None:
+        """The newest checkpoint, all of whose files are as they were written; None where none was completed yet.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or it belongs to another configuration.
+            CheckpointError: it is damaged, or it belongs to another configuration.
         """
         found = self.complete()
         if not found:
-            raise CheckpointError(f"--resume: no checkpoint in {str(self.folder)!r}; start without --resume")
+            return None
         newest = found[-1]
         try:
             _verify(newest)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gvm_ray.config import EstimatorConfig, RunConfig, load_arena, load_config, load_estimator
-from gvm_ray.exceptions import SystemFailure, UserError
+from gvm_ray.exceptions import RunStopped, SystemFailure, UserError
 
 _ESTIMATOR_SETTINGS = {
     "prompts": "num_prompts",
@@ -18,7 +18,7 @@ _ESTIMATOR_SETTINGS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 1 (the run failed) or 2 (the request was wrong)."""
+    """Run a command; the exit code is 0, 1 (the run failed), 2 (the request was wrong) or 128 + a signal's number."""
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -28,8 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemFailure as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except RunStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
-        print("interrupted; continue with --resume", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
 
 

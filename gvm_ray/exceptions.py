@@ -51,3 +51,19 @@ class ObjectsLost(ActorFailure):
 
 class TooManyFailures(SystemFailure):
     """Parts of the run failed more often than `faults` allows; the message counts them."""
+
+
+class RunStopped(Exception):
+    """A signal ended the run before its last step; what was saved is gone on with by `--resume`."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports a process that a signal ended."""
+        return 128 + self.signal
+
+    def __str__(self) -> str:
+        return f"stopped by signal {self.signal}; continue with --resume"

@@ -25,6 +25,7 @@ from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared
 from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.protocols import StepLog
+from gvm_ray.stop_request import StopRequest
 from gvm_ray.types import CheckpointState, Metrics, SamplingParameters
 
 
@@ -49,6 +50,7 @@ async def launched(
     log: StepLog,
     clock: PhaseClock,
     failures: FailureLog,
+    stop: StopRequest,
 ) -> AsyncIterator[Launched]:
     """A started system; every actor that was started is stopped again on the way out."""
     pools = start_pools(config, prepared, clock=clock, failures=failures)
@@ -83,6 +85,7 @@ async def launched(
             evaluator=evaluator,
             checkpoints=checkpoints,
             log=log,
+            stop=stop,
         )
         yield Launched(system=system, start=start, learners=learners, evaluator=evaluator)
     finally:

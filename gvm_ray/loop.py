@@ -8,7 +8,7 @@ last samples of a batch are under way, scored, measured and trained on.
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gvm_ray.config import RunConfig
@@ -24,6 +24,7 @@ from gvm_ray.protocols import (
     StepLog,
 )
 from gvm_ray.rollouts import RolloutLedger, staleness_metrics, trained_norms
+from gvm_ray.stop_request import StopRequest
 from gvm_ray.types import CheckpointState, Float64Array, Metrics, Prompt, SamplingParameters, TrainBatch
 
 
@@ -40,6 +41,7 @@ class System:
     evaluator: Evaluator
     checkpoints: Checkpoints
     log: StepLog
+    stop: StopRequest = field(default_factory=StopRequest)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,8 +65,8 @@ class ScoredBatch:
 
 
 async def train(system: System, config: RunConfig, *, start: CheckpointState) -> None:
-    """Run steps start.step .. num_steps - 1, or until the token budget is spent. The generators hold policy version
-    start.step already.
+    """Run steps start.step .. num_steps - 1, or until the token budget is spent or a stop is asked for. The generators
+    hold policy version start.step already.
     """
     if is_over(config, start.step, start.costs):
         return
@@ -170,8 +172,9 @@ async def update_loop(
                 await system.allocator.observe_training(norms)
             costs.update({**scored.costs, "cost/optimizer_updates": result.metrics["num_updates"]})
             is_last = is_over(config, step + 1, costs)
+            is_stopped = system.stop.is_set
             # Before the new weights go out: without staleness, no later step has begun.
-            is_due = is_last or (step + 1) % config.checkpoint.every_steps == 0
+            is_due = is_last or is_stopped or (step + 1) % config.checkpoint.every_steps == 0
             state = await checkpoint_state(system, scored, step=step, costs=costs) if is_due else None
             if publishing is not None:
                 await publishing
@@ -186,7 +189,7 @@ async def update_loop(
             system.log.log_step(step, metrics, histograms=scored.histograms)
             if state is not None:
                 await system.checkpoints.save(state, system.learners)
-            if is_last:
+            if is_last or is_stopped:
                 break
 
 

@@ -4,23 +4,25 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gvm_ray.actors.metrics import RayGaugeSink
-from gvm_ray.actors.placement import connected
+from gvm_ray.actors.placement import connected, names_are_free
 from gvm_ray.actors.pools import fetch_groups
 from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.evaluation import EvaluationResult
-from gvm_ray.exceptions import DataError
+from gvm_ray.exceptions import ActorDied, DataError, DeadlineExceeded, ObjectsLost
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.launch import Launched, launched, make_evaluator, start_pools
 from gvm_ray.loop import train as run_loop
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.prepare import Prepared, prepare, report_lines
+from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines
 from gvm_ray.reporting import MetricsSink, Reporter, RunFolder, read_rows, summary_lines, write_plots, write_summary
+from gvm_ray.stop_request import StopRequest
 
 Result = TypeVar("Result")
 
@@ -32,12 +34,13 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
 
     Args:
         config: the run.
-        resume: go on from the last checkpoint of the run of this name.
+        resume: go on from the last checkpoint of the run of this name; from its beginning where it has none yet.
         overwrite: replace an earlier run of this name.
 
     Raises:
         UserError: a setting, file, model or checkpoint is wrong; raised before anything heavy starts.
         SystemFailure: a part of the running system failed.
+        RunStopped: SIGTERM or Ctrl-C ended it, after the step under way and its checkpoint.
     """
     folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
     if overwrite and folder.has_begun:
@@ -45,12 +48,13 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
             prepare(config, run_dir=Path(scratch))
     folder.create(resume=resume, overwrite=overwrite)
     checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
-    restored = checkpoints.latest() if resume else None
+    if resume and checkpoints.latest() is None:
+        print("no checkpoint was completed yet: the run begins anew", flush=True)
     prepared = prepare(config, run_dir=folder.path)
     folder.save_config(config)
     print("\n".join(report_lines(prepared)), flush=True)
     with connected(config):
-        return run_to_end(_train(config, prepared, folder=folder, checkpoints=checkpoints, restored=restored))
+        return run_to_end(_train(config, prepared, folder=folder, checkpoints=checkpoints, resume=resume))
 
 
 def evaluate(
@@ -94,17 +98,46 @@ def evaluate(
 
 
 async def _train(
+    config: RunConfig, prepared: Prepared, *, folder: RunFolder, checkpoints: CheckpointFolder, resume: bool
+) -> dict[str, Any]:
+    """The run to its end; from its last checkpoint again where a failure can't be mended from within."""
+    failures, stop = FailureLog(config.faults), StopRequest()
+    restored = checkpoints.latest() if resume else None
+    with stop.listening():
+        while True:
+            try:
+                return await _train_once(
+                    config,
+                    prepared,
+                    folder=folder,
+                    checkpoints=checkpoints,
+                    restored=restored,
+                    failures=failures,
+                    stop=stop,
+                )
+            except Exception as error:
+                if not isinstance(first_of(error), ActorDied | ObjectsLost | DeadlineExceeded):
+                    raise
+                failures.record("the run", first_of(error))
+            await names_are_free(timeout_s=config.deadlines.start_s)
+            restored = checkpoints.latest()
+            prepared = replace(prepared, base=find_base_model(config, run_dir=folder.path))  # a warm start may be done
+
+
+async def _train_once(
     config: RunConfig,
     prepared: Prepared,
     *,
     folder: RunFolder,
     checkpoints: CheckpointFolder,
     restored: RestoredCheckpoint | None,
+    failures: FailureLog,
+    stop: StopRequest,
 ) -> dict[str, Any]:
     sinks: Sequence[MetricsSink] = [RayGaugeSink(run=config.name)] if config.reporting.ray_metrics else []
     start_step = restored.state.step if restored is not None else 0
-    clock, failures = PhaseClock(), FailureLog(config.faults)
-    with Reporter(config, folder.path, start_step=start_step, sinks=sinks, phases=clock) as reporter:
+    clock = PhaseClock()
+    with Reporter(config, folder.path, start_step=start_step, sinks=sinks, phases=clock, failures=failures) as reporter:
         async with launched(
             config,
             prepared,
@@ -114,11 +147,15 @@ async def _train(
             log=reporter,
             clock=clock,
             failures=failures,
+            stop=stop,
         ) as run:
             base_accuracy = await _base_accuracy(run, folder)
             clock.restart()
-            await run_loop(run.system, config, start=run.start)
+            with stop.steps():
+                await run_loop(run.system, config, start=run.start)
             steps_s, phases = clock.elapsed, clock.seconds()
+            if stop.is_set:
+                raise asyncio.CancelledError
             await run.learners.export(str(folder.model))
     return _close(config, folder, base_accuracy, steps_s=steps_s, phases=phases)
 
@@ -177,7 +214,11 @@ def run_to_end(coroutine: Coroutine[Any, Any, Result]) -> Result:
     try:
         return asyncio.run(coroutine)
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from group
+        raise first_of(group) from group
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The first error of a group, or the error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

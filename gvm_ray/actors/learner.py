@@ -95,6 +95,8 @@ class LearnerGroup:
             await asyncio.wait({self._ended}, timeout=_STOP_S)
             if not answer.cancel():
                 answer.exception()  # seen: the ranks had failed, and a command has said so
+        if not self._ended.done():  # they hang
+            self._kill_ranks()
         ray.kill(mailbox)  # a rank that still waits for a command ends with it
 
     async def kill(self) -> None:
@@ -106,10 +108,13 @@ class LearnerGroup:
             self._ranks |= await wait_for(
                 _result(mailbox.ranks.remote()), timeout_s=_CAUSE_S, what="the mailbox", setting="deadlines.start_s"
             )
-        for rank in self._ranks.values():
-            ray.kill(rank.actor)
+        self._kill_ranks()
         ray.kill(mailbox)
         await asyncio.wait({self._ended}, timeout=_STOP_S)
+
+    def _kill_ranks(self) -> None:
+        for rank in self._ranks.values():
+            ray.kill(rank.actor)
 
     async def reset(self, config: RunConfig, *, base_path: str, token_loss: TokenLoss) -> None:
         """Begin another run with the ranks that there are: they hold what ranks that were started for it would hold.

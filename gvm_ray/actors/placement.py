@@ -1,5 +1,6 @@
 """The Ray cluster a run lives in: connect or start one, and refuse a run that can't fit before it starts."""
 
+import asyncio
 import logging
 import math
 import os
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import ray
 
+from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ResourceError
 
@@ -116,3 +118,17 @@ def _initialise(config: RunConfig, demand: ResourceDemand) -> None:
         logging_level=logging.WARNING,
         log_to_driver=False,
     )
+
+
+async def names_are_free(*, timeout_s: float) -> None:
+    """Return once the actors of this namespace are gone: a killed one keeps its name for a moment.
+
+    Raises:
+        DeadlineExceeded: some are still there.
+    """
+
+    async def wait() -> None:
+        while ray.util.list_named_actors():
+            await asyncio.sleep(0.2)
+
+    await wait_for(wait(), timeout_s=timeout_s, what="the end of the run's actors", setting="deadlines.start_s")

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gvm_ray.config import RunConfig
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.reporting.console import step_line
 from gvm_ray.reporting.run_folder import RunFolder
@@ -79,16 +80,19 @@ class Reporter:
         start_step: int = 0,
         sinks: Sequence[MetricsSink] = (),
         phases: PhaseClock | None = None,
+        failures: FailureLog | None = None,
     ) -> None:
         """Open the files; rows of `start_step` and later, left by a run that is resumed, are removed.
 
-        With `phases` every step's row also says how long each phase was under way since the step before.
+        With `phases` every step's row also says how long each phase was under way since the step before, and with
+        `failures` how many the run has recovered from, once there was one.
         """
         self._folder = RunFolder(run_dir)
         self._folder.path.mkdir(parents=True, exist_ok=True)
         self._num_steps = config.num_steps
         self._sinks = tuple(sinks)
         self._phases = phases
+        self._failures = failures
         self._phase_seconds: dict[str, float] = {}
         kept = cut_rows(self._folder.metrics, start_step=start_step)
         cut_rows(self._folder.histograms, start_step=start_step)
@@ -127,6 +131,8 @@ class Reporter:
         self._clock = now
         self._time_s += step_s  # counts the time of the run before a resume, but not the time between
         numbers = {name: float(value) for name, value in metrics.items()} | self._phase_times()
+        if self._failures is not None and self._failures.counts:
+            numbers |= self._failures.metrics
         arrays = {name: np.asarray(values, dtype=np.float64) for name, values in (histograms or {}).items()}
         append_row(self._folder.metrics, {"step": step, "time_s": round(self._time_s, 3), **numbers})
         if arrays:

@@ -45,10 +45,11 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     folder.create(resume=resume, overwrite=overwrite)
     checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
     restored = checkpoints.latest() if resume else None
-    prepared = prepare(config, run_dir=folder.path)
-    folder.save_config(config)
+    with folder.disk_errors():
+        prepared = prepare(config, run_dir=folder.path)
+        folder.save_config(config)
     print("\n".join(report_lines(prepared)), flush=True)
-    with connected(config):
+    with connected(config), folder.disk_errors():
         return run_to_end(_train(config, prepared, folder=folder, checkpoints=checkpoints, restored=restored))
 
 

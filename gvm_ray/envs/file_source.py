@@ -58,7 +58,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 continue
             where = f"{path}, line {number}"
             if b"\0" in line:  # UTF-16 without its mark would be invalid JSON, with nothing to see in an editor
-                raise DataError(f"{where}: holds zero bytes, as UTF-16 text and compressed files do; save it as plain UTF-8")
+                raise DataError(f"{where}: holds zero bytes, as UTF-16 and compressed files do; save it as plain UTF-8")
             try:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:

@@ -72,8 +72,8 @@ def can_parse_answer(answer: str) -> bool:
     An answer of more than 300 characters counts as not understood: with some of them the parser takes minutes.
     """
     boxed = final_boxed(answer)
-    gold = _clean(answer if boxed is None else boxed)
-    return len(gold) <= _GOLD_CHARACTERS and bool(_parse_boxed(gold))
+    gold = answer if boxed is None else boxed
+    return len(gold) <= _GOLD_CHARACTERS and bool(_parse_boxed(_clean(gold)))
 
 
 def _clean(answer: str) -> str:

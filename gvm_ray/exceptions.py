@@ -54,7 +54,7 @@ class StorageFailure(SystemFailure):
     """A disk is full or can't be written; the message names the folder and its free space."""
 
     @classmethod
-    def at(cls, folder: str | Path, error: Exception) -> "StorageFailure":
+    def at(cls, folder: str | Path, error: BaseException) -> "StorageFailure":
         """The failure that `error` met while writing into the folder."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         return cls(

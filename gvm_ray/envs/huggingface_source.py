@@ -1,7 +1,7 @@
 """Tasks from a dataset of the `datasets` library."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ def huggingface_tasks(config: HuggingFaceSourceConfig) -> list[Task]:
     for name, setting in used_fields(config).items():
         if name not in dataset.column_names:
             raise DataError(missing_field(name, setting=setting, where=origin, known=dataset.column_names))
-    rows: Iterable[Any] = dataset.select_columns(list(used_fields(config)))
+    rows: Any = dataset.select_columns(list(used_fields(config)))
     tasks = tasks_from_rows(((f"{origin}, row {i}", row) for i, row in enumerate(rows, start=1)), config=config)
     if not tasks:
         raise DataError(f"{origin} has no rows; write a split with at least one task")

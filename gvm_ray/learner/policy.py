@@ -236,7 +236,7 @@ def load_causal_lm(path: str | Path, *, revision: str | None, trust_remote_code:
     from transformers import AutoModelForCausalLM
 
     with model_errors("model", path):
-        causal_lm, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.float32,
             attn_implementation="sdpa",
@@ -245,6 +245,7 @@ def load_causal_lm(path: str | Path, *, revision: str | None, trust_remote_code:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # and say which, instead of pointing to a log
         )
+    causal_lm, found = loaded
     check_layout(causal_lm, path)
     # transformers fills both with random values.
     if wrong := sorted(found["missing_keys"]) + [name for name, *_ in sorted(found["mismatched_keys"])]:

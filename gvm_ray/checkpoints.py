@@ -1,15 +1,24 @@
 """Checkpoints on disk: one folder each, complete or absent.
 
-``step_000010/`` holds ``state.json`` (step, prompt cursor, allocator memory, costs), ``config.json`` and ``learner/``
-(sharded model and optimizer). It is written under another name and renamed when complete, so that a crash while saving
-leaves the last good one.
+``step_000010/`` holds ``state.json`` (step, prompt cursor, allocator memory, costs), ``prompt_states.npz`` (hidden
+states that still serve the allocator, where there are any), ``config.json``, ``learner/`` (sharded model and optimizer)
+and ``manifest.json`` (size and SHA-256 of all these). It is written under another name and renamed when it is on the
+disk, so that a crash while saving leaves the last good one.
 """
 
+import asyncio
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+import zipfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from hashlib import file_digest
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import CheckpointError
@@ -18,6 +27,8 @@ from gvm_ray.types import CheckpointState
 
 # What a resumed run may not change, because the saved tensors or the saved cursor would not fit.
 _FIXED_SECTIONS = ("model", "prompts", "seed", "prompts_per_step")
+
+_MANIFEST, _STATE, _PROMPT_STATES, _CONFIG = "manifest.json", "state.json", "prompt_states.npz", "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +47,33 @@ class CheckpointFolder:
     config: RunConfig
 
     async def save(self, state: CheckpointState, learners: Learners) -> None:
-        """Write a complete checkpoint, then drop the oldest ones beyond `checkpoint.keep`."""
-        target = self.folder / f"step_{state.step:06d}"
-        incomplete = self.folder / f".incomplete-{target.name}"
-        shutil.rmtree(incomplete, ignore_errors=True)
-        incomplete.mkdir(parents=True)
-        await learners.save(str(incomplete / "learner"))
-        (incomplete / "config.json").write_text(self.config.model_dump_json(indent=2), encoding="utf-8")
-        (incomplete / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(incomplete, target)
-        for old in self.complete()[: -self.config.checkpoint.keep]:
-            shutil.rmtree(old)
+        """Write a complete checkpoint, then drop the oldest ones beyond `checkpoint.keep`.
+
+        Raises:
+            CheckpointError: it can't be written, e.g. because the disk is full; those before it are left as they are.
+        """
+        incomplete = self.folder / f".incomplete-step_{state.step:06d}"
+        try:
+            shutil.rmtree(incomplete, ignore_errors=True)
+            incomplete.mkdir(parents=True)
+            await learners.save(str(incomplete / "learner"))
+            target = await asyncio.to_thread(self._complete, state, incomplete)
+            learners.checkpointed(str(target / "learner"))
+            for old in self.complete()[: -self.config.checkpoint.keep]:
+                shutil.rmtree(old)
+        except OSError as error:
+            shutil.rmtree(incomplete, ignore_errors=True)
+            raise CheckpointError(
+                f"the checkpoint after step {state.step} can't be written to {str(self.folder)!r}: {error}; make room "
+                "there, and go on from the last one with --resume"
+            ) from error
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step_*"))
 
     def latest(self) -> RestoredCheckpoint:
-        """The newest checkpoint.
+        """The newest checkpoint, all of whose files are as they were written.
 
         Raises:
             CheckpointError: there is none, it is damaged, or it belongs to another configuration.
@@ -64,14 +83,33 @@ class CheckpointFolder:
             raise CheckpointError(f"--resume: no checkpoint in {str(self.folder)!r}; start without --resume")
         newest = found[-1]
         try:
-            state = CheckpointState(**json.loads((newest / "state.json").read_text(encoding="utf-8")))
-            saved = json.loads((newest / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError) as error:
+            _verify(newest)
+            state, saved = _read_state(newest), json.loads((newest / _CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+            older = (
+                f"to resume from {found[-2].name!r}, the one before"
+                if found[:-1]
+                else "and start anew; it is the only one"
+            )
             raise CheckpointError(
-                f"checkpoint {str(newest)!r} is damaged ({error}); remove that folder to resume from the one before"
+                f"checkpoint {str(newest)!r} is damaged ({error}); remove that folder {older}"
             ) from error
         self._check_same(saved, newest)
         return RestoredCheckpoint(state=state, learner=newest / "learner")
+
+    def _complete(self, state: CheckpointState, incomplete: Path) -> Path:
+        """The folder of the complete checkpoint."""
+        (incomplete / _CONFIG).write_text(self.config.model_dump_json(indent=2), encoding="utf-8")
+        _write_state(state, incomplete)
+        manifest = {str(path.relative_to(incomplete)): entry for path, entry in _entries(incomplete).items()}
+        (incomplete / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        for path in [*incomplete.rglob("*"), incomplete]:
+            _to_disk(path)
+        target = self.folder / f"step_{state.step:06d}"
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(incomplete, target)
+        _to_disk(self.folder)
+        return target
 
     def _check_same(self, saved: dict[str, object], origin: Path) -> None:
         present = json.loads(self.config.model_dump_json())
@@ -87,3 +125,52 @@ class NoCheckpoints:
     """Protocol `Checkpoints` of a run that is never resumed."""
 
     async def save(self, state: CheckpointState, learners: Learners) -> None: ...
+
+
+def _write_state(state: CheckpointState, folder: Path) -> None:
+    values = {each.name: getattr(state, each.name) for each in fields(state)}
+    arrays: Mapping[str, Any] = values.pop("prompt_states")
+    (folder / _STATE).write_text(json.dumps(values), encoding="utf-8")
+    if arrays:
+        np.savez(folder / _PROMPT_STATES, **arrays)
+
+
+def _read_state(folder: Path) -> CheckpointState:
+    values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    arrays: dict[str, Any] = {}
+    if (folder / _PROMPT_STATES).exists():
+        with np.load(folder / _PROMPT_STATES, allow_pickle=False) as saved:
+            arrays = dict(saved)
+    return CheckpointState(**values, prompt_states=arrays)
+
+
+def _entries(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Size in bytes and SHA-256 of every file below a folder; hashing leaves Python's lock, so files go in parallel."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(files, threads.map(_entry, files), strict=True))
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
+
+
+def _verify(folder: Path) -> None:
+    """Raises ValueError, which names a file that isn't what was written."""
+    expected = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    present = {str(path.relative_to(folder)): entry for path, entry in _entries(folder).items()}
+    for name, entry in expected.items():
+        if name not in present:
+            raise ValueError(f"{name} is missing")
+        if present[name] != entry:
+            raise ValueError(f"{name} isn't what was written: {present[name]}, not {entry}")
+
+
+def _to_disk(path: Path) -> None:
+    """Return once a file's or folder's present content would outlast a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -68,4 +68,16 @@ class DeadlineExceeded(SystemFailure):
 
 
 class ActorFailure(SystemFailure):
-    """A generator, reward actor, allocator or learner died; the message names it and its cause of death."""
+    """A generator, reward actor, allocator or learner failed; the message names it and the cause."""
+
+
+class ActorDied(ActorFailure):
+    """Its process or its node is gone, which says nothing against what it was asked: another one can do it."""
+
+
+class ObjectsLost(ActorFailure):
+    """Data in the object store is gone with the process or node that held it."""
+
+
+class TooManyFailures(SystemFailure):
+    """Parts of the run failed more often than `faults` allows; the message counts them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from gvm_ray.actors.allocator import ALLOCATOR_NAME, AllocatorClient
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.learner import LearnerGroup
+from gvm_ray.actors.learner_recovery import RecoveringLearners
 from gvm_ray.actors.placement import namespace_of
 from gvm_ray.actors.pools import SamplingPools
 from gvm_ray.actors.reward import RewardPool
@@ -18,6 +19,7 @@ from gvm_ray.config import RunConfig
 from gvm_ray.envs.prompt_set import demonstrations
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.evaluation.evaluator import HeldOutEvaluator
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared
@@ -32,7 +34,7 @@ class Launched:
 
     system: System
     start: CheckpointState
-    learners: LearnerGroup
+    learners: RecoveringLearners
     evaluator: HeldOutEvaluator
 
 
@@ -46,28 +48,34 @@ async def launched(
     run_dir: Path,
     log: StepLog,
     clock: PhaseClock,
+    failures: FailureLog,
 ) -> AsyncIterator[Launched]:
     """A started system; every actor that was started is stopped again on the way out."""
-    pools = start_pools(config, prepared, clock=clock)
-    allocator = start_allocator(config, clock=clock)
-    learners = LearnerGroup(
-        config,
-        base_path=prepared.base.path,
-        token_loss=token_loss(config.algorithm),
-        run_dir=str(run_dir),
-        namespace=namespace_of(config),
-        clock=clock,
+    pools = start_pools(config, prepared, clock=clock, failures=failures)
+    allocator = start_allocator(config, clock=clock, failures=failures)
+    learners = RecoveringLearners(
+        lambda: LearnerGroup(
+            config,
+            base_path=prepared.base.path,
+            token_loss=token_loss(config.algorithm),
+            run_dir=str(run_dir),
+            namespace=namespace_of(config),
+            clock=clock,
+        ),
+        failures=failures,
     )
+    pools.generators.republish = learners.republish
     stream = prompt_stream(config, prepared)
     try:
         # The generators import and compile while the learners start and, where asked, learn from demonstrations.
         await asyncio.gather(pools.start(), start_learners(config, prepared, learners, restored=restored))
-        start = await starting_state(stream, allocator, restored=restored)
+        states = CachedPromptStates(learners=learners, config=config.prompt_states)
+        start = await starting_state(stream, states, allocator, restored=restored)
         await pools.publish(await learners.weights(start.policy_version))
         evaluator = make_evaluator(config, prepared, pools)
         system = System(
             prompts=stream,
-            states=CachedPromptStates(learners=learners, config=config.prompt_states),
+            states=states,
             allocator=allocator,
             pools=pools,
             learners=learners,
@@ -83,13 +91,16 @@ async def launched(
         allocator.close()
 
 
-def start_allocator(config: RunConfig, *, clock: PhaseClock, name: str = ALLOCATOR_NAME) -> AllocatorClient:
+def start_allocator(
+    config: RunConfig, *, clock: PhaseClock, failures: FailureLog, name: str = ALLOCATOR_NAME
+) -> AllocatorClient:
     """The allocator's actor, asked for but not awaited."""
     return AllocatorClient(
         config.allocator,
         accept_threshold=config.rewards.accept_threshold,
         seed=config.seed,
         timeout_s=config.deadlines.sample_s,
+        failures=failures,
         clock=clock,
         name=name,
     )
@@ -106,21 +117,31 @@ def prompt_stream(config: RunConfig, prepared: Prepared) -> ShuffledPrompts:
 
 
 async def starting_state(
-    stream: ShuffledPrompts, allocator: AllocatorClient, *, restored: RestoredCheckpoint | None
+    stream: ShuffledPrompts,
+    states: CachedPromptStates,
+    allocator: AllocatorClient,
+    *,
+    restored: RestoredCheckpoint | None,
 ) -> CheckpointState:
-    """Where the loop begins; prompts and allocator go back to where a restored checkpoint left them."""
+    """Where the loop begins; prompts, their states and the allocator go back to where a checkpoint left them."""
     if restored is None:
         return CheckpointState(step=0, policy_version=0, cursor=stream.state_dict(), allocator={}, costs={})
     stream.load_state_dict(restored.state.cursor)
+    states.load_state_dict(restored.state.prompt_states)
     await allocator.load_state_dict(restored.state.allocator)
     return restored.state
 
 
 def start_pools(
-    config: RunConfig, prepared: Prepared, *, clock: PhaseClock | None = None, prefix: str = ""
+    config: RunConfig,
+    prepared: Prepared,
+    *,
+    clock: PhaseClock | None = None,
+    failures: FailureLog | None = None,
+    prefix: str = "",
 ) -> SamplingPools:
     """Generator and reward actors, asked for but not awaited; `prefix` begins their names."""
-    clock = clock or PhaseClock()
+    clock, failures = clock or PhaseClock(), failures or FailureLog(config.faults)
     return SamplingPools(
         generators=GeneratorPool(
             config.engine,
@@ -131,16 +152,17 @@ def start_pools(
             revision=prepared.base.revision,
             trust_remote_code=prepared.base.trust_remote_code,
             deadlines=config.deadlines,
+            failures=failures,
             clock=clock,
             name=f"{prefix}generator",
         ),
         rewards=RewardPool(
             config.rewards,
             max_tokens=config.sampling.max_tokens,
-            start_timeout_s=config.deadlines.start_s,
+            deadlines=config.deadlines,
+            failures=failures,
             name=f"{prefix}reward",
         ),
-        sample_timeout_s=config.deadlines.sample_s,
         clock=clock,
     )
 
@@ -148,19 +170,19 @@ def start_pools(
 async def start_learners(
     config: RunConfig,
     prepared: Prepared,
-    learners: LearnerGroup,
+    learners: RecoveringLearners,
     *,
     restored: RestoredCheckpoint | None,
 ) -> None:
     """Learners up, and either restored from a checkpoint or, where asked and not cached, warm-started."""
     await learners.start()
     if restored is not None:
-        await learners.load(str(restored.learner))
+        await learners.load(str(restored.learner), policy_version=restored.state.policy_version)
     else:
         await warm_start(config, prepared, learners)
 
 
-async def warm_start(config: RunConfig, prepared: Prepared, learners: LearnerGroup) -> None:
+async def warm_start(config: RunConfig, prepared: Prepared, learners: LearnerGroup | RecoveringLearners) -> None:
     """Learn from demonstrations, where that is asked for and no cached result takes its place; the result is cached."""
     if config.warm_start is not None and prepared.base.warm_start_folder is not None:
         examples = demonstrations(

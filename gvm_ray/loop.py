@@ -224,4 +224,5 @@ async def checkpoint_state(
         cursor=scored.cursor,
         allocator=await system.allocator.state_dict(),
         costs=dict(costs),
+        prompt_states=system.states.state_dict(step=step + 1),
     )

@@ -1,9 +1,11 @@
 """Hidden states of prompts for the allocator, kept between steps so that few of them are computed anew."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gvm_ray.config.allocator_base import PromptStatesConfig
 from gvm_ray.protocols import Learners
@@ -12,10 +14,7 @@ from gvm_ray.types import FloatArray, Prompt
 
 @dataclass(kw_only=True)
 class CachedPromptStates:
-    """Protocol `PromptStates`: the learners compute a prompt's states, which then serve `refresh_steps` steps.
-
-    They are no part of a checkpoint: a resumed run computes them anew.
-    """
+    """Protocol `PromptStates`: the learners compute a prompt's states, which then serve `refresh_steps` steps."""
 
     learners: Learners
     config: PromptStatesConfig | None  # none: the run needs no states
@@ -25,8 +24,7 @@ class CachedPromptStates:
         """[P, F] states, and the prompt tokens that were run through the model for them."""
         if self.config is None:
             return None, 0
-        for prompt_id in [id_ for id_, (at, _) in self._known.items() if step - at >= self.config.refresh_steps]:
-            del self._known[prompt_id]
+        self._forget(step)
         states = {p.prompt_id: self._known[p.prompt_id][1] for p in prompts if p.prompt_id in self._known}
         missing = [prompt for prompt in prompts if prompt.prompt_id not in states]
         if missing:
@@ -34,3 +32,24 @@ class CachedPromptStates:
             states |= zip((prompt.prompt_id for prompt in missing), computed, strict=True)
             self._known |= {prompt.prompt_id: (step, states[prompt.prompt_id]) for prompt in missing}
         return np.stack([states[prompt.prompt_id] for prompt in prompts]), sum(len(p.token_ids) for p in missing)
+
+    def state_dict(self, *, step: int) -> dict[str, NDArray[Any]]:
+        """`ids` and `steps` [P] and `states` [P, F] of the prompts known at a step; empty where none is."""
+        self._forget(step)
+        if not self._known:
+            return {}
+        steps, states = zip(*self._known.values(), strict=True)
+        return {"ids": np.array(list(self._known)), "steps": np.array(steps), "states": np.stack(states)}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on with the states that `state_dict` gave: those of the policy at the time, which can't be had again."""
+        self._known = {}
+        if state:
+            columns = zip(state["ids"].tolist(), state["steps"].tolist(), state["states"], strict=True)
+            self._known = {prompt_id: (step, states) for prompt_id, step, states in columns}
+
+    def _forget(self, step: int) -> None:
+        """Drop what is too old to serve a step."""
+        if self.config is not None:
+            oldest = step - self.config.refresh_steps
+            self._known = {id_: (at, states) for id_, (at, states) in self._known.items() if at > oldest}

@@ -8,6 +8,8 @@ without a cluster. The loop sees the asynchronous side (``Allocator``, ``Rollout
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from numpy.typing import NDArray
+
 from gvm_ray.types import (
     Allocation,
     AllocationReport,
@@ -204,6 +206,14 @@ class PromptStates(Protocol):
         """[P, F] states, None where the run asks for none, and the prompt tokens that were run through the model."""
         ...
 
+    def state_dict(self, *, step: int) -> dict[str, NDArray[Any]]:
+        """The states that still serve a step, as arrays."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on with the states that `state_dict` gave."""
+        ...
+
 
 class RolloutPools(Protocol):
     """Generators and reward actors: requests in, outcomes out; weights in."""
@@ -254,6 +264,10 @@ class Learners(Protocol):
 
     async def save(self, folder: str) -> None:
         """Write model and optimizer shards under `folder`."""
+        ...
+
+    def checkpointed(self, folder: str) -> None:
+        """What `save` wrote last is part of a complete checkpoint and lies here now."""
         ...
 
     async def export(self, folder: str) -> None:

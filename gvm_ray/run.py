@@ -15,6 +15,7 @@ from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.evaluation import EvaluationResult
 from gvm_ray.exceptions import DataError
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.launch import Launched, launched, make_evaluator, start_pools
 from gvm_ray.loop import train as run_loop
 from gvm_ray.phase_clock import PhaseClock
@@ -103,10 +104,17 @@ async def _train(
 ) -> dict[str, Any]:
     sinks: Sequence[MetricsSink] = [RayGaugeSink(run=config.name)] if config.reporting.ray_metrics else []
     start_step = restored.state.step if restored is not None else 0
-    clock = PhaseClock()
+    clock, failures = PhaseClock(), FailureLog(config.faults)
     with Reporter(config, folder.path, start_step=start_step, sinks=sinks, phases=clock) as reporter:
         async with launched(
-            config, prepared, checkpoints=checkpoints, restored=restored, run_dir=folder.path, log=reporter, clock=clock
+            config,
+            prepared,
+            checkpoints=checkpoints,
+            restored=restored,
+            run_dir=folder.path,
+            log=reporter,
+            clock=clock,
+            failures=failures,
         ) as run:
             base_accuracy = await _base_accuracy(run, folder)
             clock.restart()

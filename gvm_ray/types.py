@@ -281,13 +281,17 @@ class UpdateResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CheckpointState:
-    """The driver's part of a checkpoint: everything needed to go on except the learners' shards. JSON-serialisable."""
+    """The driver's part of a checkpoint: everything needed to go on except the learners' shards.
+
+    All but `prompt_states` are JSON values.
+    """
 
     step: int  # steps completed
     policy_version: int
     cursor: Mapping[str, Any]
     allocator: Mapping[str, Any]
     costs: Mapping[str, float]
+    prompt_states: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # those that still serve the allocator
 
 
 def _end_to_end(arrays: Sequence[NDArray[Any]], *, dtype: type[np.generic]) -> NDArray[Any]:

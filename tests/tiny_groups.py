@@ -1,6 +1,8 @@
 """A generator pool's groups without a reward pool: the chunks are fetched and described here."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import ray
 
@@ -22,7 +24,11 @@ async def sample(
 
 
 def sample_groups(
-    pool: GeneratorPool, requests: list[SampleRequest], sampling: SamplingParameters
+    pool: GeneratorPool,
+    requests: list[SampleRequest],
+    sampling: SamplingParameters,
+    *,
+    run: Callable[[Any], Any] = asyncio.run,
 ) -> list[RolloutGroup]:
-    """`sample`, for a caller without an event loop."""
-    return asyncio.run(sample(pool, requests, sampling))
+    """`sample`, for a caller without an event loop; `run` is that of an `asyncio.Runner` where one is shared."""
+    return run(sample(pool, requests, sampling))

@@ -1,6 +1,7 @@
 """The learner group: FSDP2 ranks in a Ray Train worker group, driven by commands; the driver never sees a token."""
 
 import asyncio
+import contextlib
 import math
 import threading
 import uuid
@@ -13,11 +14,12 @@ import ray
 
 from gvm_ray.actors.learner_rank import LearnerSetup, PromptStates, RankSetup, SupervisedUpdates
 from gvm_ray.actors.learner_trainer import rank_trainer
-from gvm_ray.actors.mailbox import Command, Mailbox
+from gvm_ray.actors.mailbox import Command, Mailbox, RankIdentity
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import LearnerConfig
-from gvm_ray.exceptions import ActorFailure, ConfigError
+from gvm_ray.exceptions import ActorDied, ActorFailure, ConfigError, SystemFailure
+from gvm_ray.functional.demonstration_batches import demonstration_batches
 from gvm_ray.learner.token_loss import TokenLoss
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import (
@@ -65,6 +67,7 @@ class LearnerGroup:
         self._namespace = namespace
         self._mailbox: Any = None
         self._ended: asyncio.Future[BaseException | None] | None = None  # what fit() ended with
+        self._ranks: dict[int, RankIdentity] = {}
 
     # --- life ---------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -80,6 +83,7 @@ class LearnerGroup:
         self._ended = asyncio.get_running_loop().create_future()
         threading.Thread(target=self._fit, args=(asyncio.get_running_loop(),), daemon=True, name="learners").start()
         await self._command("start", timeout_s=self._config.deadlines.start_s, setting="deadlines.start_s")
+        self._ranks = await self._mailbox.ranks.remote()
 
     async def stop(self) -> None:
         """End the ranks; does nothing where there are none, or where they failed."""
@@ -92,6 +96,20 @@ class LearnerGroup:
             if not answer.cancel():
                 answer.exception()  # seen: the ranks had failed, and a command has said so
         ray.kill(mailbox)  # a rank that still waits for a command ends with it
+
+    async def kill(self) -> None:
+        """End the ranks at once, also those that hang in a collective call."""
+        mailbox, self._mailbox = self._mailbox, None
+        if mailbox is None or self._ended is None:
+            return
+        with contextlib.suppress(SystemFailure):  # it died itself
+            self._ranks |= await wait_for(
+                _result(mailbox.ranks.remote()), timeout_s=_CAUSE_S, what="the mailbox", setting="deadlines.start_s"
+            )
+        for rank in self._ranks.values():
+            ray.kill(rank.actor)
+        ray.kill(mailbox)
+        await asyncio.wait({self._ended}, timeout=_STOP_S)
 
     async def reset(self, config: RunConfig, *, base_path: str, token_loss: TokenLoss) -> None:
         """Begin another run with the ranks that there are: they hold what ranks that were started for it would hold.
@@ -205,6 +223,9 @@ class LearnerGroup:
         """Write model and optimizer shards under `folder`."""
         await self._command("save", _absolute(folder))
 
+    def checkpointed(self, folder: str) -> None:
+        """Nothing to do: these ranks end with their failure. See `RecoveringLearners`."""
+
     async def load(self, folder: str) -> None:
         """Restore what `save` wrote.
 
@@ -239,23 +260,12 @@ class LearnerGroup:
             return answer.result()
         answer.cancel()
         outcome = self._ended.result()
-        cause = "they were stopped" if outcome is None else f"{type(outcome).__name__}: {outcome}"
-        raise ActorFailure(f"the learners ended before {command.name!r} was answered: {cause}") from outcome
-
-
-def demonstration_batches(num_demonstrations: int, *, batch_size: int, num_updates: int, seed: int) -> list[np.ndarray]:
-    """Indices of each warm-start update: consecutive slices of one random order after another.
-
-    Every demonstration is seen once before any is seen twice; a batch may reach over the end of an order.
-    """
-    if num_demonstrations < 1:
-        raise ValueError("a warm start needs at least one demonstration")
-    total = num_updates * batch_size
-    orders = [
-        np.random.default_rng((seed, epoch)).permutation(num_demonstrations)
-        for epoch in range(-(-total // num_demonstrations))
-    ]
-    return list(np.concatenate(orders)[:total].reshape(num_updates, batch_size))
+        if outcome is None:
+            raise ActorFailure(f"the learners ended before {command.name!r} was answered: they were stopped")
+        ranks = ", ".join(f"rank {rank} was {identity}" for rank, identity in sorted(self._ranks.items()))
+        raise ActorDied(
+            f"the learners ended before {command.name!r} was answered: {type(outcome).__name__}: {outcome}\n({ranks})"
+        ) from outcome
 
 
 def _learner_setup(config: RunConfig, *, base_path: str, token_loss: TokenLoss) -> LearnerSetup:

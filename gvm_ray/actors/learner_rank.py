@@ -1,6 +1,7 @@
 """One learner rank inside a Ray Train worker: takes commands from the mailbox and serves them with a `Learner`."""
 
 import gc
+import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from gvm_ray.actors.mailbox import Command
+from gvm_ray.actors.mailbox import Command, RankIdentity
 from gvm_ray.actors.weight_sync import publish
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorFailure, SystemFailure, UserError
@@ -78,6 +79,9 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
     rank, mailbox, learner = ray.train.get_context().get_world_rank(), setup["rank"].mailbox, setup["rank"].learner
     torch.set_num_threads(max(1, int(learner.config.learner.cpus_per_worker)))
     doing = "starting"
+    context = ray.get_runtime_context()
+    identity = RankIdentity(actor=context.current_actor, node=ray.util.get_node_ip_address(), pid=os.getpid())
+    ray.get(mailbox.join.remote(rank, identity))
     try:
         server = _RankServer(learner, device=get_device(), rank=rank)
         number = 0

@@ -15,6 +15,18 @@ class Command:
     payload: Any = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankIdentity:
+    """Where a rank runs."""
+
+    actor: Any  # handle of Ray Train's worker
+    node: str  # address
+    pid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on node {self.node}"
+
+
 @ray.remote(num_cpus=0)
 class Mailbox:
     """Numbers the driver's commands from 0, gives each to every rank, and takes rank 0's answer back."""
@@ -27,6 +39,15 @@ class Mailbox:
         self._posted = asyncio.Condition()
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._failure: Exception | None = None
+        self._ranks: dict[int, RankIdentity] = {}
+
+    async def join(self, rank: int, identity: RankIdentity) -> None:
+        """A rank says who it is, before anything that could hang."""
+        self._ranks[rank] = identity
+
+    async def ranks(self) -> dict[int, RankIdentity]:
+        """The ranks that have joined."""
+        return self._ranks
 
     async def post(self, command: Command) -> Any:
         """Rank 0's answer to the command.

@@ -19,19 +19,13 @@ class SamplingPools:
 
     generators: GeneratorPool
     rewards: RewardPool
-    sample_timeout_s: float
     clock: PhaseClock
 
     async def sample_and_score(
         self, requests: Sequence[SampleRequest], sampling: SamplingParameters
     ) -> list[GroupOutcome]:
         """Groups go to the reward actors as they are finished; they never pass through the driver."""
-        return await wait_for(
-            self.generators.sample(requests, sampling, score=self._score),
-            timeout_s=self.sample_timeout_s,
-            what=f"sampling and scoring {sum(len(r.seeds) for r in requests)} samples of {len(requests)} prompts",
-            setting="deadlines.sample_s",
-        )
+        return await self.generators.sample(requests, sampling, score=self._score)
 
     async def _score(self, chunk: ray.ObjectRef) -> list[GroupOutcome]:
         with self.clock.phase("reward"):

@@ -13,9 +13,13 @@ import ray
 from gvm_ray.actors.reward_env import make_reward_env
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config.rewards import RewardsConfig
+from gvm_ray.config.run import DeadlineConfig
+from gvm_ray.exceptions import ActorDied, DeadlineExceeded
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.rewards.sandbox import Sandbox, Scored, Unscored
 from gvm_ray.types import GroupOutcome, GroupRef, Metrics, RolloutGroup
 
+_RESTART_S = 1.0  # a dead actor is seldom back sooner, and would fail every call until then
 _LOGGED_FAILURES = 5  # of one actor; later ones are counted only
 
 logger = logging.getLogger(__name__)
@@ -59,14 +63,26 @@ class RewardActor:
 
 
 class RewardPool:
-    """The reward actors of a run, named <name>-0, <name>-1 ... A dead one is restarted and its work done again."""
+    """The reward actors of a run, named <name>-0, <name>-1 ... One that dies or hangs is restarted, and what it was
+    asked done again by the least busy one.
+    """
 
-    def __init__(self, config: RewardsConfig, *, max_tokens: int, start_timeout_s: float, name: str = "reward") -> None:
-        self._start_timeout_s = start_timeout_s
+    def __init__(
+        self,
+        config: RewardsConfig,
+        *,
+        max_tokens: int,
+        deadlines: DeadlineConfig,
+        failures: FailureLog,
+        name: str = "reward",
+    ) -> None:
+        self._name = name
+        self._deadlines = deadlines
+        self._failures = failures
         self._actors: list[Any] = [  # Ray's types don't know the methods of an actor handle
-            RewardActor.options(
-                name=f"{name}-{index}", num_cpus=config.cpus_per_actor, max_restarts=-1, max_task_retries=3
-            ).remote(f"{name}-{index}", config, max_tokens=max_tokens)
+            RewardActor.options(name=f"{name}-{index}", num_cpus=config.cpus_per_actor, max_restarts=-1).remote(
+                f"{name}-{index}", config, max_tokens=max_tokens
+            )
             for index in range(config.num_actors)
         ]
         self._num_pending = [0] * config.num_actors  # calls under way, by actor
@@ -81,7 +97,7 @@ class RewardPool:
         """
         await wait_for(
             asyncio.gather(*(_result(actor.ready.remote()) for actor in self._actors)),
-            timeout_s=self._start_timeout_s,
+            timeout_s=self._deadlines.start_s,
             what=f"starting {len(self._actors)} reward actor(s)",
             setting="deadlines.start_s",
         )
@@ -89,18 +105,36 @@ class RewardPool:
     async def score(self, groups: ray.ObjectRef) -> list[GroupOutcome]:
         """Score the tuple of groups behind a ref, which the driver never fetches, by the least busy actor.
 
-        Each response takes at most `rewards.timeout_s`; the deadline for all of them is the caller's (`wait_for`).
+        Each response takes at most `rewards.timeout_s`.
 
         Returns:
             One outcome for each group, in order. Its rewards are NaN where a sample couldn't be scored.
+
+        Raises:
+            ObjectsLost: the groups are gone.
+            TooManyFailures: reward actors died or hung more often than the run puts up with.
         """
-        actor = self._num_pending.index(min(self._num_pending))
-        self._num_pending[actor] += 1
-        try:
-            scored, numbers = self._actors[actor].score.options(num_returns=2).remote(groups)
-            outcomes, unscored = await numbers
-        finally:
-            self._num_pending[actor] -= 1
+        while True:
+            index = self._num_pending.index(min(self._num_pending))
+            self._num_pending[index] += 1
+            try:
+                return await self._scored(groups, index)
+            except (ActorDied, DeadlineExceeded) as error:
+                self._failures.record(f"{self._name}-{index}", error)
+                if isinstance(error, DeadlineExceeded):
+                    ray.kill(self._actors[index], no_restart=False)
+                await asyncio.sleep(_RESTART_S)
+            finally:
+                self._num_pending[index] -= 1
+
+    async def _scored(self, groups: ray.ObjectRef, index: int) -> list[GroupOutcome]:
+        scored, numbers = self._actors[index].score.options(num_returns=2).remote(groups)
+        outcomes, unscored = await wait_for(
+            _result(numbers),
+            timeout_s=self._deadlines.sample_s,
+            what=f"scoring by {self._name}-{index}",
+            setting="deadlines.sample_s",
+        )
         self._unscored.update(unscored)
         return [replace(outcome, ref=GroupRef(ref=scored, index=outcome.ref.index)) for outcome in outcomes]
 
@@ -115,8 +149,8 @@ class RewardPool:
             ray.kill(actor)
 
 
-async def _result(ref: ray.ObjectRef) -> None:
-    await ref
+async def _result(ref: Any) -> Any:
+    return await ref
 
 
 def _with_results(group: RolloutGroup, results: list[Scored | Unscored]) -> RolloutGroup:

@@ -3,11 +3,11 @@
 import asyncio
 import re
 from collections.abc import Awaitable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
-from gvm_ray.exceptions import ActorFailure, DeadlineExceeded, SystemFailure, UserError
+from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded, ObjectsLost, SystemFailure, UserError
 
 T = TypeVar("T")
 
@@ -24,7 +24,9 @@ async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str, sett
     Raises:
         DeadlineExceeded: the time is up; the wait is given up, the work itself isn't stopped.
         UserError, SystemFailure: raised by the work, as they are.
-        ActorFailure: an actor died (named, with its node and cause of death) or raised something else.
+        ActorDied: an actor died; it is named, with its node and cause of death.
+        ObjectsLost: an object that it needs is gone.
+        ActorFailure: the work raised something else.
     """
     task = asyncio.ensure_future(awaitable)
     try:
@@ -35,7 +37,7 @@ async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str, sett
             )
         return task.result()
     except RayError as error:
-        _raise_failure(error, what)
+        raise failure_of(error, what) from None
     finally:
         task.cancel()
         task.add_done_callback(_seen)
@@ -47,17 +49,19 @@ def _seen(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-def _raise_failure(error: RayError, what: str) -> NoReturn:
-    """Raise what a Ray error means: the work's own error, or an ActorFailure."""
+def failure_of(error: RayError, what: str) -> UserError | SystemFailure:
+    """What a Ray error means: the work's own error, or an ActorFailure that says what failed."""
     origin: BaseException = error
     while isinstance(origin, RayTaskError) and isinstance(origin.cause, BaseException):
         origin = origin.cause  # an error in an argument's task comes wrapped once more
     if isinstance(origin, UserError | SystemFailure):
-        raise origin from None
+        return origin
     if isinstance(origin, RayActorError):
-        raise ActorFailure(f"{what} failed: {_death(origin)}") from None
+        return ActorDied(f"{what} failed: {_death(origin)}")
+    if isinstance(origin, ObjectLostError):
+        return ObjectsLost(f"{what} failed: {str(origin).splitlines()[0]}")
     text = re.sub(r"\x1b\[\d+m", "", str(error))
-    raise ActorFailure(f"{what} failed: {type(origin).__name__}: {origin}\n{text}") from error
+    return ActorFailure(f"{what} failed: {type(origin).__name__}: {origin}\n{text}")
 
 
 def _death(error: RayActorError) -> str:

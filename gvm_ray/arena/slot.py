@@ -21,6 +21,7 @@ from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.config.prompts import PromptsConfig
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.launch import make_evaluator, prompt_stream, start_allocator, start_pools, warm_start
 from gvm_ray.loop import System, train
 from gvm_ray.phase_clock import PhaseClock
@@ -98,7 +99,8 @@ class Slot:
         config, prepared, train_test = self._prepared(run)
         warm = await self._started(config, prepared)
         self._num_runs += 1
-        allocator = start_allocator(config, clock=warm.clock, name=f"{self._prefix}allocator-{self._num_runs}")
+        name = f"{self._prefix}allocator-{self._num_runs}"
+        allocator = start_allocator(config, clock=warm.clock, failures=FailureLog(config.faults), name=name)
         try:
             await warm.pools.generators.reset()
             await warm.learners.reset(config, base_path=prepared.base.path, token_loss=token_loss(config.algorithm))

@@ -16,8 +16,9 @@ from gvm_ray.bench.cluster import local_cluster
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.config.model import ScratchModelConfig
-from gvm_ray.config.run import DeadlineConfig, EngineConfig
+from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.engines import EngineKind, resolve_engine
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.learner.base_model import build_scratch_model
 from gvm_ray.learner.character_tokenizer import build_character_tokenizer
 from gvm_ray.types import GroupOutcome, GroupRef, Prompt, RolloutGroup, SampleRequest, SamplingParameters
@@ -101,6 +102,7 @@ async def _measure(
         max_model_len=_MAX_MODEL_LEN,
         max_tokens=_SAMPLING.max_tokens,
         deadlines=DeadlineConfig(),
+        failures=FailureLog(FaultsConfig()),
         name=f"bench-generator-{os.getpid()}",
     )
     try:

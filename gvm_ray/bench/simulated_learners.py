@@ -101,6 +101,9 @@ class SimulatedLearners:
     async def save(self, folder: str) -> None:
         """There is nothing to save."""
 
+    def checkpointed(self, folder: str) -> None:
+        """There is nothing to forget."""
+
     async def export(self, folder: str) -> None:
         """There is nothing to export."""
 

@@ -19,6 +19,7 @@ from gvm_ray.bench.simulated_task import simulated_prompts
 from gvm_ray.checkpoints import NoCheckpoints
 from gvm_ray.config import RunConfig
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prompt_states import CachedPromptStates
@@ -53,9 +54,14 @@ async def simulated_system(
 ) -> AsyncIterator[tuple[System, GeneratorPool]]:
     """A started system whose generators hold policy version 0; its actors end with it."""
     threshold = config.rewards.accept_threshold
-    pools = _pools(config, parts, clock=clock)
+    failures = FailureLog(config.faults)
+    pools = _pools(config, parts, clock=clock, failures=failures)
     allocator = AllocatorClient(
-        config.allocator, accept_threshold=threshold, seed=config.seed, timeout_s=config.deadlines.sample_s
+        config.allocator,
+        accept_threshold=threshold,
+        seed=config.seed,
+        timeout_s=config.deadlines.sample_s,
+        failures=failures,
     )
     learners = SimulatedLearners(
         parts.learners, weights_bytes=parts.weights_bytes, accept_threshold=threshold, clock=clock
@@ -87,7 +93,7 @@ async def simulated_system(
         allocator.close()
 
 
-def _pools(config: RunConfig, parts: SimulatedParts, *, clock: PhaseClock) -> SamplingPools:
+def _pools(config: RunConfig, parts: SimulatedParts, *, clock: PhaseClock, failures: FailureLog) -> SamplingPools:
     max_tokens = config.sampling.max_tokens
     return SamplingPools(
         generators=GeneratorPool(
@@ -97,10 +103,10 @@ def _pools(config: RunConfig, parts: SimulatedParts, *, clock: PhaseClock) -> Sa
             max_model_len=PROMPT_TOKENS + max_tokens,
             max_tokens=max_tokens,
             deadlines=config.deadlines,
+            failures=failures,
             clock=clock,
         ),
-        rewards=RewardPool(config.rewards, max_tokens=max_tokens, start_timeout_s=config.deadlines.start_s),
-        sample_timeout_s=config.deadlines.sample_s,
+        rewards=RewardPool(config.rewards, max_tokens=max_tokens, deadlines=config.deadlines, failures=failures),
         clock=clock,
     )
 

@@ -17,7 +17,7 @@ class PromptStatesConfig(Settings):
     """Hidden states of the candidates: one forward pass over a prompt, charged, and again when it is old."""
 
     pooling: Literal["mean", "last", "both"] = "mean"  # over the prompt's tokens, of the last layer
-    refresh_steps: Count = 1  # a prompt's states serve so many steps
+    refresh_steps: Count = 20  # a prompt's states serve so many steps
 
 
 @dataclass(frozen=True, kw_only=True)

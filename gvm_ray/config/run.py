@@ -67,12 +67,19 @@ class CheckpointConfig(Settings):
 
 
 class DeadlineConfig(Settings):
-    """How long each wait may take before the run stops with an error that names what it waited for."""
+    """How long each wait may take before what was waited for counts as failed."""
 
     start_s: Positive = 600.0  # actors and learners to start
     sample_s: Positive = 1800.0  # one round of sampling and scoring
     update_s: Positive = 1800.0  # one learner command: update, gradient norms, save
     sync_s: Positive = 300.0  # new weights in every generator
+
+
+class FaultsConfig(Settings):
+    """How many failures a run recovers from, of dead or hung actors and nodes; one more within the window ends it."""
+
+    max_failures: NonNegativeCount = 20
+    window_s: Positive = 3600.0
 
 
 class ClusterConfig(Settings):
@@ -117,6 +124,7 @@ class RunConfig(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     deadlines: DeadlineConfig = DeadlineConfig()
+    faults: FaultsConfig = FaultsConfig()
     cluster: ClusterConfig = ClusterConfig()
     reporting: ReportingConfig = ReportingConfig()
 

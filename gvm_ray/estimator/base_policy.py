@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from gvm_ray.actors.learner import demonstration_batches
 from gvm_ray.algorithms import token_loss
 from gvm_ray.config import RunConfig
 from gvm_ray.envs.prompt_set import demonstrations
+from gvm_ray.functional.demonstration_batches import demonstration_batches
 from gvm_ray.learner.policy import PolicyModule, load_causal_lm
 from gvm_ray.learner.step import Learner
 from gvm_ray.prepare import Prepared

@@ -13,9 +13,10 @@ from tiny_models import build_tiny_model, changed_weights, make_prompt, make_req
 
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.weight_sync import fetch, publish
-from gvm_ray.config.run import DeadlineConfig, EngineConfig
+from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DeadlineExceeded, ModelError
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import GroupOutcome, GroupRef, RolloutGroup, SampleRequest, SamplingParameters
 
 pytestmark = pytest.mark.ray
@@ -30,7 +31,18 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def pool(ray_cluster: None, model_path: str) -> Iterator[GeneratorPool]:
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def failures() -> FailureLog:
+    return FailureLog(FaultsConfig())
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster: None, model_path: str, runner: asyncio.Runner, failures: FailureLog) -> Iterator[GeneratorPool]:
     pool = GeneratorPool(
         CONFIG,
         kind="transformers",
@@ -38,19 +50,33 @@ def pool(ray_cluster: None, model_path: str) -> Iterator[GeneratorPool]:
         max_model_len=64,
         max_tokens=12,
         deadlines=DeadlineConfig(start_s=300, sync_s=120, sample_s=120),
+        failures=failures,
     )
-    asyncio.run(pool.start())
+    runner.run(pool.start())
     yield pool
     pool.close()
+
+
+@pytest.fixture(autouse=True)
+def all_are_back(pool: GeneratorPool, runner: asyncio.Runner) -> None:
+    """What a test killed has restarted before the next one begins."""
+
+    async def wait() -> None:
+        while len(pool.versions) < 2:
+            await asyncio.sleep(0.1)
+
+    runner.run(asyncio.wait_for(wait(), timeout=120))
 
 
 def requests_of(counts: list[int]) -> list[SampleRequest]:
     return [make_request(make_prompt(f"{i}+1="), num_samples=n, first_seed=100 * i) for i, n in enumerate(counts)]
 
 
-def tokens_by_position(pool: GeneratorPool, requests: list[SampleRequest]) -> list[list[list[int]]]:
+def tokens_by_position(
+    pool: GeneratorPool, requests: list[SampleRequest], runner: asyncio.Runner
+) -> list[list[list[int]]]:
     """The tokens of each request's samples, in order."""
-    groups = sample_groups(pool, requests, SAMPLING)
+    groups = sample_groups(pool, requests, SAMPLING, run=runner.run)
     assert all(group.rewards is None for group in groups)
     tokens = {request.prompt.prompt_id: list[list[int]]() for request in requests}
     for group in groups:
@@ -58,11 +84,11 @@ def tokens_by_position(pool: GeneratorPool, requests: list[SampleRequest]) -> li
     return list(tokens.values())
 
 
-def test_no_requests_no_work(pool: GeneratorPool) -> None:
-    assert sample_groups(pool, [], SAMPLING) == []
+def test_no_requests_no_work(pool: GeneratorPool, runner: asyncio.Runner) -> None:
+    assert sample_groups(pool, [], SAMPLING, run=runner.run) == []
 
 
-def test_weights_survive_the_object_store(ray_cluster: None, model_path: str) -> None:
+def test_weights_survive_the_object_store(ray_cluster: None, model_path: str, runner: asyncio.Runner) -> None:
     weights = changed_weights(model_path, seed=3)
     ref = publish(weights.items(), policy_version=4, bucket_bytes=2**14)
     assert ref.policy_version == 4
@@ -72,13 +98,15 @@ def test_weights_survive_the_object_store(ray_cluster: None, model_path: str) ->
     assert all(torch.equal(fetched[name], weights[name]) for name in weights)
 
 
-def test_published_weights_reach_every_generator_and_survive_a_restart(pool: GeneratorPool, model_path: str) -> None:
+def test_published_weights_reach_every_generator_and_survive_a_restart(
+    pool: GeneratorPool, model_path: str, runner: asyncio.Runner, failures: FailureLog
+) -> None:
     requests = requests_of([4, 4, 4, 4])
-    before = tokens_by_position(pool, requests)
+    before = tokens_by_position(pool, requests, runner)
     weights = changed_weights(model_path, seed=3)
-    asyncio.run(pool.publish(publish(weights.items(), policy_version=1)))
+    runner.run(pool.publish(publish(weights.items(), policy_version=1)))
     assert pool.versions == (1, 1)
-    after = tokens_by_position(pool, requests)
+    after = tokens_by_position(pool, requests, runner)
     assert after != before
 
     engine = create_engine("transformers", model_path, config=CONFIG, max_model_len=64)
@@ -86,14 +114,18 @@ def test_published_weights_reach_every_generator_and_survive_a_restart(pool: Gen
     expected = generate(engine, requests, SAMPLING)
     assert after == [[c.token_ids.tolist() for c in group] for group in expected]
 
+    failures_before = failures.counts
     for index in range(2):
         ray.kill(ray.get_actor(f"generator-{index}", namespace="gvm_ray"), no_restart=False)
-    assert tokens_by_position(pool, requests) == after
+    assert tokens_by_position(pool, requests, runner) == after
+    assert failures.counts - failures_before == {"generator-0": 1, "generator-1": 1}
 
 
-def test_what_a_dying_generator_left_is_sampled_again_and_nothing_twice(pool: GeneratorPool) -> None:
+def test_what_a_dying_generator_left_is_sampled_again_and_nothing_twice(
+    pool: GeneratorPool, runner: asyncio.Runner
+) -> None:
     requests = [make_request(make_prompt(f"{i}*2="), num_samples=12, first_seed=50 * i) for i in range(12)]
-    expected = tokens_by_position(pool, requests)
+    expected = tokens_by_position(pool, requests, runner)
 
     async def scenario() -> tuple[list[RolloutGroup], int]:
         chunks = 0
@@ -109,13 +141,15 @@ def test_what_a_dying_generator_left_is_sampled_again_and_nothing_twice(pool: Ge
         outcomes = await pool.sample(requests, SAMPLING, score=describe)
         return [outcome.ref.ref[outcome.ref.index] for outcome in outcomes], chunks
 
-    groups, num_chunks = asyncio.run(scenario())
+    groups, num_chunks = runner.run(scenario())
     assert num_chunks > 2  # streamed, not one for each generator
     assert [group.prompt.prompt_id for group in groups] == [request.prompt.prompt_id for request in requests]
     assert [[c.token_ids.tolist() for c in group.completions] for group in groups] == expected
 
 
-def test_new_weights_arrive_while_samples_are_under_way(pool: GeneratorPool, model_path: str) -> None:
+def test_new_weights_arrive_while_samples_are_under_way(
+    pool: GeneratorPool, model_path: str, runner: asyncio.Runner
+) -> None:
     long = SamplingParameters(temperature=1.0, max_tokens=48)
     requests = [make_request(make_prompt("5+5="), num_samples=40, first_seed=9)]
     version = pool.versions[0]
@@ -127,14 +161,16 @@ def test_new_weights_arrive_while_samples_are_under_way(pool: GeneratorPool, mod
         assert not sampling.done(), "the publish came too late to be seen"
         return await sampling
 
-    groups = asyncio.run(scenario())
+    groups = runner.run(scenario())
     versions = [completion.policy_versions for group in groups for completion in group.completions]
     assert all((np.diff(each) >= 0).all() for each in versions)
     assert {int(v) for each in versions for v in each} <= {version, version + 1}
     assert any(len(set(each.tolist())) == 2 for each in versions)
 
 
-def test_waiting_for_a_version_ends_with_its_publish(pool: GeneratorPool, model_path: str) -> None:
+def test_waiting_for_a_version_ends_with_its_publish(
+    pool: GeneratorPool, model_path: str, runner: asyncio.Runner
+) -> None:
     async def scenario() -> list[str]:
         events: list[str] = []
 
@@ -150,10 +186,12 @@ def test_waiting_for_a_version_ends_with_its_publish(pool: GeneratorPool, model_
         await pool.wait_for_version(3)  # an older one: at once
         return events
 
-    assert asyncio.run(scenario()) == ["publishing", "waited"]
+    assert runner.run(scenario()) == ["publishing", "waited"]
 
 
-def test_a_reset_pool_serves_another_run_whose_versions_count_anew(pool: GeneratorPool, model_path: str) -> None:
+def test_a_reset_pool_serves_another_run_whose_versions_count_anew(
+    pool: GeneratorPool, model_path: str, runner: asyncio.Runner
+) -> None:
     requests = requests_of([4, 4, 4, 4])
 
     async def scenario() -> None:
@@ -166,15 +204,17 @@ def test_a_reset_pool_serves_another_run_whose_versions_count_anew(pool: Generat
         assert await pool.ask(lambda engine: (engine.num_unfinished, engine.policy_version)) == [(0, -1)] * 2
         await pool.publish(publish(changed_weights(model_path, seed=3).items(), policy_version=0))
 
-    asyncio.run(scenario())
+    runner.run(scenario())
     assert pool.versions == (0, 0)
     engine = create_engine("transformers", model_path, config=CONFIG, max_model_len=64)
     engine.load_weights(0, changed_weights(model_path, seed=3).items())
     expected = generate(engine, requests, SAMPLING)
-    assert tokens_by_position(pool, requests) == [[c.token_ids.tolist() for c in group] for group in expected]
+    assert tokens_by_position(pool, requests, runner) == [[c.token_ids.tolist() for c in group] for group in expected]
 
 
-def test_waiting_for_a_version_that_never_comes_ends_at_its_deadline(pool: GeneratorPool, model_path: str) -> None:
+def test_waiting_for_a_version_that_never_comes_ends_at_its_deadline(
+    pool: GeneratorPool, model_path: str, runner: asyncio.Runner
+) -> None:
     impatient = GeneratorPool(
         EngineConfig(type="transformers", cpus_per_generator=1000),  # never placed
         kind="transformers",
@@ -182,18 +222,19 @@ def test_waiting_for_a_version_that_never_comes_ends_at_its_deadline(pool: Gener
         max_model_len=64,
         max_tokens=12,
         deadlines=DeadlineConfig(start_s=0.2, update_s=0.05, sample_s=0.05, sync_s=0.05),
+        failures=FailureLog(FaultsConfig()),
         name="impatient",
     )
     try:
         with pytest.raises(DeadlineExceeded, match="policy version 3"):
-            asyncio.run(impatient.wait_for_version(3))
+            runner.run(impatient.wait_for_version(3))
         with pytest.raises(DeadlineExceeded, match=r"deadlines\.start_s"):
-            asyncio.run(impatient.start())
+            runner.run(impatient.start())
     finally:
         impatient.close()
 
 
-def test_a_model_that_is_not_there_is_named(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_is_named(ray_cluster: None, tmp_path: Path, runner: asyncio.Runner) -> None:
     missing = GeneratorPool(
         EngineConfig(type="transformers"),
         kind="transformers",
@@ -201,10 +242,11 @@ def test_a_model_that_is_not_there_is_named(ray_cluster: None, tmp_path: Path) -
         max_model_len=64,
         max_tokens=12,
         deadlines=DeadlineConfig(start_s=120),
+        failures=FailureLog(FaultsConfig()),
         name="missing",
     )
     try:
         with pytest.raises(ModelError, match="nothing"):
-            asyncio.run(missing.start())
+            runner.run(missing.start())
     finally:
         missing.close()

@@ -10,12 +10,15 @@ import pytest
 
 from gvm_ray.actors.reward import RewardPool
 from gvm_ray.config.rewards import ExactRewardConfig, FunctionRewardConfig, MathVerifyRewardConfig, RewardsConfig
+from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import Completion, GroupOutcome, Prompt, RolloutGroup
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
+DEADLINES = DeadlineConfig(start_s=120, sample_s=120)
 PATH = "tests.faulty_rewards:faulty"  # found from the repository's root, where tests are started
 
 
@@ -40,7 +43,7 @@ def run(
     """Chunks scored at once: the outcomes, the scored groups behind their refs, and the pool's metrics."""
 
     async def main():
-        pool = RewardPool(config, max_tokens=100, start_timeout_s=120)
+        pool = RewardPool(config, max_tokens=100, deadlines=DEADLINES, failures=FailureLog(FaultsConfig()))
         try:
             await pool.start()
             scored = await asyncio.gather(*(pool.score(ray.put(chunk)) for chunk in chunks))
@@ -107,7 +110,7 @@ def test_a_killed_actor_is_replaced_and_its_process_dies_with_it():
     config = RewardsConfig(terms=(FunctionRewardConfig(path=PATH),))
 
     async def main():
-        pool = RewardPool(config, max_tokens=100, start_timeout_s=120)
+        pool = RewardPool(config, max_tokens=100, deadlines=DEADLINES, failures=FailureLog(FaultsConfig()))
         try:
             await pool.start()
             (before,) = await pool.score(ray.put((group("a", "pid", "parent"),)))

@@ -71,6 +71,24 @@ def test_stale_states_are_not_kept() -> None:
     assert asyncio.run(go()) == 1
 
 
+def test_what_a_checkpoint_keeps_serves_as_long_as_it_would_have() -> None:
+    async def go() -> None:
+        states, _ = cached(refresh_steps=2)
+        await states.of(prompts("ab"), step=0)
+        await states.of(prompts("bc"), step=1)
+        resumed, learners = cached(refresh_steps=2)
+        resumed.load_state_dict(states.state_dict(step=2))
+        rows, num_tokens = await resumed.of(prompts("cba"), step=2)
+        assert rows is not None
+        assert (rows.tolist(), num_tokens) == ([[3, 2], [2, 1], [1, 1]], 3)  # c's is the second call's, the others' new
+        assert learners.asked == ["ba"]
+        empty, learners = cached(refresh_steps=1)
+        empty.load_state_dict(empty.state_dict(step=0))
+        assert (await empty.of(prompts("a"), step=0))[1] == 1
+
+    asyncio.run(go())
+
+
 def test_overlapping_steps_do_not_take_each_others_states_away() -> None:
     async def go() -> None:
         states, learners = cached(refresh_steps=2)

@@ -1,11 +1,14 @@
 """Checkpoints are complete or absent, few, and refuse what they don't fit."""
 
 import asyncio
+import errno
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gvm_ray.checkpoints import CheckpointFolder
@@ -26,6 +29,11 @@ def state(step: int) -> CheckpointState:
         cursor={"epoch": 1, "window": [3, 4]},
         allocator={"stats": {"a": [1.5, 0.25]}},
         costs={"cost/generated_samples": 8.0 * step},
+        prompt_states={
+            "ids": np.array(["a", "é"]),
+            "steps": np.array([step, 0]),
+            "states": np.array([[0.1, 2], [3, 4]], dtype=np.float32),
+        },
     )
 
 
@@ -35,6 +43,7 @@ class FakeLearners:
 
     dies: bool = False
     folders: list[Path] = field(default_factory=list)
+    complete: list[str] = field(default_factory=list)
 
     async def save(self, folder: str) -> None:
         self.folders.append(Path(folder))
@@ -44,6 +53,10 @@ class FakeLearners:
             raise SystemFailure("the learner died while saving")
         (Path(folder) / "shard").write_text("whole")
 
+    def checkpointed(self, folder: str) -> None:
+        assert (Path(folder) / "shard").read_text() == "whole"
+        self.complete.append(folder)
+
 
 def save(folder: CheckpointFolder, step: int, learners: Any = None) -> None:
     asyncio.run(folder.save(state(step), learners or FakeLearners()))
@@ -51,9 +64,12 @@ def save(folder: CheckpointFolder, step: int, learners: Any = None) -> None:
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     folder = CheckpointFolder(folder=tmp_path, config=run_config())
-    save(folder, 10)
+    learners = FakeLearners()
+    save(folder, 10, learners)
+    assert learners.complete == [str(tmp_path / "step_000010" / "learner")]
     restored = folder.latest()
-    assert restored.state.__dict__ == state(10).__dict__
+    np.testing.assert_equal(vars(restored.state), vars(state(10)))
+    assert restored.state.prompt_states["states"].dtype == np.float32
     assert (restored.learner / "shard").read_text() == "whole"
     assert json.loads((tmp_path / "step_000010" / "config.json").read_text())["name"] == "t"
 
@@ -73,6 +89,7 @@ def test_a_crash_while_saving_leaves_the_last_good_one(tmp_path: Path) -> None:
     with pytest.raises(SystemFailure, match="died while saving"):
         save(folder, 2, dying)
     assert dying.folders[0].exists()  # something was half written
+    assert dying.complete == []
     assert [path.name for path in folder.complete()] == ["step_000001"]
     assert folder.latest().state.step == 1
     save(folder, 2)  # and what it left is no hindrance
@@ -88,6 +105,8 @@ def test_a_step_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "step_000001").iterdir()) == [
         "config.json",
         "learner",
+        "manifest.json",
+        "prompt_states.npz",
         "state.json",
     ]
 
@@ -115,6 +134,44 @@ def test_a_damaged_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "step_000001" / "config.json").write_text('{"name": ')
     with pytest.raises(CheckpointError, match=r"step_000001' is damaged"):
         folder.latest()
+
+
+@pytest.mark.parametrize("name", ["learner/shard", "prompt_states.npz", "state.json", "config.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_file_that_is_not_what_was_written_is_named_and_the_older_checkpoint_offered(
+    tmp_path: Path, name: str, harm: str
+) -> None:
+    folder = CheckpointFolder(folder=tmp_path, config=run_config())
+    save(folder, 1)
+    save(folder, 2)
+    file = tmp_path / "step_000002" / name
+    content = file.read_bytes()
+    match harm:
+        case "flip":
+            file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        case "cut":
+            file.write_bytes(content[:-1])
+        case _:
+            file.unlink()
+    with pytest.raises(CheckpointError, match=rf"step_000002' is damaged \({name} .*'step_000001', the one before"):
+        folder.latest()
+    shutil.rmtree(tmp_path / "step_000002")
+    assert folder.latest().state.step == 1
+
+
+def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = CheckpointFolder(folder=tmp_path, config=run_config())
+    save(folder, 1)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", full)
+        with pytest.raises(CheckpointError, match=r"after step 2 can't be written .* No space left on device"):
+            save(folder, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
+    assert folder.latest().state.step == 1
 
 
 def test_no_checkpoint_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

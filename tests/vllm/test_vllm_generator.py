@@ -13,7 +13,8 @@ from tiny_models import build_tiny_model, changed_weights, make_prompt, make_req
 
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.weight_sync import publish
-from gvm_ray.config.run import DeadlineConfig, EngineConfig
+from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import SamplingParameters
 
 pytest.importorskip("vllm")
@@ -34,6 +35,7 @@ def pool(ray_cluster: None, model_path: str) -> Iterator[GeneratorPool]:
         max_tokens=16,
         max_model_len=64,
         deadlines=DeadlineConfig(start_s=500, sync_s=120),
+        failures=FailureLog(FaultsConfig()),
         name="vllm-generator",
     )
     asyncio.run(pool.start())

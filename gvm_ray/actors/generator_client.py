@@ -1,0 +1,141 @@
+"""The driver's side of one generator: its actor, which Ray restarts when it dies, and what is known of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from gvm_ray.actors.generator import GeneratorActor
+from gvm_ray.actors.waiting import failure_of, wait_for
+from gvm_ray.config.run import DeadlineConfig, EngineConfig
+from gvm_ray.engines import EngineKind
+from gvm_ray.exceptions import ActorDied, SystemFailure
+from gvm_ray.types import SampleRequest, SamplingParameters, WeightsRef
+
+
+class GeneratorClient:
+    """Asked for at once; `ready` waits for it."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        kind: EngineKind,
+        model_path: str,
+        config: EngineConfig,
+        max_model_len: int,
+        revision: str | None,
+        trust_remote_code: bool,
+        deadlines: DeadlineConfig,
+    ) -> None:
+        self.name = name
+        self.version = -1
+        self.load = 0.0  # predicted tokens that it has yet to sample
+        self.available = True  # false while it restarts, and until it has the present weights
+        self.life = 0  # how often it was found dead
+        self._deadlines = deadlines
+        num_threads = max(1, int(config.cpus_per_generator))  # else every engine takes all cores
+        self._actor: Any = GeneratorActor.options(  # Ray's types don't know the methods of an actor handle
+            name=name,
+            num_cpus=config.cpus_per_generator,
+            num_gpus=config.gpus_per_generator,
+            max_restarts=-1,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
+        ).remote(
+            name,
+            kind=kind,
+            model_path=model_path,
+            config=config,
+            max_model_len=max_model_len,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+
+    async def ready(self) -> None:
+        """Return once its engine has loaded the model, also where it must be restarted first.
+
+        Raises:
+            DeadlineExceeded, ActorDied: it didn't start.
+            UserError: its engine can't run the model.
+        """
+        await self._answer(
+            self._actor.policy_version.options(max_task_retries=-1).remote(),
+            what=f"starting {self.name}",
+            timeout_s=self._deadlines.start_s,
+            setting="deadlines.start_s",
+        )
+
+    async def reset(self) -> None:
+        """See `GeneratorActor.reset`."""
+        await self._answer(self._actor.reset.remote(), what=f"resetting {self.name}")
+        self.version = -1
+
+    async def ask(self, question: Any) -> Any:
+        """See `GeneratorActor.ask`."""
+        return await self._answer(self._actor.ask.remote(question), what=f"asking {self.name} about its engine")
+
+    async def bring(self, weights: WeightsRef) -> None:
+        """Return once its engine has these weights, which it takes between two steps, or newer ones.
+
+        Raises:
+            DeadlineExceeded, ActorFailure: it didn't load them.
+            SystemFailure: it reports older ones.
+        """
+        version = await self._answer(
+            self._actor.load_weights.remote(weights),
+            what=f"loading weights version {weights.policy_version} into {self.name}",
+            timeout_s=self._deadlines.sync_s + self._deadlines.sample_s,  # samples under way may come first
+        )
+        if version < weights.policy_version:
+            raise SystemFailure(f"weights version {weights.policy_version} were published; {self.name} holds {version}")
+        self.version = version
+
+    async def chunks(
+        self, requests: Sequence[SampleRequest], sampling: SamplingParameters, weights: WeightsRef | None
+    ) -> AsyncIterator[ray.ObjectRef]:
+        """Refs of tuples of unscored groups, as they are finished.
+
+        Raises:
+            ActorDied: the generator died, or was killed because it gave nothing for `deadlines.sample_s`.
+            ActorFailure: its engine raised. The last ref may then be an error too.
+        """
+        stream = self._actor.generate.options(num_returns="streaming").remote(requests, sampling, weights)
+        hung = False
+
+        def hang() -> None:
+            nonlocal hung
+            hung = True
+            self.restart()  # which ends the stream
+
+        loop, timeout_s = asyncio.get_running_loop(), self._deadlines.sample_s
+        watchdog = loop.call_later(timeout_s, hang)
+        try:
+            async for chunk in stream:
+                watchdog.cancel()
+                yield chunk
+                watchdog = loop.call_later(timeout_s, hang)
+            await stream.completed()
+        except RayError as error:
+            if not hung:
+                raise failure_of(error, f"sampling by {self.name}") from None
+            raise ActorDied(
+                f"{self.name} finished no sample for {timeout_s:g} s and was killed; give it longer with "
+                f"--set deadlines.sample_s={2 * timeout_s:g}"
+            ) from None
+        finally:
+            watchdog.cancel()
+
+    def restart(self) -> None:
+        """Kill the actor, hung or not; Ray starts it again."""
+        ray.kill(self._actor, no_restart=False)
+
+    def close(self) -> None:
+        """Kill the actor for good."""
+        ray.kill(self._actor)
+
+    async def _answer(
+        self, reply: Any, *, what: str, timeout_s: float | None = None, setting: str = "deadlines.sync_s"
+    ) -> Any:
+        return await wait_for(reply, timeout_s=timeout_s or self._deadlines.sync_s, what=what, setting=setting)

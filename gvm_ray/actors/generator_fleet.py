@@ -1,0 +1,220 @@
+"""The generators of a run: which are available, which policy they hold, and what happens when one fails."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from gvm_ray.actors.generator_client import GeneratorClient
+from gvm_ray.actors.waiting import wait_for
+from gvm_ray.config.run import DeadlineConfig, EngineConfig
+from gvm_ray.engines import EngineKind
+from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded, ObjectsLost
+from gvm_ray.failure_log import FailureLog
+from gvm_ray.types import WeightsRef
+
+
+class GeneratorFleet:
+    """The generators of a run, named <name>-0, <name>-1 ...
+
+    One that dies or hangs is restarted, and in quarantine until it has the present weights.
+
+    The actors are asked for at once; `start` waits for them.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        kind: EngineKind,
+        model_path: str,
+        max_model_len: int,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        deadlines: DeadlineConfig,
+        failures: FailureLog,
+        name: str = "generator",
+    ) -> None:
+        # Who publishes the present weights again when the process that did is gone, and they with it.
+        self.republish: Callable[[], Awaitable[WeightsRef]] | None = None
+        self._deadlines = deadlines
+        self._failures = failures
+        self._weights: WeightsRef | None = None
+        self._changed = asyncio.Condition()  # which generators are available, and their versions
+        self._fatal: Exception | None = None  # a restart that can't be
+        self._revivals: set[asyncio.Task[None]] = set()
+        self._num_made = 0
+
+        def make() -> GeneratorClient:
+            self._num_made += 1
+            return GeneratorClient(
+                f"{name}-{self._num_made - 1}",
+                kind=kind,
+                model_path=model_path,
+                config=config,
+                max_model_len=max_model_len,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                deadlines=deadlines,
+            )
+
+        self._make = make
+        self._generators = [make() for _ in range(config.num_generators)]
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The policy version of each available generator, -1 before the first publish."""
+        return tuple(generator.version for generator in self._generators if generator.available)
+
+    async def start(self) -> None:
+        """Return when every engine has loaded the model.
+
+        Raises:
+            DeadlineExceeded, ActorFailure: a generator didn't start.
+            UserError: its engine can't run the model.
+        """
+        await asyncio.gather(*(generator.ready() for generator in self._generators))
+
+    async def reset(self) -> None:
+        """Drop all requests and forget the published weights, for another run whose versions count from 0 again.
+
+        Raises:
+            DeadlineExceeded, ActorFailure: a generator didn't answer.
+        """
+        self._weights = None
+        await asyncio.gather(*(generator.reset() for generator in self._generators if generator.available))
+
+    async def ask(self, question: Callable[[Any], Any]) -> list[Any]:
+        """What a function says of each available generator's engine; see `GeneratorActor.ask`.
+
+        Raises:
+            DeadlineExceeded, ActorFailure: a generator didn't answer.
+        """
+        return await asyncio.gather(*(generator.ask(question) for generator in self._generators if generator.available))
+
+    def resize(self, num_generators: int) -> None:
+        """Add generators, which get work once they have the present weights, or remove the last ones at once: what
+        they had under way is sampled by the others.
+        """
+        if num_generators < 1:
+            raise ValueError(f"a pool of {num_generators} generators samples nothing; keep at least 1")
+        while len(self._generators) > num_generators:
+            self._generators.pop().close()
+        while len(self._generators) < num_generators:
+            generator = self._make()
+            generator.available = False
+            self._generators.append(generator)
+            self._revive(generator)
+
+    # --- weights ------------------------------------------------------------------------------------------------------
+    async def publish(self, weights: WeightsRef) -> None:
+        """Return when every available generator has these weights; the others get them before they get work.
+
+        Raises:
+            SystemFailure: a generator reports another version, or too many of them fail.
+        """
+        self._weights = weights
+        await asyncio.gather(*(self._bring(generator) for generator in self._generators if generator.available))
+        await self._available()
+
+    async def _bring(self, generator: GeneratorClient) -> None:
+        life, weights = generator.life, self._weights
+        assert weights is not None
+        try:
+            await generator.bring(weights)
+        except (ActorFailure, DeadlineExceeded) as error:
+            await self._handle(error, generator, life=life, weights=weights)
+            if generator.available:  # it was the weights that were lost
+                await self._bring(generator)
+            return
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def wait_for_version(self, policy_version: int) -> None:
+        """Return when every available generator has at least this version; `publish` unblocks it.
+
+        Raises:
+            DeadlineExceeded: nothing was published for longer than an update, a checkpoint, an evaluation and a
+                publish may take.
+        """
+        deadlines = self._deadlines
+        await wait_for(
+            self._until(lambda: min(self.versions, default=-2) >= policy_version),
+            timeout_s=2 * deadlines.update_s + deadlines.sample_s + deadlines.sync_s,
+            what=f"waiting for policy version {policy_version} (generators hold {list(self.versions)})",
+            setting="deadlines.update_s",
+        )
+
+    # --- failures -----------------------------------------------------------------------------------------------------
+    async def _handle(
+        self, error: Exception, generator: GeneratorClient, *, life: int, weights: WeightsRef | None
+    ) -> None:
+        """Prepare for doing again what a generator failed to do.
+
+        Raises:
+            TooManyFailures: this was one too many.
+            Exception: the error, where it is none of a dead or hung process, and would come again.
+        """
+        if isinstance(error, ObjectsLost):
+            self._failures.record("an object in Ray's store", error)
+            if weights is not None and weights is self._weights and self.republish is not None:
+                self._weights = await self.republish()
+        elif isinstance(error, ActorDied | DeadlineExceeded):
+            if generator.life == life and generator in self._generators:  # else its death was handled, or is wanted
+                generator.life += 1
+                generator.available = False
+                self._failures.record(generator.name, error)
+                if isinstance(error, DeadlineExceeded):
+                    generator.restart()
+                self._revive(generator)
+        else:
+            raise error
+
+    def _revive(self, generator: GeneratorClient) -> None:
+        task = asyncio.create_task(self._quarantine(generator))
+        self._revivals.add(task)
+        task.add_done_callback(self._revivals.discard)
+
+    async def _quarantine(self, generator: GeneratorClient) -> None:
+        """Until it has restarted and holds the present weights."""
+        try:
+            while generator in self._generators and not generator.available:
+                weights = self._weights
+                try:
+                    await generator.ready()
+                    if weights is not None:
+                        await generator.bring(weights)
+                except (ActorDied, DeadlineExceeded) as error:
+                    self._failures.record(generator.name, error)
+                    if isinstance(error, DeadlineExceeded):
+                        generator.restart()
+                except ObjectsLost as error:
+                    await self._handle(error, generator, life=generator.life, weights=weights)
+                else:
+                    generator.available = weights is self._weights
+        except Exception as error:
+            self._fatal = error
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _available(self) -> list[GeneratorClient]:
+        """The generators that can be given work, at least one."""
+        await wait_for(
+            self._until(lambda: bool(self.versions)),
+            timeout_s=self._deadlines.start_s,
+            what=f"the restart of any of {len(self._generators)} generator(s), which all died or hung,",
+            setting="deadlines.start_s",
+        )
+        return [generator for generator in self._generators if generator.available]
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._fatal is not None or condition())
+        if self._fatal is not None:
+            raise self._fatal
+
+    def close(self) -> None:
+        """Kill the actors."""
+        for task in self._revivals:
+            task.cancel()
+        for generator in self._generators:
+            generator.close()

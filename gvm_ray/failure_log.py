@@ -1,0 +1,51 @@
+"""Failures that a run recovers from: counted, told, and too many of them its end."""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+from gvm_ray.config.run import FaultsConfig
+from gvm_ray.exceptions import TooManyFailures
+from gvm_ray.types import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+class FailureLog:
+    """Every failure is recorded here before its recovery begins, so that no part restarts another for ever."""
+
+    def __init__(self, config: FaultsConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._recent: deque[tuple[float, str]] = deque()  # when, and which part
+        self._counts: Counter[str] = Counter()
+
+    def record(self, part: str, cause: BaseException | str) -> None:
+        """Count a failure of a part, such as "generator-0".
+
+        Raises:
+            TooManyFailures: there were more than `max_failures` within `window_s`.
+        """
+        now = self._clock()
+        self._counts[part] += 1
+        self._recent.append((now, part))
+        while now - self._recent[0][0] > self._config.window_s:
+            self._recent.popleft()
+        if len(self._recent) > self._config.max_failures:
+            parts = ", ".join(f"{name} {count} times" for name, count in Counter(p for _, p in self._recent).items())
+            raise TooManyFailures(
+                f"{len(self._recent)} failures within {self._config.window_s:g} s, more than "
+                f"faults.max_failures={self._config.max_failures}: {parts}; the last one: {cause}"
+            )
+        logger.warning("%s failed and is replaced: %s", part, cause)
+
+    @property
+    def metrics(self) -> Metrics:
+        """`faults/total`, of all parts since the start."""
+        return {"faults/total": float(self._counts.total())}
+
+    @property
+    def counts(self) -> Counter[str]:
+        """By part, since the start."""
+        return self._counts.copy()

@@ -1,0 +1,177 @@
+"""Generators that are killed, hang, lose the weights, come and go: what is sampled stays the same."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import ray
+import torch
+from tiny_groups import sample
+from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
+
+from gvm_ray.actors.generator_pool import GeneratorPool
+from gvm_ray.actors.weight_sync import publish
+from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
+from gvm_ray.exceptions import TooManyFailures
+from gvm_ray.failure_log import FailureLog
+from gvm_ray.types import GroupOutcome, GroupRef, RolloutGroup, SamplingParameters, WeightsRef
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
+
+SAMPLING = SamplingParameters(temperature=1.0, max_tokens=12)
+REQUESTS = [make_request(make_prompt(f"{i}*2="), num_samples=12, first_seed=50 * i) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return build_tiny_model(tmp_path_factory.mktemp("model"), tied=True)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@contextmanager
+def generators(
+    model_path: str, runner: asyncio.Runner, *, name: str, num: int = 2, sample_s: float = 60.0, max_failures: int = 9
+) -> Iterator[tuple[GeneratorPool, FailureLog]]:
+    """A started pool whose generators hold version 1."""
+    failures = FailureLog(FaultsConfig(max_failures=max_failures))
+    pool = GeneratorPool(
+        EngineConfig(type="transformers", num_generators=num, max_num_seqs=16),
+        kind="transformers",
+        model_path=model_path,
+        max_model_len=64,
+        max_tokens=12,
+        deadlines=DeadlineConfig(start_s=120, sync_s=60, sample_s=sample_s),
+        failures=failures,
+        name=name,
+    )
+    try:
+        runner.run(pool.start())
+        runner.run(pool.publish(publish(changed_weights(model_path, seed=3).items(), policy_version=1)))
+        yield pool, failures
+    finally:
+        pool.close()
+
+
+def pids(pool: GeneratorPool, runner: asyncio.Runner) -> list[int]:
+    return runner.run(pool.ask(lambda engine: os.getpid()))
+
+
+def tokens(groups: list[RolloutGroup]) -> dict[tuple[str, int], list[int]]:
+    """By prompt and sample index; each must be there once."""
+    items = [
+        ((group.prompt.prompt_id, index), completion.token_ids.tolist())
+        for group in groups
+        for index, completion in zip(group.sample_indices, group.completions, strict=True)
+    ]
+    assert len(dict(items)) == len(items) == sum(len(request.seeds) for request in REQUESTS)
+    return dict(items)
+
+
+async def all_available(pool: GeneratorPool, num: int) -> None:
+    while len(pool.versions) < num:
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize(("stop", "sample_s"), [(signal.SIGKILL, 60.0), (signal.SIGSTOP, 4.0)], ids=["killed", "hung"])
+def test_the_others_do_the_work_and_the_lost_one_comes_back_up_to_date(
+    model_path: str, runner: asyncio.Runner, stop: signal.Signals, sample_s: float
+) -> None:
+    with generators(model_path, runner, name=f"faulty-{stop.name}", sample_s=sample_s) as (pool, failures):
+        expected = tokens(runner.run(sample(pool, REQUESTS, SAMPLING)))
+        victim, other = pids(pool, runner)
+
+        async def scenario() -> list[RolloutGroup]:
+            under_way = asyncio.create_task(sample(pool, REQUESTS, SAMPLING))
+            await asyncio.sleep(0.02)
+            os.kill(victim, stop)
+            groups = await under_way
+            await pool.publish(publish(changed_weights(model_path, seed=4).items(), policy_version=2))
+            await asyncio.wait_for(all_available(pool, 2), timeout=120)
+            return groups
+
+        assert tokens(runner.run(scenario())) == expected
+        assert failures.counts == {f"faulty-{stop.name}-0": 1}
+        assert pool.versions == (2, 2)
+        now = pids(pool, runner)
+        assert other in now
+        assert victim not in now
+        assert tokens(runner.run(sample(pool, REQUESTS, SAMPLING))) != expected  # it isn't the old weights that it has
+
+
+def test_a_generator_that_dies_again_and_again_ends_the_run(model_path: str, runner: asyncio.Runner) -> None:
+    with generators(model_path, runner, name="dying", num=1, max_failures=2) as (pool, _):
+
+        async def describe(chunk: ray.ObjectRef) -> list[GroupOutcome]:
+            """Each chunk is the generator's last."""
+            groups: tuple[RolloutGroup, ...] = await chunk
+            ray.kill(ray.get_actor("dying-0", namespace="gvm_ray"), no_restart=False)
+            return [GroupOutcome.of(group, ref=GroupRef(ref=groups, index=i)) for i, group in enumerate(groups)]
+
+        with pytest.raises(TooManyFailures, match=r"3 failures .*max_failures=2: dying-0 3 times"):
+            runner.run(pool.sample(REQUESTS, SAMPLING, score=describe))
+
+
+@ray.remote(num_cpus=0)
+class Publisher:
+    """Publishes, and can die with what it published."""
+
+    def publish(self, tensors: dict[str, torch.Tensor], policy_version: int) -> WeightsRef:
+        return publish(tensors.items(), policy_version=policy_version)
+
+
+def test_weights_that_died_with_their_publisher_are_published_again(model_path: str, runner: asyncio.Runner) -> None:
+    with generators(model_path, runner, name="bereft", num=2) as (pool, failures):
+        expected = tokens(runner.run(sample(pool, REQUESTS, SAMPLING)))
+        asked = 0
+
+        async def republish() -> WeightsRef:
+            nonlocal asked
+            asked += 1
+            return publish(changed_weights(model_path, seed=3).items(), policy_version=2)
+
+        async def scenario() -> list[RolloutGroup]:
+            pool.republish = republish
+            publisher = Publisher.remote()  # type: ignore[attr-defined]
+            weights = await publisher.publish.remote(changed_weights(model_path, seed=3), 2)
+            await pool.publish(weights)
+            ray.kill(publisher)
+            for pid in await pool.ask(lambda engine: os.getpid()):
+                os.kill(pid, signal.SIGKILL)
+            groups = await sample(pool, REQUESTS, SAMPLING)
+            await asyncio.wait_for(all_available(pool, 2), timeout=120)
+            return groups
+
+        assert tokens(runner.run(scenario())) == expected
+        assert asked >= 1
+        assert pool.versions == (2, 2)
+        assert failures.counts["an object in Ray's store"] >= 1
+
+
+def test_a_pool_grows_and_shrinks_while_it_samples(model_path: str, runner: asyncio.Runner) -> None:
+    with generators(model_path, runner, name="elastic", num=1) as (pool, failures):
+        expected = tokens(runner.run(sample(pool, REQUESTS, SAMPLING)))
+
+        async def scenario() -> tuple[list[RolloutGroup], list[RolloutGroup]]:
+            pool.resize(2)
+            before = await sample(pool, REQUESTS, SAMPLING)  # by the first alone, or by both
+            await asyncio.wait_for(all_available(pool, 2), timeout=120)
+            assert pool.versions == (1, 1)
+            under_way = asyncio.create_task(sample(pool, REQUESTS, SAMPLING))
+            await asyncio.sleep(0.02)
+            pool.resize(1)
+            return before, await under_way
+
+        before, after = runner.run(scenario())
+        assert tokens(before) == tokens(after) == expected
+        assert pool.versions == (1,)
+        assert failures.counts.total() == 0  # it was wanted
+        with pytest.raises(ValueError, match="0 generators samples nothing"):
+            pool.resize(0)

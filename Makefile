@@ -25,6 +25,7 @@ quickstart: $(STAMP)
 # The unit tests come first: what they find needs no cluster to be seen.
 test: check unit
 	$(PYTEST) tests/contract
+	$(PYTEST) tests/faults
 	$(PYTEST) tests/ray
 	$(PYTEST) tests/vllm
 	$(if $(filter gpu,$(EXTRA)),$(if $(wildcard tests/gpu),$(PYTEST) tests/gpu))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.config import RunConfig
-from gvm_ray.exceptions import CheckpointError
+from gvm_ray.exceptions import CheckpointError, StorageFailure
 from gvm_ray.protocols import Learners
 from gvm_ray.types import CheckpointState
 
@@ -61,7 +61,7 @@ class CheckpointFolder:
             learners.checkpointed(str(target / "learner"))
             for old in self.complete()[: -self.config.checkpoint.keep]:
                 shutil.rmtree(old)
-        except OSError as error:
+        except (OSError, StorageFailure) as error:
             shutil.rmtree(incomplete, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint after step {state.step} can't be written to {str(self.folder)!r}: {error}; make room "

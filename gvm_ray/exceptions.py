@@ -4,6 +4,19 @@ What a user can mend derives from :class:`UserError` (a ``ValueError``); the com
 traceback. What the machinery can meet at run time derives from :class:`SystemFailure`.
 """
 
+import shutil
+from pathlib import Path
+
+
+def free_space(folder: str | Path) -> str:
+    """For messages: what is free where the folder is, or would be."""
+    for place in (Path(folder).absolute(), *Path(folder).absolute().parents):
+        try:
+            return f"{shutil.disk_usage(place).free / 2**20:,.1f} MiB"
+        except OSError:
+            continue
+    return "unknown MiB"
+
 
 class UserError(ValueError):
     """Something the user asked for can't be done; the message says what, the value, and what to write instead."""
@@ -22,7 +35,7 @@ class ModelError(UserError):
 
 
 class ResourceError(UserError):
-    """The run needs more CPUs, GPUs or memory than the machine or the cluster has."""
+    """The run needs more CPUs, GPUs, memory or disk than the machine or the cluster has."""
 
 
 class CheckpointError(UserError):
@@ -31,6 +44,23 @@ class CheckpointError(UserError):
 
 class SystemFailure(RuntimeError):
     """A part of the running system failed; the message names the part and the cause."""
+
+
+class TrainingDiverged(SystemFailure):
+    """Gradient after gradient isn't finite; the message says how many, at which step, and what to change."""
+
+
+class StorageFailure(SystemFailure):
+    """A disk is full or can't be written; the message names the folder and its free space."""
+
+    @classmethod
+    def at(cls, folder: str | Path, error: BaseException) -> "StorageFailure":
+        """The failure that `error` met while writing into the folder."""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        return cls(
+            f"{str(folder)!r} can't be written ({reason}); {free_space(folder)} are free there. Make room, or check "
+            "its permissions; --resume continues from the last checkpoint that was completed"
+        )
 
 
 class DeadlineExceeded(SystemFailure):

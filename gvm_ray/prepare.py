@@ -15,7 +15,13 @@ from gvm_ray.envs.prompt_set import PromptSets, load_prompts
 from gvm_ray.exceptions import ConfigError, DataError, ResourceError
 from gvm_ray.functional.memory import ModelSizes, generator_bytes, learner_bytes
 from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
-from gvm_ray.pretrained import load_model_config, load_tokenizer
+from gvm_ray.pretrained import (
+    check_vocabulary,
+    check_weight_files,
+    empty_causal_lm,
+    load_model_config,
+    load_tokenizer,
+)
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
 
@@ -63,7 +69,10 @@ def prepare(config: RunConfig, *, run_dir: Path, load: Callable[..., PromptSets]
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
     model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     _check_context_length(model_config, max_model_len)
-    check_memory(config, model_config, available_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    sizes = model_sizes(model_config, trust_remote_code=base.trust_remote_code)
+    check_vocabulary(tokenizer, model_config)
+    check_weight_files(base.path)
+    check_memory(config, sizes, available_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
     prompts = load(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
     _check_batch(config, len(prompts.train))
@@ -98,7 +107,7 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     return Path(cache) / "warm_start" / key
 
 
-def check_memory(config: RunConfig, model_config: Any, *, available_bytes: int) -> None:
+def check_memory(config: RunConfig, sizes: ModelSizes, *, available_bytes: int) -> None:
     """Compare a CPU run's estimated need with this machine's memory. GPU runs, and runs elsewhere, aren't checked here.
 
     Raises:
@@ -107,7 +116,6 @@ def check_memory(config: RunConfig, model_config: Any, *, available_bytes: int) 
     elsewhere = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if config.learner.gpus_per_worker or config.engine.gpus_per_generator or elsewhere:
         return
-    sizes = model_sizes(model_config)
     learners = learner_bytes(
         sizes,
         micro_batch_tokens=config.learner.micro_batch_tokens * config.learner.num_workers,
@@ -127,13 +135,13 @@ def check_memory(config: RunConfig, model_config: Any, *, available_bytes: int) 
         )
 
 
-def model_sizes(model_config: Any) -> ModelSizes:
-    """Sizes of the model that a transformers configuration describes; no weight is allocated."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def model_sizes(model_config: Any, *, trust_remote_code: bool = False) -> ModelSizes:
+    """Sizes of the model that a transformers configuration describes; no weight is allocated.
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
+    Raises:
+        ModelError: the learners can't train such a model.
+    """
+    model = empty_causal_lm(model_config, trust_remote_code=trust_remote_code)
     return ModelSizes(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         hidden_size=model_config.hidden_size,

@@ -1,25 +1,37 @@
-"""What every part asks of a Hugging Face model before its weights: tokenizer and configuration, with clear errors."""
+"""What every part asks of a Hugging Face model before its weights: tokenizer and configuration, with clear errors.
 
+Broken files make the libraries raise errors of every kind; each becomes a ModelError here, with its cause.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gvm_ray.exceptions import ModelError
+
+_SHARDS_INDEX = "model.safetensors.index.json"
+_REASON_CHARACTERS = 300  # of a library's message, which can be pages
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model folder or hub id; its `eos_token_id` is the one token that ends a response.
 
     Raises:
-        ModelError: there is none, or it has no end-of-sequence token.
+        ModelError: there is none, its vocabulary is missing, or it has no end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
-    try:
+    with model_errors("tokenizer", path):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision or "main", trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise _not_loaded("tokenizer", path, error) from error
+    if not tokenizer("0", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files at all
+        raise ModelError(
+            f"the tokenizer of {str(path)!r} knows no text, as one without its vocabulary does; put the model's "
+            "tokenizer.json and tokenizer_config.json there"
+        )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {str(path)!r} has no end-of-sequence token; set eos_token in its files")
     return tokenizer
@@ -33,14 +45,92 @@ def load_model_config(path: str | Path, *, revision: str | None = None, trust_re
     """
     from transformers import AutoConfig
 
-    try:
+    with model_errors("model configuration", path):
         return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _not_loaded("model configuration", path, error) from error
 
 
-def _not_loaded(what: str, path: str | Path, error: Exception) -> ModelError:
-    return ModelError(
-        f"no {what} can be loaded from {str(path)!r} ({str(error).splitlines()[0]}); write model.path as a folder with "
-        "config.json, weights and tokenizer files, or as a hub id that this machine can reach"
-    )
+def empty_causal_lm(model_config: Any, *, trust_remote_code: bool = False) -> Any:
+    """The model that a configuration describes, on the meta device: no weight is read or allocated.
+
+    Raises:
+        ModelError: it isn't a causal language model of the Llama layout.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = model_config.name_or_path
+    with model_errors("causal language model", path), torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
+    check_layout(causal_lm, path)
+    return causal_lm
+
+
+def check_layout(causal_lm: Any, path: str | Path) -> None:
+    """Refuse a model that the learners can't shard and ask for log-probs.
+
+    Raises:
+        ModelError: it has no `model.layers` or no `lm_head`.
+    """
+    if not hasattr(getattr(causal_lm, "model", None), "layers") or not hasattr(causal_lm, "lm_head"):
+        raise ModelError(
+            f"{str(path)!r} holds a {type(causal_lm).__name__} without `model.layers` and `lm_head`; "
+            "use a model of the Llama, Qwen2, Qwen3 or Mistral family"
+        )
+
+
+def check_vocabulary(tokenizer: Any, model_config: Any) -> None:
+    """Refuse a tokenizer with tokens that the model has no embedding for.
+
+    Special tokens that no text prompt holds may lie beyond: Gemma 3's tokenizer has one for images, its text models not.
+
+    Raises:
+        ModelError: it is of another model.
+    """
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special -= {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id}
+    largest = max(number for number in tokenizer.get_vocab().values() if number not in special)
+    if largest >= model_config.vocab_size:
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has tokens up to number {largest}, and the model "
+            f"embeddings for {model_config.vocab_size} (vocab_size in config.json); put the model's own tokenizer there"
+        )
+
+
+def check_weight_files(path: str | Path) -> None:
+    """Look at the headers of a folder's safetensors files; no weight is read. A hub id is not looked at.
+
+    Raises:
+        ModelError: a file is missing, or cut short.
+    """
+    from safetensors import safe_open
+
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    files = {*folder.glob("*.safetensors")}
+    if (folder / _SHARDS_INDEX).is_file():
+        with model_errors("index of the weights", path):
+            files |= {
+                folder / name for name in json.loads((folder / _SHARDS_INDEX).read_bytes())["weight_map"].values()
+            }
+    if not files and not any(folder.glob("*.bin")):
+        raise ModelError(
+            f"there are no weights in {str(path)!r}: neither *.safetensors nor *.bin; put the model's files there"
+        )
+    for file in sorted(files):
+        damaged = f"weights (file {file.name!r} is missing or damaged; fetch it anew)"
+        with model_errors(damaged, path), safe_open(file, framework="np"):
+            pass
+
+
+@contextmanager
+def model_errors(what: str, path: str | Path) -> Iterator[None]:
+    """Whatever a library raises inside becomes a ModelError about `what` of the model at `path`."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
+        raise ModelError(
+            f"no {what} can be loaded from {str(path)!r} ({reason}); write model.path as a "
+            "folder with config.json, weights and tokenizer files, or as a hub id that this machine can reach"
+        ) from error

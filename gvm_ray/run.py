@@ -48,13 +48,15 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
             prepare(config, run_dir=Path(scratch))
     folder.create(resume=resume, overwrite=overwrite)
     checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
-    if resume and checkpoints.latest() is None:
+    restored = checkpoints.latest() if resume else None
+    if resume and restored is None:
         print("no checkpoint was completed yet: the run begins anew", flush=True)
-    prepared = prepare(config, run_dir=folder.path)
-    folder.save_config(config)
+    with folder.disk_errors():
+        prepared = prepare(config, run_dir=folder.path)
+        folder.save_config(config)
     print("\n".join(report_lines(prepared)), flush=True)
-    with connected(config):
-        return run_to_end(_train(config, prepared, folder=folder, checkpoints=checkpoints, resume=resume))
+    with connected(config), folder.disk_errors():
+        return run_to_end(_train(config, prepared, folder=folder, checkpoints=checkpoints, restored=restored))
 
 
 def evaluate(
@@ -98,11 +100,15 @@ def evaluate(
 
 
 async def _train(
-    config: RunConfig, prepared: Prepared, *, folder: RunFolder, checkpoints: CheckpointFolder, resume: bool
+    config: RunConfig,
+    prepared: Prepared,
+    *,
+    folder: RunFolder,
+    checkpoints: CheckpointFolder,
+    restored: RestoredCheckpoint | None,
 ) -> dict[str, Any]:
     """The run to its end; from its last checkpoint again where a failure can't be mended from within."""
     failures, stop = FailureLog(config.faults), StopRequest()
-    restored = checkpoints.latest() if resume else None
     with stop.listening():
         while True:
             try:

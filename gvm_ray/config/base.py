@@ -14,5 +14,6 @@ class Settings(BaseModel):
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-NonNegativeCount = Annotated[int, Field(ge=0)]
+# Up to 2^63 - 1: larger integers fit no array, and no float either.
+Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
+NonNegativeCount = Annotated[int, Field(ge=0, le=2**63 - 1)]

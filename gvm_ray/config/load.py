@@ -1,6 +1,7 @@
 """TOML files and `--set a.b=c` overrides to a RunConfig, with errors a person can act on."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from gvm_ray.config.run import RunConfig
 from gvm_ray.exceptions import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_SHOWN_CHARACTERS = 200  # of a wrong value, in a message
+_UNENCODABLE = re.compile("[\ud800-\udfff]")  # what Python makes of a command line's bytes that aren't UTF-8
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -54,10 +58,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config file {str(path)!r} doesn't exist; write the path of a .toml file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {str(path)!r} can't be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:  # also of brackets or digits without end
+        raise ConfigError(
+            f"config file {str(path)!r} can't be read ({error}); write the path of a TOML file in UTF-8"
+        ) from error
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,15 +100,17 @@ def _validated(model: type[Model], values: Mapping[str, Any], *, origin: str) ->
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key.strip():
+    *parents, last = (name.strip() for name in key.split("."))
+    if not separator or not all((*parents, last)):
         raise ConfigError(f"--set {override!r} is not of the form a.b=c; write e.g. --set allocator.alpha=0.01")
-    *parents, last = key.strip().split(".")
+    if _UNENCODABLE.search(override):
+        raise ConfigError(f"--set {override!r} is not UTF-8; set the terminal to UTF-8, or write the value in the file")
     table = values
     for name in parents:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
             raise ConfigError(f"--set {override!r}: {name!r} is a value, not a table, in the config file")
-    if last == "type" and table.get("type") != _parse_value(text):
+    if parents and last == "type" and table.get("type") != _parse_value(text):
         table.clear()  # another variant: the fields of the old one don't belong to it
     table[last] = _parse_value(text)
 
@@ -112,9 +120,10 @@ def _parse_value(text: str) -> Any:
     if text.strip() in ("none", "None"):
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        values = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):  # also of brackets or digits without end
         return text.strip()
+    return values["value"] if len(values) == 1 else text.strip()
 
 
 def _explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
@@ -127,16 +136,25 @@ def _explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str
         elif item["type"] == "missing":
             message = "required, but not given"
         elif not message.startswith(where) and item["loc"] and not isinstance(item["input"], dict):
-            message = f"{message} (got {item['input']!r})"
+            message = f"{message} (got {_shown(item['input'])})"
         lines.append(f"  {where}: {message}")
     return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    """The value as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # TOML has hexadecimal numbers of any length, Python writes at most 4,300 digits
+        text = "a number of more than 4,300 digits"
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
 def _suggest(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """A near name, or the list of names, that the table at `location` knows."""
     known = sorted(_field_names(model))
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near and near[0] != location[-1] else ""
 
 
 def _field_names(model: type[BaseModel]) -> set[str]:

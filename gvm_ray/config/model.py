@@ -85,6 +85,9 @@ class LearnerConfig(Settings):
     logprob_chunk_tokens: Count = 1024  # rows of logits alive at once when log-probs are computed
     activation_checkpointing: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
+    # So many optimizer updates in a row, over batches, with an infinite or NaN gradient stop the run; each of them is
+    # skipped. None = three batches' worth. An update without samples neither counts nor ends the row.
+    max_skipped_updates: Count | None = None
 
 
 class WarmStartConfig(Settings):

@@ -103,7 +103,7 @@ class RunConfig(Settings):
     """Everything a run is made of. Loaded from TOML by `load_config`; saved, resolved, as config.json."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    runs_dir: str = "runs"
+    runs_dir: str = Field(default="runs", pattern=r"^[^\x00]*$")
     seed: NonNegativeCount = 0
     num_steps: Count = 100
     token_budget: Count | None = None  # charged tokens that end the run before num_steps; none = no limit
@@ -142,6 +142,11 @@ class RunConfig(Settings):
     def candidates_per_step(self) -> int:
         """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
         return self.allocator.num_candidates(self.prompts_per_step)
+
+    @property
+    def max_skipped_updates(self) -> int:
+        """Optimizer updates with a gradient that isn't finite, in a row, that stop the run."""
+        return self.learner.max_skipped_updates or 3 * self.algorithm.updates_per_batch
 
     @property
     def prompt_states(self) -> PromptStatesConfig | None:

@@ -1,13 +1,14 @@
 """Tasks from a JSONL or Parquet file."""
 
 import json
+import os
+import stat
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gvm_ray.config.prompts import FileSourceConfig
-from gvm_ray.envs.rows import missing_field, task_from_row, used_fields
+from gvm_ray.envs.rows import missing_field, tasks_from_rows, used_fields
 from gvm_ray.envs.task import Task
 from gvm_ray.exceptions import DataError
 
@@ -20,20 +21,33 @@ def file_tasks(config: FileSourceConfig) -> list[Task]:
     Raises:
         DataError: the file is missing, empty, of another format, or has a bad row (its line and field are named).
     """
-    path = Path(config.path).expanduser()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "doesn't exist"
-        raise DataError(f"data file {config.path!r} {what}; write the path of a .jsonl or .parquet file")
+    path = Path(os.path.expanduser(config.path))  # Path.expanduser raises where there is no such user
+    if obstacle := _obstacle(path):
+        raise DataError(f"data file {config.path!r} {obstacle}; write the path of a .jsonl or .parquet file")
     if path.suffix.lower() in JSON_SUFFIXES:
         rows = _json_rows(path)
     elif path.suffix.lower() == ".parquet":
         rows = _parquet_rows(path, config=config)
     else:
         raise DataError(f"data file {config.path!r} is neither .jsonl nor .parquet; convert it to one of these")
-    tasks = [task_from_row(row, config=config, where=where) for where, row in islice(rows, config.limit)]
+    tasks = tasks_from_rows(rows, config=config)
     if not tasks:
         raise DataError(f"data file {config.path!r} has no rows; write the path of a file with at least one task")
     return tasks
+
+
+def _obstacle(path: Path) -> str:
+    """Why the path is no file that can be read; empty if it is one. Pipes are not waited for."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            path.open("rb").close()
+            return ""
+    except FileNotFoundError:
+        return "doesn't exist"
+    except (OSError, ValueError) as error:  # no permission, links in a circle, an impossible name
+        return f"can't be read ({error})"
+    return "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -43,6 +57,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
+            if b"\0" in line:  # UTF-16 without its mark would be invalid JSON, with nothing to see in an editor
+                raise DataError(f"{where}: holds zero bytes, as UTF-16 and compressed files do; save it as plain UTF-8")
             try:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
@@ -51,6 +67,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 raise DataError(
                     f"{where}: not valid JSON ({error.msg}, column {error.colno}); write one JSON object a line"
                 ) from error
+            except (ValueError, RecursionError) as error:  # digits or brackets without end
+                raise DataError(f"{where}: can't be read as JSON ({error}); write one plain object a line") from error
             if not isinstance(row, dict):
                 raise DataError(f"{where}: a JSON {type(row).__name__}, not an object; write one JSON object a line")
             yield where, row
@@ -61,19 +79,21 @@ def _parquet_rows(path: Path, *, config: FileSourceConfig) -> Iterator[tuple[str
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"data file {str(path)!r} is not valid Parquet: {error}") from error
-    with file:
-        columns = used_fields(config)
-        for name, setting in columns.items():
-            if name not in file.schema_arrow.names:
-                raise DataError(
-                    missing_field(name, setting=setting, where=str(path), known=list(file.schema_arrow.names))
-                )
-        number = 0
-        for batch in file.iter_batches(columns=list(columns)):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", row
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = used_fields(config)
+            for name, setting in columns.items():
+                if name not in file.schema_arrow.names:
+                    raise DataError(
+                        missing_field(name, setting=setting, where=str(path), known=list(file.schema_arrow.names))
+                    )
+            for batch in file.iter_batches(columns=list(columns)):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"data file {str(path)!r} is not valid Parquet after row {number}: {str(error).strip()}; write it anew, "
+            "with text in UTF-8"
+        ) from error

@@ -1,13 +1,12 @@
 """Tasks from a dataset of the `datasets` library."""
 
 import json
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvm_ray.config.prompts import HuggingFaceSourceConfig
-from gvm_ray.envs.rows import missing_field, task_from_row, used_fields
+from gvm_ray.envs.rows import missing_field, tasks_from_rows, used_fields
 from gvm_ray.envs.task import Task
 from gvm_ray.exceptions import DataError
 
@@ -26,8 +25,8 @@ def huggingface_tasks(config: HuggingFaceSourceConfig) -> list[Task]:
     for name, setting in used_fields(config).items():
         if name not in dataset.column_names:
             raise DataError(missing_field(name, setting=setting, where=origin, known=dataset.column_names))
-    rows: Iterable[Any] = islice(dataset.select_columns(list(used_fields(config))), config.limit)
-    tasks = [task_from_row(row, config=config, where=f"{origin}, row {i}") for i, row in enumerate(rows, start=1)]
+    rows: Any = dataset.select_columns(list(used_fields(config)))
+    tasks = tasks_from_rows(((f"{origin}, row {i}", row) for i, row in enumerate(rows, start=1)), config=config)
     if not tasks:
         raise DataError(f"{origin} has no rows; write a split with at least one task")
     return tasks

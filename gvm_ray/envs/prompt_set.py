@@ -11,7 +11,7 @@ from gvm_ray.config.prompts import GeneratedSourceConfig, PromptsConfig
 from gvm_ray.envs.prompt_report import PromptReport, SourceReport
 from gvm_ray.envs.prompt_source import generated_demonstrations, load_tasks
 from gvm_ray.envs.task import Task, normalised
-from gvm_ray.envs.templates import check_template, render_all, token_ids
+from gvm_ray.envs.templates import check_template, longest_problem, render_all, token_ids
 from gvm_ray.exceptions import DataError, ModelError
 from gvm_ray.types import Demonstration, IntArray, Prompt
 
@@ -97,14 +97,21 @@ def _prompts(
     tokenizer: "PreTrainedTokenizerBase",
     verify_answer: Callable[[str], bool] | None,
 ) -> tuple[tuple[Prompt, ...], SourceReport]:
-    rendered = render_all(cleaned.tasks, template=config.template, tokenizer=tokenizer)
+    bound = longest_problem(config.max_tokens, tokenizer=tokenizer)
+    tasks = [task for task in cleaned.tasks if len(task.problem) <= bound]
+    rendered = render_all(tasks, template=config.template, tokenizer=tokenizer)
     prompts: list[Prompt] = []
-    too_long: list[str] = []
+    too_long = [task.prompt_id for task in cleaned.tasks if len(task.problem) > bound]
     unparsable: list[str] = []
-    for task, (text, ids) in zip(cleaned.tasks, rendered, strict=True):
+    for task, (text, ids) in zip(tasks, rendered, strict=True):
         if len(ids) > config.max_tokens:
             too_long.append(task.prompt_id)
             continue
+        if not len(ids):
+            raise DataError(
+                f"prompts.{name}: prompt {task.prompt_id!r} gives no token, for the model's tokenizer knows none of "
+                f"its characters ({task.problem[:40]!r}); remove it, or take another model"
+            )
         prompts.append(
             Prompt(prompt_id=task.prompt_id, text=text, token_ids=ids, answer=task.answer, features=task.features)
         )
@@ -169,6 +176,8 @@ def _generated(source: GeneratedSourceConfig, *, config: PromptsConfig, num: int
 def _tokenized(
     tasks: list[Task], *, config: PromptsConfig, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[Demonstration]:
+    bound = longest_problem(config.max_tokens, tokenizer=tokenizer)
+    tasks = [task for task in tasks if len(task.problem) <= bound]
     prompts = render_all(tasks, template=config.template, tokenizer=tokenizer)
     responses = token_ids([task.rationale or "" for task in tasks], tokenizer=tokenizer)
     end: IntArray = np.array([tokenizer.eos_token_id], dtype=np.int32)

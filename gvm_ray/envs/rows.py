@@ -2,14 +2,18 @@
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from gvm_ray.config.prompts import FileSourceConfig, HuggingFaceSourceConfig
-from gvm_ray.envs.task import Task, content_id
+from gvm_ray.envs.task import Task, content_id, normalised
 from gvm_ray.exceptions import DataError
 
 RowSourceConfig = FileSourceConfig | HuggingFaceSourceConfig
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # zero, and half a character
 
 
 def used_fields(config: RowSourceConfig) -> dict[str, str]:
@@ -23,23 +27,39 @@ def used_fields(config: RowSourceConfig) -> dict[str, str]:
     return {name: setting for name, setting in fields.items() if name is not None}
 
 
-def task_from_row(row: Mapping[str, Any], *, config: RowSourceConfig, where: str) -> Task:
-    """The task of one row.
+def tasks_from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], *, config: RowSourceConfig) -> list[Task]:
+    """The tasks of the first `limit` rows, in their order.
 
     Args:
-        row: Field name to value.
+        rows: File and line for messages, and field name to value.
         config: Names the fields.
-        where: File and line, for messages.
 
     Raises:
-        DataError: a field is missing, empty, or of a type that can't be what it is named for.
+        DataError: a field is missing, empty, or of a type that can't be what it is named for, or two tasks that
+            differ have one id.
     """
+    tasks: list[Task] = []
+    known: dict[str, tuple[str, Task]] = {}
+    for where, row in islice(rows, config.limit):
+        task = _task_from_row(row, config=config, where=where)
+        first_where, first = known.setdefault(task.prompt_id, (where, task))
+        if (normalised(task.problem), task.answer) != (normalised(first.problem), first.answer):
+            raise DataError(
+                f"{where}: field {config.id_field!r} is {_shown(task.prompt_id)}, the id of another task ({first_where}"
+                "); give each task an id of its own, or leave id_field out"
+            )
+        tasks.append(task)
+    return tasks
+
+
+def _task_from_row(row: Mapping[str, Any], *, config: RowSourceConfig, where: str) -> Task:
     for name, setting in used_fields(config).items():
         if name not in row:
             raise DataError(missing_field(name, setting=setting, where=where, known=row))
     problem = row[config.prompt_field]
     if not isinstance(problem, str) or not problem.strip():
         raise DataError(f"{where}: field {config.prompt_field!r} is {_shown(problem)}; the problem must be text")
+    problem = _text(problem, where=f"{where}: field {config.prompt_field!r}")
     answer = _answer_text(row[config.answer_field], where=f"{where}: field {config.answer_field!r}")
     prompt_id = content_id(problem, answer)
     if config.id_field is not None:
@@ -61,10 +81,17 @@ def missing_field(name: str, *, setting: str, where: str, known: Mapping[str, An
     return f"{where}: no field {name!r}; set {setting} to one of its fields: {', '.join(sorted(known)) or '(none)'}"
 
 
+def _text(text: str, *, where: str) -> str:
+    """The text itself, if a tokenizer can take it: JSON may spell characters that no UTF-8 text holds."""
+    if found := _NO_TEXT.search(text):
+        raise DataError(f"{where} holds the character {found[0]!r} at position {found.start()}; remove it")
+    return text
+
+
 def _answer_text(value: object, *, where: str) -> str:
     """Gold answers come as text, as numbers (27.0 is "27"), or as a list of these, joined by ", "."""
     if isinstance(value, str) and value.strip():
-        return value
+        return _text(value, where=where)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
@@ -77,7 +104,7 @@ def _answer_text(value: object, *, where: str) -> str:
 def _id_text(value: object, *, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise DataError(f"{where} is {_shown(value)}; an id must be text or a whole number")
-    return str(value)
+    return _text(str(value), where=where)
 
 
 def _rationale(value: object, *, where: str) -> str | None:
@@ -87,7 +114,7 @@ def _rationale(value: object, *, where: str) -> str | None:
         return None
     if not isinstance(first, str):
         raise DataError(f"{where} is {_shown(value)}; a rationale must be text or a list of texts")
-    return first
+    return _text(first, where=where)
 
 
 def _shown(value: object) -> str:

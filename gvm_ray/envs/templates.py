@@ -85,6 +85,14 @@ def check_template(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerB
         )
 
 
+def longest_problem(max_tokens: int, *, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Characters above which a problem surely has more than `max_tokens` tokens: none is longer than the longest.
+
+    A text of a million characters would take seconds and a gigabyte to tokenize, only to be found too long.
+    """
+    return max_tokens * max(map(len, tokenizer.get_vocab()))
+
+
 def token_ids(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase") -> list[IntArray]:
     """Token ids [T] of each text, no special token added; equal texts, common among demonstrations, share an array."""
     distinct = list(dict.fromkeys(texts))

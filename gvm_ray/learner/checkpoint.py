@@ -1,4 +1,4 @@
-"""Sharded checkpoints of the learners: weights, optimizer moments, update count, and the frozen reference.
+"""Sharded checkpoints of the learners: weights, optimizer moments, update counts, and the frozen reference.
 
 Written with torch.distributed.checkpoint: every rank writes its shards, and they load into
 another number of ranks. PyTorch keeps the list of shards as a pickle, which can run code when it is read: resume only
@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from gvm_ray.exceptions import CheckpointError
+from gvm_ray.exceptions import CheckpointError, StorageFailure
 from gvm_ray.learner.optimizer import PolicyOptimizer
 
 
@@ -25,9 +25,16 @@ def save_shards(
     optimizer: PolicyOptimizer,
     reference: nn.Module | None,
 ) -> None:
-    """Write the state under `folder`; every rank must call."""
+    """Write the state under `folder`; every rank must call.
+
+    Raises:
+        StorageFailure: the disk is full, or can't be written.
+    """
     state = _state(policy=policy, optimizer=optimizer, reference=reference)
-    save(state, checkpoint_id=str(folder))
+    try:
+        save(state, checkpoint_id=str(folder))
+    except (CheckpointException, OSError) as error:  # of all ranks, and of this one before they gather
+        raise StorageFailure.at(folder, error) from error
 
 
 def load_shards(
@@ -50,6 +57,7 @@ def load_shards(
             "resume with the model and algorithm settings that it was written with"
         ) from error
     optimizer.num_updates = int(state["num_updates"])
+    optimizer.num_skipped = int(state["num_skipped"])
 
 
 def _state(*, policy: nn.Module, optimizer: PolicyOptimizer, reference: nn.Module | None) -> dict[str, Any]:
@@ -58,6 +66,7 @@ def _state(*, policy: nn.Module, optimizer: PolicyOptimizer, reference: nn.Modul
         "policy": _weights(policy),
         "optimizer": {name: _moments(optimizer.adamw, p) for name, p in policy.named_parameters() if p.requires_grad},
         "num_updates": torch.tensor(optimizer.num_updates),
+        "num_skipped": torch.tensor(optimizer.num_skipped),
     }
     if reference is not None:
         state["reference"] = _weights(reference)

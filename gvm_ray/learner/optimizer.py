@@ -7,17 +7,22 @@ import torch.distributed as dist
 from torch import nn
 
 from gvm_ray.config.model import OptimizerConfig, ScheduleConfig
+from gvm_ray.exceptions import TrainingDiverged
 from gvm_ray.learner.policy import local_shards
 
 
 class PolicyOptimizer:
     """AdamW over a sharded module; vectors (norms and biases) are not decayed."""
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig, *, total_updates: int) -> None:
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, *, total_updates: int, max_skipped_updates: int
+    ) -> None:
         self._module = module
         self._config = config
         self._total_updates = total_updates
+        self._max_skipped_updates = max_skipped_updates
         self.num_updates = 0  # applied so far
+        self.num_skipped = 0  # in a row, up to now
         parameters = [p for p in module.parameters() if p.requires_grad]
         self.adamw = torch.optim.AdamW(
             [
@@ -38,11 +43,19 @@ class PolicyOptimizer:
         )
         return self._config.learning_rate * factor
 
-    def apply(self) -> float:
+    def apply(self, *, where: str) -> float:
         """Clip the gradients, update, and clear them; with a norm that isn't finite only clear them.
+
+        The norm is a number of all ranks, so that all of them skip, or stop, or none.
+
+        Args:
+            where: what the update belongs to, for the message.
 
         Returns:
             The L2 norm of the gradient before clipping; infinite or NaN says that the update was skipped.
+
+        Raises:
+            TrainingDiverged: it is the last of `max_skipped_updates` in a row that were skipped.
         """
         norm = clip_gradients(self._module, max_norm=self._config.gradient_clip)
         if math.isfinite(norm):
@@ -50,7 +63,16 @@ class PolicyOptimizer:
                 group["lr"] = self.learning_rate
             self.adamw.step()
             self.num_updates += 1
+        self.num_skipped = 0 if math.isfinite(norm) else self.num_skipped + 1
         self.adamw.zero_grad(set_to_none=True)
+        if self.num_skipped >= self._max_skipped_updates:
+            raise TrainingDiverged(
+                f"{self.num_skipped} optimizer updates in a row had a gradient that isn't finite (the last {norm}), up "
+                f"to {where}, after {self.num_updates} that were made; the weights are those of the last one made. "
+                f"Likely the steps are too large: lower the optimizer's learning_rate (now {self.learning_rate:g}) or "
+                f"gradient_clip (now {self._config.gradient_clip:g}), or the algorithm's clip and importance bounds; "
+                "learner.max_skipped_updates says how many are borne"
+            )
         return norm
 
 

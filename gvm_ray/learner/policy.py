@@ -20,6 +20,7 @@ from gvm_ray.functional.gradient_norms import (
 )
 from gvm_ray.functional.logprobs import token_logprobs
 from gvm_ray.learner.sequences import SequenceBatch
+from gvm_ray.pretrained import check_layout, model_errors
 from gvm_ray.types import Pooling
 
 GradientParameters = Literal["embed_tokens", "lm_head"]
@@ -225,24 +226,36 @@ def named_full_tensors(policy: PolicyModule, *, dtype: torch.dtype) -> Iterator[
 
 
 def load_causal_lm(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> Any:
+    """The causal LM of a Hugging Face folder or hub id in float32, whole and with finite weights.
+
+    Weights come from safetensors files, else from pickled ones, of which only tensors are read: no code in them runs.
+
+    Raises:
+        ModelError: files are missing or damaged, or weights are missing, of another shape, infinite or NaN.
+    """
     from transformers import AutoModelForCausalLM
 
-    try:
-        causal_lm = AutoModelForCausalLM.from_pretrained(
+    with model_errors("model", path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.float32,
             attn_implementation="sdpa",
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # and say which, instead of pointing to a log
         )
-    except (OSError, ValueError) as error:
+    causal_lm, found = loaded
+    check_layout(causal_lm, path)
+    # transformers fills both with random values.
+    if wrong := sorted(found["missing_keys"]) + [name for name, *_ in sorted(found["mismatched_keys"])]:
         raise ModelError(
-            f"no model can be loaded from {str(path)!r} ({str(error).splitlines()[0]}); write model.path as a folder "
-            "with config.json, weights and tokenizer files, or as a hub id that this machine can reach"
-        ) from error
-    if not hasattr(getattr(causal_lm, "model", None), "layers") or not hasattr(causal_lm, "lm_head"):
-        raise ModelError(
-            f"{str(path)!r} holds a {type(causal_lm).__name__} without `model.layers` and `lm_head`; "
-            "use a model of the Llama, Qwen2, Qwen3 or Mistral family"
+            f"{len(wrong)} weights of {str(path)!r} are missing or of another shape than its config.json says, among "
+            f"them {wrong[0]!r}; put configuration and weights of one model there"
         )
+    for name, parameter in causal_lm.named_parameters():
+        if not parameter.isfinite().all():
+            raise ModelError(
+                f"the weights {name!r} of {str(path)!r} have infinities or NaN; take a checkpoint from before they did"
+            )
     return causal_lm

@@ -96,6 +96,9 @@ class Learner:
         sum_t token_loss_t, without its weight, at the input embedding and under the weights of its own update. That is
         |advantage| x |gradient of sum_t ratio_t|, plus what importance weights, KL and entropy make of it; a token that
         is clipped adds nothing.
+
+        Raises:
+            TrainingDiverged: `max_skipped_updates` in a row had a gradient that isn't finite.
         """
         samples = samples_of_batch(batch, groups)
         num_parts = self._config.algorithm.updates_per_batch
@@ -111,7 +114,7 @@ class Learner:
         for part in parts:
             if part.size:
                 grad_norm, sample_norms[part] = self._policy_update(
-                    [samples[i] for i in part], sums=sums, scale=num_parts
+                    [samples[i] for i in part], sums=sums, scale=num_parts, step=batch.step
                 )
                 grad_norms.append(grad_norm)
         applied = self._optimizer.num_updates - first_update
@@ -126,14 +129,14 @@ class Learner:
         return BatchUpdate(metrics=metrics, gradient_norms=_by_group(sample_norms, batch) if measured else ())
 
     def _policy_update(
-        self, samples: Sequence[TrainSample], *, sums: MetricSums, scale: float
+        self, samples: Sequence[TrainSample], *, sums: MetricSums, scale: float, step: int
     ) -> tuple[float, Float64Array]:
         """One optimizer update: the norm of its gradient, and [N] of each sample's own, NaN where it isn't known."""
         norms = None
         if self._config.training_gradient_norms:
             norms = TrainingGradientNorms(self._policy, num_samples=len(samples), device=self._device)
         self._accumulate_gradients(samples, self._policy_loss, sums=sums, scale=scale, norms=norms)
-        grad_norm = self._optimizer.apply()
+        grad_norm = self._optimizer.apply(where=f"step {step + 1}")
         if norms is None or not np.isfinite(grad_norm):
             return grad_norm, np.full(len(samples), np.nan)
         return grad_norm, norms.reduce(np.array([s.weight for s in samples]) * (scale * self._world_size))
@@ -148,11 +151,14 @@ class Learner:
         assert warm_start is not None, "supervised updates need [warm_start]"
         if self._warm_start_optimizer is None:
             self._warm_start_optimizer = PolicyOptimizer(
-                self._policy, warm_start.optimizer, total_updates=warm_start.num_updates
+                self._policy,
+                warm_start.optimizer,
+                total_updates=warm_start.num_updates,
+                max_skipped_updates=self._config.max_skipped_updates,
             )
         sums = MetricSums(self._device)
         self._accumulate_gradients(samples_of_demonstrations(demonstrations), CrossEntropy(self._policy), sums=sums)
-        grad_norm = self._warm_start_optimizer.apply()
+        grad_norm = self._warm_start_optimizer.apply(where="an update of the warm start")
         return sums.reduce() | {"grad_norm": grad_norm, "learning_rate": self._warm_start_optimizer.learning_rate}
 
     def finish_warm_start(self) -> None:
@@ -273,7 +279,12 @@ class Learner:
 
     def _build_optimizer(self) -> PolicyOptimizer:
         total_updates = self._config.num_steps * self._config.algorithm.updates_per_batch
-        return PolicyOptimizer(self._policy, self._config.learner.optimizer, total_updates=total_updates)
+        return PolicyOptimizer(
+            self._policy,
+            self._config.learner.optimizer,
+            total_updates=total_updates,
+            max_skipped_updates=self._config.max_skipped_updates,
+        )
 
 
 def _by_group(values: Float64Array, batch: TrainBatch) -> tuple[Float64Array, ...]:

@@ -1,11 +1,18 @@
 """The layout of a run's folder in one place, so that no other file joins paths by hand."""
 
+import errno
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gvm_ray.config import RunConfig
-from gvm_ray.exceptions import CheckpointError, ConfigError
+from gvm_ray.exceptions import CheckpointError, ConfigError, ResourceError, StorageFailure, free_space
+
+_TRIAL_BYTES = 2**20  # written and removed again before a run: the few files of a step take less
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 @dataclass(frozen=True)
@@ -72,20 +79,32 @@ class RunFolder:
         Raises:
             ConfigError: a run of this name has begun already, and neither flag says what to do with it; or both do.
             CheckpointError: `resume` without a run to go on with.
+            ResourceError: the folder can't be made or written, or its disk is full.
         """
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite contradict each other; give one of them")
+        try:
+            self._check_start(resume=resume, overwrite=overwrite)
+            if not resume:
+                self._remove()  # also what a start that failed left: its base model may be another one
+            for folder in (self.path, self.checkpoints, self.report):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder) as trial:
+                    trial.write(bytes(_TRIAL_BYTES))
+        except OSError as error:
+            raise ResourceError(
+                f"run folder {str(self.path)!r} can't be written ({error}; {free_space(self.path)} are free); make "
+                "room there, or choose another place with --set runs_dir=..."
+            ) from error
+
+    def _check_start(self, *, resume: bool, overwrite: bool) -> None:
         if resume and not self.config.is_file():
             raise CheckpointError(f"--resume: there is no run in {str(self.path)!r}; start without --resume")
-        if not resume:
-            if self.has_begun and not overwrite:
-                raise ConfigError(
-                    f"run folder {str(self.path)!r} holds a run already; choose another name with --set name=..., "
-                    "continue it with --resume, or replace it with --overwrite"
-                )
-            self._remove()  # also what a start that failed left: its base model may be another one
-        for folder in (self.path, self.checkpoints, self.report):
-            folder.mkdir(parents=True, exist_ok=True)
+        if self.has_begun and not (resume or overwrite):
+            raise ConfigError(
+                f"run folder {str(self.path)!r} holds a run already; choose another name with --set name=..., "
+                "continue it with --resume, or replace it with --overwrite"
+            )
 
     @property
     def has_begun(self) -> bool:
@@ -95,6 +114,16 @@ class RunFolder:
     def save_config(self, config: RunConfig) -> None:
         """Write the resolved settings; `parse_config` reads them back."""
         self.config.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @contextmanager
+    def disk_errors(self) -> Iterator[None]:
+        """A disk that fails while the run writes becomes a StorageFailure that names this folder."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _DISK_ERRORS:
+                raise StorageFailure.at(self.path, error) from error
+            raise
 
     def _remove(self) -> None:
         # By name: whatever else someone has put into the folder stays.

@@ -60,7 +60,9 @@ def test_weight_decay_spares_vectors() -> None:
     nn.init.ones_(module.weight)
     nn.init.ones_(module.bias)
     module.weight.grad, module.bias.grad = torch.zeros(2, 2), torch.zeros(2)
-    PolicyOptimizer(module, OptimizerConfig(learning_rate=0.1, weight_decay=0.5), total_updates=1).apply()
+    PolicyOptimizer(
+        module, OptimizerConfig(learning_rate=0.1, weight_decay=0.5), total_updates=1, max_skipped_updates=1
+    ).apply(where="step 1")
     torch.testing.assert_close(module.weight.data, torch.full((2, 2), 0.95))  # 1 - 0.1 * 0.5
     torch.testing.assert_close(module.bias.data, torch.ones(2))
 
@@ -69,8 +71,8 @@ def test_a_skipped_update_neither_counts_nor_moves_the_schedule() -> None:
     module = _with_gradient([float("nan"), 1.0])
     before = module.weight.detach().clone()
     config = OptimizerConfig(learning_rate=1.0, schedule=ScheduleConfig(warmup_updates=1))
-    optimizer = PolicyOptimizer(module, config, total_updates=10)
-    optimizer.apply()
+    optimizer = PolicyOptimizer(module, config, total_updates=10, max_skipped_updates=2)
+    optimizer.apply(where="step 1")
     assert (optimizer.num_updates, optimizer.learning_rate) == (0, 0.5)
     assert module.weight.grad is None
     torch.testing.assert_close(module.weight.data, before)

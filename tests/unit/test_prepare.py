@@ -47,10 +47,10 @@ def test_sizes_of_the_scratch_model(tmp_path: Path) -> None:
 
 def test_a_batch_larger_than_the_machine_names_the_setting(tmp_path: Path) -> None:
     config = run_config(learner={"micro_batch_tokens": 10**9})
-    model_config = load_model_config(find_base_model(config, run_dir=tmp_path).path)
+    sizes = model_sizes(load_model_config(find_base_model(config, run_dir=tmp_path).path))
     with pytest.raises(ResourceError, match=r"learner\.micro_batch_tokens=1000000000"):
-        check_memory(config, model_config, available_bytes=16 * 2**30)
-    check_memory(run_config(), model_config, available_bytes=16 * 2**30)
+        check_memory(config, sizes, available_bytes=16 * 2**30)
+    check_memory(run_config(), sizes, available_bytes=16 * 2**30)
 
 
 def test_prepare_gives_prompts_and_base_model(tmp_path: Path) -> None:

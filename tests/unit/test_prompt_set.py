@@ -34,7 +34,7 @@ def test_every_prompt_that_leaves_is_counted_and_named(tmp_path, tokenizer):
         tmp_path / "train.jsonl",
         ("a", "1+1=", "2"),
         ("b", "1+2=", "3"),
-        ("a", "1+3=", "4"),  # id of an earlier one
+        ("a", "1+1=", "2"),  # an earlier one again
         ("c", " 1+1= ", "2"),  # problem of an earlier one
         ("d", "held  out\n", "5"),  # in the evaluation, spaces aside
         ("e", "1+2+3+4+5+6=", "21"),  # 12 tokens
@@ -65,7 +65,7 @@ def test_every_prompt_that_leaves_is_counted_and_named(tmp_path, tokenizer):
 
 
 def test_long_lists_of_ids_are_cut_in_print_but_not_in_the_report(tmp_path, tokenizer):
-    train = source(tmp_path / "train.jsonl", *[("same", f"{i}=", "1") for i in range(9)])
+    train = source(tmp_path / "train.jsonl", *[("same", "1=", "1") for _ in range(9)])
     sets = load_prompts(PromptsConfig(train=train), tokenizer)
     assert sets.eval == ()
     assert len(sets.report.train.duplicate_ids) == 8

@@ -1,0 +1,156 @@
+"""Model folders as half downloads, mix-ups and diverged runs leave them: found before an actor starts, or at load."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gvm_ray.config import parse_config
+from gvm_ray.exceptions import ModelError
+from gvm_ray.learner.policy import load_causal_lm
+from gvm_ray.prepare import prepare
+from tests.learner_cases import build_tiny_model
+
+pytestmark = pytest.mark.faults
+
+Spoil = Callable[[Path], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(build_tiny_model(tmp_path / "model"))
+
+
+def prepared(folder: Path) -> None:
+    """Check a run from this model as `train` does before anything starts."""
+    values = {
+        "name": "t",
+        "prompts_per_step": 4,
+        "model": {"type": "pretrained", "path": str(folder)},
+        "prompts": {"train": {"type": "arithmetic", "size": 16}, "max_tokens": 32},
+        "sampling": {"max_tokens": 16},
+        "engine": {"type": "transformers"},
+        "rewards": {"terms": [{"type": "exact"}]},
+    }
+    prepare(parse_config(values), run_dir=folder.parent / "run")
+
+
+def load(folder: Path) -> Any:
+    return load_causal_lm(folder, revision=None, trust_remote_code=False)
+
+
+def without(*names: str) -> Spoil:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def written(name: str, content: str) -> Spoil:
+    return lambda folder: (folder / name).write_text(content)
+
+
+def configured(**changes: Any) -> Spoil:
+    def spoil(folder: Path) -> None:
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(values | changes))
+
+    return spoil
+
+
+def cut(num_bytes: int) -> Spoil:
+    return lambda folder: os.truncate(folder / "model.safetensors", num_bytes)
+
+
+def in_shards(folder: Path) -> None:
+    """An index that names a second file, which isn't there."""
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {f"w{i}": f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def weights_changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (without("tokenizer.json", "tokenizer_config.json"), "knows no text.*put the model's tokenizer.json"),
+        (without("tokenizer.json"), "knows no text"),
+        (written("tokenizer.json", "{"), "no tokenizer can be loaded.*JSONDecodeError"),
+        (without("config.json"), "no model configuration can be loaded.*model_type"),
+        (written("config.json", "[]"), "can be loaded.*write model.path as a folder with config.json"),
+        (configured(model_type="of-tomorrow"), "no model configuration can be loaded.*of-tomorrow"),
+        (configured(hidden_size="wide"), "can be loaded.*'hidden_size'"),
+        (configured(num_attention_heads=0), "no causal language model can be loaded"),
+        (written("config.json", '{"model_type": "gpt2", "n_embd": 32, "n_head": 2}'), "without `model.layers`"),
+        (written("config.json", '{"model_type": "t5"}'), "no causal language model can be loaded.*T5Config"),
+        (configured(vocab_size=50), "tokens up to number 98, and the model embeddings for 50"),
+        (without("model.safetensors"), "there are no weights in"),
+        (cut(0), "'model.safetensors' is missing or damaged; fetch it anew"),
+        (cut(10_000), "'model.safetensors' is missing or damaged.*incomplete metadata"),
+        (written("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"), "is missing or damaged"),
+        (in_shards, "'model-00002-of-00002.safetensors' is missing or damaged"),
+        (written("model.safetensors.index.json", "{}"), "no index of the weights can be loaded.*weight_map"),
+    ],
+)
+def test_found_before_an_actor_starts(folder: Path, spoil: Spoil, expected: str) -> None:
+    prepared(folder)
+    spoil(folder)
+    with pytest.raises(ModelError, match=expected) as error:
+        prepared(folder)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda w: w["model.norm.weight"].fill_(float("nan")), "'model.norm.weight' .*have infinities or NaN"),
+        (lambda w: w["model.embed_tokens.weight"][7].fill_(float("inf")), "have infinities or NaN"),
+        (lambda w: w.pop("model.layers.0.mlp.up_proj.weight"), "1 weights .*them 'model.layers.0.mlp.up_proj.weight'"),
+        (lambda w: w.update({"model.norm.weight": torch.ones(7)}), "of another shape .*'model.norm.weight'"),
+    ],
+)
+def test_found_when_the_weights_are_loaded(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], object], expected: str
+) -> None:
+    weights_changed(folder, change)
+    with pytest.raises(ModelError, match=expected):
+        load(folder)
+
+
+def test_damaged_weights_are_a_model_error_at_load_too(folder: Path) -> None:
+    cut(10_000)(folder)
+    with pytest.raises(ModelError, match="incomplete metadata"):
+        load(folder)
+
+
+class RunsCode:
+    """Pickled, an order to make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._folder),)
+
+
+def test_pickled_weights_give_tensors_and_run_no_code(folder: Path, tmp_path: Path) -> None:
+    expected = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(expected, folder / "pytorch_model.bin")
+    prepared(folder)
+    loaded = load(folder).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+    shutil.copytree(folder, tmp_path / "evil")
+    torch.save({**expected, "model.norm.weight": RunsCode(tmp_path / "made")}, tmp_path / "evil" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="UnpicklingError"):
+        load(tmp_path / "evil")
+    assert not (tmp_path / "made").exists()

@@ -17,7 +17,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 CHECKED := $(wildcard gvm_ray tests examples)
 
-.PHONY: quickstart test unit check bench-tests format install flash-attn clean
+.PHONY: quickstart test unit check bench-tests soak format install flash-attn clean
 
 quickstart: $(STAMP)
 	$(BIN)/gvm-ray train configs/quickstart.toml --overwrite
@@ -36,6 +36,10 @@ unit: $(STAMP)
 # Times of the parts, told by pytest-benchmark; no part of `make test`, for nothing depends on how long they take.
 bench-tests: $(STAMP)
 	$(PYTEST) tests/benchmarks
+
+# An hour of random kills beside the same run undisturbed; no part of `make test`.
+soak: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tests.faults.soak --minutes 60 --seed 0
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(CHECKED)

@@ -74,6 +74,8 @@ class ActorFailure(SystemFailure):
 class ActorDied(ActorFailure):
     """Its process or its node is gone, which says nothing against what it was asked: another one can do it."""
 
+    actor_id = ""  # which one it was, in hexadecimal, where that is known
+
 
 class ObjectsLost(ActorFailure):
     """Data in the object store is gone with the process or node that held it."""

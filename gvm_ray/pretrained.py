@@ -81,7 +81,8 @@ def check_layout(causal_lm: Any, path: str | Path) -> None:
 def check_vocabulary(tokenizer: Any, model_config: Any) -> None:
     """Refuse a tokenizer with tokens that the model has no embedding for.
 
-    Special tokens that no text prompt holds may lie beyond: Gemma 3's tokenizer has one for images, its text models not.
+    Special tokens that no text prompt holds may lie beyond: Gemma 3's tokenizer has one for images, which its text
+    models lack.
 
     Raises:
         ModelError: it is of another model.

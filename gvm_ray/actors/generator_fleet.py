@@ -12,6 +12,8 @@ from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded, Object
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import WeightsRef
 
+_RETRY_S = 1.0  # before another look at a generator that died while it restarted
+
 
 class GeneratorFleet:
     """The generators of a run, named <name>-0, <name>-1 ...
@@ -187,6 +189,7 @@ class GeneratorFleet:
                     self._failures.record(generator.name, error)
                     if isinstance(error, DeadlineExceeded):
                         generator.restart()
+                    await asyncio.sleep(_RETRY_S)
                 except ObjectsLost as error:
                     await self._handle(error, generator, life=generator.life, weights=weights)
                 else:

@@ -106,6 +106,7 @@ class RewardPool:
             One outcome for each group, in order. Its rewards are NaN where a sample couldn't be scored.
 
         Raises:
+            ActorDied: the generator died before it had made the groups.
             ObjectsLost: the groups are gone.
             TooManyFailures: reward actors died or hung more often than the run puts up with.
         """
@@ -115,6 +116,8 @@ class RewardPool:
             try:
                 return await self._scored(groups, index)
             except (ActorDied, DeadlineExceeded) as error:
+                if isinstance(error, ActorDied) and error.actor_id != self._actors[index]._actor_id.hex():
+                    raise  # the generator's death came in place of its groups
                 self._failures.record(f"{self._name}-{index}", error)
                 if isinstance(error, DeadlineExceeded):
                     ray.kill(self._actors[index], no_restart=False)

@@ -57,7 +57,9 @@ def failure_of(error: RayError, what: str) -> UserError | SystemFailure:
     if isinstance(origin, UserError | SystemFailure):
         return origin
     if isinstance(origin, RayActorError):
-        return ActorDied(f"{what} failed: {_death(origin)}")
+        died = ActorDied(f"{what} failed: {_death(origin)}")
+        died.actor_id = origin.actor_id or ""
+        return died
     if isinstance(origin, ObjectLostError):
         return ObjectsLost(f"{what} failed: {str(origin).splitlines()[0]}")
     text = re.sub(r"\x1b\[\d+m", "", str(error))

@@ -11,7 +11,7 @@ import pytest
 from gvm_ray.actors.reward import RewardPool
 from gvm_ray.config.rewards import ExactRewardConfig, FunctionRewardConfig, MathVerifyRewardConfig, RewardsConfig
 from gvm_ray.config.run import DeadlineConfig, FaultsConfig
-from gvm_ray.exceptions import ConfigError
+from gvm_ray.exceptions import ActorDied, ConfigError
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import Completion, GroupOutcome, Prompt, RolloutGroup
 
@@ -133,3 +133,28 @@ def test_an_unimportable_reward_function_is_a_config_error():
     config = RewardsConfig(terms=(FunctionRewardConfig(path="no_such_module:score"),))
     with pytest.raises(ConfigError, match="no_such_module"):
         run(config, (group("a", "x"),))
+
+
+@ray.remote(num_cpus=0)
+class DyingGenerator:
+    """Makes no groups."""
+
+    def generate(self) -> None:
+        os._exit(1)
+
+
+def test_the_death_of_who_made_the_groups_is_not_the_reward_actors():
+    config = RewardsConfig(terms=(ExactRewardConfig(),))
+    failures = FailureLog(FaultsConfig())
+
+    async def main():
+        pool = RewardPool(config, max_tokens=100, deadlines=DEADLINES, failures=failures)
+        try:
+            await pool.start()
+            with pytest.raises(ActorDied, match="DyingGenerator"):
+                await pool.score(DyingGenerator.remote().generate.remote())
+        finally:
+            pool.close()
+
+    asyncio.run(main())
+    assert failures.counts.total() == 0

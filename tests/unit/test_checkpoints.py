@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gvm_ray.checkpoints import CheckpointFolder
+from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.exceptions import CheckpointError, SystemFailure
 from gvm_ray.types import CheckpointState
@@ -62,12 +62,18 @@ def save(folder: CheckpointFolder, step: int, learners: Any = None) -> None:
     asyncio.run(folder.save(state(step), learners or FakeLearners()))
 
 
+def latest(folder: CheckpointFolder) -> RestoredCheckpoint:
+    restored = folder.latest()
+    assert restored is not None
+    return restored
+
+
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     folder = CheckpointFolder(folder=tmp_path, config=run_config())
     learners = FakeLearners()
     save(folder, 10, learners)
     assert learners.complete == [str(tmp_path / "step_000010" / "learner")]
-    restored = folder.latest()
+    restored = latest(folder)
     np.testing.assert_equal(vars(restored.state), vars(state(10)))
     assert restored.state.prompt_states["states"].dtype == np.float32
     assert (restored.learner / "shard").read_text() == "whole"
@@ -79,7 +85,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (8, 9, 10, 11):
         save(folder, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000010", "step_000011"]
-    assert folder.latest().state.step == 11
+    assert latest(folder).state.step == 11
 
 
 def test_a_crash_while_saving_leaves_the_last_good_one(tmp_path: Path) -> None:
@@ -91,9 +97,9 @@ def test_a_crash_while_saving_leaves_the_last_good_one(tmp_path: Path) -> None:
     assert dying.folders[0].exists()  # something was half written
     assert dying.complete == []
     assert [path.name for path in folder.complete()] == ["step_000001"]
-    assert folder.latest().state.step == 1
+    assert latest(folder).state.step == 1
     save(folder, 2)  # and what it left is no hindrance
-    assert folder.latest().state.step == 2
+    assert latest(folder).state.step == 2
     assert not dying.folders[0].exists()
 
 
@@ -156,7 +162,7 @@ def test_a_file_that_is_not_what_was_written_is_named_and_the_older_checkpoint_o
     with pytest.raises(CheckpointError, match=rf"step_000002' is damaged \({name} .*'step_000001', the one before"):
         folder.latest()
     shutil.rmtree(tmp_path / "step_000002")
-    assert folder.latest().state.step == 1
+    assert latest(folder).state.step == 1
 
 
 def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +177,11 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(CheckpointError, match=r"after step 2 can't be written .* No space left on device"):
             save(folder, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
-    assert folder.latest().state.step == 1
+    assert latest(folder).state.step == 1
 
 
-def test_no_checkpoint_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="start without --resume"):
-        CheckpointFolder(folder=tmp_path, config=run_config()).latest()
+def test_there_may_be_no_checkpoint_yet(tmp_path: Path) -> None:
+    assert CheckpointFolder(folder=tmp_path, config=run_config()).latest() is None
 
 
 @pytest.mark.parametrize(
@@ -197,4 +202,4 @@ def test_settings_that_a_resumed_run_may_not_change(tmp_path: Path, changes: dic
 def test_settings_that_a_resumed_run_may_change(tmp_path: Path) -> None:
     save(CheckpointFolder(folder=tmp_path, config=run_config()), 1)
     longer = run_config(num_steps=500, max_staleness=2, learner={"num_workers": 2})
-    assert CheckpointFolder(folder=tmp_path, config=longer).latest().state.step == 1
+    assert latest(CheckpointFolder(folder=tmp_path, config=longer)).state.step == 1

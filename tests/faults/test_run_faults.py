@@ -1,0 +1,197 @@
+"""Whole runs whose processes are killed: what they leave behind is what an undisturbed run leaves, to the bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from tiny_runs import TINY_TOML, largest_change, timeless_rows, tiny_config
+
+from gvm_ray.exceptions import ActorDied
+from gvm_ray.reporting import Reporter, RunFolder, read_rows
+from gvm_ray.run import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
+
+NUM_STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: None, runs_dir: Path) -> RunFolder:
+    train(tiny_config(runs_dir, name="undisturbed", num_steps=NUM_STEPS))
+    return RunFolder(runs_dir / "undisturbed")
+
+
+def assert_same_run(folder: RunFolder, other: RunFolder) -> None:
+    rows = [{name: v for name, v in row.items() if name != "faults/total"} for row in timeless_rows(folder)]
+    assert rows == timeless_rows(other)
+    assert read_rows(folder.histograms) == read_rows(other.histograms)
+    assert largest_change(folder.model, other.model) == 0
+
+
+def num_rows(folder: RunFolder) -> int:
+    return folder.metrics.read_text().count("\n") if folder.metrics.exists() else 0
+
+
+def processes(of: int, name: str) -> list[psutil.Process]:
+    """The descendants of a process that Ray gave this name."""
+    found = []
+    for process in psutil.Process(of).children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith(name):
+                found.append(process)
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return found
+
+
+@contextmanager
+def disturbed(folder: RunFolder, *actions: tuple[int, Callable[[], None]]) -> Iterator[list[int]]:
+    """Each action once there are so many rows of metrics; gives the numbers of rows at which they were done."""
+    done: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        for rows, action in actions:
+            while num_rows(folder) < rows and not ended.wait(0.01):
+                pass
+            if not ended.is_set():
+                action()
+                done.append(num_rows(folder))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield done
+    finally:
+        ended.set()
+        thread.join()
+
+
+def kill_named(name: str, namespace: str) -> Callable[[], None]:
+    return lambda: ray.kill(ray.get_actor(name, namespace=namespace), no_restart=name == "allocator")
+
+
+def kill_learners() -> None:
+    workers = processes(os.getpid(), "ray::RayTrainWorker")
+    assert workers
+    for process in workers:
+        process.kill()
+
+
+def test_actors_of_every_kind_are_killed(undisturbed: RunFolder, runs_dir: Path) -> None:
+    folder, namespace = RunFolder(runs_dir / "killed"), "gvm_ray"
+    actions = [
+        (1, kill_named("allocator", namespace)),
+        (2, kill_named("generator-0", namespace)),
+        (3, kill_learners),
+        (4, kill_named("reward-0", namespace)),
+    ]
+    with disturbed(folder, *actions) as done:
+        train(tiny_config(runs_dir, name="killed", num_steps=NUM_STEPS))
+    assert len(done) == len(actions)
+    assert_same_run(folder, undisturbed)
+    assert read_rows(folder.metrics)[-1]["faults/total"] >= 3  # nobody may miss the last one
+
+
+def test_what_cannot_be_mended_from_within_goes_on_from_the_last_checkpoint(
+    undisturbed: RunFolder, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_step, failed = Reporter.log_step, list[int]()
+
+    def failing(self: Reporter, step: int, *args: Any, **kwargs: Any) -> None:
+        if step == 3 and not failed:
+            failed.append(step)
+            raise ActorDied("the node is gone")
+        log_step(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(Reporter, "log_step", failing)
+    train(tiny_config(runs_dir, name="restarted", num_steps=NUM_STEPS))
+    assert failed
+    assert_same_run(RunFolder(runs_dir / "restarted"), undisturbed)
+
+
+@contextmanager
+def command_line(runs_dir: Path, name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`gvm-ray train` of the tiny run with a Ray of its own."""
+    config = runs_dir / "tiny.toml"
+    config.write_text(TINY_TOML)
+    settings = [f"name={name}", f"runs_dir={runs_dir}", f"num_steps={NUM_STEPS}", "cluster.dashboard=false"]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    command = [sys.executable, "-m", "gvm_ray.cli", "train", str(config), *overrides, *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
+
+
+def wait_for_rows(folder: RunFolder, rows: int, run: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while num_rows(folder) < rows:
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < deadline, f"{num_rows(folder)} rows after 300 s"
+        time.sleep(0.01)
+
+
+def wait_until_gone(those: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(those, timeout=60)
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("number", "rows", "exit_code"),
+    [(signal.SIGKILL, 3, -signal.SIGKILL), (signal.SIGTERM, 1, 143), (signal.SIGINT, 2, 130)],
+)
+def test_a_driver_that_is_ended_is_resumed_as_if_nothing_had_happened(
+    undisturbed: RunFolder, runs_dir: Path, number: signal.Signals, rows: int, exit_code: int
+) -> None:
+    name = f"ended-by-{number.name}"
+    folder = RunFolder(runs_dir / name)
+    with command_line(runs_dir, name) as run:
+        wait_for_rows(folder, rows, run)
+        family = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(number)
+        output = run.communicate(timeout=120)[0]
+        assert run.returncode == exit_code, output
+    wait_until_gone(family)
+    assert num_rows(folder) < NUM_STEPS
+    if number != signal.SIGKILL:
+        assert "continue with --resume" in output
+        assert [path.name for path in sorted(folder.checkpoints.iterdir())][-1] == f"step_{num_rows(folder):06d}"
+    with command_line(runs_dir, name, "--resume") as run:
+        output = run.communicate(timeout=300)[0]
+        assert run.returncode == 0, output
+    assert_same_run(folder, undisturbed)
+
+
+def test_a_driver_that_is_killed_before_its_first_checkpoint_begins_again(
+    undisturbed: RunFolder, runs_dir: Path
+) -> None:
+    folder = RunFolder(runs_dir / "early")
+    with command_line(runs_dir, "early") as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("warm start"):  # in the middle of it
+                break
+        run.kill()
+    with command_line(runs_dir, "early", "--resume") as run:
+        output = run.communicate(timeout=300)[0]
+        assert run.returncode == 0, output
+    assert "the run begins anew" in output
+    assert_same_run(folder, undisturbed)

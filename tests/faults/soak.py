@@ -52,7 +52,7 @@ class Disturbed:
     _run: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._node = self.cluster.add_node(num_cpus=4)
+        self._node = self.cluster.add_node(num_cpus=4, object_store_memory=256 * 2**20)
         self._launch()
 
     def _launch(self, *arguments: str) -> None:
@@ -78,7 +78,7 @@ class Disturbed:
             case "node":
                 self.cluster.remove_node(self._node, allow_graceful=False)
                 time.sleep(5)
-                self._node = self.cluster.add_node(num_cpus=4)
+                self._node = self.cluster.add_node(num_cpus=4, object_store_memory=256 * 2**20)
             case _:
                 name = ACTORS["generator"] if kind == HUNG else ACTORS[kind]
                 victims = [process for process in self._family() if _command(process).startswith(name)]
@@ -119,7 +119,10 @@ def settings_file(folder: Path, name: str) -> Path:
         name=name,
         num_steps=100_000,
         prompts__eval__size=96,
+        prompts__eval__modulus=10,
         prompts__train__size=480,
+        prompts__train__modulus=10,
+        warm_start__num_updates=150,
         evaluation__every_steps=10,
         checkpoint__every_steps=5,
         engine__num_generators=2,
@@ -157,7 +160,7 @@ def soak(folder: Path, *, minutes: float, seed: int, mean_gap_s: float) -> tuple
     """Both runs for so long; the exit code is that of the disturbed one."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 6, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 6, "include_dashboard": False, "object_store_memory": 256 * 2**20})
     disturbed = Disturbed(
         folder=RunFolder(folder / "disturbed"),
         command=train_command(settings_file(folder, "disturbed")),

@@ -160,7 +160,10 @@ def soak(folder: Path, *, minutes: float, seed: int, mean_gap_s: float) -> tuple
     """Both runs for so long; the exit code is that of the disturbed one."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 6, "include_dashboard": False, "object_store_memory": 256 * 2**20})
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 6, "include_dashboard": False, "object_store_memory": 256 * 2**20},
+    )
     disturbed = Disturbed(
         folder=RunFolder(folder / "disturbed"),
         command=train_command(settings_file(folder, "disturbed")),

@@ -55,17 +55,7 @@ async def launched(
     """A started system; every actor that was started is stopped again on the way out."""
     pools = start_pools(config, prepared, clock=clock, failures=failures)
     allocator = start_allocator(config, clock=clock, failures=failures)
-    learners = RecoveringLearners(
-        lambda: LearnerGroup(
-            config,
-            base_path=prepared.base.path,
-            token_loss=token_loss(config.algorithm),
-            run_dir=str(run_dir),
-            namespace=namespace_of(config),
-            clock=clock,
-        ),
-        failures=failures,
-    )
+    learners = make_learners(config, prepared, run_dir=run_dir, clock=clock, failures=failures)
     pools.generators.republish = learners.republish
     stream = prompt_stream(config, prepared)
     try:
@@ -92,6 +82,23 @@ async def launched(
         await learners.stop()
         pools.close()
         allocator.close()
+
+
+def make_learners(
+    config: RunConfig, prepared: Prepared, *, run_dir: Path, clock: PhaseClock, failures: FailureLog
+) -> RecoveringLearners:
+    """The learners, not started."""
+    return RecoveringLearners(
+        lambda: LearnerGroup(
+            config,
+            base_path=prepared.base.path,
+            token_loss=token_loss(config.algorithm),
+            run_dir=str(run_dir),
+            namespace=namespace_of(config),
+            clock=clock,
+        ),
+        failures=failures,
+    )
 
 
 def start_allocator(

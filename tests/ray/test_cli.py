@@ -140,6 +140,7 @@ def test_a_run_that_takes_too_long_ends_and_leaves_nothing_behind(
         f"runs_dir={tmp_path}",
         "warm_start=none",
         "deadlines.sample_s=3",
+        "faults.max_failures=1",
         "rewards.timeout_s=100",
         'rewards.terms=[{type="function", path="tests.faulty_rewards:slow"}]',
     ]
@@ -147,7 +148,8 @@ def test_a_run_that_takes_too_long_ends_and_leaves_nothing_behind(
     named = run_actors()
     assert main(["train", str(config), *(argument for each in overrides for argument in ("--set", each))]) == 1
     error = capsys.readouterr().err
-    assert "failed: sampling and scoring 12 samples of 12 prompts took longer than 3 s" in error
+    assert "failed: 2 failures within 3600 s, more than faults.max_failures=1: reward-0 2 times" in error
+    assert "the last one: scoring by reward-0 took longer than 3 s" in error
     assert "--set deadlines.sample_s=6" in error
     assert run_actors() == named
     for _ in range(100):  # the cluster counts what is free a little later

@@ -37,6 +37,7 @@ def learner_config(**tables: dict[str, Any]) -> RunConfig:
         "model": {"type": "scratch", "hidden_size": 32, "num_heads": 2, "num_key_value_heads": 1},
         "prompts": {"train": {"type": "arithmetic"}},
         "sampling": {"temperature": 0.7},
+        "allocator": {"type": "uniform"},
         "learner": {"optimizer": OPTIMIZER},
         "warm_start": {"num_updates": 30, "batch_size": 4, "optimizer": {"learning_rate": 1e-2}},
     }

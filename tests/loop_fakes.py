@@ -43,6 +43,7 @@ def run_config(**changes: Any) -> RunConfig:
         "samples_per_prompt": 8,
         "model": {"type": "scratch"},
         "prompts": {"train": {"type": "arithmetic"}},
+        "allocator": {"type": "uniform"},
         "evaluation": {"every_steps": 3},
         "checkpoint": {"every_steps": 2},
         **changes,

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from gvm_ray.config.allocator_base import PromptStatesConfig, RunShape
-from gvm_ray.config.allocators import AllocatorSettings, GVMAllocatorConfig, UniformAllocatorConfig
+from gvm_ray.config.allocators import AllocatorSettings, GVMAllocatorConfig
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Settings
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
+from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
 from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
 from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig
@@ -117,7 +118,7 @@ class RunConfig(Settings):
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
     rewards: RewardsConfig = RewardsConfig()
-    allocator: AllocatorSettings = UniformAllocatorConfig()
+    allocator: AllocatorSettings = GVMPoolAllocatorConfig()
     algorithm: AlgorithmSettings = RaftPlusPlusConfig()
     learner: LearnerConfig = LearnerConfig()
     warm_start: WarmStartConfig | None = None

@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from gvm_ray.allocators import create_allocator
 from gvm_ray.config import RunConfig, load_config, parse_config
 from gvm_ray.config.allocators import GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.types import Prompt
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMPARED = ("quickstart", "gvm_grpo", "raft++", "grpo")
@@ -53,6 +56,19 @@ def test_compared_configs_differ_only_in_allocator_and_algorithm() -> None:
         for name in ("name", "allocator", "algorithm"):
             del values[name]
     assert all(values == dumped[0] for values in dumped)
+
+
+def test_the_default_allocator_has_no_pilots_and_works_on_prompts_it_never_saw() -> None:
+    config = parse_config(minimal())
+    allocator = create_allocator(config.allocator, accept_threshold=0.5, seed=0)
+    ids = [str(i) for i in range(config.candidates_per_step)]
+    prompts = [Prompt(prompt_id=id_, text=id_, token_ids=np.zeros(3, np.int32), answer="1") for id_ in ids]
+    states = np.random.default_rng(0).standard_normal((len(ids), 8)).astype(np.float32)
+    rounds = allocator.rounds(prompts, step=0, budget=config.samples_per_step, states=states)
+    first = next(rounds)
+    assert not first.is_pilot
+    assert first.total == config.samples_per_step == 512
+    assert min(first.counts.values()) == 0  # it selects
 
 
 def test_samples_per_step_is_prompts_times_samples() -> None:

@@ -6,9 +6,10 @@ import math
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import psutil
 import ray
 
 from gvm_ray.actors.waiting import wait_for
@@ -16,6 +17,7 @@ from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ResourceError
 
 _CONNECT_S = 10.0  # for the head node of a cluster to answer
+_EXIT_S = 10.0  # for the processes of a local cluster to end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def connected(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         if not was_connected:
-            ray.shutdown()
+            _disconnect()
 
 
 def _connect(address: str, *, namespace: str) -> None:
@@ -118,6 +120,17 @@ def _initialise(config: RunConfig, demand: ResourceDemand) -> None:
         logging_level=logging.WARNING,
         log_to_driver=False,
     )
+
+
+def _disconnect() -> None:
+    """Leave the cluster. One that was started here ends, even its workers that hang in their exit."""
+    raylets = [process for process in psutil.Process().children(recursive=True) if process.name() == "raylet"]
+    workers = [worker for raylet in raylets for worker in raylet.children(recursive=True)]
+    ray.shutdown()
+    _, hung = psutil.wait_procs(workers, timeout=_EXIT_S)
+    for process in hung:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 async def names_are_free(*, timeout_s: float) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 from tiny_runs import TINY_TOML, largest_change, timeless_rows, tiny_config
 
 from gvm_ray.exceptions import ActorDied
@@ -23,6 +24,7 @@ from gvm_ray.run import train
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 NUM_STEPS = 5
+STORE = {"object_store_memory": 128 * 2**20}
 
 
 @pytest.fixture(scope="module")
@@ -126,14 +128,17 @@ def test_what_cannot_be_mended_from_within_goes_on_from_the_last_checkpoint(
 
 
 @contextmanager
-def command_line(runs_dir: Path, name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`gvm-ray train` of the tiny run with a Ray of its own."""
+def command_line(
+    runs_dir: Path, name: str, *arguments: str, address: str | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """`gvm-ray train` of the tiny run, on a cluster, or else with a Ray of its own."""
     config = runs_dir / "tiny.toml"
     config.write_text(TINY_TOML)
     settings = [f"name={name}", f"runs_dir={runs_dir}", f"num_steps={NUM_STEPS}", "cluster.dashboard=false"]
     overrides = [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, "-m", "gvm_ray.cli", "train", str(config), *overrides, *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {} if address is None else {"RAY_ADDRESS": address}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as run:
         try:
             yield run
@@ -193,3 +198,21 @@ def test_a_driver_that_is_ended_again_and_again_is_resumed_as_if_nothing_had_hap
         output = run.communicate(timeout=300)[0]
         assert run.returncode == 0, output
     assert_same_run(folder, undisturbed)
+
+
+def test_a_node_goes_away_and_another_comes(undisturbed: RunFolder, runs_dir: Path) -> None:
+    """Neither node has room for the whole run, so each holds a part of it."""
+    folder = RunFolder(runs_dir / "moved")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **STORE})
+    try:
+        going = cluster.add_node(num_cpus=2, **STORE)
+        with command_line(runs_dir, "moved", address=cluster.address) as run:
+            wait_for_rows(folder, 3, run)
+            cluster.remove_node(going, allow_graceful=False)
+            cluster.add_node(num_cpus=2, **STORE)
+            output = run.communicate(timeout=400)[0]
+            assert run.returncode == 0, output
+    finally:
+        cluster.shutdown()
+    assert_same_run(folder, undisturbed)
+    assert read_rows(folder.metrics)[-1]["faults/total"] >= 1

@@ -124,8 +124,10 @@ def _initialise(config: RunConfig, demand: ResourceDemand) -> None:
 
 def _disconnect() -> None:
     """Leave the cluster. One that was started here ends, even its workers that hang in their exit."""
-    raylets = [process for process in psutil.Process().children(recursive=True) if process.name() == "raylet"]
-    workers = [worker for raylet in raylets for worker in raylet.children(recursive=True)]
+    workers: list[psutil.Process] = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            workers += process.children(recursive=True) if process.name() == "raylet" else []
     ray.shutdown()
     _, hung = psutil.wait_procs(workers, timeout=_EXIT_S)
     for process in hung:

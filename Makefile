@@ -17,7 +17,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 CHECKED := $(wildcard gvm_ray tests examples)
 
-.PHONY: quickstart test unit check bench-tests soak format install flash-attn clean
+.PHONY: quickstart test unit check bench-tests faults soak format install flash-attn clean
 
 quickstart: $(STAMP)
 	$(BIN)/gvm-ray train configs/quickstart.toml --overwrite
@@ -25,7 +25,7 @@ quickstart: $(STAMP)
 # The unit tests come first: what they find needs no cluster to be seen.
 test: check unit
 	$(PYTEST) tests/contract
-	$(PYTEST) tests/faults
+	$(PYTEST) tests/faults -m "not slow"
 	$(PYTEST) tests/ray
 	$(PYTEST) tests/vllm
 	$(if $(filter gpu,$(EXTRA)),$(if $(wildcard tests/gpu),$(PYTEST) tests/gpu))
@@ -36,6 +36,10 @@ unit: $(STAMP)
 # Times of the parts, told by pytest-benchmark; no part of `make test`, for nothing depends on how long they take.
 bench-tests: $(STAMP)
 	$(PYTEST) tests/benchmarks
+
+# What dies, hangs or is nonsense, with the tests that take minutes.
+faults: $(STAMP)
+	$(PYTEST) tests/faults
 
 # An hour of random kills beside the same run undisturbed; no part of `make test`.
 soak: $(STAMP)

@@ -110,6 +110,7 @@ def test_actors_of_every_kind_are_killed(undisturbed: RunFolder, runs_dir: Path)
     assert read_rows(folder.metrics)[-1]["faults/total"] >= 3  # nobody may miss the last one
 
 
+@pytest.mark.slow
 def test_what_cannot_be_mended_from_within_goes_on_from_the_last_checkpoint(
     undisturbed: RunFolder, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_driver_that_is_ended_again_and_again_is_resumed_as_if_nothing_had_hap
     assert_same_run(folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_node_goes_away_and_another_comes(undisturbed: RunFolder, runs_dir: Path) -> None:
     """Neither node has room for the whole run, so each holds a part of it."""
     folder = RunFolder(runs_dir / "moved")

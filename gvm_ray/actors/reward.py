@@ -18,7 +18,6 @@ from gvm_ray.failure_log import FailureLog
 from gvm_ray.rewards.sandbox import Scored, Unscored
 from gvm_ray.types import GroupOutcome, GroupRef, Metrics, RolloutGroup
 
-_RESTART_S = 1.0  # a dead actor is seldom back sooner, and would fail every call until then
 _LOGGED_FAILURES = 5  # of one actor; later ones are counted only
 
 logger = logging.getLogger(__name__)
@@ -81,6 +80,8 @@ class RewardPool:
             for index in range(config.num_actors)
         ]
         self._num_pending = [0] * config.num_actors  # calls under way, by actor
+        self._lives = [0] * config.num_actors  # how often each was found dead
+        self._restarts: dict[int, asyncio.Future[None]] = {}  # under way, or failed
         self._unscored: Counter[str] = Counter()
 
     async def start(self) -> None:
@@ -111,19 +112,43 @@ class RewardPool:
             TooManyFailures: reward actors died or hung more often than the run puts up with.
         """
         while True:
-            index = self._num_pending.index(min(self._num_pending))
+            index = await self._least_busy()
+            life = self._lives[index]
             self._num_pending[index] += 1
             try:
                 return await self._scored(groups, index)
             except (ActorDied, DeadlineExceeded) as error:
                 if isinstance(error, ActorDied) and error.actor_id != self._actors[index]._actor_id.hex():
                     raise  # the generator's death came in place of its groups
-                self._failures.record(f"{self._name}-{index}", error)
-                if isinstance(error, DeadlineExceeded):
-                    ray.kill(self._actors[index], no_restart=False)
-                await asyncio.sleep(_RESTART_S)
+                if self._lives[index] == life:  # else another call saw to it
+                    self._restart(index, error)
             finally:
                 self._num_pending[index] -= 1
+
+    async def _least_busy(self) -> int:
+        """Of the actors that aren't restarting; waits where all are."""
+        while len(self._restarts) == len(self._actors):
+            await asyncio.wait(self._restarts.values(), return_when=asyncio.FIRST_COMPLETED)
+            for restart in [restart for restart in self._restarts.values() if restart.done()]:
+                restart.result()
+        ready = [index for index in range(len(self._actors)) if index not in self._restarts]
+        return min(ready, key=lambda index: self._num_pending[index])
+
+    def _restart(self, index: int, error: ActorDied | DeadlineExceeded) -> None:
+        self._failures.record(f"{self._name}-{index}", error)
+        self._lives[index] += 1
+        if isinstance(error, DeadlineExceeded):
+            ray.kill(self._actors[index], no_restart=False)
+        self._restarts[index] = asyncio.ensure_future(self._restarted(index))
+
+    async def _restarted(self, index: int) -> None:
+        await wait_for(
+            _result(self._actors[index].ready.options(max_task_retries=-1).remote()),
+            timeout_s=self._deadlines.start_s,
+            what=f"the restart of {self._name}-{index}",
+            setting="deadlines.start_s",
+        )
+        del self._restarts[index]
 
     async def _scored(self, groups: ray.ObjectRef, index: int) -> list[GroupOutcome]:
         scored, numbers = self._actors[index].score.options(num_returns=2).remote(groups)

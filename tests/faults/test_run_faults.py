@@ -168,6 +168,7 @@ def wait_until_gone(those: list[psutil.Process]) -> None:
     assert not alive
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_ended_again_and_again_is_resumed_as_if_nothing_had_happened(
     undisturbed: RunFolder, runs_dir: Path
 ) -> None:

@@ -101,8 +101,7 @@ class CheckpointFolder:
         """The folder of the complete checkpoint."""
         (incomplete / _CONFIG).write_text(self.config.model_dump_json(indent=2), encoding="utf-8")
         _write_state(state, incomplete)
-        manifest = {str(path.relative_to(incomplete)): entry for path, entry in _entries(incomplete).items()}
-        (incomplete / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        (incomplete / _MANIFEST).write_text(json.dumps(_entries(incomplete), indent=2), encoding="utf-8")
         for path in [*incomplete.rglob("*"), incomplete]:
             _to_disk(path)
         target = self.folder / f"step_{state.step:06d}"
@@ -144,11 +143,16 @@ def _read_state(folder: Path) -> CheckpointState:
     return CheckpointState(**values, prompt_states=arrays)
 
 
-def _entries(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Size in bytes and SHA-256 of every file below a folder; hashing leaves Python's lock, so files go in parallel."""
+def _entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size in bytes and SHA-256 of every file below a folder, by its path in there.
+
+    Hashing leaves Python's lock, so files go in parallel.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
     with ThreadPoolExecutor() as threads:
-        return dict(zip(files, threads.map(_entry, files), strict=True))
+        return {
+            str(path.relative_to(folder)): entry for path, entry in zip(files, threads.map(_entry, files), strict=True)
+        }
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def _entry(path: Path) -> dict[str, Any]:
 def _verify(folder: Path) -> None:
     """Raises ValueError, which names a file that isn't what was written."""
     expected = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    present = {str(path.relative_to(folder)): entry for path, entry in _entries(folder).items()}
+    present = _entries(folder)
     for name, entry in expected.items():
         if name not in present:
             raise ValueError(f"{name} is missing")

@@ -1,13 +1,13 @@
 """The generators of a run: which are available, which policy they hold, and what happens when one fails."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gvm_ray.actors.generator_client import GeneratorClient
 from gvm_ray.actors.waiting import wait_for
-from gvm_ray.config.run import DeadlineConfig, EngineConfig
-from gvm_ray.engines import EngineKind
+from gvm_ray.config.run import DeadlineConfig
 from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded, ObjectsLost
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import WeightsRef
@@ -16,7 +16,7 @@ _RETRY_S = 1.0  # before another look at a generator that died while it restarte
 
 
 class GeneratorFleet:
-    """The generators of a run, named <name>-0, <name>-1 ...
+    """The generators of a run.
 
     One that dies or hangs is restarted, and in quarantine until it has the present weights.
 
@@ -25,17 +25,13 @@ class GeneratorFleet:
 
     def __init__(
         self,
-        config: EngineConfig,
+        make: Callable[[int], GeneratorClient],
         *,
-        kind: EngineKind,
-        model_path: str,
-        max_model_len: int,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
+        num_generators: int,
         deadlines: DeadlineConfig,
         failures: FailureLog,
-        name: str = "generator",
     ) -> None:
+        """`make` asks for the generator of a number; each number is used once."""
         # Who publishes the present weights again when the process that did is gone, and they with it.
         self.republish: Callable[[], Awaitable[WeightsRef]] | None = None
         self._deadlines = deadlines
@@ -44,23 +40,8 @@ class GeneratorFleet:
         self._changed = asyncio.Condition()  # which generators are available, and their versions
         self._fatal: Exception | None = None  # a restart that can't be
         self._revivals: set[asyncio.Task[None]] = set()
-        self._num_made = 0
-
-        def make() -> GeneratorClient:
-            self._num_made += 1
-            return GeneratorClient(
-                f"{name}-{self._num_made - 1}",
-                kind=kind,
-                model_path=model_path,
-                config=config,
-                max_model_len=max_model_len,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                deadlines=deadlines,
-            )
-
-        self._make = make
-        self._generators = [make() for _ in range(config.num_generators)]
+        self._made = map(make, itertools.count())
+        self._generators = list(itertools.islice(self._made, num_generators))
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -102,7 +83,7 @@ class GeneratorFleet:
         while len(self._generators) > num_generators:
             self._generators.pop().close()
         while len(self._generators) < num_generators:
-            generator = self._make()
+            generator = next(self._made)
             generator.available = False
             self._generators.append(generator)
             self._revive(generator)

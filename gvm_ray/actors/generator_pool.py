@@ -19,7 +19,7 @@ Score = Callable[[ray.ObjectRef], Awaitable[list[GroupOutcome]]]  # of a chunk: 
 
 
 class GeneratorPool(GeneratorFleet):
-    """Samples by the generators that are available.
+    """Samples by the generators that are available, named <name>-0, <name>-1 ...
 
     Only requests without an outcome are sampled again after a failure, so nothing is ever there twice.
     """
@@ -39,17 +39,19 @@ class GeneratorPool(GeneratorFleet):
         clock: PhaseClock | None = None,
         name: str = "generator",
     ) -> None:
-        super().__init__(
-            config,
-            kind=kind,
-            model_path=model_path,
-            max_model_len=max_model_len,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            deadlines=deadlines,
-            failures=failures,
-            name=name,
-        )
+        def make(number: int) -> GeneratorClient:
+            return GeneratorClient(
+                f"{name}-{number}",
+                kind=kind,
+                model_path=model_path,
+                config=config,
+                max_model_len=max_model_len,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                deadlines=deadlines,
+            )
+
+        super().__init__(make, num_generators=config.num_generators, deadlines=deadlines, failures=failures)
         self._clock = clock or PhaseClock()
         self._lengths = LengthHistory(max_tokens=max_tokens)
 

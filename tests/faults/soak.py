@@ -25,8 +25,8 @@ from gvm_ray.reporting import RunFolder, read_rows
 from tests.tiny_runs import tiny_values
 
 ACTORS = {
-    "generator": "ray::generator-",
-    "reward actor": "ray::reward-",
+    "generator": "ray::GeneratorActor",
+    "reward actor": "ray::RewardActor",
     "allocator": "ray::AllocatorActor",
     "learner rank": "ray::RayTrainWorker",
     "learners' mailbox": "ray::Mailbox",
@@ -34,6 +34,55 @@ ACTORS = {
 }
 HUNG, DRIVER, NODE = "generator, hung", "driver", "node"
 TIMES = ("time_s", "faults/total")
+USAGE_S = 20.0  # between two looks at a run's memory and files
+FLAT = 0.1  # growth over the last four fifths that is none: a share of memory and of open files
+
+
+@dataclass
+class Usage:
+    """Memory and open files over time of a run's processes: of those that live all the while, by name."""
+
+    root: int
+    memory_mb: dict[str, list[float]] = field(default_factory=dict)
+    files: dict[str, list[int]] = field(default_factory=dict)
+    _last: float = 0.0
+
+    def measure(self) -> None:
+        if time.monotonic() - self._last < USAGE_S:
+            return
+        self._last = time.monotonic()
+        root = psutil.Process(self.root)
+        for process in [root, *root.children(recursive=True)]:
+            try:
+                name = "driver" if process == root else _command(process).split(" ")[0].rsplit("/", 1)[-1]
+                if name != "driver" and not name.startswith(("ray::", "raylet", "gcs_server")):
+                    continue  # a helper process of Ray's, or one of the reward actor's, which come and go
+                name += "" if name in ("driver", "raylet", "gcs_server") else f" {process.pid}"
+                memory, files = process.memory_full_info().uss / 2**20, process.num_fds()
+            except psutil.Error:
+                continue  # it ended meanwhile
+            self.memory_mb.setdefault(name, []).append(memory)
+            self.files.setdefault(name, []).append(files)
+
+    def rows(self) -> list[tuple[str, float, float, int, int]]:
+        """Name, memory and open files after a fifth of the time and at the end, of what lived all the while."""
+        longest = max(map(len, self.files.values()), default=0)
+        at = longest // 5
+        return [
+            (
+                name.split(" ")[0].removeprefix("ray::"),
+                memory[at],
+                memory[-1],
+                self.files[name][at],
+                self.files[name][-1],
+            )
+            for name, memory in self.memory_mb.items()
+            if len(memory) >= longest - 1
+        ]
+
+    @property
+    def flat(self) -> bool:
+        return all(end <= (1 + FLAT) * start for _, *pair in self.rows() for start, end in (pair[:2], pair[2:]))
 
 
 @dataclass
@@ -44,10 +93,9 @@ class Disturbed:
     command: list[str]
     cluster: Any
     random: random.Random
+    beside: int  # the undisturbed run's process
     faults: Counter[str] = field(default_factory=Counter)
-    resumes: int = 0
-    memory_mb: list[float] = field(default_factory=list)
-    open_files: list[int] = field(default_factory=list)
+    drivers: list[Usage] = field(default_factory=list)
     _node: Any = None
     _run: subprocess.Popen[bytes] | None = None
 
@@ -59,6 +107,7 @@ class Disturbed:
         environment = {**os.environ, "RAY_ADDRESS": self.cluster.address}
         log = (self.folder.path.parent / "disturbed.log").open("ab")
         self._run = subprocess.Popen([*self.command, *arguments], env=environment, stdout=log, stderr=log)
+        self.drivers.append(Usage(self._run.pid))
 
     @property
     def run(self) -> subprocess.Popen[bytes]:
@@ -72,7 +121,6 @@ class Disturbed:
             case "driver":
                 self.run.kill()
                 self.run.wait()
-                self.resumes += 1
                 time.sleep(5)  # the cluster takes a moment to end the dead driver's actors, whose names are taken
                 self._launch("--resume")
             case "node":
@@ -88,17 +136,11 @@ class Disturbed:
         self.faults[kind] += 1
         print(f"{time.strftime('%H:%M:%S')}  step {num_steps(self.folder)}  {kind}", flush=True)
 
-    def measure(self) -> None:
-        try:
-            driver = psutil.Process(self.run.pid)
-            self.memory_mb.append(driver.memory_info().rss / 2**20)
-            self.open_files.append(driver.num_fds())
-        except psutil.Error:
-            pass
-
     def _family(self) -> list[psutil.Process]:
-        """This process's descendants, which the cluster's are."""
-        return psutil.Process().children(recursive=True)
+        """The cluster's processes: this one's descendants but the undisturbed run's."""
+        apart = psutil.Process(self.beside)
+        others = {apart, *apart.children(recursive=True)}
+        return [process for process in psutil.Process().children(recursive=True) if process not in others]
 
 
 def _command(process: psutil.Process) -> str:
@@ -156,55 +198,60 @@ def stop(run: subprocess.Popen[bytes]) -> int:
         return run.wait()
 
 
-def soak(folder: Path, *, minutes: float, seed: int, mean_gap_s: float) -> tuple[Disturbed, RunFolder, int]:
-    """Both runs for so long; the exit code is that of the disturbed one."""
+def soak(folder: Path, *, minutes: float, seed: int, mean_gap_s: float) -> tuple[Disturbed, Usage, int]:
+    """Both runs for so long: what was done to the disturbed one, what the other used, the disturbed one's exit code."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 6, "include_dashboard": False, "object_store_memory": 256 * 2**20},
     )
-    disturbed = Disturbed(
-        folder=RunFolder(folder / "disturbed"),
-        command=train_command(settings_file(folder, "disturbed")),
-        cluster=cluster,
-        random=random.Random(seed),
-    )
-    quiet = RunFolder(folder / "undisturbed")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     log = (folder / "undisturbed.log").open("ab")
     beside = subprocess.Popen(
         train_command(settings_file(folder, "undisturbed")), env=environment, stdout=log, stderr=log
     )
+    disturbed = Disturbed(
+        folder=RunFolder(folder / "disturbed"),
+        command=train_command(settings_file(folder, "disturbed")),
+        cluster=cluster,
+        random=random.Random(seed),
+        beside=beside.pid,
+    )
+    usage = Usage(beside.pid)
+
+    def measure() -> None:
+        usage.measure()
+        disturbed.drivers[-1].measure()
+        if disturbed.run.poll() is not None:
+            raise SystemExit(f"the run ended by itself with exit code {disturbed.run.returncode}; see disturbed.log")
+
+    def until(condition: Callable[[], bool]) -> None:
+        while not condition() and time.monotonic() < end:
+            measure()
+            time.sleep(1)
+
     try:
         disturbed.start()
         end = time.monotonic() + 60 * minutes
-        _until(lambda: num_steps(disturbed.folder) > 0, disturbed, end)
+        until(lambda: num_steps(disturbed.folder) > 0)
         while time.monotonic() < end:
             before = num_steps(disturbed.folder)
             disturbed.disturb()
             gap = time.monotonic() + disturbed.random.expovariate(1 / mean_gap_s)
-            _until(lambda: time.monotonic() > gap, disturbed, end)  # noqa: B023  # used at once
-            _until(lambda: num_steps(disturbed.folder) > before, disturbed, end)  # noqa: B023
+            until(lambda: time.monotonic() > gap and num_steps(disturbed.folder) > before)  # noqa: B023  # used at once
         code = stop(disturbed.run)
         stop(beside)
-        return disturbed, quiet, code
+        return disturbed, usage, code
     finally:
         disturbed.run.kill()
         beside.kill()
         cluster.shutdown()
 
 
-def _until(condition: Callable[[], bool], disturbed: Disturbed, end: float) -> None:
-    while not condition() and time.monotonic() < end:
-        if disturbed.run.poll() is not None:
-            raise SystemExit(f"the run ended by itself with exit code {disturbed.run.returncode}; see disturbed.log")
-        disturbed.measure()
-        time.sleep(1)
-
-
-def report(disturbed: Disturbed, quiet: RunFolder, *, code: int, minutes: float, seed: int) -> tuple[str, bool]:
+def report(disturbed: Disturbed, usage: Usage, *, code: int, minutes: float, seed: int) -> tuple[str, bool]:
     """The report, and whether all is well."""
+    quiet = RunFolder(disturbed.folder.path.parent / "undisturbed")
     ours, theirs = (
         [{k: v for k, v in row.items() if k not in TIMES and not k.startswith("time/")} for row in read_rows(f.metrics)]
         for f in (disturbed.folder, quiet)
@@ -217,30 +264,36 @@ def report(disturbed: Disturbed, quiet: RunFolder, *, code: int, minutes: float,
     evaluated = [i for i in range(common) if "eval/accuracy" in ours[i]]
     accuracies = [[rows[i]["eval/accuracy"] for i in evaluated[-5:]] for rows in (ours, theirs)]
     once = [row["step"] for row in ours] == list(range(len(ours)))
+    longest = max(disturbed.drivers, key=lambda driver: len(driver.files.get("driver", ())))
+    flat = usage.flat and longest.flat
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(disturbed.faults.items()))
     lines = [
         f"- {minutes:g} minutes, seed {seed}; {sum(disturbed.faults.values())} faults: {kinds}",
-        f"- recovered from all of them, {disturbed.resumes} times by --resume after the driver's death; SIGTERM then "
-        f"ended the run with exit code {code}",
+        f"- recovered from all of them, {len(disturbed.drivers) - 1} times by --resume after the driver's death; "
+        f"SIGTERM then ended the run with exit code {code}",
         f"- steps: {len(ours)}, each once: {once}; undisturbed in the same time: {len(theirs)}",
         f"- samples missing from a step's budget: {lost:g}; tokens trained up to step {common}: {paid[0]:g}, "
         f"undisturbed {paid[1]:g}",
         f"- steps equal to the undisturbed run's, to the last digit: the first {same} of {common}",
         f"- accuracy, mean of the last {len(accuracies[0])} common evaluations: {_mean(accuracies[0]):.3f}, "
         f"undisturbed {_mean(accuracies[1]):.3f}",
-        f"- driver after a fifth of the time and at the end: {_ends(disturbed.memory_mb)} MiB, "
-        f"{_ends(disturbed.open_files)} open files",
+        f"- memory (MiB, its own) and open files after a fifth of the time and at the end; flat: {flat}",
+        "",
+        "| process | memory | at the end | files | at the end |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name}, {whose} | {memory[0]:.0f} | {memory[1]:.0f} | {files[0]} | {files[1]} |"
+            for whose, part in (("undisturbed", usage), ("disturbed, its longest life", longest))
+            for name, *figures in part.rows()
+            for memory, files in [(figures[:2], figures[2:])]
+        ),
     ]
-    well = lost == 0 and paid[0] == paid[1] and once and code == 128 + signal.SIGTERM
+    well = lost == 0 and paid[0] == paid[1] and once and flat and code == 128 + signal.SIGTERM
     return "\n".join(lines), well
 
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
-
-
-def _ends(values: list[Any]) -> str:
-    return f"{values[len(values) // 5]:.0f}, {values[-1]:.0f}" if values else "not measured"
 
 
 def main() -> int:
@@ -252,11 +305,13 @@ def main() -> int:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"runs and logs are in {folder}", flush=True)
-    disturbed, quiet, code = soak(folder, minutes=options.minutes, seed=options.seed, mean_gap_s=options.mean_gap)
-    text, well = report(disturbed, quiet, code=code, minutes=options.minutes, seed=options.seed)
+    disturbed, usage, code = soak(folder, minutes=options.minutes, seed=options.seed, mean_gap_s=options.mean_gap)
+    text, well = report(disturbed, usage, code=code, minutes=options.minutes, seed=options.seed)
     print(text)
     if options.output is not None:
-        options.output.write_text(f"# Soak\n\n`make soak`: {__doc__.splitlines()[0]}\n\n{text}\n", encoding="utf-8")
+        options.output.write_text(
+            f"# Soak\n\n`make soak`: {(__doc__ or '').splitlines()[0]}\n\n{text}\n", encoding="utf-8"
+        )
     return 0 if well else 1
 
 

@@ -1,0 +1,38 @@
+"""The command line. Parses and validates first, so that --help and config errors answer before anything heavy loads."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from gvm_ray.cli import bench, compare, estimator, evaluate, train
+from gvm_ray.exceptions import RunStopped, SystemFailure, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 1 (the run failed), 2 (the request was wrong) or 128 + a signal's number."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SystemFailure as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except RunStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gvm-ray",
+        description="Reinforcement learning for reasoning models with a dynamic sampling budget, on Ray.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (train, evaluate, compare, estimator, bench):
+        command.add_to(commands)
+    return parser

@@ -1,0 +1,56 @@
+"""`gvm-ray compare`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gvm_ray.cli.options import Commands, add_overrides
+from gvm_ray.config import load_arena
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    compare = commands.add_parser(
+        "compare",
+        help="compare allocators at equal tokens and updates",
+        description="Arms x task families x base policies x training sets x algorithms x seeds, each run to one budget "
+        "of tokens. Runs that are done are not run again, so a comparison may be interrupted and called anew.",
+    )
+    compare.add_argument("arena", metavar="ARENA.toml", help="the comparison's settings")
+    compare.add_argument(
+        "--phase", choices=("exploration", "confirmation"), default="exploration", help="which seeds and tests"
+    )
+    compare.add_argument(
+        "--only",
+        action="append",
+        metavar="GLOB",
+        help="make only the runs whose family/base/training_set/algorithm/arm/seed matches, e.g. '*/a/*/grpo/*'",
+    )
+    compare.add_argument("--dry-run", action="store_true", help="check every run's settings, list them, and stop")
+    compare.add_argument("--report", action="store_true", help="only tables and plots of the runs that are done")
+    add_overrides(compare)
+    compare.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    arena = load_arena(options.arena, options.overrides)
+    arena_folder = Path(options.arena).parent
+    from gvm_ray.arena.plan import planned_runs, selected, warnings
+
+    only = options.only or ["*"]
+    for line in warnings(arena, phase=options.phase):
+        print(f"warning: {line}", file=sys.stderr)
+    if options.dry_run:
+        runs = selected(planned_runs(arena, folder=arena_folder, phase=options.phase), only)
+        print("\n".join([*(run.name for run in runs), f"{len(runs)} runs of {arena.token_budget:,} tokens each"]))
+        return 0
+    from gvm_ray.arena.compare import ComparisonFolder, compare, report
+
+    if options.report:
+        records = report(arena, arena_folder=arena_folder, phase=options.phase)
+    else:
+        records = compare(arena, arena_folder=arena_folder, phase=options.phase, only=only)
+    results = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=options.phase).results
+    print((results / "comparison.md").read_text(encoding="utf-8"))
+    print(f"tables, plots and CSV files are in {results}")
+    return 1 if any(record.status == "failed" for record in records) else 0

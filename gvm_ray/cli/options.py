@@ -1,0 +1,31 @@
+"""Options that several commands take."""
+
+import argparse
+from typing import Protocol
+
+
+class Commands(Protocol):
+    """What `ArgumentParser.add_subparsers` gives."""
+
+    def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser: ...
+
+
+def add_config(parser: argparse.ArgumentParser, *, what: str, optional: bool = False) -> None:
+    """CONFIG.toml, or with `optional` --config CONFIG.toml, and --set."""
+    if optional:
+        parser.add_argument("--config", required=True, metavar="CONFIG.toml", help=what)
+    else:
+        parser.add_argument("config", metavar="CONFIG.toml", help=what)
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """--set A.B=C, which may be repeated."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="A.B=C",
+        help="override one setting, e.g. --set allocator.alpha=0.01; may be repeated",
+    )

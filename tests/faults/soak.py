@@ -33,6 +33,7 @@ ACTORS = {
     "Ray Train's controller": "ray::TrainController",
 }
 HUNG, DRIVER, NODE = "generator, hung", "driver", "node"
+KINDS = [*ACTORS, HUNG, DRIVER, NODE]
 TIMES = ("time_s", "faults/total")
 USAGE_S = 20.0  # between two looks at a run's memory and files
 FLAT = 0.1  # growth over the last four fifths that is none: a share of memory and of open files
@@ -96,6 +97,7 @@ class Disturbed:
     beside: int  # the undisturbed run's process
     faults: Counter[str] = field(default_factory=Counter)
     drivers: list[Usage] = field(default_factory=list)
+    _ahead: list[str] = field(default_factory=list)  # each kind comes once before any comes again
     _node: Any = None
     _run: subprocess.Popen[bytes] | None = None
 
@@ -116,7 +118,8 @@ class Disturbed:
 
     def disturb(self) -> None:
         """One fault of a random kind, once the run has made a step since the last one."""
-        kind = self.random.choice([*ACTORS, HUNG, DRIVER, NODE])
+        self._ahead = self._ahead or self.random.sample(KINDS, len(KINDS))
+        kind = self._ahead.pop()
         match kind:
             case "driver":
                 self.run.kill()
@@ -130,7 +133,8 @@ class Disturbed:
             case _:
                 name = ACTORS["generator"] if kind == HUNG else ACTORS[kind]
                 victims = [process for process in self._family() if _command(process).startswith(name)]
-                if not victims:  # the one of the fault before isn't back yet
+                if not victims:
+                    print(f"no {kind} is there", flush=True)  # the one of the fault before isn't back yet
                     return
                 self.random.choice(victims).send_signal(signal.SIGSTOP if kind == HUNG else signal.SIGKILL)
         self.faults[kind] += 1
@@ -266,7 +270,7 @@ def report(disturbed: Disturbed, usage: Usage, *, code: int, minutes: float, see
     once = [row["step"] for row in ours] == list(range(len(ours)))
     longest = max(disturbed.drivers, key=lambda driver: len(driver.files.get("driver", ())))
     flat = usage.flat and longest.flat
-    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(disturbed.faults.items()))
+    kinds = ", ".join(f"{kind} {disturbed.faults[kind]}" for kind in KINDS)
     lines = [
         f"- {minutes:g} minutes, seed {seed}; {sum(disturbed.faults.values())} faults: {kinds}",
         f"- recovered from all of them, {len(disturbed.drivers) - 1} times by --resume after the driver's death; "

@@ -116,13 +116,13 @@ class GeneratorFleet:
         """Return when every available generator has at least this version; `publish` unblocks it.
 
         Raises:
-            DeadlineExceeded: nothing was published for longer than an update, a checkpoint, an evaluation and a
-                publish may take.
+            DeadlineExceeded: nothing was published for longer than an update, a checkpoint, an evaluation, a publish
+                and a restart of the learners may take.
         """
         deadlines = self._deadlines
         await wait_for(
             self._until(lambda: min(self.versions, default=-2) >= policy_version),
-            timeout_s=2 * deadlines.update_s + deadlines.sample_s + deadlines.sync_s,
+            timeout_s=2 * deadlines.update_s + deadlines.sample_s + deadlines.sync_s + deadlines.start_s,
             what=f"waiting for policy version {policy_version} (generators hold {list(self.versions)})",
             setting="deadlines.update_s",
         )

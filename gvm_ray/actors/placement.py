@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -16,6 +16,9 @@ from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ResourceError
 
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = "127.0.0.1"
 _CONNECT_S = 10.0  # for the head node of a cluster to answer
 _EXIT_S = 10.0  # for the processes of a local cluster to end
 
@@ -107,19 +110,37 @@ def _initialise(config: RunConfig, demand: ResourceDemand) -> None:
     if address:
         _connect(address, namespace=namespace_of(config))
         return
-    needed = math.ceil(sum(demand.cpus.values()))
     # It says that Ray's token authentication is on, which for a cluster of this process needs nothing from the user.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    ray.init(
-        address="local",
-        # Logical CPUs: actors that wait for each other share cores, so a small machine may run more than it has.
-        num_cpus=config.cluster.num_cpus or max(needed + 1, os.cpu_count() or 1),
-        namespace=namespace_of(config),
-        include_dashboard=config.cluster.dashboard,
-        object_store_memory=config.cluster.object_store_mb * 2**20,
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-    )
+    _start_local(config, demand)
+
+
+def _start_local(config: RunConfig, demand: ResourceDemand, *, tries: int = 2) -> None:
+    """Ray gives its own processes 15 s to come up, which on a busy machine may be too little once."""
+    needed = math.ceil(sum(demand.cpus.values()))
+    others = set(psutil.Process().children(recursive=True))
+    try:
+        ray.init(
+            address="local",
+            # Logical CPUs: actors that wait for each other share cores, so a small machine may run more than it has.
+            num_cpus=config.cluster.num_cpus or max(needed + 1, os.cpu_count() or 1),
+            namespace=namespace_of(config),
+            include_dashboard=config.cluster.dashboard,
+            object_store_memory=config.cluster.object_store_mb * 2**20,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            _node_ip_address=_LOOPBACK,  # else its servers listen on every network that the machine is in
+        )
+    except Exception as error:  # Ray raises no narrower one
+        _end_processes(set(psutil.Process().children(recursive=True)) - others, timeout_s=0)
+        if tries > 1:
+            logger.warning("the local Ray cluster did not come up (%s); trying once more", error)
+            _start_local(config, demand, tries=tries - 1)
+            return
+        raise ResourceError(
+            f"no local Ray cluster came up ({error}); its logs are in /tmp/ray/session_latest/logs. On a busy machine "
+            "try again later, or start a cluster with `ray start --head` and write its cluster.address"
+        ) from error
 
 
 def _disconnect() -> None:
@@ -129,8 +150,13 @@ def _disconnect() -> None:
         with suppress(psutil.NoSuchProcess):
             workers += process.children(recursive=True) if process.name() == "raylet" else []
     ray.shutdown()
-    _, hung = psutil.wait_procs(workers, timeout=_EXIT_S)
-    for process in hung:
+    _end_processes(workers, timeout_s=_EXIT_S)
+
+
+def _end_processes(processes: Collection[psutil.Process], *, timeout_s: float) -> None:
+    """Kill those that are still there after so many seconds."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 

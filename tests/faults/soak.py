@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from gvm_ray.reporting import RunFolder, read_rows
+from tests.ray_processes import command_of
 from tests.tiny_runs import tiny_values
 
 ACTORS = {
@@ -55,7 +56,7 @@ class Usage:
         root = psutil.Process(self.root)
         for process in [root, *root.children(recursive=True)]:
             try:
-                name = "driver" if process == root else _command(process).split(" ")[0].rsplit("/", 1)[-1]
+                name = "driver" if process == root else command_of(process).split(" ")[0].rsplit("/", 1)[-1]
                 if name != "driver" and not name.startswith(("ray::", "raylet", "gcs_server")):
                     continue  # a helper process of Ray's, or one of the reward actor's, which come and go
                 name += "" if name in ("driver", "raylet", "gcs_server") else f" {process.pid}"
@@ -132,7 +133,7 @@ class Disturbed:
                 self._node = self.cluster.add_node(num_cpus=4, object_store_memory=256 * 2**20)
             case _:
                 name = ACTORS["generator"] if kind == HUNG else ACTORS[kind]
-                victims = [process for process in self._family() if _command(process).startswith(name)]
+                victims = [process for process in self._family() if command_of(process).startswith(name)]
                 if not victims:
                     print(f"no {kind} is there", flush=True)  # the one of the fault before isn't back yet
                     return
@@ -145,13 +146,6 @@ class Disturbed:
         apart = psutil.Process(self.beside)
         others = {apart, *apart.children(recursive=True)}
         return [process for process in psutil.Process().children(recursive=True) if process not in others]
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def num_steps(folder: RunFolder) -> int:

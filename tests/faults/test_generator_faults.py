@@ -38,7 +38,14 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @contextmanager
 def generators(
-    model_path: str, runner: asyncio.Runner, *, name: str, num: int = 2, sample_s: float = 60.0, max_failures: int = 9
+    model_path: str,
+    runner: asyncio.Runner,
+    *,
+    name: str,
+    num: int = 2,
+    sample_s: float = 60.0,
+    sync_s: float = 60.0,
+    max_failures: int = 9,
 ) -> Iterator[tuple[GeneratorPool, FailureLog]]:
     """A started pool whose generators hold version 1."""
     failures = FailureLog(FaultsConfig(max_failures=max_failures))
@@ -48,7 +55,7 @@ def generators(
         model_path=model_path,
         max_model_len=64,
         max_tokens=12,
-        deadlines=DeadlineConfig(start_s=120, sync_s=60, sample_s=sample_s),
+        deadlines=DeadlineConfig(start_s=120, sync_s=sync_s, sample_s=sample_s),
         failures=failures,
         name=name,
     )
@@ -153,6 +160,21 @@ def test_weights_that_died_with_their_publisher_are_published_again(model_path: 
         assert asked >= 1
         assert pool.versions == (2, 2)
         assert failures.counts["an object in Ray's store"] >= 1
+
+
+def test_a_weight_sync_that_hangs_holds_nobody_up_for_ever(
+    model_path: str, runner: asyncio.Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    with generators(model_path, runner, name="stuck", sample_s=5.0, sync_s=10.0) as (pool, failures):
+        victim, _ = pids(pool, runner)
+        os.kill(victim, signal.SIGSTOP)
+        runner.run(pool.publish(publish(changed_weights(model_path, seed=4).items(), policy_version=2)))
+        assert failures.counts == {"stuck-0": 1}
+        assert "loading weights version 2 into stuck-0 took longer than 15 s" in caplog.text
+        assert "--set deadlines.sync_s=" in caplog.text
+        runner.run(asyncio.wait_for(all_available(pool, 2), timeout=120))
+        assert pool.versions == (2, 2)
+        assert victim not in pids(pool, runner)
 
 
 def test_a_pool_grows_and_shrinks_while_it_samples(model_path: str, runner: asyncio.Runner) -> None:

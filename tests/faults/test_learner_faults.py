@@ -26,6 +26,7 @@ from tests.learner_cases import (
     learner_config,
     ragged_groups,
 )
+from tests.ray_processes import processes_named
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -56,7 +57,7 @@ class Learners:
 
     def __init__(self, settings: RunConfig, folder: Path) -> None:
         self.groups: list[LearnerGroup] = []
-        self.failures = FailureLog(FaultsConfig(max_failures=4))
+        self.failures = FailureLog(FaultsConfig(max_failures=5))
 
         def make() -> LearnerGroup:
             group = LearnerGroup(
@@ -92,14 +93,14 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path, runner: asyncio.Runner) -> list[dict[str, torch.Tensor]]:
-    """The weights after a supervised update and each of six batches."""
+    """The weights after a supervised update and each of seven batches."""
 
     async def scenario() -> list[dict[str, torch.Tensor]]:
         learners = Learners(config(), folder)
         await learners.all.start()
         try:
             await learners.all.supervised_update(copy_demonstrations())
-            return [weights(await learners.update(step)) for step in range(6)]
+            return [weights(await learners.update(step)) for step in range(7)]
         finally:
             await learners.all.stop()
 
@@ -145,6 +146,11 @@ def test_after_any_failure_the_learners_go_on_as_if_nothing_had_happened(
             ray.kill(learners.groups[-1]._mailbox)
             assert_same(weights(await learners.update(5)), undisturbed[5])
             assert learners.failures.counts == {"learners": 4}
+            # Ray Train's own part, which watches over the ranks.
+            (controller,) = processes_named("ray::TrainController")
+            controller.kill()
+            assert_same(weights(await learners.update(6)), undisturbed[6])
+            assert learners.failures.counts == {"learners": 5}
         finally:
             await learners.all.stop()
 

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray_processes import processes_named
 from tiny_runs import TINY_TOML, largest_change, timeless_rows, tiny_config
 
 from gvm_ray.exceptions import ActorDied
@@ -49,18 +51,6 @@ def num_rows(folder: RunFolder) -> int:
     return folder.metrics.read_text().count("\n") if folder.metrics.exists() else 0
 
 
-def processes(of: int, name: str) -> list[psutil.Process]:
-    """The descendants of a process that Ray gave this name."""
-    found = []
-    for process in psutil.Process(of).children(recursive=True):
-        try:
-            if " ".join(process.cmdline()).startswith(name):
-                found.append(process)
-        except psutil.Error:  # it ended meanwhile
-            continue
-    return found
-
-
 @contextmanager
 def disturbed(folder: RunFolder, *actions: tuple[int, Callable[[], None]]) -> Iterator[list[int]]:
     """Each action once there are so many rows of metrics; gives the numbers of rows at which they were done."""
@@ -89,7 +79,7 @@ def kill_named(name: str, namespace: str) -> Callable[[], None]:
 
 
 def kill_learners() -> None:
-    workers = processes(os.getpid(), "ray::RayTrainWorker")
+    workers = processes_named("ray::RayTrainWorker")
     assert workers
     for process in workers:
         process.kill()
@@ -108,6 +98,14 @@ def test_actors_of_every_kind_are_killed(undisturbed: RunFolder, runs_dir: Path)
     assert len(done) == len(actions)
     assert_same_run(folder, undisturbed)
     assert read_rows(folder.metrics)[-1]["faults/total"] >= 3  # nobody may miss the last one
+
+
+def test_a_full_object_store_slows_a_run_down_and_does_not_end_it(undisturbed: RunFolder, runs_dir: Path) -> None:
+    size = int(ray.cluster_resources()["object_store_memory"])
+    held = [ray.put(np.ones(size // 4, dtype=np.uint8)) for _ in range(5)]  # more than it holds
+    train(tiny_config(runs_dir, name="crowded", num_steps=NUM_STEPS))
+    assert all(ray.get(ref)[-1] == 1 for ref in held)
+    assert_same_run(RunFolder(runs_dir / "crowded"), undisturbed)
 
 
 @pytest.mark.slow
@@ -157,10 +155,8 @@ def wait_for_rows(folder: RunFolder, rows: int, run: subprocess.Popen[str]) -> N
 
 def working_processes(of: int) -> list[psutil.Process]:
     """A process's descendants but Ray's agents, which look only once a minute whether their raylet still lives."""
-    agents = {
-        process.pid for name in ("ray::DashboardAgent", "ray::RuntimeEnvAgent") for process in processes(of, name)
-    }
-    return [process for process in psutil.Process(of).children(recursive=True) if process.pid not in agents]
+    agents = [p for name in ("ray::DashboardAgent", "ray::RuntimeEnvAgent") for p in processes_named(name, of=of)]
+    return [process for process in psutil.Process(of).children(recursive=True) if process not in agents]
 
 
 def wait_until_gone(those: list[psutil.Process]) -> None:
@@ -200,6 +196,26 @@ def test_a_driver_that_is_ended_again_and_again_is_resumed_as_if_nothing_had_hap
         output = run.communicate(timeout=300)[0]
         assert run.returncode == 0, output
     assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_within_a_block_and_after_an_epoch(ray_cluster: None, runs_dir: Path) -> None:
+    """Two steps share one pilot round, and the first epoch ends in the step before the one in which it is killed."""
+    changes = ("allocator.block_steps=2", "allocator.reuse_pilots=false", "prompts.train.size=20")
+    blocks = {"allocator__block_steps": 2, "allocator__reuse_pilots": False, "prompts__train__size": 20}
+    train(tiny_config(runs_dir, name="blocks", num_steps=NUM_STEPS, **blocks))
+    folder = RunFolder(runs_dir / "killed-in-block")
+    arguments = [part for change in changes for part in ("--set", change)]
+    with command_line(runs_dir, folder.path.name, *arguments) as run:
+        wait_for_rows(folder, 3, run)
+        family = working_processes(run.pid)
+        run.kill()
+    wait_until_gone(family)
+    assert 3 <= num_rows(folder) < NUM_STEPS
+    with command_line(runs_dir, folder.path.name, *arguments, "--resume") as run:
+        output = run.communicate(timeout=300)[0]
+        assert run.returncode == 0, output
+    assert_same_run(folder, RunFolder(runs_dir / "blocks"))
 
 
 @pytest.mark.slow

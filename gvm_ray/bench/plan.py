@@ -1,19 +1,22 @@
-"""Deciding who gets how many samples, from a thousand prompts to a million."""
+"""Deciding who gets how many samples: from a thousand prompts to a million, and the default's whole step."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.allocators import UniformAllocator
+from gvm_ray.allocators import AllocatorSteps, UniformAllocator, create_allocator
 from gvm_ray.allocators.counts import sum_by_prompt
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.bench.timing import compare
+from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
 from gvm_ray.functional.allocation import apportion, gvm_weights
-from gvm_ray.types import Allocation, Prompt
+from gvm_ray.types import Allocation, AllocationReport, Float64Array, FloatArray, GroupOutcome, GroupRef, Prompt
 
 SAMPLES_PER_PROMPT = 8
+HIDDEN_SIZE = 1536  # of a 1.5B model
 
 
 def measure(options: BenchOptions) -> list[BenchRow]:
@@ -35,7 +38,68 @@ def measure(options: BenchOptions) -> list[BenchRow]:
                     higher_is_better=False,
                 )
             )
+    return [*rows, *pool_rows(options)]
+
+
+def pool_rows(options: BenchOptions) -> list[BenchRow]:
+    """Milliseconds that `gvm_pool` takes of one step: it predicts, selects, sizes, and learns from what came back."""
+    rows = []
+    for num_prompts in (128,) if options.quick else (128, 1024):
+        step, states = pool_step(num_prompts)
+        vector = np.ones(states.shape[1], dtype=states.dtype)
+        ours, bare = compare(step, lambda: states @ vector, repeats=5)  # noqa: B023
+        rows.append(
+            BenchRow(
+                name=f"gvm_pool's step, {num_prompts:,} prompts of {len(states):,}, hidden size {HIDDEN_SIZE:,}",
+                value=ours * 1e3,
+                unit="ms",
+                floor=bare * 1e3,
+                floor_name="states @ vector: one look at each candidate",
+                higher_is_better=False,
+            )
+        )
     return rows
+
+
+def pool_step(num_prompts: int) -> tuple[Callable[[], AllocationReport], FloatArray]:
+    """One step after the other of `gvm_pool` among eight times as many candidates, and the candidates' states."""
+    prompts = make_prompts(8 * num_prompts)
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(len(prompts), HIDDEN_SIZE)).astype(np.float32)
+    accept_rates = {
+        prompt.prompt_id: rate for prompt, rate in zip(prompts, rng.uniform(size=len(prompts)), strict=True)
+    }
+    config = GVMPoolAllocatorConfig(candidates_per_step=len(prompts))
+    steps = AllocatorSteps(create_allocator(config, accept_threshold=0.5, seed=0))
+    numbers = itertools.count()
+
+    def step() -> AllocationReport:
+        number = next(numbers)
+        allocation = steps.plan(prompts, step=number, budget=SAMPLES_PER_PROMPT * num_prompts, states=states)
+        steps.observe(
+            [
+                _outcome(prompt_id, rewards=(rng.uniform(size=count) < accept_rates[prompt_id]).astype(np.float64))
+                for prompt_id, count in allocation.counts.items()
+                if count
+            ],
+            step=number,
+        )
+        return steps.report(step=number)
+
+    return step, states
+
+
+def _outcome(prompt_id: str, *, rewards: Float64Array) -> GroupOutcome:
+    n = len(rewards)
+    return GroupOutcome(
+        prompt_id=prompt_id,
+        sample_indices=tuple(range(n)),
+        rewards=rewards,
+        num_tokens=np.full(n, 512, dtype=np.int32),
+        policy_versions=np.zeros(n, dtype=np.int32),
+        truncated=np.zeros(n, dtype=np.bool_),
+        ref=GroupRef(ref=None, index=0),
+    )
 
 
 def make_prompts(num_prompts: int) -> list[Prompt]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gvm_ray.bench.plan import make_prompts, plans, rounded_down
+from gvm_ray.bench.plan import make_prompts, plans, pool_step, rounded_down
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions, PartResult, part_names, run_parts, select
 from gvm_ray.bench.table import BenchReport, Machine
@@ -83,6 +83,15 @@ def test_markdown_and_json_say_what_was_measured_where(tmp_path: Path) -> None:
     assert loaded["parts"][0]["rows"][1]["ratio"] is None
     assert loaded["parts"][0]["rows"][0]["ratio"] == pytest.approx(4115.2)
     assert loaded["machine"]["cores"] == 2
+
+
+def test_the_pools_steps_spend_the_budget_and_learn() -> None:
+    step, states = pool_step(16)
+    reports = [step() for _ in range(3)]
+    assert len(states) == 128
+    assert all(report.metrics["allocation/total"] == 128 for report in reports)
+    first, _, last = (report.histograms["accept_rate"] for report in reports)
+    assert last.std() > first.std()  # it no longer predicts one rate for all
 
 
 @pytest.mark.parametrize("name", ["uniform plan", "gvm decision"])

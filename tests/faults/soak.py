@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from gvm_ray.reporting import RunFolder, read_rows
+from tests.faults.process_usage import Usage
 from tests.ray_processes import command_of
 from tests.tiny_runs import tiny_values
 
@@ -36,55 +37,6 @@ ACTORS = {
 HUNG, DRIVER, NODE = "generator, hung", "driver", "node"
 KINDS = [*ACTORS, HUNG, DRIVER, NODE]
 TIMES = ("time_s", "faults/total")
-USAGE_S = 20.0  # between two looks at a run's memory and files
-FLAT = 0.1  # growth over the last four fifths that is none: a share of memory and of open files
-
-
-@dataclass
-class Usage:
-    """Memory and open files over time of a run's processes: of those that live all the while, by name."""
-
-    root: int
-    memory_mb: dict[str, list[float]] = field(default_factory=dict)
-    files: dict[str, list[int]] = field(default_factory=dict)
-    _last: float = 0.0
-
-    def measure(self) -> None:
-        if time.monotonic() - self._last < USAGE_S:
-            return
-        self._last = time.monotonic()
-        root = psutil.Process(self.root)
-        for process in [root, *root.children(recursive=True)]:
-            try:
-                name = "driver" if process == root else command_of(process).split(" ")[0].rsplit("/", 1)[-1]
-                if name != "driver" and not name.startswith(("ray::", "raylet", "gcs_server")):
-                    continue  # a helper process of Ray's, or one of the reward actor's, which come and go
-                name += "" if name in ("driver", "raylet", "gcs_server") else f" {process.pid}"
-                memory, files = process.memory_full_info().uss / 2**20, process.num_fds()
-            except psutil.Error:
-                continue  # it ended meanwhile
-            self.memory_mb.setdefault(name, []).append(memory)
-            self.files.setdefault(name, []).append(files)
-
-    def rows(self) -> list[tuple[str, float, float, int, int]]:
-        """Name, memory and open files after a fifth of the time and at the end, of what lived all the while."""
-        longest = max(map(len, self.files.values()), default=0)
-        at = longest // 5
-        return [
-            (
-                name.split(" ")[0].removeprefix("ray::"),
-                memory[at],
-                memory[-1],
-                self.files[name][at],
-                self.files[name][-1],
-            )
-            for name, memory in self.memory_mb.items()
-            if len(memory) >= longest - 1
-        ]
-
-    @property
-    def flat(self) -> bool:
-        return all(end <= (1 + FLAT) * start for _, *pair in self.rows() for start, end in (pair[:2], pair[2:]))
 
 
 @dataclass

@@ -1,0 +1,58 @@
+"""What the processes of a run use over time, to see that it stays flat."""
+
+import time
+from dataclasses import dataclass, field
+
+import psutil
+
+from tests.ray_processes import command_of
+
+USAGE_S = 20.0  # between two looks at a run's memory and files
+FLAT = 0.1  # growth over the last four fifths that is none: a share of memory and of open files
+
+
+@dataclass
+class Usage:
+    """Memory and open files over time of a run's processes: of those that live all the while, by name."""
+
+    root: int
+    memory_mb: dict[str, list[float]] = field(default_factory=dict)
+    files: dict[str, list[int]] = field(default_factory=dict)
+    _last: float = 0.0
+
+    def measure(self) -> None:
+        if time.monotonic() - self._last < USAGE_S:
+            return
+        self._last = time.monotonic()
+        root = psutil.Process(self.root)
+        for process in [root, *root.children(recursive=True)]:
+            try:
+                name = "driver" if process == root else command_of(process).split(" ")[0].rsplit("/", 1)[-1]
+                if name != "driver" and not name.startswith(("ray::", "raylet", "gcs_server")):
+                    continue  # a helper process of Ray's, or one of the reward actor's, which come and go
+                name += "" if name in ("driver", "raylet", "gcs_server") else f" {process.pid}"
+                memory, files = process.memory_full_info().uss / 2**20, process.num_fds()
+            except psutil.Error:
+                continue  # it ended meanwhile
+            self.memory_mb.setdefault(name, []).append(memory)
+            self.files.setdefault(name, []).append(files)
+
+    def rows(self) -> list[tuple[str, float, float, int, int]]:
+        """Name, memory and open files after a fifth of the time and at the end, of what lived all the while."""
+        longest = max(map(len, self.files.values()), default=0)
+        at = longest // 5
+        return [
+            (
+                name.split(" ")[0].removeprefix("ray::"),
+                memory[at],
+                memory[-1],
+                self.files[name][at],
+                self.files[name][-1],
+            )
+            for name, memory in self.memory_mb.items()
+            if len(memory) >= longest - 1
+        ]
+
+    @property
+    def flat(self) -> bool:
+        return all(end <= (1 + FLAT) * start for _, *pair in self.rows() for start, end in (pair[:2], pair[2:]))

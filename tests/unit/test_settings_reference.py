@@ -1,0 +1,61 @@
+"""The settings' reference: complete, with the values, defaults and comments of the classes, and as the page has it."""
+
+from pathlib import Path
+
+import pytest
+
+from gvm_ray.cli import main
+from gvm_ray.config import RunConfig
+from gvm_ray.config.reference import Section, reference, sections
+from gvm_ray.exceptions import ConfigError
+
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def section(table: str, kind: str | None = None) -> Section:
+    (found,) = (s for s in sections() if table in s.paths and s.type == kind)
+    return found
+
+
+def test_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings"]) == 0
+    assert PAGE.read_text(encoding="utf-8") == capsys.readouterr().out, "gvm-ray settings > docs/configuration.md"
+
+
+def test_every_setting_of_a_run_is_there() -> None:
+    values = {"name": "x", "model": {"type": "scratch"}, "prompts": {"train": {"type": "file", "path": "x"}}}
+    config = RunConfig.model_validate(values)
+    dumped = {"warm_start": {}, **{k: v for k, v in config.model_dump().items() if v is not None}}
+    top = {setting.name for setting in section("").settings}
+    tables = {path.split(".")[0] for s in sections() for path in s.paths}
+    assert set(dumped) <= top | tables
+    for name, value in dumped.items():
+        kind = value.get("type") if isinstance(value, dict) else None
+        if name in tables and value:
+            found = section(name, kind if name in ("model", "allocator", "algorithm") else None)
+            nested = {path.split(".")[-1] for s in sections() for path in s.paths if path.startswith(f"{name}.")}
+            assert set(value) - {"type"} <= {setting.name for setting in found.settings} | nested
+
+
+def test_values_defaults_and_comments() -> None:
+    pool = {setting.name: setting for setting in section("allocator", "gvm_pool").settings}
+    assert pool["group_size"].values == "integer ≥ 1"
+    assert pool["group_size"].default == "`4`"
+    assert pool["group_size"].meaning == "a prompt gets none, or at least so many samples"
+    assert pool["max_samples"].values == "integer ≥ 1 or none"
+    assert pool["sharpness"].meaning == "exponent on the score"  # of the class that it shares with others
+    engine = {setting.name: setting for setting in section("engine").settings}
+    assert engine["type"].values.startswith('`"auto"`')
+    assert engine["in_flight"].meaning.startswith("New weights while samples are under way")  # lines above it
+    assert {setting.name: setting.default for setting in section("model", "pretrained").settings}["path"] == "required"
+
+
+def test_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings", "learner"]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]
+    assert titles[:2] == ["## `[learner]`", "## `[learner.optimizer]`"]
+
+
+def test_a_table_that_is_none_is_named_with_those_that_are() -> None:
+    with pytest.raises(ConfigError, match=r"no table 'alocator'; the tables are .*allocator"):
+        reference("alocator")

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import tempfile
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,16 +18,34 @@ from gvm_ray.evaluation import EvaluationResult
 from gvm_ray.exceptions import ActorDied, DataError, DeadlineExceeded, ObjectsLost
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.launch import Launched, launched, make_evaluator, start_pools
+from gvm_ray.loop import System
 from gvm_ray.loop import train as run_loop
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines
-from gvm_ray.reporting import MetricsSink, Reporter, RunFolder, read_rows, summary_lines, write_plots, write_summary
+from gvm_ray.reporting import (
+    Callback,
+    CallbackSink,
+    MetricsSink,
+    Reporter,
+    RunFolder,
+    read_rows,
+    summary_lines,
+    write_plots,
+    write_summary,
+)
 from gvm_ray.stop_request import StopRequest
 
 Result = TypeVar("Result")
 
 
-def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    arrange: Callable[[System], System] = lambda system: system,
+) -> dict[str, Any]:
     """Run the whole job that `config` describes; returns what summary.json holds.
 
     Connects to RAY_ADDRESS or `cluster.address` where given, else starts a local Ray for the time of the run.
@@ -36,6 +54,9 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         config: the run.
         resume: go on from the last checkpoint of the run of this name; from its beginning where it has none yet.
         overwrite: replace an earlier run of this name.
+        callbacks: each is called with the index and the metrics of every step that is completed. A step that is done
+            again, from the last checkpoint, comes again.
+        arrange: given the parts of the started system, gives those that the loop is to run with.
 
     Raises:
         UserError: a setting, file, model or checkpoint is wrong; raised before anything heavy starts.
@@ -56,7 +77,8 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         folder.save_config(config)
     print("\n".join(report_lines(prepared)), flush=True)
     with connected(config), folder.disk_errors():
-        return run_to_end(_train(config, prepared, folder=folder, checkpoints=checkpoints, restored=restored))
+        job = Job(config, folder=folder, checkpoints=checkpoints, callbacks=callbacks, arrange=arrange)
+        return run_to_end(_train(job, prepared, restored=restored))
 
 
 def evaluate(
@@ -99,66 +121,66 @@ def evaluate(
     return result
 
 
-async def _train(
-    config: RunConfig,
-    prepared: Prepared,
-    *,
-    folder: RunFolder,
-    checkpoints: CheckpointFolder,
-    restored: RestoredCheckpoint | None,
-) -> dict[str, Any]:
+@dataclass(kw_only=True, eq=False)
+class Job:
+    """What stays the same when a run goes on from its last checkpoint."""
+
+    config: RunConfig = field(kw_only=False)
+    folder: RunFolder
+    checkpoints: CheckpointFolder
+    callbacks: Sequence[Callback] = ()
+    arrange: Callable[[System], System] = lambda system: system
+    failures: FailureLog = field(init=False)
+    stop: StopRequest = field(default_factory=StopRequest, init=False)
+
+    def __post_init__(self) -> None:
+        self.failures = FailureLog(self.config.faults)
+
+    @property
+    def sinks(self) -> list[MetricsSink]:
+        """Where the metrics go besides the run's folder."""
+        gauges = [RayGaugeSink(run=self.config.name)] if self.config.reporting.ray_metrics else []
+        return [*gauges, *map(CallbackSink, self.callbacks)]
+
+
+async def _train(job: Job, prepared: Prepared, *, restored: RestoredCheckpoint | None) -> dict[str, Any]:
     """The run to its end; from its last checkpoint again where a failure can't be mended from within."""
-    failures, stop = FailureLog(config.faults), StopRequest()
-    with stop.listening():
+    with job.stop.listening():
         while True:
             try:
-                return await _train_once(
-                    config,
-                    prepared,
-                    folder=folder,
-                    checkpoints=checkpoints,
-                    restored=restored,
-                    failures=failures,
-                    stop=stop,
-                )
+                return await _train_once(job, prepared, restored=restored)
             except Exception as error:
                 if not isinstance(first_of(error), ActorDied | ObjectsLost | DeadlineExceeded):
                     raise
-                failures.record("the run", first_of(error))
-            await names_are_free(timeout_s=config.deadlines.start_s)
-            restored = checkpoints.latest()
-            prepared = replace(prepared, base=find_base_model(config, run_dir=folder.path))  # a warm start may be done
+                job.failures.record("the run", first_of(error))
+            await names_are_free(timeout_s=job.config.deadlines.start_s)
+            restored = job.checkpoints.latest()
+            base = find_base_model(job.config, run_dir=job.folder.path)  # a warm start may be done
+            prepared = replace(prepared, base=base)
 
 
-async def _train_once(
-    config: RunConfig,
-    prepared: Prepared,
-    *,
-    folder: RunFolder,
-    checkpoints: CheckpointFolder,
-    restored: RestoredCheckpoint | None,
-    failures: FailureLog,
-    stop: StopRequest,
-) -> dict[str, Any]:
-    sinks: Sequence[MetricsSink] = [RayGaugeSink(run=config.name)] if config.reporting.ray_metrics else []
+async def _train_once(job: Job, prepared: Prepared, *, restored: RestoredCheckpoint | None) -> dict[str, Any]:
+    config, folder, stop = job.config, job.folder, job.stop
     start_step = restored.state.step if restored is not None else 0
     clock = PhaseClock()
-    with Reporter(config, folder.path, start_step=start_step, sinks=sinks, phases=clock, failures=failures) as reporter:
+    with Reporter(
+        config, folder.path, start_step=start_step, sinks=job.sinks, phases=clock, failures=job.failures
+    ) as reporter:
         async with launched(
             config,
             prepared,
-            checkpoints=checkpoints,
+            checkpoints=job.checkpoints,
             restored=restored,
             run_dir=folder.path,
             log=reporter,
             clock=clock,
-            failures=failures,
+            failures=job.failures,
             stop=stop,
         ) as run:
             base_accuracy = await _base_accuracy(run, folder)
             clock.restart()
             with stop.steps():
-                await run_loop(run.system, config, start=run.start)
+                await run_loop(job.arrange(run.system), config, start=run.start)
             steps_s, phases = clock.elapsed, clock.seconds()
             if stop.is_set:
                 raise asyncio.CancelledError

@@ -20,8 +20,9 @@ from gvm_ray.exceptions import ConfigError
 _HEAD = """\
 # Settings
 
-A run is one TOML file with these tables; `gvm-ray settings` prints this page. Any setting can be overridden on the command
-line: `--set engine.num_generators=4`. `gvm-ray train FILE.toml --dry-run` prints a file's settings with all defaults.
+A run is one TOML file with these tables; `gvm-ray settings` prints this page. Any setting can be overridden on the
+command line: `--set engine.num_generators=4`. `gvm-ray train FILE.toml --dry-run` prints a file's settings with all
+defaults.
 
 """
 _WORDS = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "object": "table"}

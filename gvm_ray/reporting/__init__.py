@@ -1,13 +1,15 @@
 """What a run leaves behind: its folder, each step's numbers, plots and a summary."""
 
 from gvm_ray.reporting.plots import plot_accuracy, plot_allocation, write_plots
-from gvm_ray.reporting.reporter import REQUIRED_KEYS, MetricsSink, Reporter
+from gvm_ray.reporting.reporter import REQUIRED_KEYS, Callback, CallbackSink, MetricsSink, Reporter
 from gvm_ray.reporting.run_folder import RunFolder
 from gvm_ray.reporting.step_rows import read_rows
 from gvm_ray.reporting.summary import summary_lines, write_summary
 
 __all__ = [
     "REQUIRED_KEYS",
+    "Callback",
+    "CallbackSink",
     "MetricsSink",
     "Reporter",
     "RunFolder",

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +39,21 @@ class MetricsSink(Protocol):
     """A further place for each step's scalars, e.g. Ray's metrics."""
 
     def write(self, step: int, metrics: Metrics) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Callback = Callable[[int, Metrics], None]  # the index of a step, and its metrics
+
+
+class CallbackSink:
+    """Hands each step to a function of the user's."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        self._callback(step, metrics)
 
     def close(self) -> None: ...
 

@@ -11,6 +11,7 @@ from gvm_ray.cli import main
 from gvm_ray.exceptions import CheckpointError, ConfigError
 from gvm_ray.reporting import REQUIRED_KEYS, RunFolder, read_rows
 from gvm_ray.run import train
+from gvm_ray.trainer import Trainer
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -29,9 +30,13 @@ def whole(ray_cluster: None, runs_dir: Path) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def resumed(ray_cluster: None, runs_dir: Path) -> RunFolder:
-    """Two steps, and then two more."""
+    """Two steps, and then two more, one by one."""
     train(tiny_config(runs_dir, name="resumed", num_steps=2))
-    train(tiny_config(runs_dir, name="resumed"), resume=True)
+    with Trainer(tiny_config(runs_dir, name="resumed"), resume=True) as trainer:
+        steps = list(trainer)
+    assert [result.step for result in steps] == [2, 3]
+    assert trainer.summary is not None
+    assert trainer.summary["final_accuracy"] == steps[-1].metrics["eval/accuracy"]
     return RunFolder(runs_dir / "resumed")
 
 

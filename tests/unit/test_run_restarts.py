@@ -14,6 +14,7 @@ from gvm_ray.checkpoints import CheckpointFolder
 from gvm_ray.exceptions import ActorDied, ConfigError, DeadlineExceeded, ObjectsLost, RunStopped, TooManyFailures
 from gvm_ray.prepare import BaseModel, Prepared
 from gvm_ray.reporting import RunFolder
+from gvm_ray.run import Job
 
 
 class Attempts:
@@ -23,7 +24,7 @@ class Attempts:
         self.errors = list(errors)
         self.restored: list[Any] = []
 
-    async def __call__(self, *args: Any, restored: Any, **kwargs: Any) -> dict[str, Any]:
+    async def __call__(self, job: Job, prepared: Prepared, *, restored: Any) -> dict[str, Any]:
         self.restored.append(restored)
         if self.errors:
             raise self.errors.pop(0)
@@ -42,8 +43,8 @@ def run(attempts: Attempts, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, **f
         base=BaseModel(path="first"), prompts=Any, tokenizer=None, engine_kind="transformers", max_model_len=9
     )
     folder = RunFolder(runs_dir)
-    checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
-    return asyncio.run(gvm_ray.run._train(config, prepared, folder=folder, checkpoints=checkpoints, restored=None))
+    job = Job(config, folder=folder, checkpoints=CheckpointFolder(folder=folder.checkpoints, config=config))
+    return asyncio.run(gvm_ray.run._train(job, prepared, restored=None))
 
 
 @pytest.mark.parametrize("error", [ActorDied("gone"), ObjectsLost("gone"), DeadlineExceeded("too long")])
@@ -68,7 +69,7 @@ def test_an_error_that_would_come_again_is_raised_at_once(tmp_path: Path, monkey
 
 def test_a_signal_before_the_steps_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Launching(Attempts):
-        async def __call__(self, *args: Any, restored: Any, **kwargs: Any) -> dict[str, Any]:
+        async def __call__(self, job: Job, prepared: Prepared, *, restored: Any) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.sleep(60)
             raise AssertionError("it was not cancelled")
@@ -82,8 +83,8 @@ def test_a_signal_before_the_steps_ends_the_run_at_once(tmp_path: Path, monkeypa
 
 def test_the_second_signal_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class InSteps(Attempts):
-        async def __call__(self, *args: Any, restored: Any, **kwargs: Any) -> dict[str, Any]:
-            stop = kwargs["stop"]
+        async def __call__(self, job: Job, prepared: Prepared, *, restored: Any) -> dict[str, Any]:
+            stop = job.stop
             with stop.steps():
                 os.kill(os.getpid(), signal.SIGINT)
                 await asyncio.sleep(0.1)  # the first is only noted

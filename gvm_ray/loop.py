@@ -106,6 +106,8 @@ async def sample_block(
     ledger = RolloutLedger(run_seed=config.seed, max_unscored_fraction=config.max_unscored_fraction)
     for part in block:
         await system.pools.wait_for_version(part.step - config.max_staleness)
+        if config.max_staleness == 0:
+            await batches.join()  # an evaluation beside it would change the engine's batches, and so their rounding
         upcoming = [prompt for later in block if later.step > part.step for prompt in later.prompts]
         await sample_in_rounds(system, config, ledger, part, upcoming=upcoming if part is block[0] else ())
         scored = await scored_batch(system, config, ledger, part)
@@ -186,6 +188,7 @@ async def update_loop(
                 "cost/charged_tokens": charged_tokens(config, costs),
                 **await evaluation(system, config, publishing, step, is_last=is_last),
             }
+            batches.task_done()
             system.log.log_step(step, metrics, histograms=scored.histograms)
             if state is not None:
                 await system.checkpoints.save(state, system.learners)

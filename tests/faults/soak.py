@@ -224,7 +224,7 @@ def report(disturbed: Disturbed, usage: Usage, *, code: int, minutes: float, see
         f"- steps: {len(ours)}, each once: {once}; undisturbed in the same time: {len(theirs)}",
         f"- samples missing from a step's budget: {lost:g}; tokens trained up to step {common}: {paid[0]:g}, "
         f"undisturbed {paid[1]:g}",
-        f"- steps equal to the undisturbed run's, to the last digit: the first {same} of {common}",
+        f"- steps equal to the undisturbed run's, to the last digit: the first {same} of {common}{_differences(ours, theirs)}",
         f"- accuracy, mean of the last {len(accuracies[0])} common evaluations: {_mean(accuracies[0]):.3f}, "
         f"undisturbed {_mean(accuracies[1]):.3f}",
         f"- memory (MiB, its own) and open files after a fifth of the time and at the end; flat: {flat}",
@@ -240,6 +240,19 @@ def report(disturbed: Disturbed, usage: Usage, *, code: int, minutes: float, see
     ]
     well = lost == 0 and paid[0] == paid[1] and once and flat and code == 128 + signal.SIGTERM
     return "\n".join(lines), well
+
+
+def _differences(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
+    """The metrics that differ in some step, each with its largest relative difference."""
+    largest: dict[str, float] = {}
+    for ours_row, theirs_row in zip(ours, theirs, strict=False):
+        for name in ours_row.keys() & theirs_row.keys():
+            a, b = ours_row[name] or 0.0, theirs_row[name] or 0.0
+            if a != b:
+                largest[name] = max(largest.get(name, 0.0), abs(a - b) / max(abs(a), abs(b)))
+    return "".join(
+        f"; {name} by up to {value:.0e}" for name, value in sorted(largest.items(), key=lambda item: -item[1])
+    )
 
 
 def _mean(values: list[float]) -> float:

@@ -87,6 +87,32 @@ def test_an_evaluation_waits_for_the_weights_it_is_about() -> None:
     assert versions == [2, 4]
 
 
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_at_zero_staleness_an_evaluation_has_the_generators_for_itself(max_staleness: int) -> None:
+    """Else the engine's batches, and the last digits of what comes of them, would depend on who comes first."""
+    events: list[str] = []
+
+    async def go() -> None:
+        config = run_config(num_steps=6, max_staleness=max_staleness, evaluation={"every_steps": 2})
+        system, pools, _, _ = make_system(config)
+        pools.events = events
+
+        class SlowEvaluator:
+            async def evaluate(self) -> Metrics:
+                events.append("evaluation begins")
+                await asyncio.sleep(0.05)
+                events.append("evaluation ends")
+                return {"eval/accuracy": 0.5}
+
+        await train(replace(system, evaluator=SlowEvaluator()), config, start=START)
+
+    asyncio.run(go())
+    begun = [index for index, event in enumerate(events) if event == "evaluation begins"]
+    assert len(begun) == 3
+    alone = [events[index + 1] == "evaluation ends" for index in begun]
+    assert alone == [True, True, True] if max_staleness == 0 else not alone[0]
+
+
 def test_samples_without_a_reward_are_dropped_charged_and_replaced() -> None:
     pools, learners, records = run(run_config(num_steps=2), unscored_first=True)
     assert records.steps[0][1]["cost/generated_samples"] == 32 + 8

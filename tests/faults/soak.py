@@ -224,7 +224,8 @@ def report(disturbed: Disturbed, usage: Usage, *, code: int, minutes: float, see
         f"- steps: {len(ours)}, each once: {once}; undisturbed in the same time: {len(theirs)}",
         f"- samples missing from a step's budget: {lost:g}; tokens trained up to step {common}: {paid[0]:g}, "
         f"undisturbed {paid[1]:g}",
-        f"- steps equal to the undisturbed run's, to the last digit: the first {same} of {common}{_differences(ours, theirs)}",
+        f"- steps equal to the undisturbed run's, to the last digit: the first {same} of {common}"
+        f"{_differences(ours, theirs)}",
         f"- accuracy, mean of the last {len(accuracies[0])} common evaluations: {_mean(accuracies[0]):.3f}, "
         f"undisturbed {_mean(accuracies[1]):.3f}",
         f"- memory (MiB, its own) and open files after a fifth of the time and at the end; flat: {flat}",

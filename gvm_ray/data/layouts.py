@@ -47,8 +47,9 @@ class Layout:
             return None
         source = row.get("source")
         features = {column: raw.features[field] for column, field in self.features.items()}
-        if self.name == "math" and (level := re.search(r"\d+", str(features["level"]))):
-            features["level"] = int(level[0])
+        if self.name == "math":  # "Level 5", "Level ?" or, in MATH-500, 5
+            level = re.search(r"\d+", str(features["level"]))
+            features["level"] = int(level[0]) if level else None
         return replace(
             raw,
             prompt_id=content_id(raw.problem, answer) if self.fields.id_field is None else raw.prompt_id,

@@ -22,7 +22,7 @@ from gvm_ray.data.tables import Table, file_sha256, find_tables
 from gvm_ray.data.verification import unverified
 from gvm_ray.data.writing import publish, write_incomplete
 from gvm_ray.envs.rows import Row
-from gvm_ray.exceptions import DataError
+from gvm_ray.exceptions import DataError, ModelError
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.reporting.summary import package_versions
 
@@ -47,7 +47,7 @@ def prepare_data(config: DataConfig) -> tuple[DataReport, bool]:
     request = _request(config, tables=[*tables, *evaluation_tables], inputs=[*inputs, *evaluation_inputs])
     if not config.overwrite and (report := _finished(output, request=request)):
         return report, False
-    tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
+    tokenizer = None if config.tokenizer is None else _tokenizer(config.tokenizer)
     evaluation = _evaluation_problems(evaluation_tables, config=config)
     pile = _read(tables, config=config)
     _clean(pile, config=config, evaluation=evaluation, tokenizer=tokenizer)
@@ -69,6 +69,13 @@ def prepare_data(config: DataConfig) -> tuple[DataReport, bool]:
     )
     publish(report, output=output)
     return report, True
+
+
+def _tokenizer(path: str) -> Any:
+    try:
+        return load_tokenizer(Path(path).expanduser() if Path(path).expanduser().is_dir() else path)
+    except ModelError as error:
+        raise ModelError(str(error).replace("model.path", "--tokenizer")) from error
 
 
 def _inputs(tables: Sequence[Table]) -> tuple[Input, ...]:

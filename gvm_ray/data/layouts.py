@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gvm_ray.config.data import DataConfig, LayoutName
-from gvm_ray.config.prompts import FileSourceConfig, HuggingFaceSourceConfig
+from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.envs.rows import missing_field, task_from_row, used_fields
 from gvm_ray.envs.task import Task, content_id
 from gvm_ray.exceptions import DataError
@@ -30,7 +30,7 @@ class Layout:
     """Where things stand in the rows of one table."""
 
     name: LayoutName
-    fields: FileSourceConfig | HuggingFaceSourceConfig  # the names; feature_fields are those of `features`
+    fields: FileSourceConfig  # the names; feature_fields are those of `features`
     features: Mapping[str, str]  # column of the output -> field
     default_source: str  # for rows that don't name theirs
 
@@ -64,7 +64,7 @@ class Layout:
         if boxed := final_boxed(text):
             return boxed
         # A solution without a box holds its answer somewhere, and nothing says where.
-        is_solution = self.fields.answer_field == self.fields.rationale_field
+        is_solution = self.fields.answer_field in (self.fields.rationale_field, *SOLUTION_FIELDS)
         return None if is_solution or text.strip().lower() in _NO_ANSWER else text.strip()
 
 
@@ -106,8 +106,9 @@ def find_layout(first: Mapping[str, Any], *, config: DataConfig, where: str, def
                 missing_field(field, setting=option, where=f"{where} (layout {name!r})", known=first)
                 + "; or write another --layout"
             )
-    known = {"gsm8k": "gsm8k", "math": "math"}
-    return Layout(name=name, fields=fields, features=features, default_source=known.get(name, default_source))
+    if name in ("gsm8k", "math"):
+        default_source = name
+    return Layout(name=name, fields=fields, features=features, default_source=default_source)
 
 
 def problem_field(first: Mapping[str, Any]) -> str:

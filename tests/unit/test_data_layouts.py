@@ -82,6 +82,10 @@ def test_numina_math_without_an_answer(tmp_path: Path) -> None:
     assert [row["answer"] for row in kept] == ["1, 2"]
     assert [reason for _, reason in reasons(report)] == ["no_answer", "no_answer", "bad_row"]
     assert "field 'solution' is null" in report.dropped[2].detail
+    kept, _ = prepared(tmp_path / "other.parquet", tmp_path / "cot.jsonl", rationale_field="source")
+    assert columns(kept, "answer", "rationale") == [
+        ("1, 2", "olympiads")
+    ]  # a proof is no answer whatever the rationale
     types = {"problem_type": "Algebra", "question_type": "math-word-problem"}
     newer = [numina(f"{a}?", "s", answer=a, **types) for a in ("3", "proof", "notfound", "so \\boxed{4}")]
     kept, report = prepared(tmp_path / "new.parquet", write_jsonl(tmp_path / "new.jsonl", newer))

@@ -2,12 +2,14 @@
 
 from gvm_ray.config.arena import ArenaConfig
 from gvm_ray.config.base import Settings
+from gvm_ray.config.data import DataConfig
 from gvm_ray.config.estimator import EstimatorConfig
-from gvm_ray.config.load import load_arena, load_config, load_estimator, parse_config
+from gvm_ray.config.load import load_arena, load_config, load_estimator, parse_config, parse_data
 from gvm_ray.config.run import RunConfig
 
 __all__ = [
     "ArenaConfig",
+    "DataConfig",
     "EstimatorConfig",
     "RunConfig",
     "Settings",
@@ -15,4 +17,5 @@ __all__ = [
     "load_config",
     "load_estimator",
     "parse_config",
+    "parse_data",
 ]

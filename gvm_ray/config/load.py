@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from gvm_ray.config.arena import ArenaConfig
+from gvm_ray.config.data import DataConfig
 from gvm_ray.config.estimator import EstimatorConfig
 from gvm_ray.config.run import RunConfig
 from gvm_ray.exceptions import ConfigError
@@ -82,6 +83,15 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 def parse_config(values: Mapping[str, Any], *, origin: str = "config") -> RunConfig:
     """The run described by nested plain values (what TOML or JSON gives)."""
     return _validated(RunConfig, values, origin=origin)
+
+
+def parse_data(values: Mapping[str, Any]) -> DataConfig:
+    """What a command line asks of `gvm-ray data prepare`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _validated(DataConfig, values, origin="data prepare")
 
 
 def _overridden(path: str | Path, overrides: Iterable[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class TemplateConfig(Settings):
 
 
 class FileSourceConfig(Settings):
-    """A JSONL or Parquet file, one task a row."""
+    """A JSONL, JSON, Parquet or CSV file, one task a row."""
 
     type: Literal["file"] = "file"
     path: str = Field(min_length=1)

@@ -1,18 +1,19 @@
-"""Tasks from a JSONL or Parquet file."""
+"""Tasks from a JSONL, JSON, Parquet or CSV file."""
 
+import csv
 import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from gvm_ray.config.prompts import FileSourceConfig
-from gvm_ray.envs.rows import missing_field, tasks_from_rows, used_fields
+from gvm_ray.envs.rows import Row, missing_field, tasks_from_rows, used_fields
 from gvm_ray.envs.task import Task
 from gvm_ray.exceptions import DataError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+DATA_SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".csv")
 
 
 def file_tasks(config: FileSourceConfig) -> list[Task]:
@@ -21,19 +22,34 @@ def file_tasks(config: FileSourceConfig) -> list[Task]:
     Raises:
         DataError: the file is missing, empty, of another format, or has a bad row (its line and field are named).
     """
-    path = Path(os.path.expanduser(config.path))  # Path.expanduser raises where there is no such user
-    if obstacle := _obstacle(path):
-        raise DataError(f"data file {config.path!r} {obstacle}; write the path of a .jsonl or .parquet file")
-    if path.suffix.lower() in JSON_SUFFIXES:
-        rows = _json_rows(path)
-    elif path.suffix.lower() == ".parquet":
-        rows = _parquet_rows(path, config=config)
-    else:
-        raise DataError(f"data file {config.path!r} is neither .jsonl nor .parquet; convert it to one of these")
-    tasks = tasks_from_rows(rows, config=config)
+    tasks = tasks_from_rows(file_rows(config.path, fields=used_fields(config)), config=config)
     if not tasks:
         raise DataError(f"data file {config.path!r} has no rows; write the path of a file with at least one task")
     return tasks
+
+
+def file_rows(path: str, *, fields: Mapping[str, str] | None = None) -> Iterator[Row]:
+    """The file's rows in its order. The values of a CSV file are all text.
+
+    Args:
+        path: Of the file; its name says which format it has.
+        fields: The names that are needed, and the setting behind each: no other column of a Parquet file is read.
+
+    Raises:
+        DataError: the file is missing, of another format, damaged, or (Parquet) without one of the fields.
+    """
+    file = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
+    if obstacle := _obstacle(file):
+        raise DataError(f"data file {path!r} {obstacle}; write the path of a .jsonl, .parquet or .csv file")
+    suffix = file.suffix.lower()
+    if suffix not in DATA_SUFFIXES:
+        raise DataError(f"data file {path!r} is neither .jsonl nor .parquet nor .csv; convert it to one of these")
+    if suffix == ".parquet":
+        return _parquet_rows(file, fields=fields)
+    if suffix == ".csv":
+        return _csv_rows(file)
+    document = _document_rows(file) if suffix == ".json" else None
+    return _json_rows(file) if document is None else iter(document)
 
 
 def _obstacle(path: Path) -> str:
@@ -50,7 +66,19 @@ def _obstacle(path: Path) -> str:
     return "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _document_rows(path: Path) -> list[Row] | None:
+    """The rows of a file that is one JSON object or one array of them; None where it isn't, as JSON lines are not."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    rows = document if isinstance(document, list) else [document]
+    if not all(isinstance(row, dict) for row in rows):
+        return None
+    return [(f"{path}, entry {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
     """(file and line, row) of every line that isn't blank."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -74,21 +102,39 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield where, row
 
 
-def _parquet_rows(path: Path, *, config: FileSourceConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(file and row, row), of the used columns only; rows count from 1."""
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """(file and line, row) of every row below the first, which names the columns."""
+    number = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                number = reader.line_num  # where the row ends: a quoted text may have several lines
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{path}, line {number}: not as many values as the first line has names "
+                        f"({len(reader.fieldnames or ())}); quote values that hold commas, quotes or line breaks"
+                    )
+                yield f"{path}, line {number}", row
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, after line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path}, after line {number}: not valid CSV ({error}); write it anew, or as JSONL") from error
+
+
+def _parquet_rows(path: Path, *, fields: Mapping[str, str] | None) -> Iterator[Row]:
+    """(file and row, row), of the named columns only; rows count from 1."""
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = used_fields(config)
-            for name, setting in columns.items():
-                if name not in file.schema_arrow.names:
-                    raise DataError(
-                        missing_field(name, setting=setting, where=str(path), known=list(file.schema_arrow.names))
-                    )
-            for batch in file.iter_batches(columns=list(columns)):
+            known = list(file.schema_arrow.names)
+            for name, setting in (fields or {}).items():
+                if name not in known:
+                    raise DataError(missing_field(name, setting=setting, where=str(path), known=known))
+            for batch in file.iter_batches(columns=known if fields is None else list(fields)):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row

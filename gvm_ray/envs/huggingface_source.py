@@ -1,12 +1,12 @@
 """Tasks from a dataset of the `datasets` library."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvm_ray.config.prompts import HuggingFaceSourceConfig
-from gvm_ray.envs.rows import missing_field, tasks_from_rows, used_fields
+from gvm_ray.envs.rows import Row, missing_field, tasks_from_rows, used_fields
 from gvm_ray.envs.task import Task
 from gvm_ray.exceptions import DataError
 
@@ -20,20 +20,39 @@ def huggingface_tasks(config: HuggingFaceSourceConfig) -> list[Task]:
     Raises:
         DataError: the dataset or its split can't be loaded, is empty, or has a bad row (row and field are named).
     """
-    dataset = _load(config)
-    origin = f"dataset {config.path!r}, split {config.split!r}"
-    for name, setting in used_fields(config).items():
-        if name not in dataset.column_names:
-            raise DataError(missing_field(name, setting=setting, where=origin, known=dataset.column_names))
-    rows: Any = dataset.select_columns(list(used_fields(config)))
-    tasks = tasks_from_rows(((f"{origin}, row {i}", row) for i, row in enumerate(rows, start=1)), config=config)
+    rows = dataset_rows(load_split(config), config=config, fields=used_fields(config))
+    tasks = tasks_from_rows(rows, config=config)
     if not tasks:
-        raise DataError(f"{origin} has no rows; write a split with at least one task")
+        raise DataError(f"{_origin(config)} has no rows; write a split with at least one task")
     return tasks
 
 
-def _load(config: HuggingFaceSourceConfig) -> "Dataset":
-    """The split; a local folder may hold data files or what `save_to_disk` wrote."""
+def dataset_rows(
+    dataset: "Dataset", *, config: HuggingFaceSourceConfig, fields: Mapping[str, str] | None = None
+) -> Iterator[Row]:
+    """The rows of a split in its order; with `fields`, of these only (name -> the setting behind it).
+
+    Raises:
+        DataError: it doesn't have one of the fields.
+    """
+    origin = _origin(config)
+    for name, setting in (fields or {}).items():
+        if name not in dataset.column_names:
+            raise DataError(missing_field(name, setting=setting, where=origin, known=dataset.column_names))
+    rows: Any = dataset if fields is None else dataset.select_columns(list(fields))
+    return ((f"{origin}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _origin(config: HuggingFaceSourceConfig) -> str:
+    return f"dataset {config.path!r}, split {config.split!r}"
+
+
+def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
+    """The split; a local folder may hold data files or what `save_to_disk` wrote.
+
+    Raises:
+        DataError: it can't be loaded.
+    """
     import datasets
     from datasets.exceptions import DatasetsError
 

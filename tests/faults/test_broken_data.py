@@ -103,7 +103,7 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     ):
         message = complaint(path)
         assert expected in message
-        assert message.endswith("write the path of a .jsonl or .parquet file")
+        assert message.endswith("write the path of a .jsonl, .parquet or .csv file")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the super-user may read every file")

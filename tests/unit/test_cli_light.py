@@ -41,7 +41,8 @@ def refusal(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("train", "eval", "compare", "estimator", "bench"))]
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("train", "eval", "compare", "estimator", "bench", "data"))],
 )
 def test_help_is_light(arguments: list[str]) -> None:
     result = run(*arguments)
@@ -103,6 +104,12 @@ def test_contradictory_settings_are_refused_with_what_to_write() -> None:
     error = refusal("train", str(CONFIG), "--set", "allocator.pilot_samples=8")
     assert "allocator.pilot_samples=8 leaves nothing of samples_per_prompt=8" in error
     assert "write pilot_samples=4" in error
+
+
+def test_wrong_options_of_a_preparation_are_refused_at_once() -> None:
+    error = refusal("data", "prepare", "a.jsonl", "--output", "a.csv", "--limit", "none")
+    assert "output 'a.csv' isn't a .parquet file; write e.g. --output train.parquet" in error
+    assert "limit: Input should be a valid integer" in error
 
 
 def test_an_impossible_number_of_samples_is_refused() -> None:

@@ -121,9 +121,45 @@ def test_missing_files_folders_and_other_formats(tmp_path):
         load_tasks(file_source(tmp_path / "a.jsonl"))
     with pytest.raises(DataError, match="is a folder"):
         load_tasks(file_source(tmp_path))
-    (tmp_path / "a.csv").write_text("problem,answer\n")
-    with pytest.raises(DataError, match=r"neither .jsonl nor .parquet"):
-        load_tasks(file_source(tmp_path / "a.csv"))
+    (tmp_path / "a.txt").write_text("problem,answer\n")
+    with pytest.raises(DataError, match=r"neither .jsonl nor .parquet nor .csv"):
+        load_tasks(file_source(tmp_path / "a.txt"))
+
+
+def test_csv_files_load_and_name_what_is_wrong(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('\ufeffproblem,answer,level\n"1, 2\nor ""3""?",007,x\nq,0.5,\n', encoding="utf-8")
+    tasks = load_tasks(file_source(path, feature_fields=("level",)))
+    assert [(task.problem, task.answer) for task in tasks] == [('1, 2\nor "3"?', "007"), ("q", "0.5")]
+    assert [task.features["level"] for task in tasks] == ["x", ""]
+    with pytest.raises(
+        DataError, match=r"line 3: no field 'solution'; set answer_field to one of its fields: answer, "
+    ):
+        load_tasks(file_source(path, answer_field="solution"))
+    for content, complaint in (
+        (b"problem,answer\np,1\np,1,2\n", "line 3: not as many values as the first line has names \\(2\\)"),
+        (b"problem,answer\np,1\np\n", "line 3: not as many values"),
+        (b"problem,answer\np,1\nq\xe9,1\n", "not UTF-8"),
+        (b'problem,answer\np,1\n"q,1\n', "after line 2: not valid CSV"),
+        (b"problem,answer\n", "has no rows"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=complaint):
+            load_tasks(file_source(path))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_files_hold_an_object_an_array_or_lines(tmp_path, indent):
+    path = tmp_path / "a.json"
+    rows = [{"problem": "p", "answer": 1}, {"problem": "q", "answer": 2}]
+    path.write_text(json.dumps(rows, indent=indent))
+    assert [task.problem for task in load_tasks(file_source(path))] == ["p", "q"]
+    path.write_text(json.dumps(rows[0], indent=indent))
+    assert [task.problem for task in load_tasks(file_source(path))] == ["p"]
+    assert [task.problem for task in load_tasks(file_source(write_lines(path, *rows)))] == ["p", "q"]
+    path.write_text(json.dumps([rows[0], {"problem": 3, "answer": 1}], indent=indent))
+    with pytest.raises(DataError, match="entry 2: field 'problem' is int 3"):
+        load_tasks(file_source(path))
 
 
 def test_ids_come_from_the_data_or_else_from_the_content(tmp_path):

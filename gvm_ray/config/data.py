@@ -1,0 +1,65 @@
+"""What `gvm-ray data prepare` is asked for."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from gvm_ray.config.base import Count, Positive, Settings
+
+LayoutName = Literal["auto", "numina_math", "gsm8k", "math", "plain"]
+
+OWN_COLUMNS = frozenset({"prompt_id", "problem", "answer", "source", "rationale"})  # of every output
+
+
+class DataConfig(Settings):
+    """Raw data to one Parquet file that a run trains on."""
+
+    sources: tuple[str, ...] = Field(min_length=1)  # files, folders, globs, or ids of Hugging Face datasets
+    output: str  # the Parquet file
+    overwrite: bool = False  # make it anew although it is there
+
+    layout: LayoutName = "auto"  # where problem and answer stand; "auto" looks at the fields of the first row
+    prompt_field: str | None = None  # these four take precedence over the layout's
+    answer_field: str | None = None
+    id_field: str | None = None  # without it the id is a hash of the content
+    rationale_field: str | None = None
+    feature_fields: tuple[str, ...] = ()  # kept besides the layout's own
+    split: str = Field(default="train", min_length=1)  # of datasets, and of folders whose file names name splits
+    subset: str | None = None  # of a dataset; of a local folder the folder in it
+    limit: Count | None = None  # rows to read, of all sources together
+
+    verify: bool = True  # drop what Math-Verify can't parse
+    keep_unverified: bool = False  # list it only
+    timeout_s: Positive = 10.0  # wall clock for one answer
+    num_processes: Count | None = None  # that verify; default: one a core
+
+    decontaminate: tuple[str, ...] = ()  # evaluation sets, named as sources are
+    decontaminate_split: str = Field(default="test", min_length=1)
+    ngram: Count = 13  # words; arXiv 2005.14165, appendix C
+    common_ngram: Count = 10  # in more problems than this an n-gram is a turn of phrase and proves nothing; ibid.
+
+    tokenizer: str | None = None  # a model's folder or hub id
+    max_tokens: Count | None = None  # of a problem, without a chat template
+
+    @field_validator("output")
+    @classmethod
+    def _is_parquet(cls, value: str) -> str:
+        if not value.lower().endswith(".parquet"):
+            raise ValueError(f"output {value!r} isn't a .parquet file; write e.g. --output train.parquet")
+        return value
+
+    @field_validator("feature_fields")
+    @classmethod
+    def _are_other_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := OWN_COLUMNS & {*value}:
+            raise ValueError(f"{', '.join(sorted(taken))} can't be a feature: the output has a column of that name")
+        return value
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        if (self.tokenizer is None) != (self.max_tokens is None):
+            given, other = (
+                ("--max-tokens", "--tokenizer") if self.tokenizer is None else ("--tokenizer", "--max-tokens")
+            )
+            raise ValueError(f"{given} is of no use without {other}; write both, or none")
+        return self

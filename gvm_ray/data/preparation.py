@@ -1,0 +1,215 @@
+"""From raw rows to the Parquet file: read, verify, drop duplicates, decontaminate, drop what is too long, write."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gvm_ray.config.data import DataConfig
+from gvm_ray.data.decontamination import EvaluationProblems, contaminated
+from gvm_ray.data.duplicates import duplicates
+from gvm_ray.data.layouts import find_layout, problem_field
+from gvm_ray.data.lengths import too_long
+from gvm_ray.data.pile import Pile
+from gvm_ray.data.rejection import Rejection
+from gvm_ray.data.report import DataReport, Dropped, Input, aligned, read_report, reason_rows
+from gvm_ray.data.tables import Table, file_sha256, find_tables
+from gvm_ray.data.verification import unverified
+from gvm_ray.data.writing import publish, write_incomplete
+from gvm_ray.envs.rows import Row
+from gvm_ray.exceptions import DataError, ModelError
+from gvm_ray.pretrained import load_tokenizer
+from gvm_ray.reporting.summary import package_versions
+
+_PACKAGES = ("gvm-ray", "math-verify", "pyarrow", "datasets", "transformers", "tokenizers")
+# Options that don't change what comes out; the inputs' names and contents, which do, are hashed beside the options.
+_UNHASHED = {"sources", "decontaminate", "output", "overwrite", "num_processes"}
+
+
+def prepare_data(config: DataConfig) -> tuple[DataReport, bool]:
+    """The report of the output, and whether the output was made now; false where it was there, made of the same.
+
+    Raises:
+        DataError: a source is missing or damaged or has other fields, nothing is left, or the output is in the way or
+            can't be written.
+        ModelError: the tokenizer can't be loaded.
+        SystemFailure: a process that verifies answers couldn't be started.
+    """
+    output = Path(config.output).expanduser()
+    tables = find_tables(config.sources, split=config.split, subset=config.subset, output=output)
+    evaluation_tables = find_tables(config.decontaminate, split=config.decontaminate_split, output=output)
+    inputs, evaluation_inputs = _inputs(tables), _inputs(evaluation_tables)
+    request = _request(config, tables=[*tables, *evaluation_tables], inputs=[*inputs, *evaluation_inputs])
+    if not config.overwrite and (report := _finished(output, request=request)):
+        return report, False
+    tokenizer = None if config.tokenizer is None else _tokenizer(config.tokenizer)
+    evaluation = _evaluation_problems(evaluation_tables, config=config)
+    pile = _read(tables, config=config)
+    _clean(pile, config=config, evaluation=evaluation, tokenizer=tokenizer)
+    _check(pile, config=config)
+    report = DataReport(
+        output=config.output,
+        sha256=file_sha256(write_incomplete(pile.tasks, output=output)),
+        request=request,
+        num_read=pile.num_read,
+        num_kept=len(pile.tasks),
+        num_common_ngrams=pile.num_common_ngrams,
+        kept_by_source=dict(Counter(str(task.features["source"]) for task in pile.tasks).most_common()),
+        inputs=inputs,
+        evaluation_inputs=evaluation_inputs,
+        options=config.model_dump(mode="json"),
+        versions=package_versions(_PACKAGES),
+        kept_unverified=tuple(pile.kept_unverified),
+        dropped=tuple(pile.dropped),
+    )
+    publish(report, output=output)
+    return report, True
+
+
+def _tokenizer(path: str) -> Any:
+    try:
+        return load_tokenizer(Path(path).expanduser() if Path(path).expanduser().is_dir() else path)
+    except ModelError as error:
+        raise ModelError(str(error).replace("model.path", "--tokenizer")) from error
+
+
+def _inputs(tables: Sequence[Table]) -> tuple[Input, ...]:
+    return tuple(Input(path=table.origin.path, sha256=table.digest()) for table in tables)
+
+
+def _request(config: DataConfig, *, tables: Sequence[Table], inputs: Sequence[Input]) -> str:
+    """Hash of all that decides the output: options, inputs in their order, and the tokenizer's files."""
+    folder = Path(config.tokenizer).expanduser() if config.tokenizer else None
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder and folder.is_dir() else []
+    decisive = {
+        "options": config.model_dump(mode="json", exclude=_UNHASHED),
+        "inputs": [(table.name, read.sha256) for table, read in zip(tables, inputs, strict=True)],
+        "num_sources": len(tables),
+        "tokenizer": [file_sha256(path) for path in files if path.suffix in (".json", ".txt", ".model", ".jinja")],
+    }
+    return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(output: Path, *, request: str) -> DataReport | None:
+    """The report of an output that was made by the same request; None where there is no output.
+
+    Raises:
+        DataError: the output is there, but isn't that.
+    """
+    if not output.exists():
+        return None
+    report = read_report(str(output))
+    if report and report.request == request and output.is_file() and report.sha256 == file_sha256(output):
+        return report
+    raise DataError(
+        f"{str(output)!r} exists, and was made otherwise: from other sources, with other options, or it was changed "
+        "since; write another --output, or --overwrite to replace it"
+    )
+
+
+def _evaluation_problems(tables: Sequence[Table], *, config: DataConfig) -> EvaluationProblems:
+    problems = EvaluationProblems(ngram=config.ngram)
+    for table in tables:
+        first, rows = _opened(table)
+        given = config.prompt_field
+        name = given if given is not None and given in first[1] else problem_field(first[1])
+        for where, row in rows:
+            problem = row.get(name)
+            if not isinstance(problem, str):
+                known = ", ".join(sorted(row))
+                raise DataError(
+                    f"{where}: field {name!r}, compared with the training problems, is no text; write --prompt-field "
+                    f"with one of its fields: {known}"
+                )
+            problems.add(problem, where=where)
+    return problems
+
+
+def _opened(table: Table) -> tuple[Row, Iterator[Row]]:
+    """The first row, and all rows."""
+    rows = iter(table.rows())
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{table.origin.path!r} has no rows; leave it out, or write a source with at least one")
+    return first, chain([first], rows)
+
+
+def _read(tables: Sequence[Table], *, config: DataConfig) -> Pile:
+    """The tasks of all tables, and the rows that make none."""
+    pile = Pile()
+    with _bar("read", None) as bar:
+        for table in tables:
+            (where, first), rows = _opened(table)
+            layout = find_layout(first, config=config, where=where, default_source=table.name)
+            remaining = None if config.limit is None else config.limit - pile.num_read
+            for where, row in islice(rows, remaining):
+                pile.num_read += 1
+                bar.update()
+                try:
+                    task = layout.task(row, where=where)
+                except DataError as error:
+                    pile.dropped.append(Dropped(prompt_id="", where=where, reason="bad_row", detail=str(error)))
+                    continue
+                if task is None:
+                    detail = f"field {layout.fields.answer_field!r} of layout {layout.name!r} has none"
+                    pile.dropped.append(Dropped(prompt_id="", where=where, reason="no_answer", detail=detail))
+                    continue
+                pile.tasks.append(task)
+                pile.places.append(where)
+    return pile
+
+
+def _clean(pile: Pile, *, config: DataConfig, evaluation: EvaluationProblems, tokenizer: Any) -> None:
+    """Drop what is no good. Answers come first: of two copies the one whose answer can be used is to stay."""
+    if config.verify:
+        _verify(pile, config=config)
+    pile.drop(duplicates(pile.tasks))
+    with _bar("decontaminate", len(pile.tasks)) as bar:
+        rejected, pile.num_common_ngrams = contaminated(
+            pile.tasks, evaluation=evaluation, common=config.common_ngram, on_progress=bar.update
+        )
+    pile.drop(rejected)
+    if tokenizer is not None and config.max_tokens is not None:
+        with _bar("count tokens", len(pile.tasks)) as bar:
+            pile.drop(too_long(pile.tasks, tokenizer=tokenizer, max_tokens=config.max_tokens, on_progress=bar.update))
+
+
+def _verify(pile: Pile, *, config: DataConfig) -> None:
+    answers = dict.fromkeys(task.answer for task in pile.tasks)
+    with _bar("verify answers", len(answers)) as bar:
+        failed = unverified(
+            answers, timeout_s=config.timeout_s, num_processes=config.num_processes, on_progress=bar.update
+        )
+    rejected = {
+        index: Rejection(reason="unverified", detail=f"{task.answer!r}: {failed[task.answer]}")
+        for index, task in enumerate(pile.tasks)
+        if task.answer in failed
+    }
+    if config.keep_unverified:
+        pile.kept_unverified = pile.rejected(rejected)
+    else:
+        pile.drop(rejected)
+
+
+def _check(pile: Pile, *, config: DataConfig) -> None:
+    """Raise if nothing is left, or if two tasks have one id."""
+    if not pile.tasks:
+        reasons = "\n".join(aligned(reason_rows(pile.dropped, what="dropped")))
+        raise DataError(f"no problem is left of {pile.num_read:,}, and nothing is written:\n{reasons}")
+    first: dict[str, str] = {}
+    for task, where in zip(pile.tasks, pile.places, strict=True):
+        if first.setdefault(task.prompt_id, where) != where:
+            raise DataError(
+                f"{where}: field {config.id_field!r} is {task.prompt_id!r}, the id of another problem "
+                f"({first[task.prompt_id]}); leave --id-field out, and the id is a hash of the content"
+            )
+
+
+def _bar(what: str, total: int | None) -> "tqdm[Any]":
+    """A progress bar, on a terminal only."""
+    return tqdm(desc=what, total=total, unit="row", disable=None, dynamic_ncols=True)

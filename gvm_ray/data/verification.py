@@ -1,0 +1,102 @@
+"""Which gold answers Math-Verify can parse, asked in processes that are killed when an answer takes too long.
+
+Each distinct answer is asked about once. The reward's sandbox does the killing: a worker of `concurrent.futures` that
+hangs in a C call can't be stopped alone.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from gvm_ray.config.rewards import RewardsConfig
+from gvm_ray.rewards.math_verify import can_parse_answer
+from gvm_ray.rewards.sandbox import Sandbox
+from gvm_ray.rewards.sandbox_messages import Scored, Unscored
+from gvm_ray.types import Completion, Prompt
+
+_CHUNK = 256  # answers a process is given at once
+_NONE = np.empty(0, dtype=np.int32)
+_NO_RESPONSE = Completion(
+    token_ids=_NONE, logprobs=np.empty(0, np.float32), policy_versions=_NONE, finish_reason="stop", text=""
+)
+
+
+class AnswerEnv:
+    """What a sandbox runs: an environment whose reward is 1 where the prompt's gold answer can be parsed."""
+
+    def __init__(self) -> None:
+        self._answer = ""
+        can_parse_answer("1")  # the first call compiles the library's expressions, which no answer should pay for
+
+    def reset(self, *, options: dict[str, Prompt]) -> tuple[str, dict[str, Any]]:
+        """Take the prompt's answer."""
+        self._answer = options["prompt"].answer
+        return "", {}
+
+    def step(self, _: Completion) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Gymnasium's five values; the second is the reward."""
+        return "", float(can_parse_answer(self._answer)), True, False, {}
+
+
+def unverified(
+    answers: Iterable[str],
+    *,
+    timeout_s: float,
+    num_processes: int | None = None,
+    make_env: Callable[[], Any] = AnswerEnv,
+    on_progress: Callable[[int], Any] = lambda num: None,
+) -> dict[str, str]:
+    """The answers that can't be used, and why.
+
+    Args:
+        answers: Gold answers, each named once.
+        timeout_s: Wall clock for one.
+        num_processes: That ask at once; default: one for each core that this process may use.
+        make_env: What runs in a process, for a test.
+        on_progress: Called with the number of answers just done, by any thread.
+
+    Raises:
+        SystemFailure: a process couldn't be started.
+    """
+    pending = list(dict.fromkeys(answers))
+    chunks = deque(pending[start : start + _CHUNK] for start in range(0, len(pending), _CHUNK))
+    failed: dict[str, str] = {}
+
+    def work() -> None:
+        # The memory that training gives the same parser.
+        sandbox = Sandbox(make_env, timeout_s=timeout_s, memory_mb=RewardsConfig().memory_mb)
+        try:
+            while True:
+                try:
+                    chunk = chunks.popleft()
+                except IndexError:
+                    return
+                results = sandbox.score([(_prompt(answer), _NO_RESPONSE) for answer in chunk])
+                failed.update({a: why for a, result in zip(chunk, results, strict=True) if (why := _complaint(result))})
+                on_progress(len(chunk))
+        finally:
+            sandbox.close()
+
+    num = min(num_processes or len(os.sched_getaffinity(0)), len(chunks))
+    with ThreadPoolExecutor(max(num, 1)) as threads:
+        workers = [threads.submit(work) for _ in range(num)]
+        try:
+            for worker in workers:
+                worker.result()
+        finally:
+            chunks.clear()  # after an interrupt or a failure the others stop at their next chunk
+    return failed
+
+
+def _prompt(answer: str) -> Prompt:
+    return Prompt(prompt_id="", text="", token_ids=_NONE, answer=answer)
+
+
+def _complaint(result: Scored | Unscored) -> str:
+    if isinstance(result, Scored):
+        return "" if result.reward else "can't be parsed"
+    return f"{result.reason}: {result.detail}".rstrip(": ")

@@ -18,7 +18,6 @@ from gvm_ray.exceptions import ResourceError
 
 logger = logging.getLogger(__name__)
 
-_LOOPBACK = "127.0.0.1"
 _CONNECT_S = 10.0  # for the head node of a cluster to answer
 _EXIT_S = 10.0  # for the processes of a local cluster to end
 
@@ -129,7 +128,6 @@ def _start_local(config: RunConfig, demand: ResourceDemand, *, tries: int = 2) -
             object_store_memory=config.cluster.object_store_mb * 2**20,
             logging_level=logging.WARNING,
             log_to_driver=False,
-            _node_ip_address=_LOOPBACK,  # else its servers listen on every network that the machine is in
         )
     except Exception as error:  # Ray raises no narrower one
         _end_processes(set(psutil.Process().children(recursive=True)) - others, timeout_s=0)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gvm_ray.cli import bench, compare, estimator, evaluate, train
+from gvm_ray.cli import bench, compare, estimator, evaluate, report, train
 from gvm_ray.exceptions import RunStopped, SystemFailure, UserError
 
 
@@ -33,6 +33,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Reinforcement learning for reasoning models with a dynamic sampling budget, on Ray.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, evaluate, compare, estimator, bench):
+    for command in (train, evaluate, report, compare, estimator, bench):
         command.add_to(commands)
     return parser

@@ -150,7 +150,8 @@ def staleness_metrics(outcomes: Sequence[GroupOutcome], *, step: int, max_stalen
 
 
 def sample_histograms(outcomes: Sequence[GroupOutcome]) -> Histograms:
-    """`reward_deciles` and `length_deciles` of a step's samples: minimum, nine deciles, maximum [11].
+    """`reward_deciles` and `length_deciles` of a step's samples: minimum, nine deciles, maximum [11], all of them
+    values that occur.
 
     Their size doesn't grow with the step's. Empty where no sample has a reward.
     """
@@ -158,7 +159,8 @@ def sample_histograms(outcomes: Sequence[GroupOutcome]) -> Histograms:
     if not rewards.size:
         return {}
     lengths: Float64Array = np.concatenate([outcome.num_tokens for outcome in outcomes]).astype(np.float64)
-    return {"reward_deciles": np.quantile(rewards, _DECILES), "length_deciles": np.quantile(lengths, _DECILES)}
+    samples = {"reward_deciles": rewards, "length_deciles": lengths}
+    return {name: np.quantile(values, _DECILES, method="inverted_cdf") for name, values in samples.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,6 @@ def find_run(run: str) -> Path:
     near = difflib.get_close_matches(run, known, n=3, cutoff=0.0) if known else []
     hint = f"; there are e.g. {', '.join(near)}" if near else ""
     raise UserError(
-        f"{run!r} is no run: neither it nor {str(_RUNS_DIR / run)!r} is a folder with config.json or metrics.jsonl{hint}; "
-        "write a run's folder, e.g. gvm-ray report runs/quickstart"
+        f"{run!r} is no run: neither it nor {str(_RUNS_DIR / run)!r} is a folder with config.json or metrics.jsonl"
+        f"{hint}; write a run's folder, e.g. gvm-ray report runs/quickstart"
     )

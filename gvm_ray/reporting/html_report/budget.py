@@ -1,5 +1,6 @@
 """Panels of the budget: which accept rates the samples went to, and whether the rates that were expected came true."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,13 +8,12 @@ import numpy as np
 
 from gvm_ray.functional.calibration import brier_score, rank_correlation, reliability_bins
 from gvm_ray.functional.statistics import binned_mean
-from gvm_ray.reporting.html_report.figures import HEAT, MUTED, SERIES, Panel, add_legend, drawing, series_style
+from gvm_ray.reporting.html_report.figures import MUTED, SERIES, Panel, add_legend, drawing, heat_panel, series_style
 from gvm_ray.reporting.html_report.run_data import RunData
 from gvm_ray.types import Float64Array
 
 _NUM_BINS = 10  # of accept rates in [0, 1]
-_MAX_COLUMNS = 80  # of steps
-_THIRDS = ("first third of the steps", "second", "last")
+_THIRDS = ("first third", "second third", "last third")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Calibration:
         rows = run.rows_of("predicted_accept_rate", "observed_accept_rate")
         if not rows or not sum(row[0].size for row in rows):
             return None
-        p, y = (np.concatenate(column) for column in zip(*rows, strict=True))
+        p, y = (np.concatenate(column) for column in _columns(rows))
         expected, seen, counts = reliability_bins(p, y, num_bins=_NUM_BINS)
         return cls(
             brier=brier_score(p, y),
@@ -51,52 +51,32 @@ def flow_panel(run: RunData, index: int) -> list[Panel]:
     spent = np.array([_samples_by_rate(rates, counts) for rates, counts in rows])
     if not spent.sum():
         return []
-    edges = np.linspace(0, len(spent), min(len(spent), _MAX_COLUMNS) + 1).astype(int)
-    columns = np.add.reduceat(spent, edges[:-1], axis=0)
-    shares = columns / np.maximum(columns.sum(axis=1, keepdims=True), 1)
-    from matplotlib.colors import LinearSegmentedColormap, to_rgba
-
-    fading = LinearSegmentedColormap.from_list("fading", [to_rgba(HEAT, 0), to_rgba(HEAT, 1)])
-    with drawing() as (figure, axes):
-        axes.grid(visible=False)
-        extent = (0, run.num_steps, 0, 1)
-        image = axes.imshow(
-            shares.T, origin="lower", extent=extent, aspect="auto", cmap=fading, vmin=0, interpolation="nearest"
+    return [
+        heat_panel(
+            spent,
+            name=f"flow-{index}",
+            title=f"Where the samples of {run.name} went",
+            label="estimated accept rate",
+            steps=run.num_steps,
         )
-        bar = figure.colorbar(image, ax=axes, label="share of the samples", format=lambda value, _: f"{value:.0%}")
-        bar.solids.set_rasterized(True)
-        bar.outline.set_visible(False)
-        axes.set(xlabel="steps", ylabel="estimated accept rate")
-    return [Panel(name=f"flow-{index}", title=f"Where the samples of {run.name} went", figure=figure)]
+    ]
 
 
 def thirds_panel(run: RunData, index: int) -> list[Panel]:
     """Mean samples of a prompt by its estimated accept rate, early, midway and late in the run."""
     rows = run.rows_of("accept_rate", "samples_per_prompt")
     edges = np.linspace(0, len(rows), len(_THIRDS) + 1).astype(int)
-    curves = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
-        part = rows[start:end]
-        if not part:
-            continue
-        rates, counts = (np.concatenate(column) for column in zip(*part, strict=True))
+    curves: dict[str, tuple[Float64Array, Float64Array]] = {}
+    for (start, end), third in zip(itertools.pairwise(edges), _THIRDS, strict=True):
+        rates, counts = (np.concatenate([np.zeros(0), *column]) for column in _columns(rows[start:end]))
         known = np.isfinite(rates)
         if known.any():
-            curves.append(binned_mean(rates[known], counts[known], num_bins=_NUM_BINS)[:2])
+            curves[third] = binned_mean(rates[known], counts[known], num_bins=_NUM_BINS)[:2]
     if not curves:
         return []
     with drawing() as (figure, axes):
-        for number, (rates, counts) in enumerate(curves):
-            colour = SERIES[number]
-            axes.plot(
-                rates,
-                counts,
-                marker="o",
-                markersize=3.5,
-                linewidth=1.6,
-                color=colour,
-                label=_THIRDS[-len(curves) :][number],
-            )
+        for number, (third, (rates, counts)) in enumerate(curves.items()):
+            axes.plot(rates, counts, marker="o", markersize=3.5, linewidth=1.6, color=SERIES[number], label=third)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="estimated accept rate", ylabel="samples of a prompt")
@@ -123,6 +103,10 @@ def calibration_panel(runs: Sequence[RunData]) -> list[Panel]:
         axes.set(xlabel="expected accept rate", ylabel="accept rate seen")
         add_legend(figure, axes)
     return [Panel(name="calibration", title="Expected and seen accept rates", figure=figure)]
+
+
+def _columns(rows: Sequence[Sequence[Float64Array]]) -> list[list[Float64Array]]:
+    return [[row[0] for row in rows], [row[1] for row in rows]]
 
 
 def _samples_by_rate(rates: Float64Array, counts: Float64Array) -> Float64Array:

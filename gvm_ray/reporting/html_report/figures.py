@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gvm_ray.reporting.plots import add_axes, new_figure
+from gvm_ray.types import Float64Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 INK, MUTED, GRID = "#1d232b", "#5d6672", "#dde1e6"
 SERIES = ("#2a6fb0", "#d1661b", "#2e8b57", "#8e5bb5", "#c44e75", "#1a94a6", "#8a7d12", "#7a6a58")
 LINE_STYLES = ("solid", "dashed", "dotted")  # one for each time that all colours were used
-HEAT = "#3d86cf"  # fades out into whatever is behind it
+_HEAT = "#3d86cf"  # fades out into whatever is behind it
 # In CSS the same colours have these names, and others in the dark.
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
 
@@ -28,12 +31,15 @@ _STYLE = {
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.facecolor": "none",
+    "axes.formatter.useoffset": False,
     "figure.facecolor": "none",
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
 }
+_SHORT_NAME, _LONG_NAME = 14, 24  # letters, of which three or two fit beside each other
+_MAX_COLUMNS = 80  # of a heat map
 _WIDTH, _HEIGHT = 4.6, 3.0  # inches: fills a phone with letters of a readable size
 
 
@@ -79,6 +85,44 @@ def drawing() -> Iterator[tuple["Figure", "Axes"]]:
         yield figure, axes
 
 
+def heat_panel(
+    amounts: Float64Array, *, name: str, title: str, label: str, steps: int, span: tuple[float, float] = (0.0, 1.0)
+) -> Panel:
+    """How something is shared out among bins of a value, over time.
+
+    Args:
+        amounts: [S, B] of each logged step in each bin.
+        name: of the figure's PNG.
+        title: of the panel.
+        label: of the value.
+        steps: of the run, where the time axis ends.
+        span: of the value, over all bins.
+    """
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    edges = np.linspace(0, len(amounts), min(len(amounts), _MAX_COLUMNS) + 1).astype(int)
+    columns = np.add.reduceat(amounts, edges[:-1], axis=0)
+    totals = columns.sum(axis=1, keepdims=True)
+    shares = np.divide(columns, totals, out=np.zeros_like(columns), where=totals > 0)
+    fading = LinearSegmentedColormap.from_list("fading", [to_rgba(_HEAT, 0), to_rgba(_HEAT, 1)])
+    with drawing() as (figure, axes):
+        axes.grid(visible=False)
+        image = axes.imshow(
+            shares.T,
+            origin="lower",
+            extent=(0, steps, *span),
+            aspect="auto",
+            cmap=fading,
+            vmin=0,
+            interpolation="nearest",
+        )
+        bar = figure.colorbar(image, ax=axes, label="share of the samples", format=lambda value, _: f"{value:.0%}")
+        bar.solids.set_rasterized(True)
+        bar.outline.set_visible(False)
+        axes.set(xlabel="steps", ylabel=label)
+    return Panel(name=name, title=title, figure=figure)
+
+
 def series_style(index: int) -> dict[str, str]:
     """Colour and line style of the series of a number; more series than can be told apart start over."""
     return {
@@ -87,15 +131,18 @@ def series_style(index: int) -> dict[str, str]:
     }
 
 
-def add_legend(figure: "Figure", axes: "Axes", *, columns: int = 3) -> None:
+def add_legend(figure: "Figure", axes: "Axes") -> None:
     """Names of the series above the axes, where there are several."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        figure.legend(handles, [_shortened(label) for label in labels], loc="outside upper left", ncols=columns)
+        labels = [_shortened(label) for label in labels]
+        columns = 3 if max(map(len, labels)) <= _SHORT_NAME else 2
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 
 
-def _shortened(name: str, limit: int = 24) -> str:
-    return name if len(name) <= limit else f"{name[: limit // 2]}…{name[-(limit // 2 - 1) :]}"
+def _shortened(name: str) -> str:
+    """Without its middle, where it is long: runs of one series often differ at the end."""
+    return name if len(name) <= _LONG_NAME else f"{name[: _LONG_NAME // 2]}…{name[1 - _LONG_NAME // 2 :]}"
 
 
 @contextmanager

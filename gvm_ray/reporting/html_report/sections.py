@@ -12,16 +12,17 @@ from gvm_ray.reporting.console import short_count, short_duration
 from gvm_ray.reporting.html_report.budget import Calibration, calibration_panel, flow_panel, thirds_panel
 from gvm_ray.reporting.html_report.curves import (
     accuracy_panels,
-    decile_panel,
+    length_panel,
     metric_panel,
     phase_panel,
+    reward_distribution_panel,
     reward_panels,
 )
 from gvm_ray.reporting.html_report.figures import Panel
 from gvm_ray.reporting.html_report.run_data import RunData
 from gvm_ray.reporting.settings import chosen_settings, differing_settings, flat_settings
 
-_SHOWN_STEPS = 5  # the last ones with sample texts
+_SHOWN_STEPS = 3  # the last ones with sample texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,10 @@ def calibration_section(runs: Sequence[RunData]) -> Section:
 def phases_section(runs: Sequence[RunData]) -> Section:
     """Where the time went."""
     panels = [panel for index, run in enumerate(runs) for panel in phase_panel(run, index)]
-    note = "Phases overlap in an asynchronous run, so together they may come to more than the step took."
+    note = (
+        "Phases overlap in an asynchronous run, so together they may come to more than the step took. The longest "
+        "steps may be cut off."
+    )
     return Section(
         key="phases",
         title="Phases",
@@ -118,12 +122,8 @@ def distributions_section(runs: Sequence[RunData]) -> Section:
         *metric_panel(runs, "reward/std", title="Standard deviation of the rewards"),
     ]
     for index, run in enumerate(runs):
-        panels += decile_panel(run, index, "length_deciles", title=f"Response lengths of {run.name} (tokens)")
-        panels += decile_panel(run, index, "reward_deciles", title=f"Rewards of {run.name}")
-    note = "Bands hold the middle 40 % and 80 % of a step's samples, and all of them. Rewards of two values have none: "
-    return Section(
-        key="distributions", title="Lengths and rewards", note=f"{note}their mean says it all.", panels=panels
-    )
+        panels += [*length_panel(run, index), *reward_distribution_panel(run, index)]
+    return Section(key="distributions", title="Lengths and rewards", panels=panels)
 
 
 def staleness_section(runs: Sequence[RunData]) -> Section:
@@ -133,7 +133,7 @@ def staleness_section(runs: Sequence[RunData]) -> Section:
         *(metric_panel(runs, "staleness/mean", title="Updates between sampling and training") if stale else ()),
         *metric_panel(runs, "importance/effective_sample_size", title="Effective sample size, as a share"),
         *metric_panel(runs, "importance/clipped_fraction", title="Share of clipped importance weights"),
-        *metric_panel(runs, "logprob_difference/mean", title="|learner − engine| a token (nats)", log=True),
+        *metric_panel(runs, "logprob_difference/mean", title="|learner - engine| a token (nats)", log=True),
     ]
     note = "" if stale else "Strictly on-policy: no sample was stale."
     return Section(key="staleness", title="Staleness and importance", note=note, panels=panels)
@@ -177,7 +177,7 @@ def samples_section(runs: Sequence[RunData]) -> Section:
         if samples
         else "There are no texts in samples.jsonl; reporting.samples_every_steps says how often some are kept."
     )
-    return Section(key="samples", title="Sample completions", note=note, samples=samples)
+    return Section(key="samples", title="Sample completions", note="" if samples else note, samples=samples)
 
 
 def settings_section(runs: Sequence[RunData]) -> Section:

@@ -41,7 +41,8 @@ def refusal(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("train", "eval", "compare", "estimator", "bench"))]
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("train", "eval", "report", "compare", "estimator", "bench"))],
 )
 def test_help_is_light(arguments: list[str]) -> None:
     result = run(*arguments)

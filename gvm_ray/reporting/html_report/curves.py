@@ -99,10 +99,10 @@ def metric_panel(
             style = series_style(index)
             axes.plot(*_thinned(x, y, _MAX_POINTS), linewidth=0.8, alpha=0.35, **style)
             axes.plot(*_thinned(x, running_mean(y), _MAX_POINTS), linewidth=1.6, label=run.name, **style)
-        if log and any((y > 0).any() for _, y in curves):
-            axes.set_yscale("log", nonpositive="mask")
         values = np.concatenate([y for _, y in curves])
-        if np.ptp(values) <= _FLAT * max(1.0, abs(values[0])):  # not a picture of rounding errors
+        if log and values.min() > 0:
+            axes.set_yscale("log")
+        elif np.ptp(values) <= _FLAT * max(1.0, abs(values[0])):  # not a picture of rounding errors
             axes.set_ylim(min(0.0, 1.2 * values[0]), max(1.0, 1.2 * values[0]))
         axes.set(xlabel=progress.axis_label)
         axes.xaxis.set_major_formatter(_number_tick)

@@ -26,7 +26,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {c: f"--series-{i
 
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
-    "font.size": 9.5,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -36,7 +36,7 @@ _STYLE = {
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9,
 }
 _SHORT_NAME, _LONG_NAME = 14, 24  # letters, of which three or two fit beside each other
 _MAX_COLUMNS = 80  # of a heat map
@@ -81,7 +81,7 @@ def drawing() -> Iterator[tuple["Figure", "Axes"]]:
         figure = new_figure(width=_WIDTH, height=_HEIGHT)
         axes = add_axes(figure)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.tick_params(labelsize=9)
+        axes.tick_params(labelsize=10)
         yield figure, axes
 
 

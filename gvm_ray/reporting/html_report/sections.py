@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class Section:
 
 def all_sections(runs: Sequence[RunData]) -> list[Section]:
     """Every section, also those that have nothing to show but why."""
-    return [
+    sections = [
         learning_section(runs),
         budget_section(runs),
         calibration_section(runs),
@@ -59,6 +59,8 @@ def all_sections(runs: Sequence[RunData]) -> list[Section]:
         samples_section(runs),
         settings_section(runs),
     ]
+    nothing = "No step has said anything of this yet."
+    return [each if each.note or each.panels or each.table else replace(each, note=nothing) for each in sections]
 
 
 def learning_section(runs: Sequence[RunData]) -> Section:
@@ -172,12 +174,10 @@ def samples_section(runs: Sequence[RunData]) -> Section:
         steps = sorted({row["step"] for row in run.samples})[-_SHOWN_STEPS:]
         shown = [row for row in run.samples if row["step"] in steps]
         samples += [{"run": run.name, **row} for row in sorted(shown, key=lambda row: -row["step"])]
-    note = (
-        ""
-        if samples
-        else "There are no texts in samples.jsonl; reporting.samples_every_steps says how often some are kept."
-    )
-    return Section(key="samples", title="Sample completions", note="" if samples else note, samples=samples)
+    note = "The newest first, as they were sampled in training."
+    if not samples:
+        note = "There are none in samples.jsonl; reporting.samples_every_steps says how often they are kept."
+    return Section(key="samples", title="Sample completions", note=note, samples=samples)
 
 
 def settings_section(runs: Sequence[RunData]) -> Section:

@@ -160,7 +160,10 @@ def sample_histograms(outcomes: Sequence[GroupOutcome]) -> Histograms:
         return {}
     lengths: Float64Array = np.concatenate([outcome.num_tokens for outcome in outcomes]).astype(np.float64)
     samples = {"reward_deciles": rewards, "length_deciles": lengths}
-    return {name: np.quantile(values, _DECILES, method="inverted_cdf") for name, values in samples.items()}
+    return {
+        name: np.quantile(values, _DECILES, method="inverted_cdf").astype(np.float64)
+        for name, values in samples.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

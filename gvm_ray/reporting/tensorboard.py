@@ -28,8 +28,10 @@ class TensorBoardSink:
             for name, value in flat_settings(config.model_dump(mode="json")).items()
         }
         experiment, start, _ = hparams(settings, dict.fromkeys(_RESULTS, 0.0))
+        events = self._writer.file_writer
+        assert events is not None  # until it is closed
         for summary in (experiment, start):
-            self._writer.file_writer.add_summary(summary)
+            events.add_summary(summary)
 
     def write(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None:
         """Write and flush one step; arrays without a finite value are left out."""

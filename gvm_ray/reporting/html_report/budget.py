@@ -113,4 +113,4 @@ def _samples_by_rate(rates: Float64Array, counts: Float64Array) -> Float64Array:
     """[B] samples of the prompts in each bin of the estimated accept rate; those without an estimate are left out."""
     known = np.isfinite(rates)
     bins = np.clip((rates[known] * _NUM_BINS).astype(int), 0, _NUM_BINS - 1)
-    return np.bincount(bins, weights=counts[known], minlength=_NUM_BINS)
+    return np.bincount(bins, weights=counts[known], minlength=_NUM_BINS).astype(np.float64)

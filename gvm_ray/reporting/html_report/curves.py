@@ -214,5 +214,5 @@ def _bin_means(values: Float64Array, bins: Sequence[slice]) -> Float64Array:
     return np.array([values[each].mean() for each in bins])
 
 
-def _number_tick(value: float, _: int) -> str:
+def _number_tick(value: float, _: float) -> str:
     return short_count(value) if abs(value) >= 1000 else f"{value:g}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ _HEAT = "#3d86cf"  # fades out into whatever is behind it
 # In CSS the same colours have these names, and others in the dark.
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "font.size": 10.5,
     "text.color": INK,
@@ -117,13 +117,14 @@ def heat_panel(
             interpolation="nearest",
         )
         bar = figure.colorbar(image, ax=axes, label="share of the samples", format=lambda value, _: f"{value:.0%}")
+        assert bar.solids is not None
         bar.solids.set_rasterized(True)
         bar.outline.set_visible(False)
         axes.set(xlabel="steps", ylabel=label)
     return Panel(name=name, title=title, figure=figure)
 
 
-def series_style(index: int) -> dict[str, str]:
+def series_style(index: int) -> dict[str, Any]:
     """Colour and line style of the series of a number; more series than can be told apart start over."""
     return {
         "color": SERIES[index % len(SERIES)],

@@ -136,7 +136,7 @@ def add_legend(figure: "Figure", axes: "Axes") -> None:
     """Names of the series above the axes, where there are several."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        labels = [_shortened(label) for label in labels]
+        labels = [_shortened(label).replace("$", r"\$") for label in labels]  # a dollar would begin a formula
         columns = 3 if max(map(len, labels)) <= _SHORT_NAME else 2
         figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 

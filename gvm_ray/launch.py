@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gvm_ray.actors.allocator import ALLOCATOR_NAME, AllocatorClient
@@ -11,7 +12,7 @@ from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.learner import LearnerGroup
 from gvm_ray.actors.learner_recovery import RecoveringLearners
 from gvm_ray.actors.placement import namespace_of
-from gvm_ray.actors.pools import SamplingPools
+from gvm_ray.actors.pools import SamplingPools, fetch_groups
 from gvm_ray.actors.reward import RewardPool
 from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
@@ -25,6 +26,7 @@ from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared
 from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.protocols import StepLog
+from gvm_ray.rollouts import SampleTexts
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.types import CheckpointState, Metrics, SamplingParameters
 
@@ -75,6 +77,10 @@ async def launched(
             evaluator=evaluator,
             checkpoints=checkpoints,
             log=log,
+            texts=SampleTexts(
+                every_steps=config.reporting.samples_every_steps,
+                fetch=partial(fetch_groups, timeout_s=config.deadlines.sample_s),
+            ),
             stop=stop,
         )
         yield Launched(system=system, start=start, learners=learners, evaluator=evaluator)

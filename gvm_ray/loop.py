@@ -23,9 +23,10 @@ from gvm_ray.protocols import (
     RolloutPools,
     StepLog,
 )
-from gvm_ray.rollouts import RolloutLedger, staleness_metrics, trained_norms
+from gvm_ray.rollouts import RolloutLedger, SampleTexts, sample_histograms, staleness_metrics, trained_norms
+from gvm_ray.sample_text import SampleText
 from gvm_ray.stop_request import StopRequest
-from gvm_ray.types import CheckpointState, Float64Array, Metrics, Prompt, SamplingParameters, TrainBatch
+from gvm_ray.types import CheckpointState, Histograms, Metrics, Prompt, SamplingParameters, TrainBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class System:
     evaluator: Evaluator
     checkpoints: Checkpoints
     log: StepLog
+    texts: SampleTexts = field(default_factory=SampleTexts)
     stop: StopRequest = field(default_factory=StopRequest)
 
 
@@ -59,7 +61,8 @@ class ScoredBatch:
 
     batch: TrainBatch
     metrics: Metrics
-    histograms: Mapping[str, Float64Array]
+    histograms: Histograms
+    texts: Sequence[SampleText]
     costs: Mapping[str, float]  # of this batch
     cursor: Mapping[str, Any]  # of the prompts, after this batch
 
@@ -152,7 +155,8 @@ async def scored_batch(system: System, config: RunConfig, ledger: RolloutLedger,
     return ScoredBatch(
         batch=batch,
         metrics={**batch.metrics, **report.metrics, **staleness},
-        histograms=report.histograms,
+        histograms={**report.histograms, **sample_histograms(outcomes)},
+        texts=await system.texts.of(outcomes, step=part.step),
         costs=ledger.take_costs(),
         cursor=part.cursor,
     )
@@ -189,7 +193,7 @@ async def update_loop(
                 **await evaluation(system, config, publishing, step, is_last=is_last),
             }
             batches.task_done()
-            system.log.log_step(step, metrics, histograms=scored.histograms)
+            system.log.log_step(step, metrics, histograms=scored.histograms, texts=scored.texts)
             if state is not None:
                 await system.checkpoints.save(state, system.learners)
             if is_last or is_stopped:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
+from gvm_ray.sample_text import SampleText
 from gvm_ray.types import (
     Allocation,
     AllocationReport,
@@ -17,9 +18,9 @@ from gvm_ray.types import (
     Completion,
     Demonstration,
     EstimatorTerms,
-    Float64Array,
     FloatArray,
     GroupOutcome,
+    Histograms,
     Metrics,
     Pooling,
     Prompt,
@@ -292,4 +293,4 @@ class Checkpoints(Protocol):
 class StepLog(Protocol):
     """Where one step's numbers go."""
 
-    def log_step(self, step: int, metrics: Metrics, *, histograms: Mapping[str, Float64Array]) -> None: ...
+    def log_step(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None: ...

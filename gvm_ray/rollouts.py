@@ -1,14 +1,32 @@
 """Book-keeping of a step's rollouts: which samples to ask for next, what came back, what it cost."""
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from gvm_ray.exceptions import SystemFailure
+from gvm_ray.exceptions import ActorFailure, DeadlineExceeded, SystemFailure
 from gvm_ray.functional.seeds import sample_seed
-from gvm_ray.types import Allocation, GroupOutcome, Prompt, SampleRequest, TrainBatch, TrainedNorms, UpdateResult
+from gvm_ray.sample_text import Rank, SampleText
+from gvm_ray.types import (
+    Allocation,
+    Float64Array,
+    GroupOutcome,
+    Histograms,
+    Prompt,
+    RolloutGroup,
+    SampleRequest,
+    TrainBatch,
+    TrainedNorms,
+    UpdateResult,
+)
+
+logger = logging.getLogger(__name__)
+
+Fetch = Callable[[Sequence[GroupOutcome]], Awaitable[list[RolloutGroup]]]
+_DECILES = np.linspace(0, 1, 11)
 
 
 @dataclass(kw_only=True)
@@ -129,3 +147,70 @@ def staleness_metrics(outcomes: Sequence[GroupOutcome], *, step: int, max_stalen
             f"outside max_staleness={max_staleness}"
         )
     return {"staleness/mean": float(staleness.mean()), "staleness/max": float(staleness.max())}
+
+
+def sample_histograms(outcomes: Sequence[GroupOutcome]) -> Histograms:
+    """`reward_deciles` and `length_deciles` of a step's samples: minimum, nine deciles, maximum [11], all of them
+    values that occur.
+
+    Their size doesn't grow with the step's. Empty where no sample has a reward.
+    """
+    rewards = np.concatenate([np.zeros(0), *(outcome.rewards[outcome.scored] for outcome in outcomes)])
+    if not rewards.size:
+        return {}
+    lengths: Float64Array = np.concatenate([outcome.num_tokens for outcome in outcomes]).astype(np.float64)
+    samples = {"reward_deciles": rewards, "length_deciles": lengths}
+    return {
+        name: np.quantile(values, _DECILES, method="inverted_cdf").astype(np.float64)
+        for name, values in samples.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTexts:
+    """A look at what is sampled: the best and the worst response of every so many steps."""
+
+    every_steps: int = 0  # 0 = none
+    fetch: Fetch | None = None
+
+    async def of(self, outcomes: Sequence[GroupOutcome], *, step: int) -> tuple[SampleText, ...]:
+        """Those of a step by reward, if it is one to look at; of equal rewards the first and the last sample.
+
+        Where their data is lost there are none: what trains on it recovers, a text isn't worth that.
+        """
+        if not self.every_steps or step % self.every_steps or self.fetch is None:
+            return ()
+        chosen = _best_and_worst(outcomes)
+        try:
+            groups = await self.fetch([outcome for _, outcome, _ in chosen])
+        except (ActorFailure, DeadlineExceeded) as error:
+            logger.warning("step %d has no sample texts: %s", step, error)
+            return ()
+        return tuple(
+            _sample_text(rank, outcome, group, index)
+            for (rank, outcome, index), group in zip(chosen, groups, strict=True)
+        )
+
+
+def _best_and_worst(outcomes: Sequence[GroupOutcome]) -> list[tuple[Rank, GroupOutcome, int]]:
+    """With their index in the outcome; one if there is one sample with a reward, none if there is none."""
+    scored = [(outcome, index) for outcome in outcomes for index in np.flatnonzero(outcome.scored).tolist()]
+    if not scored:
+        return []
+    best = max(scored, key=lambda sample: sample[0].rewards[sample[1]])
+    worst = min(reversed(scored), key=lambda sample: sample[0].rewards[sample[1]])
+    return [("best", *best)] if len(scored) == 1 else [("best", *best), ("worst", *worst)]
+
+
+def _sample_text(rank: Rank, outcome: GroupOutcome, group: RolloutGroup, index: int) -> SampleText:
+    return SampleText(
+        rank=rank,
+        prompt_id=outcome.prompt_id,
+        prompt=group.prompt.text,
+        completion=group.texts[index],
+        answer=group.prompt.answer,
+        reward=float(outcome.rewards[index]),
+        num_tokens=int(outcome.num_tokens[index]),
+        truncated=bool(outcome.truncated[index]),
+        policy_version=int(outcome.policy_versions[index]),
+    )

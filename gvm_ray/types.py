@@ -20,6 +20,7 @@ BoolArray = NDArray[np.bool_]
 FinishReason = Literal["stop", "length"]
 Pooling = Literal["mean", "last", "both"]  # of a prompt's hidden states
 Metrics = dict[str, float]
+Histograms = Mapping[str, Float64Array]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +84,7 @@ class AllocationReport:
 
     estimator: EstimatorTerms
     metrics: Metrics = field(default_factory=dict)  # allocation/min|max|zero|total, and the estimates behind them
-    histograms: Mapping[str, Float64Array] = field(default_factory=dict)  # samples_per_prompt, accept_rate: [P]
+    histograms: Histograms = field(default_factory=dict)  # samples_per_prompt, accept_rate: [P]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.loop import System, train
 from gvm_ray.prompt_states import CachedPromptStates
+from gvm_ray.sample_text import SampleText
 from gvm_ray.types import (
     Allocation,
     AllocationReport,
@@ -21,6 +22,7 @@ from gvm_ray.types import (
     FloatArray,
     GroupOutcome,
     GroupRef,
+    Histograms,
     Metrics,
     Pooling,
     Prompt,
@@ -142,10 +144,14 @@ class Records:
     """Keeps what the loop logs and saves."""
 
     steps: list[tuple[int, Metrics]] = field(default_factory=list)
+    histograms: list[Histograms] = field(default_factory=list)
+    texts: list[Sequence[SampleText]] = field(default_factory=list)
     saved: list[CheckpointState] = field(default_factory=list)
 
-    def log_step(self, step: int, metrics: Metrics, *, histograms: Mapping[str, Any]) -> None:
+    def log_step(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None:
         self.steps.append((step, metrics))
+        self.histograms.append(histograms)
+        self.texts.append(texts)
 
     async def save(self, state: CheckpointState, learners: Any) -> None:
         self.saved.append(state)

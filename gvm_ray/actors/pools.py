@@ -50,7 +50,11 @@ class SamplingPools:
 
 
 async def fetch_groups(outcomes: Sequence[GroupOutcome], *, timeout_s: float) -> list[RolloutGroup]:
-    """The token-sized groups behind the outcomes, on the driver: for evaluation reports, not for training."""
+    """The token-sized groups behind the outcomes, on the driver: for reports, not for training.
+
+    Raises:
+        DeadlineExceeded, ActorFailure: they didn't come in time, or are lost.
+    """
     refs = {outcome.ref.ref: None for outcome in outcomes}
     fetched = await wait_for(
         asyncio.gather(*(_resolve(ref) for ref in refs)),

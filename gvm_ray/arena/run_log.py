@@ -1,7 +1,7 @@
 """What a run of a comparison leaves: its learning curve, its costs, and how well the allocator predicted."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,7 +11,8 @@ from gvm_ray.arena.records import Calibration, Evaluation, RunCosts
 from gvm_ray.evaluation.evaluator import HeldOutEvaluator
 from gvm_ray.functional.calibration import brier_score, reliability_bins
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.types import Float64Array, Metrics
+from gvm_ray.sample_text import SampleText
+from gvm_ray.types import Float64Array, Histograms, Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ class CurveLog:
             after = {"all": self.clock.elapsed, **self.clock.seconds()}
             self._apart_s.update({name: after[name] - before[name] for name in after})
 
-    def log_step(self, step: int, metrics: Metrics, *, histograms: Mapping[str, Float64Array]) -> None:
+    def log_step(
+        self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText] = ()
+    ) -> None:
         """One finished step."""
         self.last = metrics
         if "predicted_accept_rate" in histograms:

@@ -219,7 +219,7 @@ def _values(folder: Path) -> dict[str, Any]:
         "learner": {"cpus_per_worker": NUM_THREADS, "optimizer": {"learning_rate": LEARNING_RATE}},
         "checkpoint": {"every_steps": 10**6},
         "cluster": {"dashboard": False},
-        "reporting": {"tensorboard": False, "ray_metrics": False, "progress": False},
+        "reporting": {"tensorboard": False, "ray_metrics": False, "progress": False, "samples_every_steps": 0},
     }
 
 

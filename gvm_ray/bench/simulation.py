@@ -29,7 +29,8 @@ from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import UserError
 from gvm_ray.loop import train
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.types import CheckpointState, Float64Array, Metrics
+from gvm_ray.sample_text import SampleText
+from gvm_ray.types import CheckpointState, Histograms, Metrics
 
 _START = CheckpointState(step=0, policy_version=0, cursor={}, allocator={}, costs={})
 
@@ -59,7 +60,7 @@ class StepRecords:
         self.generators: GeneratorPool | None = None
         self._read_after = (settings.num_warm_up - 1, settings.num_warm_up + settings.num_steps - 1)
 
-    def log_step(self, step: int, metrics: Metrics, *, histograms: Mapping[str, Float64Array]) -> None:
+    def log_step(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None:
         self.metrics.append(metrics)
         self.driver_mb.append(driver_memory_mb())
         self.object_store_mb.append(object_store_mb())

@@ -93,11 +93,12 @@ class ClusterConfig(Settings):
 
 
 class ReportingConfig(Settings):
-    """Where metrics go besides metrics.jsonl."""
+    """What is kept to look at besides metrics.jsonl, and where it goes."""
 
     tensorboard: bool = True
     ray_metrics: bool = True
     progress: bool = True
+    samples_every_steps: NonNegativeCount = 10  # whose best and worst response are kept as text; 0 = none
 
 
 class RunConfig(Settings):

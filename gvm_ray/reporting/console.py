@@ -33,3 +33,11 @@ def short_count(count: float) -> str:
         if math.isfinite(count) and count >= limit:
             return f"{count / limit:.3g}{suffix}"
     return f"{count:.0f}"
+
+
+def short_duration(seconds: float) -> str:
+    """45 as 45 s, 150 as 2.5 min, 7200 as 2 h; three digits are kept."""
+    for limit, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if math.isfinite(seconds) and seconds >= limit:
+            return f"{seconds / limit:.3g} {unit}"
+    return f"{seconds:.3g} s"

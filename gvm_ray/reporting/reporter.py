@@ -1,8 +1,9 @@
-"""Where one step's numbers go: metrics.jsonl, TensorBoard, further sinks, and one line on the console."""
+"""Where one step's numbers and texts go: the run's files, TensorBoard, further sinks, and one line on the console."""
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,9 @@ from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.reporting.console import step_line
 from gvm_ray.reporting.run_folder import RunFolder
 from gvm_ray.reporting.step_rows import append_row, cut_rows
-from gvm_ray.types import Float64Array, Metrics
+from gvm_ray.reporting.tensorboard import TensorBoardSink
+from gvm_ray.sample_text import SampleText
+from gvm_ray.types import Histograms, Metrics
 
 # What the files of every run promise, beside `step`, `time_s` and, where the step was evaluated, `eval/accuracy`.
 REQUIRED_KEYS = frozenset(
@@ -58,32 +61,6 @@ class CallbackSink:
     def close(self) -> None: ...
 
 
-class TensorBoardSink:
-    """TensorBoard event files: scalars, histograms and texts."""
-
-    def __init__(self, folder: Path, *, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=start_step if start_step else None)
-
-    def write(
-        self, step: int, metrics: Metrics, *, histograms: Mapping[str, Float64Array], texts: Mapping[str, str]
-    ) -> None:
-        """Write and flush one step; arrays without a finite value are left out."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-        for name, values in histograms.items():
-            finite = values[np.isfinite(values)]
-            if finite.size:
-                self._writer.add_histogram(name, finite, step)
-        for name, text in texts.items():
-            self._writer.add_text(name, text, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
 class Reporter:
     """Writes every step of a run to all its sinks. A context manager; `close` ends the files."""
 
@@ -111,10 +88,13 @@ class Reporter:
         self._phase_seconds: dict[str, float] = {}
         kept = cut_rows(self._folder.metrics, start_step=start_step)
         cut_rows(self._folder.histograms, start_step=start_step)
+        cut_rows(self._folder.samples, start_step=start_step)
         self._time_s = float(kept[-1]["time_s"]) if kept else 0.0
         self._clock = time.monotonic()
         self._tensorboard = (
-            TensorBoardSink(self._folder.tensorboard, start_step=start_step) if config.reporting.tensorboard else None
+            TensorBoardSink(self._folder.tensorboard, config, start_step=start_step)
+            if config.reporting.tensorboard
+            else None
         )
         # A bar in a log file is noise: only where a person looks at a terminal.
         self._bar = (
@@ -128,16 +108,16 @@ class Reporter:
         step: int,
         metrics: Metrics,
         *,
-        histograms: Mapping[str, Float64Array] | None = None,
-        texts: Mapping[str, str] | None = None,
+        histograms: Histograms | None = None,
+        texts: Sequence[SampleText] = (),
     ) -> None:
         """Write one step everywhere, and flush.
 
         Args:
             step: index of the step, from 0.
             metrics: scalars, all of REQUIRED_KEYS among them.
-            histograms: per-prompt arrays [P]; those of one step are aligned.
-            texts: sample texts, for TensorBoard only.
+            histograms: arrays of the step; those by prompt [P] are aligned.
+            texts: a few of its samples.
         """
         missing = REQUIRED_KEYS - metrics.keys()
         assert not missing, f"step {step} lacks the metrics {sorted(missing)}"
@@ -152,8 +132,10 @@ class Reporter:
         append_row(self._folder.metrics, {"step": step, "time_s": round(self._time_s, 3), **numbers})
         if arrays:
             append_row(self._folder.histograms, {"step": step, **{name: a.tolist() for name, a in arrays.items()}})
+        for text in texts:
+            append_row(self._folder.samples, {"step": step, **asdict(text)})
         if self._tensorboard is not None:
-            self._tensorboard.write(step, numbers, histograms=arrays, texts=texts or {})
+            self._tensorboard.write(step, numbers, histograms=arrays, texts=texts)
         for sink in self._sinks:
             sink.write(step, numbers)
         self._print(step_line(step, num_steps=self._num_steps, metrics=numbers, step_s=step_s))

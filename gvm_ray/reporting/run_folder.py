@@ -33,8 +33,13 @@ class RunFolder:
 
     @property
     def histograms(self) -> Path:
-        """One JSON object for each step: its per-prompt arrays, from which the allocation is plotted."""
+        """One JSON object for each step: its arrays, by prompt or deciles of its samples."""
         return self.path / "histograms.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """One JSON object for each sampled response that is kept as text."""
+        return self.path / "samples.jsonl"
 
     @property
     def base_evaluation(self) -> Path:
@@ -66,7 +71,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """Plots."""
+        """Plots, and the page of `gvm-ray report`."""
         return self.path / "report"
 
     @property
@@ -127,7 +132,14 @@ class RunFolder:
 
     def _remove(self) -> None:
         # By name: whatever else someone has put into the folder stays.
-        for file in (self.config, self.metrics, self.histograms, self.summary, self.base_evaluation):
+        for file in (
+            self.config,
+            self.metrics,
+            self.histograms,
+            self.samples,
+            self.summary,
+            self.base_evaluation,
+        ):
             file.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.checkpoints, self.base, self.warm_start, self.model, self.report):
             shutil.rmtree(folder, ignore_errors=True)

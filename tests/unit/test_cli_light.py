@@ -42,7 +42,13 @@ def refusal(*arguments: str) -> str:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([name, "--help"] for name in ("train", "eval", "compare", "estimator", "bench", "data"))],
+    [
+        ["--help"],
+        *(
+            [name, "--help"]
+            for name in ("train", "eval", "report", "data", "compare", "estimator", "bench", "settings")
+        ),
+    ],
 )
 def test_help_is_light(arguments: list[str]) -> None:
     result = run(*arguments)

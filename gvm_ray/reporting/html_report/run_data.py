@@ -1,0 +1,119 @@
+"""What a run has left in its folder by now, finished or not, read for a report."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gvm_ray.exceptions import DataError
+from gvm_ray.reporting.run_folder import RunFolder
+from gvm_ray.reporting.step_rows import read_rows
+from gvm_ray.types import Float64Array
+
+_QUIET_S = 600.0  # without a step, after which a run without a summary isn't taken to be under way
+_QUIET_STEPS = 5  # times the longest step, which may take longer than that
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunData:
+    """The files of one run; what isn't there yet is empty or None."""
+
+    name: str  # no other run of the report has it
+    config: Mapping[str, Any]  # nested, resolved
+    rows: Sequence[Mapping[str, Any]]  # of metrics.jsonl
+    arrays: Sequence[Mapping[str, Any]]  # of histograms.jsonl
+    samples: Sequence[Mapping[str, Any]]  # of samples.jsonl
+    summary: Mapping[str, Any] | None
+    base_accuracy: float | None
+    quiet_s: float  # since the last step was written
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> "RunData":
+        """The run in a folder.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        evaluation = _read_json(folder.base_evaluation) or {}
+        written = folder.metrics.stat().st_mtime if folder.metrics.exists() else math.inf
+        return cls(
+            name=folder.path.resolve().name,
+            config=_read_json(folder.config) or {},
+            rows=_read_rows(folder.metrics),
+            arrays=_read_rows(folder.histograms),
+            samples=_read_rows(folder.samples),
+            summary=_read_json(folder.summary),
+            base_accuracy=evaluation.get("eval/accuracy"),
+            quiet_s=max(0.0, time.time() - written) if math.isfinite(written) else math.inf,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps completed."""
+        return int(self.rows[-1]["step"]) + 1 if self.rows else 0
+
+    @property
+    def status(self) -> str:
+        """`finished`, `under way` or `ended early`; the last two are told apart by how long ago the last step was."""
+        if self.summary is not None and self.summary.get("num_steps", 0) >= self.num_steps:
+            return "finished"
+        longest = max(np.diff(self.column("time_s"), prepend=0.0), default=0.0)
+        return "under way" if self.quiet_s <= max(_QUIET_S, _QUIET_STEPS * longest) else "ended early"
+
+    def column(self, name: str) -> Float64Array:
+        """[S] a metric step by step, NaN where a step lacks it or it wasn't finite."""
+        return np.array([row.get(name) for row in self.rows], dtype=np.float64)
+
+    def last(self, name: str) -> float | None:
+        """The newest finite value of a metric."""
+        finite = self.column(name)
+        finite = finite[np.isfinite(finite)]
+        return float(finite[-1]) if finite.size else None
+
+    def rows_of(self, *names: str) -> list[list[Float64Array]]:
+        """For each step that has all these arrays, the arrays in this order; null is NaN."""
+        return [
+            [np.array(row[name], dtype=np.float64) for name in names] for row in self.arrays if set(names) <= row.keys()
+        ]
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunData]:
+    """The runs in order, told apart by their names or, where two have the same, by their folders.
+
+    Raises:
+        DataError: a file of a run is damaged.
+    """
+    runs = [RunData.read(RunFolder(path)) for path in folders]
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=str(path)) if names.count(run.name) > 1 else run
+        for run, path in zip(runs, folders, strict=True)
+    ]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(values, dict):
+        raise _damaged(path, "it holds no JSON object")
+    return values
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return read_rows(path)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, cause: object) -> DataError:
+    return DataError(f"{str(path)!r} is damaged ({cause}); move it away, and the report is made without it")

@@ -60,8 +60,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     engine.close()
 
 
-def sampling(*, temperature: float = 1.0, max_tokens: int = MAX_TOKENS) -> SamplingParameters:
-    return SamplingParameters(temperature=temperature, max_tokens=max_tokens)
+def sampling(*, temperature: float = 1.0, max_tokens: int = MAX_TOKENS, top_p: float = 1.0) -> SamplingParameters:
+    return SamplingParameters(temperature=temperature, max_tokens=max_tokens, top_p=top_p)
 
 
 def tokens(completion: Completion) -> list[int]:
@@ -99,6 +99,17 @@ def test_logprobs_are_those_of_a_forward_pass_under_the_new_weights(loaded: Load
         for completion in completions
     ]
     assert np.concatenate(differences).mean() < 1e-4
+
+
+def test_a_small_top_p_leaves_the_likeliest_token_alone(loaded: Loaded) -> None:
+    request = make_request(PROMPTS[0], num_samples=8)
+    everything = generate(loaded.engine, [request], sampling())[0]
+    likeliest = generate(loaded.engine, [request], sampling(top_p=1e-4))[0]
+    assert len({tuple(tokens(completion)) for completion in everything}) > 1
+    assert len({tuple(tokens(completion)) for completion in likeliest}) == 1
+    reference = generate(loaded.engine, [request], sampling(temperature=1e-3))[0][0]
+    assert tokens(likeliest[0]) == tokens(reference)
+    assert np.abs(likeliest[0].logprobs).max() < 1e-6
 
 
 def assert_logprobs_match(loaded: Loaded, request: SampleRequest, completions: tuple[Completion, ...]) -> None:

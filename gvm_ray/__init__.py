@@ -7,13 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gvm_ray.benchmarks import evaluate_benchmarks
     from gvm_ray.config import load_config
     from gvm_ray.run import evaluate, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "load_config", "train"]
+__all__ = ["__version__", "evaluate", "evaluate_benchmarks", "load_config", "train"]
 
-_MODULE_OF = {"evaluate": "gvm_ray.run", "load_config": "gvm_ray.config", "train": "gvm_ray.run"}
+_MODULE_OF = {
+    "evaluate": "gvm_ray.run",
+    "evaluate_benchmarks": "gvm_ray.benchmarks",
+    "load_config": "gvm_ray.config",
+    "train": "gvm_ray.run",
+}
 
 
 def __getattr__(name: str) -> Any:

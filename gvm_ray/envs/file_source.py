@@ -13,6 +13,7 @@ from gvm_ray.envs.task import Task
 from gvm_ray.exceptions import DataError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_PARQUET = ".parquet"
 
 
 def file_tasks(config: FileSourceConfig) -> list[Task]:
@@ -21,19 +22,40 @@ def file_tasks(config: FileSourceConfig) -> list[Task]:
     Raises:
         DataError: the file is missing, empty, of another format, or has a bad row (its line and field are named).
     """
-    path = Path(os.path.expanduser(config.path))  # Path.expanduser raises where there is no such user
-    if obstacle := _obstacle(path):
-        raise DataError(f"data file {config.path!r} {obstacle}; write the path of a .jsonl or .parquet file")
-    if path.suffix.lower() in JSON_SUFFIXES:
-        rows = _json_rows(path)
-    elif path.suffix.lower() == ".parquet":
-        rows = _parquet_rows(path, config=config)
-    else:
-        raise DataError(f"data file {config.path!r} is neither .jsonl nor .parquet; convert it to one of these")
+    path = _checked(config.path)
+    rows = _parquet_rows(path, config=config) if path.suffix.lower() == _PARQUET else _json_rows(path)
     tasks = tasks_from_rows(rows, config=config)
     if not tasks:
         raise DataError(f"data file {config.path!r} has no rows; write the path of a file with at least one task")
     return tasks
+
+
+def file_fields(path: str) -> list[str]:
+    """The fields of a file's first row; none of an empty file.
+
+    Raises:
+        DataError: the file is missing, of another format, or not readable.
+    """
+    file = _checked(path)
+    if file.suffix.lower() != _PARQUET:
+        return next((list(row) for _, row in _json_rows(file)), [])
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_schema(file).names
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"data file {path!r} is not valid Parquet: {str(error).strip()}; write it anew") from error
+
+
+def _checked(path: str) -> Path:
+    """The path of a file of a known format that can be read."""
+    file = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
+    if obstacle := _obstacle(file):
+        raise DataError(f"data file {path!r} {obstacle}; write the path of a .jsonl or .parquet file")
+    if file.suffix.lower() not in (*JSON_SUFFIXES, _PARQUET):
+        raise DataError(f"data file {path!r} is neither .jsonl nor .parquet; convert it to one of these")
+    return file
 
 
 def _obstacle(path: Path) -> str:

@@ -107,9 +107,13 @@ def test_a_small_top_p_leaves_the_likeliest_token_alone(loaded: Loaded) -> None:
     likeliest = generate(loaded.engine, [request], sampling(top_p=1e-4))[0]
     assert len({tuple(tokens(completion)) for completion in everything}) > 1
     assert len({tuple(tokens(completion)) for completion in likeliest}) == 1
-    reference = generate(loaded.engine, [request], sampling(temperature=1e-3))[0][0]
-    assert tokens(likeliest[0]) == tokens(reference)
     assert np.abs(likeliest[0].logprobs).max() < 1e-6
+
+
+def test_top_p_keeps_the_likeliest_tokens_that_reach_it() -> None:
+    logprobs = torch.tensor([[0.2, 0.5, 0.3], [0.2, 0.5, 0.3], [0.2, 0.5, 0.3]]).log()
+    kept = _nucleus(logprobs, torch.tensor([[0.6], [0.4], [1.0]])).exp()
+    torch.testing.assert_close(kept, torch.tensor([[0.0, 0.625, 0.375], [0.0, 1.0, 0.0], [0.2, 0.5, 0.3]]))
 
 
 def assert_logprobs_match(loaded: Loaded, request: SampleRequest, completions: tuple[Completion, ...]) -> None:

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gvm_ray.benchmarks import evaluate_benchmarks
+    from gvm_ray.benchmarks.evaluate import evaluate_benchmarks
     from gvm_ray.config import load_config
     from gvm_ray.run import evaluate, train
 
@@ -16,7 +16,7 @@ __all__ = ["__version__", "evaluate", "evaluate_benchmarks", "load_config", "tra
 
 _MODULE_OF = {
     "evaluate": "gvm_ray.run",
-    "evaluate_benchmarks": "gvm_ray.benchmarks",
+    "evaluate_benchmarks": "gvm_ray.benchmarks.evaluate",
     "load_config": "gvm_ray.config",
     "train": "gvm_ray.run",
 }

@@ -55,7 +55,7 @@ def _benchmark(name: str, *, folder: str | Path | None) -> Benchmark:
     if folder is None:
         raise ConfigError(
             f"--benchmarks {name} is a name, and no folder of benchmarks is given; write --benchmark-dir FOLDER (or "
-            f"set GVM_RAY_BENCHMARK_DIR) with {name}.jsonl in it, or the path of a file: --benchmarks path/to/{name}.jsonl"
+            f"set GVM_RAY_BENCHMARK_DIR) with {name}.jsonl in it, or a file's path: --benchmarks path/to/{name}.jsonl"
         )
     places = [Path(folder) / f"{stem}{suffix}" for stem in (name, f"{name}/test") for suffix in _SUFFIXES]
     path = next((place for place in places if place.is_file()), None)

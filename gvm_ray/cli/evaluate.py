@@ -77,7 +77,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _on_benchmarks(options: argparse.Namespace, config: RunConfig) -> int:
-    from gvm_ray.benchmarks import evaluate_benchmarks
+    from gvm_ray.benchmarks.evaluate import evaluate_benchmarks
 
     output = options.output or "evaluation"
     report = evaluate_benchmarks(

@@ -17,6 +17,7 @@ from tiny_models import (
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import create_engine, generate, resolve_engine
+from gvm_ray.engines.transformers import _nucleus
 from gvm_ray.exceptions import DataError, SystemFailure
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters

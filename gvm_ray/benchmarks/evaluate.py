@@ -85,6 +85,8 @@ def evaluate_benchmarks(
 
 def _named(models: Sequence[str]) -> dict[str, str]:
     """name -> model; a run's model folder, runs/NAME/model, has the run's name."""
+    if not models:
+        raise ConfigError("there is no model to evaluate; name at least one, e.g. runs/quickstart/model")
     named: dict[str, str] = {}
     for model in models:
         given = re.fullmatch(rf"({_NAME})=(.+)", model)

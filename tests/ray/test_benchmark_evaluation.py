@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import build_tiny_model
@@ -49,6 +50,35 @@ def interrupted_after_a_piece() -> Iterator[None]:
         yield
 
 
+def assert_samples_are_whole(output: Path) -> None:
+    """Every prompt has its two samples, once."""
+    for model in ("tied", "untied"):
+        for name, rows in ROWS.items():
+            samples = [json.loads(line) for line in (output / model / name / "samples.jsonl").open()]
+            assert len({(row["prompt_id"], row["sample_index"]) for row in samples}) == len(samples) == 2 * len(rows)
+            assert all(row["reward"] in (0.0, 1.0) and 1 <= row["num_tokens"] <= 8 for row in samples)
+
+
+def assert_results_are_complete(results: dict[str, Any], output: Path) -> None:
+    """The files of the results, and what is in them."""
+    assert sorted(path.name for path in output.iterdir()) == [
+        "results.csv",
+        "results.json",
+        "results.md",
+        "results.png",
+        "tied",
+        "untied",
+    ]
+    assert [model["name"] for model in results["models"]] == ["tied", "untied"]
+    overall = results["models"][0]["benchmarks"]["math500"]["overall"]
+    assert (overall["num_prompts"], overall["num_samples"], overall["num_unscored"]) == (5, 2, 0)
+    assert overall["metrics"].keys() == {"avg@2", "pass@1", "pass@2", "maj@2"}
+    assert results["models"][0]["benchmarks"]["math500"]["levels"].keys() == {"0", "1"}
+    assert results["differences"]["untied"].keys() == {"math500", "amc23", "average of 2"}
+    with (output / "results.csv").open(newline="") as file:
+        assert {row["model"] for row in csv.DictReader(file)} == {"tied", "untied"}
+
+
 def test_an_interrupted_evaluation_goes_on_and_compares_the_models(
     models: list[str],
     benchmark_dir: Path,
@@ -76,29 +106,10 @@ def test_an_interrupted_evaluation_goes_on_and_compares_the_models(
     assert "untied on amc23: 3 of 3 prompts" in printed
     assert "| model | math500 | amc23 | average of 2 |" in printed
 
-    assert sorted(path.name for path in output.iterdir()) == [
-        "results.csv",
-        "results.json",
-        "results.md",
-        "results.png",
-        "tied",
-        "untied",
-    ]
-    for model in ("tied", "untied"):
-        for name, rows in ROWS.items():
-            samples = [json.loads(line) for line in (output / model / name / "samples.jsonl").open()]
-            assert len({(row["prompt_id"], row["sample_index"]) for row in samples}) == len(samples) == 2 * len(rows)
-            assert all(row["reward"] in (0.0, 1.0) and 1 <= row["num_tokens"] <= 8 for row in samples)
     assert (output / "tied" / "math500" / "samples.jsonl").read_text().startswith(kept)
+    assert_samples_are_whole(output)
     results = json.loads((output / "results.json").read_text())
-    assert [model["name"] for model in results["models"]] == ["tied", "untied"]
-    overall = results["models"][0]["benchmarks"]["math500"]["overall"]
-    assert (overall["num_prompts"], overall["num_samples"], overall["num_unscored"]) == (5, 2, 0)
-    assert overall["metrics"].keys() == {"avg@2", "pass@1", "pass@2", "maj@2"}
-    assert results["models"][0]["benchmarks"]["math500"]["levels"].keys() == {"0", "1"}
-    assert results["differences"]["untied"].keys() == {"math500", "amc23", "average of 2"}
-    with (output / "results.csv").open(newline="") as file:
-        assert {row["model"] for row in csv.DictReader(file)} == {"tied", "untied"}
+    assert_results_are_complete(results, output)
 
     before = {path: path.read_bytes() for path in output.rglob("*.jsonl")}
     monkeypatch.setattr(evaluate, "start_pools", None)  # nothing is left to sample

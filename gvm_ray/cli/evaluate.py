@@ -105,4 +105,5 @@ def _overrides(options: argparse.Namespace) -> Iterator[str]:
     if options.prompt_template is not None:
         plain = options.prompt_template in ("plain", "chat")
         yield f"prompts.template.type={options.prompt_template if plain else 'chat'}"
-        yield f"prompts.template.system_prompt={'none' if plain else options.prompt_template}"
+        wording = "none" if plain else options.prompt_template
+        yield f'prompts.template.system_prompt="{wording}"'  # in quotes, for a bare none is no value

@@ -7,16 +7,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gvm_ray.benchmarks.evaluate import evaluate_benchmarks
     from gvm_ray.config import load_config
     from gvm_ray.run import evaluate, train
     from gvm_ray.trainer import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["Trainer", "__version__", "evaluate", "load_config", "train"]
+__all__ = ["Trainer", "__version__", "evaluate", "evaluate_benchmarks", "load_config", "train"]
 
 _MODULE_OF = {
     "Trainer": "gvm_ray.trainer",
     "evaluate": "gvm_ray.run",
+    "evaluate_benchmarks": "gvm_ray.benchmarks.evaluate",
     "load_config": "gvm_ray.config",
     "train": "gvm_ray.run",
 }

@@ -226,7 +226,11 @@ def make_evaluator(config: RunConfig, prepared: Prepared, pools: SamplingPools) 
     return HeldOutEvaluator(
         prompts=prepared.prompts.eval[: config.evaluation.num_prompts],
         pools=pools,
-        sampling=SamplingParameters(temperature=config.evaluation.temperature, max_tokens=config.sampling.max_tokens),
+        sampling=SamplingParameters(
+            temperature=config.evaluation.temperature,
+            top_p=config.evaluation.top_p,
+            max_tokens=config.sampling.max_tokens,
+        ),
         num_samples=config.evaluation.num_samples,
         accept_threshold=config.rewards.accept_threshold,
         seed=config.seed,

@@ -49,13 +49,16 @@ class Prepared:
     max_model_len: int  # prompt and response tokens
 
 
-def prepare(config: RunConfig, *, run_dir: Path, load: Callable[..., PromptSets] = load_prompts) -> Prepared:
+def prepare(
+    config: RunConfig, *, run_dir: Path, load: Callable[..., PromptSets] = load_prompts, learners: bool = True
+) -> Prepared:
     """Check all that can be checked without a cluster, build or find the base model, load the prompts.
 
     Args:
         config: the run.
         run_dir: its folder.
         load: stands in for `load_prompts`, for a caller that has them already.
+        learners: false where nothing is trained, and neither their memory nor the prompts of a step matter.
 
     Raises:
         UserError: a setting, file, model or data row is wrong.
@@ -72,10 +75,12 @@ def prepare(config: RunConfig, *, run_dir: Path, load: Callable[..., PromptSets]
     sizes = model_sizes(model_config, trust_remote_code=base.trust_remote_code)
     check_vocabulary(tokenizer, model_config)
     check_weight_files(base.path)
-    check_memory(config, sizes, available_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    available_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    check_memory(config, sizes, available_bytes=available_bytes, learners=learners)
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
     prompts = load(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
-    _check_batch(config, len(prompts.train))
+    if learners:
+        _check_batch(config, len(prompts.train))
     return Prepared(
         base=base, prompts=prompts, tokenizer=tokenizer, engine_kind=engine_kind, max_model_len=max_model_len
     )
@@ -107,7 +112,7 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     return Path(cache) / "warm_start" / key
 
 
-def check_memory(config: RunConfig, sizes: ModelSizes, *, available_bytes: int) -> None:
+def check_memory(config: RunConfig, sizes: ModelSizes, *, available_bytes: int, learners: bool = True) -> None:
     """Compare a CPU run's estimated need with this machine's memory. GPU runs, and runs elsewhere, aren't checked here.
 
     Raises:
@@ -116,7 +121,7 @@ def check_memory(config: RunConfig, sizes: ModelSizes, *, available_bytes: int) 
     elsewhere = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if config.learner.gpus_per_worker or config.engine.gpus_per_generator or elsewhere:
         return
-    learners = learner_bytes(
+    for_learners = learners * learner_bytes(
         sizes,
         micro_batch_tokens=config.learner.micro_batch_tokens * config.learner.num_workers,
         chunk_tokens=config.learner.logprob_chunk_tokens,
@@ -126,12 +131,12 @@ def check_memory(config: RunConfig, sizes: ModelSizes, *, available_bytes: int) 
     generators = config.engine.num_generators * generator_bytes(
         sizes, value_bytes=_VALUE_BYTES[config.engine.dtype], kv_cache_bytes=int(config.engine.kv_cache_gib * 2**30)
     )
-    if learners + generators > available_bytes:
+    if for_learners + generators > available_bytes:
         raise ResourceError(
-            f"the run needs about {(learners + generators) / 2**30:.1f} GiB ({learners / 2**30:.1f} for the learners "
-            f"with learner.micro_batch_tokens={config.learner.micro_batch_tokens}, {generators / 2**30:.1f} for the "
-            f"generators) and this machine has {available_bytes / 2**30:.1f}; lower learner.micro_batch_tokens, "
-            "engine.kv_cache_gib or engine.num_generators, or take a smaller model"
+            f"the run needs about {(for_learners + generators) / 2**30:.1f} GiB ({for_learners / 2**30:.1f} for the "
+            f"learners with learner.micro_batch_tokens={config.learner.micro_batch_tokens}, {generators / 2**30:.1f} "
+            f"for the generators) and this machine has {available_bytes / 2**30:.1f}; lower "
+            "learner.micro_batch_tokens, engine.kv_cache_gib or engine.num_generators, or take a smaller model"
         )
 
 

@@ -3,6 +3,7 @@
 Broken files make the libraries raise errors of every kind; each becomes a ModelError here, with its cause.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,3 +136,13 @@ def model_errors(what: str, path: str | Path) -> Iterator[None]:
             f"no {what} can be loaded from {str(path)!r} ({reason}); write model.path as a "
             "folder with config.json, weights and tokenizer files, or as a hub id that this machine can reach"
         ) from error
+
+
+def weights_digest(path: str | Path) -> str:
+    """16 hex digits of the weights in a model folder; of a hub id, which isn't looked at, always the same."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with file.open("rb") as weights:
+            while piece := weights.read(2**24):
+                digest.update(piece)
+    return digest.hexdigest()[:16]

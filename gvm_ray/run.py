@@ -12,8 +12,8 @@ from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.placement import connected, names_are_free
 from gvm_ray.actors.pools import fetch_groups
 from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
-from gvm_ray.config import RunConfig
-from gvm_ray.config.model import PretrainedModelConfig
+from gvm_ray.config import RunConfig, parse_config
+from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
 from gvm_ray.exceptions import ActorDied, DataError, DeadlineExceeded, ObjectsLost
 from gvm_ray.failure_log import FailureLog
@@ -101,24 +101,28 @@ def evaluate(
     Raises:
         UserError: the model, the prompts or a setting is wrong.
     """
-    settings = {**config.evaluation.model_dump(), "num_samples": num_samples}
+    sampling: dict[str, Any] = {"num_samples": num_samples}
     if temperature is not None:
-        settings["temperature"] = temperature
-    values = {
-        **json.loads(config.model_dump_json()),
-        "model": PretrainedModelConfig(path=model).model_dump(),
-        "evaluation": settings,
-        "warm_start": None,
-    }
-    config = RunConfig.model_validate(values)
-    prepared = prepare(config, run_dir=Path(config.runs_dir).resolve() / config.name)
+        sampling["temperature"] = temperature
+    config = evaluation_config(config, model, {"evaluation": sampling})
+    prepared = prepare(config, run_dir=Path(config.runs_dir).resolve() / config.name, learners=False)
     if not prepared.prompts.eval:
         raise DataError("the config has no [prompts.eval], so there is nothing to evaluate on; add a source there")
-    with connected(config):
+    with connected(config, learners=False):
         result = run_to_end(_evaluate(config, prepared))
     if output is not None:
         Path(output).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def evaluation_config(config: RunConfig, model: str, changes: Mapping[str, Any]) -> RunConfig:
+    """The settings for sampling a finished model: a Hugging Face folder or hub id takes the place of the run's.
+
+    Raises:
+        ConfigError: the changes don't fit the rest.
+    """
+    values = {**json.loads(config.model_dump_json()), "model": {"type": "pretrained", "path": model}}
+    return parse_config(merged(values, {**changes, "warm_start": None}), origin="the evaluation's settings")
 
 
 @dataclass(kw_only=True, eq=False)

@@ -93,6 +93,7 @@ class SamplingParameters:
 
     temperature: float
     max_tokens: int  # response tokens
+    top_p: float = 1.0  # below 1 for evaluation alone: training would have to correct the log-probs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -30,17 +30,18 @@ class ResourceDemand:
     gpus: dict[str, float]
 
     @classmethod
-    def of(cls, config: RunConfig) -> "ResourceDemand":
+    def of(cls, config: RunConfig, *, learners: bool = True) -> "ResourceDemand":
         engine, learner, rewards = config.engine, config.learner, config.rewards
+        num_learners = learner.num_workers if learners else 0
         return cls(
             cpus={
                 "generators": engine.num_generators * engine.cpus_per_generator,
-                "learners": learner.num_workers * learner.cpus_per_worker,
+                "learners": num_learners * learner.cpus_per_worker,
                 "reward actors": rewards.num_actors * rewards.cpus_per_actor,
             },
             gpus={
                 "generators": engine.num_generators * engine.gpus_per_generator,
-                "learners": learner.num_workers * learner.gpus_per_worker,
+                "learners": num_learners * learner.gpus_per_worker,
             },
         )
 
@@ -67,13 +68,15 @@ def namespace_of(config: RunConfig) -> str:
 
 
 @contextmanager
-def connected(config: RunConfig) -> Iterator[None]:
+def connected(config: RunConfig, *, learners: bool = True) -> Iterator[None]:
     """A Ray connection: to `cluster.address`, to RAY_ADDRESS (as inside a job), or to a local cluster started here.
+
+    Without `learners` there is to be room for the generators and the reward actors alone.
 
     Raises:
         ResourceError: there is no such cluster, or it is too small for the run.
     """
-    demand = ResourceDemand.of(config)
+    demand = ResourceDemand.of(config, learners=learners)
     was_connected = ray.is_initialized()
     if not was_connected:
         _initialise(config, demand)

@@ -1,7 +1,6 @@
 """A place where one run after another takes place: engines, reward actors and learners that stay up between runs."""
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from gvm_ray.launch import make_evaluator, prompt_stream, start_allocator, start
 from gvm_ray.loop import System, train
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared, find_base_model, prepare
+from gvm_ray.pretrained import weights_digest
 from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.types import CheckpointState
 
@@ -142,7 +142,7 @@ class Slot:
             costs=log.costs(),
             calibration=log.calibration(),
             fingerprint=run.fingerprint,
-            base_digest=base_digest(prepared.base.path),
+            base_digest=weights_digest(prepared.base.path),
         )
 
     def _base_folder(self, run: PlannedRun) -> Path:
@@ -186,14 +186,6 @@ def _check_spent(run: PlannedRun, charged_tokens: float) -> None:
             f"after num_steps={run.config.num_steps} the run had spent {charged_tokens:,.0f} of its token_budget of "
             f"{run.token_budget:,} charged tokens; write a larger num_steps, or a smaller token_budget"
         )
-
-
-def base_digest(path: str) -> str:
-    """16 hex digits of the weights in a model folder."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(path).glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _started_from(base_path: str, config: RunConfig) -> RunConfig:

@@ -1,35 +1,109 @@
 """`gvm-ray eval`."""
 
 import argparse
+import os
+from collections.abc import Iterator
 
-from gvm_ray.cli.options import Commands, add_config
-from gvm_ray.config import load_config
+from gvm_ray.cli.options import Commands, add_overrides
+from gvm_ray.config import RunConfig, load_config, parse_config
+from gvm_ray.config.benchmarks import benchmark_defaults
+from gvm_ray.config.prompts import SYSTEM_PROMPTS
 from gvm_ray.exceptions import UserError
+
+_TEMPLATES = ("plain", "chat", *(name for name in SYSTEM_PROMPTS if name != "none"))
 
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
     evaluate = commands.add_parser(
         "eval",
-        help="measure a model on prompts",
-        description="avg@k, pass@k and maj@k of a model on a config's evaluation prompts, with bootstrap intervals.",
+        help="measure models on benchmarks or prompts",
+        description="avg@k, pass@k and maj@k with bootstrap intervals: of models on benchmarks (--benchmarks), or of a "
+        "model on a config's evaluation prompts (--config alone).",
     )
-    evaluate.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id, e.g. runs/quickstart/model")
-    add_config(evaluate, what="prompts, rewards and engine", optional=True)
+    evaluate.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a Hugging Face folder or hub id, e.g. runs/quickstart/model; with --benchmarks several, or NAME=MODEL",
+    )
+    evaluate.add_argument("--config", metavar="CONFIG.toml", help="engine, rewards and sampling (and prompts)")
+    add_overrides(evaluate)
+    evaluate.add_argument(
+        "--benchmarks",
+        metavar="NAMES",
+        help="names of .jsonl or .parquet files in --benchmark-dir, or paths, parted by commas: math500,aime24",
+    )
+    evaluate.add_argument(
+        "--benchmark-dir",
+        default=os.environ.get("GVM_RAY_BENCHMARK_DIR"),
+        metavar="FOLDER",
+        help="where the named benchmarks lie (default: $GVM_RAY_BENCHMARK_DIR)",
+    )
     evaluate.add_argument("--num-samples", type=int, default=8, help="completions for each prompt (default 8)")
-    evaluate.add_argument("--temperature", type=float, default=None, help="default: evaluation.temperature")
-    evaluate.add_argument("--output", default=None, metavar="FILE", help="also write the numbers as JSON")
+    evaluate.add_argument("--temperature", type=float, help="default: evaluation.temperature")
+    evaluate.add_argument("--top-p", type=float, help="default: evaluation.top_p")
+    evaluate.add_argument("--max-tokens", type=int, help="response tokens (default: sampling.max_tokens)")
+    evaluate.add_argument("--prompt-template", choices=_TEMPLATES, help="default: prompts.template")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="the first N prompts of each benchmark")
+    evaluate.add_argument(
+        "--output",
+        metavar="PATH",
+        help="with --benchmarks the folder of samples and results (default: evaluation), where an interrupted "
+        "evaluation goes on; else a file that the numbers are also written to as JSON",
+    )
     evaluate.set_defaults(run=_evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     if options.num_samples < 1:
         raise UserError(f"--num-samples {options.num_samples} is not a positive number; write e.g. --num-samples 8")
-    config = load_config(options.config, options.overrides)
+    overrides = [*_overrides(options), *options.overrides]
+    config: RunConfig | None = None
+    if options.config is not None:
+        config = load_config(options.config, overrides)
+    if options.benchmarks is not None:
+        config = config or parse_config(benchmark_defaults(options.models[0]), overrides, origin="--set")
+        return _on_benchmarks(options, config)
+    if config is None:
+        raise UserError("nothing to evaluate on; write --benchmarks math500,aime24, or --config CONFIG.toml")
+    if len(options.models) > 1:
+        raise UserError(f"{len(options.models)} models are compared on benchmarks only; write --benchmarks NAMES")
     from gvm_ray.run import evaluate
 
-    result = evaluate(
-        options.model, config, num_samples=options.num_samples, temperature=options.temperature, output=options.output
-    )
+    result = evaluate(options.models[0], config, num_samples=options.num_samples, output=options.output)
     print(result.table())
     return 0
+
+
+def _on_benchmarks(options: argparse.Namespace, config: RunConfig) -> int:
+    from gvm_ray.benchmarks.evaluate import evaluate_benchmarks
+
+    output = options.output or "evaluation"
+    report = evaluate_benchmarks(
+        options.models,
+        [name.strip() for name in options.benchmarks.split(",") if name.strip()],
+        config,
+        benchmark_dir=options.benchmark_dir,
+        num_samples=options.num_samples,
+        output=output,
+    )
+    print(f"\n{report.markdown()}\nsamples and results are in {output}")
+    return 0
+
+
+def _overrides(options: argparse.Namespace) -> Iterator[str]:
+    """The options that stand for a setting."""
+    for setting, value in (
+        ("evaluation.temperature", options.temperature),
+        ("evaluation.top_p", options.top_p),
+        ("evaluation.num_prompts", options.limit),
+        ("sampling.max_tokens", options.max_tokens),
+    ):
+        if value is not None:
+            yield f"{setting}={value}"
+    if options.prompt_template is not None:
+        plain = options.prompt_template in ("plain", "chat")
+        yield f"prompts.template.type={options.prompt_template if plain else 'chat'}"
+        wording = "none" if plain else options.prompt_template
+        yield f'prompts.template.system_prompt="{wording}"'  # in quotes, for a bare none is no value

@@ -10,12 +10,9 @@ class Commands(Protocol):
     def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser: ...
 
 
-def add_config(parser: argparse.ArgumentParser, *, what: str, optional: bool = False) -> None:
-    """CONFIG.toml, or with `optional` --config CONFIG.toml, and --set."""
-    if optional:
-        parser.add_argument("--config", required=True, metavar="CONFIG.toml", help=what)
-    else:
-        parser.add_argument("config", metavar="CONFIG.toml", help=what)
+def add_config(parser: argparse.ArgumentParser, *, what: str) -> None:
+    """CONFIG.toml and --set."""
+    parser.add_argument("config", metavar="CONFIG.toml", help=what)
     add_overrides(parser)
 
 

@@ -1,5 +1,6 @@
 """TOML files and `--set a.b=c` overrides to a RunConfig, with errors a person can act on."""
 
+import copy
 import difflib
 import re
 import tomllib
@@ -80,9 +81,13 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def parse_config(values: Mapping[str, Any], *, origin: str = "config") -> RunConfig:
-    """The run described by nested plain values (what TOML or JSON gives)."""
-    return _validated(RunConfig, values, origin=origin)
+def parse_config(values: Mapping[str, Any], overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
+    """The run described by nested plain values (what TOML or JSON gives), with `a.b=c` overrides applied in order.
+
+    Raises:
+        ConfigError: a setting is unknown, out of range or contradictory.
+    """
+    return _validated(RunConfig, _changed(copy.deepcopy(dict(values)), overrides), origin=origin)
 
 
 def parse_data(values: Mapping[str, Any]) -> DataConfig:
@@ -95,7 +100,10 @@ def parse_data(values: Mapping[str, Any]) -> DataConfig:
 
 
 def _overridden(path: str | Path, overrides: Iterable[str]) -> dict[str, Any]:
-    values = read_toml(path)
+    return _changed(read_toml(path), overrides)
+
+
+def _changed(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     for override in overrides:
         _apply_override(values, override)
     return values

@@ -58,6 +58,7 @@ class EvaluationConfig(Settings):
     num_prompts: Count | None = None  # the first so many; none = all
     num_samples: Count = 1  # avg@k
     temperature: Temperature = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the probability, held by the tokens that may be sampled
 
 
 class CheckpointConfig(Settings):

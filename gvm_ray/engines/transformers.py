@@ -189,6 +189,9 @@ class TransformersEngine:
         ).logits[:, -1]
         temperatures = torch.tensor([[row.sampling.temperature] for row in batch.rows], device=self._device)
         logprobs = torch.log_softmax(logits.float() / temperatures, dim=-1)
+        if any(row.sampling.top_p < 1 for row in batch.rows):
+            shares = torch.tensor([[row.sampling.top_p] for row in batch.rows], device=self._device)
+            logprobs = _nucleus(logprobs, shares)
         sampled = _sample_tokens(logprobs, [row.generator for row in batch.rows])
         chosen = logprobs.gather(-1, sampled[:, None])[:, 0].tolist()
         for row, token_id, logprob in zip(batch.rows, sampled.tolist(), chosen, strict=True):
@@ -210,6 +213,17 @@ class TransformersEngine:
         if row.ended:
             sample = RawSample(token_ids=row.token_ids, logprobs=row.logprobs, versions=row.versions)
             self._open.finish(row.number, sample)
+
+
+def _nucleus(logprobs: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """[rows, vocabulary] log-probs among each row's likeliest tokens that together reach its share [rows, 1].
+
+    Nucleus sampling (arXiv 1904.09751); the likeliest token always stays.
+    """
+    ordered, order = logprobs.exp().sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered  # probability of the tokens that are likelier
+    dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= shares)
+    return torch.log_softmax(logprobs.masked_fill(dropped, -torch.inf), dim=-1)
 
 
 def _sample_tokens(logprobs: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:

@@ -147,6 +147,7 @@ class VLLMEngine:
         try:
             return SamplingParams(
                 temperature=sampling.temperature,
+                top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
                 seed=seed,
                 stop_token_ids=[self._tokenizer.eos_token_id],

@@ -52,6 +52,15 @@ def file_rows(path: str, *, fields: Mapping[str, str] | None = None) -> Iterator
     return _json_rows(file) if document is None else iter(document)
 
 
+def file_fields(path: str) -> list[str]:
+    """The fields of a file's first row; none of an empty file.
+
+    Raises:
+        DataError: the file is missing, of another format, or not readable.
+    """
+    return next((list(row) for _, row in file_rows(path)), [])
+
+
 def _obstacle(path: Path) -> str:
     """Why the path is no file that can be read; empty if it is one. Pipes are not waited for."""
     try:

@@ -47,11 +47,19 @@ class EvaluationResult:
         confidence: float = 0.95,
         seed: int = 0,
     ) -> "EvaluationResult":
-        r"""The result of scored groups, one a prompt; a sample's answer is what it boxes last. See `of_rewards`."""
-        assert all(group.rewards is not None for group in groups), "groups are scored before they are evaluated"
+        r"""The result of scored groups; a sample's answer is what it boxes last. See `of_rewards`.
+
+        A prompt's samples may come in several groups, as where they were shared out over generators.
+        """
+        rewards: dict[str, list[float]] = {}
+        answers: dict[str, list[str | None]] = {}
+        for group in groups:
+            assert group.rewards is not None, "groups are scored before they are evaluated"
+            rewards.setdefault(group.prompt.prompt_id, []).extend(group.rewards)
+            answers.setdefault(group.prompt.prompt_id, []).extend(final_answer(text) for text in group.texts)
         return cls.of_rewards(
-            [group.rewards for group in groups if group.rewards is not None],
-            answers=[[final_answer(text) for text in group.texts] for group in groups],
+            list(rewards.values()),
+            answers=list(answers.values()),
             accept_threshold=accept_threshold,
             confidence=confidence,
             seed=seed,

@@ -34,6 +34,7 @@ _LATEX = LatexExtractionConfig(
 )
 _EXPRESSION = ExprExtractionConfig()
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
+_BOLD = re.compile(r"\\(?:textbf|mathbf)\s*\{([^{}]*)\}")  # as AMC and AIME solutions set their answers: \textbf{(073)}
 _LAYOUT = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|[!,;:> ])(?![a-zA-Z])|\s")
 
 
@@ -88,6 +89,8 @@ def can_parse_answer(answer: str) -> bool:
 
 def _clean(answer: str) -> str:
     answer = re.sub(r"(?<!\\)\$", "", answer).strip().rstrip(".").strip()
+    if bold := _BOLD.fullmatch(answer):
+        answer = bold[1].strip()
     answer = re.sub(r"(?<![\w.])([+-]?\d*\.?\d+)[eE]([+-]?\d+)(?![\w.])", r"\1 \\times 10^{\2}", answer)
     return re.sub(r"(\d)\.(?!\d)", r"\1", answer)  # "1./3"
 

@@ -17,6 +17,7 @@ from tiny_models import (
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import create_engine, generate, resolve_engine
+from gvm_ray.engines.transformers import _nucleus
 from gvm_ray.exceptions import DataError, SystemFailure
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
@@ -60,8 +61,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     engine.close()
 
 
-def sampling(*, temperature: float = 1.0, max_tokens: int = MAX_TOKENS) -> SamplingParameters:
-    return SamplingParameters(temperature=temperature, max_tokens=max_tokens)
+def sampling(*, temperature: float = 1.0, max_tokens: int = MAX_TOKENS, top_p: float = 1.0) -> SamplingParameters:
+    return SamplingParameters(temperature=temperature, max_tokens=max_tokens, top_p=top_p)
 
 
 def tokens(completion: Completion) -> list[int]:
@@ -99,6 +100,21 @@ def test_logprobs_are_those_of_a_forward_pass_under_the_new_weights(loaded: Load
         for completion in completions
     ]
     assert np.concatenate(differences).mean() < 1e-4
+
+
+def test_a_small_top_p_leaves_the_likeliest_token_alone(loaded: Loaded) -> None:
+    request = make_request(PROMPTS[0], num_samples=8)
+    everything = generate(loaded.engine, [request], sampling())[0]
+    likeliest = generate(loaded.engine, [request], sampling(top_p=1e-4))[0]
+    assert len({tuple(tokens(completion)) for completion in everything}) > 1
+    assert len({tuple(tokens(completion)) for completion in likeliest}) == 1
+    assert np.abs(likeliest[0].logprobs).max() < 1e-6
+
+
+def test_top_p_keeps_the_likeliest_tokens_that_reach_it() -> None:
+    logprobs = torch.tensor([[0.2, 0.5, 0.3], [0.2, 0.5, 0.3], [0.2, 0.5, 0.3]]).log()
+    kept = _nucleus(logprobs, torch.tensor([[0.6], [0.4], [1.0]])).exp()
+    torch.testing.assert_close(kept, torch.tensor([[0.0, 0.625, 0.375], [0.0, 1.0, 0.0], [0.2, 0.5, 0.3]]))
 
 
 def assert_logprobs_match(loaded: Loaded, request: SampleRequest, completions: tuple[Completion, ...]) -> None:

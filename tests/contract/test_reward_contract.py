@@ -135,6 +135,18 @@ def test_gold_answers_are_right():
 
 
 @needs_data
+def test_the_boxed_solutions_of_the_benchmarks_are_right():
+    reward = MathVerifyReward()
+    for name in ("aime24", "math500", "minerva_math"):
+        rows = [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        pairs = [(row["answer"], row.get("solution", row["answer"])) for row in rows]
+        boxed_pairs = [(answer, solution) for answer, solution in pairs if last_boxed(solution) is not None]
+        assert len(boxed_pairs) >= 0.95 * len(rows)
+        wrong = [answer for answer, text in boxed_pairs if reward(prompt(answer), completion(text)) != 1.0]
+        assert len(wrong) <= 0.005 * len(boxed_pairs), (name, wrong)
+
+
+@needs_data
 def test_gold_answers_are_understood():
     """All but eight parse: two physics formulas with primes or E_1, an `np.arcsin`, prose, misprints."""
     assert sum(not can_parse_answer(answer) for answer in gold_answers()) <= 8

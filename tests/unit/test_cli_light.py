@@ -123,6 +123,14 @@ def test_an_impossible_number_of_samples_is_refused() -> None:
     assert "--num-samples 0" in error
 
 
+def test_an_evaluation_is_told_what_it_lacks() -> None:
+    assert "write --benchmarks math500,aime24, or --config" in refusal("eval", "model")
+    assert "2 models are compared on benchmarks only" in refusal("eval", "a", "b", "--config", str(CONFIG))
+    assert "evaluation.top_p: Input should be" in refusal("eval", "model", "--benchmarks", "aime24", "--top-p", "0")
+    error = refusal("eval", "model", "--benchmarks", "aime24", "--set", "evaluation.topp=1")
+    assert "evaluation.topp: unknown setting; did you mean 'top_p'?" in error
+
+
 def test_the_benchmarks_are_listed_and_a_wrong_name_is_refused_at_once() -> None:
     listed = run("bench", "--list")
     assert listed.returncode == 0

@@ -19,7 +19,7 @@ from gvm_ray.functional.boxed import final_boxed, last_boxed
 from gvm_ray.types import Completion, Prompt, RolloutGroup
 
 
-def scored_group(texts: list[str], rewards: list[float]) -> RolloutGroup:
+def scored_group(prompt_id: str, texts: list[str], rewards: list[float]) -> RolloutGroup:
     completions = tuple(
         Completion(
             token_ids=np.zeros(1, np.int32),
@@ -30,7 +30,7 @@ def scored_group(texts: list[str], rewards: list[float]) -> RolloutGroup:
         )
         for text in texts
     )
-    prompt = Prompt(prompt_id="p", text="", token_ids=np.zeros(1, np.int32), answer="")
+    prompt = Prompt(prompt_id=prompt_id, text="", token_ids=np.zeros(1, np.int32), answer="")
     return RolloutGroup.of(prompt, completions, rewards=np.array(rewards))
 
 
@@ -103,8 +103,9 @@ def test_bootstrap_interval_refuses(values: list[float], confidence: float):
 
 def test_evaluation_result():
     groups = [
-        scored_group([r"\boxed{4}", r"\boxed{ 4 }", r"\boxed{5}", "none"], [1.0, 1.0, 0.0, 0.0]),
-        scored_group([r"\boxed{1}", r"\boxed{2}", r"\boxed{2}", r"\boxed{3}"], [1.0, 0.2, 0.2, 0.0]),
+        scored_group("a", [r"\boxed{4}", r"\boxed{ 4 }", r"\boxed{5}", "none"], [1.0, 1.0, 0.0, 0.0]),
+        scored_group("b", [r"\boxed{1}"], [1.0]),  # the rest of its samples came from another generator
+        scored_group("b", [r"\boxed{2}", r"\boxed{2}", r"\boxed{3}"], [0.2, 0.2, 0.0]),
     ]
     result = EvaluationResult.of(groups)
     means = {name: estimate.mean for name, estimate in result.metrics.items()}

@@ -51,6 +51,7 @@ def test_a_batch_larger_than_the_machine_names_the_setting(tmp_path: Path) -> No
     with pytest.raises(ResourceError, match=r"learner\.micro_batch_tokens=1000000000"):
         check_memory(config, sizes, available_bytes=16 * 2**30)
     check_memory(run_config(), sizes, available_bytes=16 * 2**30)
+    check_memory(config, sizes, available_bytes=16 * 2**30, learners=False)
 
 
 def test_prepare_gives_prompts_and_base_model(tmp_path: Path) -> None:
@@ -64,6 +65,7 @@ def test_prepare_gives_prompts_and_base_model(tmp_path: Path) -> None:
 def test_more_prompts_a_step_than_there_are_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="prompts_per_step=33 needs 33 training prompts and 32"):
         prepare(run_config(prompts_per_step=33), run_dir=tmp_path)
+    assert len(prepare(run_config(prompts_per_step=33), run_dir=tmp_path, learners=False).prompts.train) == 32
 
 
 def test_a_context_shorter_than_prompt_and_response_is_refused(tmp_path: Path) -> None:

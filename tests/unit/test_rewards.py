@@ -59,6 +59,8 @@ def math_verify() -> MathVerifyReward:
         (r"90^\circ", "90"),
         (r"\$36", "36"),
         ("58,500", "58500"),
+        ("073", r"\textbf{(073)}"),  # as AMC and AIME solutions set their answers
+        ("902", r"\textbf{(902) }"),
         (r"62.5\%", "0.625"),
         (r"x \in [-2,7]", "[-2,7]"),
         (r"\text{Evelyn}", "Evelyn"),
@@ -80,6 +82,7 @@ def test_math_verify_accepts(math_verify: MathVerifyReward, gold: str, answer: s
     [
         ("27", "28"),
         ("27", "-27"),
+        ("073", r"\textbf{(074)}"),
         (r"\frac12", "0.51"),
         ("(2,4)", "(4,2)"),
         ("[2,4]", "(2,4)"),

@@ -1,0 +1,1 @@
+"""Finished models on published benchmarks: samples that are kept, and tables with intervals made of them."""

@@ -1,0 +1,139 @@
+"""The samples of one model on one benchmark, in a file that grows with every piece of prompts that is finished."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gvm_ray.evaluation import final_answer
+from gvm_ray.exceptions import ConfigError, DataError, SystemFailure, free_space
+from gvm_ray.types import FinishReason, RolloutGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What the statistics need of one response."""
+
+    sample_index: int
+    reward: float | None  # None = unscored
+    answer: str | None  # what it boxes last
+    num_tokens: int
+    finish_reason: FinishReason
+
+
+class SampleFile:
+    """`samples.jsonl`, one row a sample with its text, beside the settings under which they were drawn.
+
+    A prompt is finished when all its samples are in the file; rows of others, as a killed run leaves them, are dropped.
+    """
+
+    def __init__(self, folder: Path, *, settings: Mapping[str, Any], num_samples: int) -> None:
+        """Open it, or begin it where there is none.
+
+        Raises:
+            ConfigError: what is there was drawn under other settings.
+            DataError: a row is no sample.
+            SystemFailure: the folder can't be written.
+        """
+        self.path = folder / "samples.jsonl"
+        self._num_samples = num_samples
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _check_settings(folder / "settings.json", json.loads(json.dumps(settings)))
+            rows = self._finished_rows()
+        self.finished = {prompt_id: tuple(_sample(row) for row in of_prompt) for prompt_id, of_prompt in rows.items()}
+
+    def append(self, groups: Sequence[RolloutGroup]) -> None:
+        """Add the scored samples of some prompts, all of each. Several groups may be of one prompt.
+
+        Raises:
+            SystemFailure: the file can't be written.
+        """
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for group in groups:
+            rows.setdefault(group.prompt.prompt_id, []).extend(_rows(group))
+        assert all(len(of_prompt) == self._num_samples for of_prompt in rows.values()), "prompts are finished whole"
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(_line(row) for of_prompt in rows.values() for row in of_prompt))
+        self.finished |= {prompt_id: tuple(map(_sample, of_prompt)) for prompt_id, of_prompt in rows.items()}
+
+    def _finished_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """prompt_id -> its rows; the file is written anew where it held more."""
+        if not self.path.exists():
+            return {}
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):  # cut off while it was written
+                break
+            row = _parsed(line, where=f"{self.path}, line {number}")
+            rows.setdefault(row["prompt_id"], []).append(row)
+        finished = {prompt_id: found for prompt_id, found in rows.items() if len(found) == self._num_samples}
+        if sum(map(len, finished.values())) < len(lines):
+            incomplete = self.path.with_name(self.path.name + ".incomplete")
+            incomplete.write_text("".join(_line(row) for found in finished.values() for row in found), encoding="utf-8")
+            incomplete.replace(self.path)
+        return finished
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An error of the disk becomes a SystemFailure that names the path and says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise SystemFailure(
+            f"{str(path)!r} can't be written ({error.strerror or error}); {free_space(path)} are free there. Make "
+            "room, or write another --output; what was finished stays, and the same command goes on from there"
+        ) from error
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or compare them with those that are there."""
+    if not path.exists():
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return
+    try:
+        before = dict(json.loads(path.read_bytes()))
+    except ValueError as error:
+        raise DataError(f"{str(path)!r} is not JSON ({error}); remove its folder to sample anew") from error
+    changed = [name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)]
+    if changed:
+        differences = "; ".join(f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in changed)
+        raise ConfigError(
+            f"{str(path.parent)!r} holds samples that were drawn otherwise: {differences}. Write another --output, "
+            "give the model another name (NAME=MODEL), or remove the folder"
+        )
+
+
+def _rows(group: RolloutGroup) -> Iterator[dict[str, Any]]:
+    assert group.rewards is not None, "groups are scored before they are kept"
+    for index, text in enumerate(group.texts):
+        reward = float(group.rewards[index])
+        sample = Sample(
+            sample_index=group.sample_indices[index],
+            reward=None if reward != reward else reward,
+            answer=final_answer(text),
+            num_tokens=int(group.num_tokens[index]),
+            finish_reason="length" if group.truncated[index] else "stop",
+        )
+        yield {"prompt_id": group.prompt.prompt_id, **asdict(sample), "text": text}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _parsed(line: bytes, *, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        _sample(row)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{where} is no sample ({error!r}); remove the file to sample anew") from error
+    return row
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    return Sample(**{name: row[name] for name in Sample.__dataclass_fields__})

@@ -100,6 +100,7 @@ def test_actors_of_every_kind_are_killed(undisturbed: RunFolder, runs_dir: Path)
     assert read_rows(folder.metrics)[-1]["faults/total"] >= 3  # nobody may miss the last one
 
 
+@pytest.mark.slow
 def test_a_full_object_store_slows_a_run_down_and_does_not_end_it(undisturbed: RunFolder, runs_dir: Path) -> None:
     size = int(ray.cluster_resources()["object_store_memory"])
     held = [ray.put(np.ones(size // 4, dtype=np.uint8)) for _ in range(5)]  # more than it holds

@@ -162,6 +162,7 @@ def test_weights_that_died_with_their_publisher_are_published_again(model_path: 
         assert failures.counts["an object in Ray's store"] >= 1
 
 
+@pytest.mark.slow
 def test_a_weight_sync_that_hangs_holds_nobody_up_for_ever(
     model_path: str, runner: asyncio.Runner, caplog: pytest.LogCaptureFixture
 ) -> None:

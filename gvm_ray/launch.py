@@ -19,13 +19,14 @@ from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
 from gvm_ray.config import RunConfig
 from gvm_ray.envs.prompt_set import demonstrations
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
+from gvm_ray.evaluation.beside import EvaluationBeside
 from gvm_ray.evaluation.evaluator import HeldOutEvaluator
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared
 from gvm_ray.prompt_states import CachedPromptStates
-from gvm_ray.protocols import StepLog
+from gvm_ray.reporting import Reporter
 from gvm_ray.rollouts import SampleTexts
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.types import CheckpointState, Metrics, SamplingParameters
@@ -49,20 +50,26 @@ async def launched(
     checkpoints: CheckpointFolder,
     restored: RestoredCheckpoint | None,
     run_dir: Path,
-    log: StepLog,
+    log: Reporter,
     clock: PhaseClock,
     failures: FailureLog,
     stop: StopRequest,
 ) -> AsyncIterator[Launched]:
     """A started system; every actor that was started is stopped again on the way out."""
     pools = start_pools(config, prepared, clock=clock, failures=failures)
+    own = pools_of_evaluation(config, prepared, pools, failures=failures)
     allocator = start_allocator(config, clock=clock, failures=failures)
     learners = make_learners(config, prepared, run_dir=run_dir, clock=clock, failures=failures)
-    pools.generators.republish = learners.republish
+    for generators in (pools.generators, *([own.generators] if own else ())):
+        generators.republish = learners.republish
     stream = prompt_stream(config, prepared)
     try:
         # The generators import and compile while the learners start and, where asked, learn from demonstrations.
-        await asyncio.gather(pools.start(), start_learners(config, prepared, learners, restored=restored))
+        await asyncio.gather(
+            pools.start(),
+            *([own.generators.start()] if own else ()),
+            start_learners(config, prepared, learners, restored=restored),
+        )
         states = CachedPromptStates(learners=learners, config=config.prompt_states)
         start = await starting_state(stream, states, allocator, restored=restored)
         await pools.publish(await learners.weights(start.policy_version))
@@ -81,11 +88,16 @@ async def launched(
                 every_steps=config.reporting.samples_every_steps,
                 fetch=partial(fetch_groups, timeout_s=config.deadlines.sample_s),
             ),
+            beside=None
+            if own is None
+            else EvaluationBeside(make_evaluator(config, prepared, own), own, log=log.log_evaluation),
             stop=stop,
         )
         yield Launched(system=system, start=start, learners=learners, evaluator=evaluator)
     finally:
         await learners.stop()
+        if own is not None:
+            own.generators.close()
         pools.close()
         allocator.close()
 
@@ -159,27 +171,61 @@ def start_pools(
     """Generator and reward actors, asked for but not awaited; `prefix` begins their names."""
     clock, failures = clock or PhaseClock(), failures or FailureLog(config.faults)
     return SamplingPools(
-        generators=GeneratorPool(
-            config.engine,
-            kind=prepared.engine_kind,
-            model_path=prepared.base.path,
-            max_model_len=prepared.max_model_len,
-            max_tokens=config.sampling.max_tokens,
-            revision=prepared.base.revision,
-            trust_remote_code=prepared.base.trust_remote_code,
-            deadlines=config.deadlines,
-            failures=failures,
-            clock=clock,
-            name=f"{prefix}generator",
-        ),
+        generators=_generators(config, prepared, clock=clock, failures=failures, name=f"{prefix}generator"),
         rewards=RewardPool(
             config.rewards,
             max_tokens=config.sampling.max_tokens,
             deadlines=config.deadlines,
             failures=failures,
+            environment=config.environment,
             name=f"{prefix}reward",
         ),
         clock=clock,
+    )
+
+
+def pools_of_evaluation(
+    config: RunConfig, prepared: Prepared, pools: SamplingPools, *, failures: FailureLog
+) -> SamplingPools | None:
+    """Generators for evaluation alone, where the run asks for them, asked for but not awaited; the reward actors are
+    the training's."""
+    if not config.evaluation.num_generators:
+        return None
+    clock = PhaseClock()  # its phases aren't those of the training
+    generators = _generators(
+        config,
+        prepared,
+        clock=clock,
+        failures=failures,
+        name="evaluation-generator",
+        num_generators=config.evaluation.num_generators,
+    )
+    return SamplingPools(generators=generators, rewards=pools.rewards, clock=clock)
+
+
+def _generators(
+    config: RunConfig,
+    prepared: Prepared,
+    *,
+    clock: PhaseClock,
+    failures: FailureLog,
+    name: str,
+    num_generators: int | None = None,
+) -> GeneratorPool:
+    """As many as [engine] says, or another number of the same."""
+    number = config.engine.num_generators if num_generators is None else num_generators
+    return GeneratorPool(
+        config.engine.model_copy(update={"num_generators": number}),
+        kind=prepared.engine_kind,
+        model_path=prepared.base.path,
+        max_model_len=prepared.max_model_len,
+        max_tokens=config.sampling.max_tokens,
+        revision=prepared.base.revision,
+        trust_remote_code=prepared.base.trust_remote_code,
+        deadlines=config.deadlines,
+        failures=failures,
+        clock=clock,
+        name=name,
     )
 
 

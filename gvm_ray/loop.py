@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gvm_ray.config import RunConfig
+from gvm_ray.evaluation.beside import EvaluationBeside
 from gvm_ray.protocols import (
     Algorithm,
     Allocator,
@@ -23,10 +24,17 @@ from gvm_ray.protocols import (
     RolloutPools,
     StepLog,
 )
-from gvm_ray.rollouts import RolloutLedger, SampleTexts, sample_histograms, staleness_metrics, trained_norms
+from gvm_ray.rollouts import (
+    RolloutLedger,
+    SampleTexts,
+    sample_histograms,
+    staleness_metrics,
+    trained_norms,
+    turn_metrics,
+)
 from gvm_ray.sample_text import SampleText
 from gvm_ray.stop_request import StopRequest
-from gvm_ray.types import CheckpointState, Histograms, Metrics, Prompt, SamplingParameters, TrainBatch
+from gvm_ray.types import CheckpointState, Histograms, Metrics, Prompt, SamplingParameters, TrainBatch, WeightsRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,7 @@ class System:
     checkpoints: Checkpoints
     log: StepLog
     texts: SampleTexts = field(default_factory=SampleTexts)
+    beside: EvaluationBeside | None = None  # where evaluation doesn't stop training
     stop: StopRequest = field(default_factory=StopRequest)
 
 
@@ -154,7 +163,7 @@ async def scored_batch(system: System, config: RunConfig, ledger: RolloutLedger,
     staleness = staleness_metrics(outcomes, step=part.step, max_staleness=config.max_staleness)
     return ScoredBatch(
         batch=batch,
-        metrics={**batch.metrics, **report.metrics, **staleness},
+        metrics={**batch.metrics, **report.metrics, **staleness, **turn_metrics(outcomes)},
         histograms={**report.histograms, **sample_histograms(outcomes)},
         texts=await system.texts.of(outcomes, step=part.step),
         costs=ledger.take_costs(),
@@ -190,7 +199,7 @@ async def update_loop(
                 **result.metrics,
                 **costs,
                 "cost/charged_tokens": charged_tokens(config, costs),
-                **await evaluation(system, config, publishing, step, is_last=is_last),
+                **await evaluation(system, config, publishing, result.weights, tasks, is_last=is_last),
             }
             batches.task_done()
             system.log.log_step(step, metrics, histograms=scored.histograms, texts=scored.texts)
@@ -212,10 +221,21 @@ def charged_tokens(config: RunConfig, costs: Mapping[str, float]) -> float:
 
 
 async def evaluation(
-    system: System, config: RunConfig, publishing: asyncio.Task[None], step: int, *, is_last: bool
+    system: System,
+    config: RunConfig,
+    publishing: asyncio.Task[None],
+    weights: WeightsRef,
+    tasks: asyncio.TaskGroup,
+    *,
+    is_last: bool,
 ) -> Metrics:
-    """Metrics of the policy that comes of this step, every so many steps and after the last."""
-    if not is_last and (step + 1) % config.evaluation.every_steps:
+    """Metrics of the policy that comes of a step, every so many steps and after the last; or none yet, where its
+    evaluation goes on beside the next steps.
+    """
+    if not is_last and weights.policy_version % config.evaluation.every_steps:
+        return {}
+    if system.beside is not None and not is_last:
+        await system.beside.begin(weights.policy_version - 1, weights, tasks)
         return {}
     await publishing
     return await system.evaluator.evaluate()

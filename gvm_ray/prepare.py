@@ -11,6 +11,7 @@ from gvm_ray.allocators import create_allocator
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
 from gvm_ray.engines import EngineKind, resolve_engine
+from gvm_ray.envs.environments import create_environment
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
 from gvm_ray.exceptions import ConfigError, DataError, ResourceError
 from gvm_ray.functional.memory import ModelSizes, generator_bytes, learner_bytes
@@ -65,6 +66,7 @@ def prepare(
     """
     engine_kind = resolve_engine(config.engine)
     create_reward(config.rewards)
+    create_environment(config.environment)
     create_allocator(config.allocator, accept_threshold=config.rewards.accept_threshold, seed=config.seed)
     create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
     base = find_base_model(config, run_dir=run_dir)

@@ -149,6 +149,16 @@ def staleness_metrics(outcomes: Sequence[GroupOutcome], *, step: int, max_stalen
     return {"staleness/mean": float(staleness.mean()), "staleness/max": float(staleness.max())}
 
 
+def turn_metrics(outcomes: Sequence[GroupOutcome]) -> dict[str, float]:
+    """`turns/mean|max` of the policy over the samples of a step; empty where all had one."""
+    turns = [outcome.num_turns for outcome in outcomes if outcome.num_turns is not None]
+    if not turns:
+        return {}
+    num_samples = sum(len(outcome.rewards) for outcome in outcomes)
+    more = sum(int((t - 1).sum()) for t in turns)
+    return {"turns/mean": 1 + more / num_samples, "turns/max": float(max(t.max() for t in turns))}
+
+
 def sample_histograms(outcomes: Sequence[GroupOutcome]) -> Histograms:
     """`reward_deciles` and `length_deciles` of a step's samples: minimum, nine deciles, maximum [11], all of them
     values that occur.

@@ -28,7 +28,7 @@ from gvm_ray.reporting import (
     MetricsSink,
     Reporter,
     RunFolder,
-    read_rows,
+    read_steps,
     summary_lines,
     write_plots,
     write_summary,
@@ -212,7 +212,7 @@ def _close(
     phases: Mapping[str, float],
 ) -> dict[str, Any]:
     """Plots and summary of a finished run."""
-    rows = read_rows(folder.metrics)
+    rows = read_steps(folder.metrics)
     last = rows[-1]
     plots = write_plots(folder, base_accuracy=base_accuracy)
     summary = write_summary(

@@ -1,5 +1,6 @@
 """Generator actors: each serves one engine."""
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -10,7 +11,9 @@ from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine
 from gvm_ray.engines.server import EngineServer
-from gvm_ray.types import RolloutGroup, SampleRequest, SamplingParameters, WeightsRef
+from gvm_ray.engines.turns import episodes_by_sample, next_turns
+from gvm_ray.pretrained import load_tokenizer
+from gvm_ray.types import OpenEpisodes, RolloutGroup, SampleRequest, SamplingParameters, WeightsRef
 
 # A chunk is scored while the rest is being sampled, and costs the driver some milliseconds whatever its size: so a
 # generator's share of a round makes a few chunks, and a small share one.
@@ -45,6 +48,10 @@ class GeneratorActor:
             trust_remote_code=trust_remote_code,
         )
         self._server = EngineServer(create, in_flight=config.in_flight)
+        self._load_tokenizer = functools.partial(
+            load_tokenizer, model_path, revision=revision, trust_remote_code=trust_remote_code
+        )
+        self._tokenizer: Any = None  # of environments' answers; loaded when there is one
 
     def __repr__(self) -> str:
         return self._name
@@ -62,23 +69,48 @@ class GeneratorActor:
         return await self._server.ask(question)
 
     async def generate(
-        self, requests: Sequence[SampleRequest], sampling: SamplingParameters, weights: WeightsRef | None
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: SamplingParameters,
+        weights: WeightsRef | None,
+        *episodes: Sequence[OpenEpisodes],
     ) -> AsyncIterator[tuple[RolloutGroup, ...]]:
         """Unscored groups as they are finished, some at a time, sampled under `weights` or newer ones.
 
-        A restarted actor has the model's first weights, so the last published ones come with every call.
+        With `episodes`, which all samples of the requests are then among, they come with one turn more. A restarted
+        actor has the model's first weights, so the last published ones come with every call.
         """
         if weights is not None:
             await self.load_weights(weights)
+        groups = self._next_turns(requests, sampling, episodes) if episodes else self._first_turns(requests, sampling)
         chunk: list[RolloutGroup] = []
-        async for request, completions in self._server.sample(requests, sampling):
-            chunk.append(RolloutGroup.of(request.prompt, completions, sample_indices=request.sample_indices))
+        async for group in groups:
+            chunk.append(group)
             enough = len(chunk) >= len(requests) / _MAX_CHUNKS and sum(map(len, chunk)) >= _MIN_CHUNK_SAMPLES
             if enough:
                 yield tuple(chunk)
                 chunk = []
         if chunk:
             yield tuple(chunk)
+
+    async def _first_turns(
+        self, requests: Sequence[SampleRequest], sampling: SamplingParameters
+    ) -> AsyncIterator[RolloutGroup]:
+        async for request, completions in self._server.sample(requests, sampling):
+            yield RolloutGroup.of(request.prompt, completions, sample_indices=request.sample_indices)
+
+    async def _next_turns(
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: SamplingParameters,
+        episodes: Sequence[Sequence[OpenEpisodes]],
+    ) -> AsyncIterator[RolloutGroup]:
+        if self._tokenizer is None:
+            self._tokenizer = await asyncio.to_thread(self._load_tokenizer)
+        by_sample = episodes_by_sample(episodes)
+        groups = next_turns(self._server, requests, sampling, episodes=by_sample, tokenizer=self._tokenizer)
+        async for group in groups:
+            yield group
 
     async def reset(self) -> None:
         """Ready for another run: no requests, nothing cached, no version; see `Engine.reset`."""

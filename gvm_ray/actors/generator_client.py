@@ -12,7 +12,7 @@ from gvm_ray.actors.waiting import failure_of, wait_for
 from gvm_ray.config.run import DeadlineConfig, EngineConfig
 from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorDied, SystemFailure
-from gvm_ray.types import SampleRequest, SamplingParameters, WeightsRef
+from gvm_ray.types import SampleKey, SampleRequest, SamplingParameters, WeightsRef
 
 
 class GeneratorClient:
@@ -32,7 +32,7 @@ class GeneratorClient:
     ) -> None:
         self.name = name
         self.version = -1
-        self.load = 0.0  # predicted tokens that it has yet to sample
+        self.pending: list[dict[SampleKey, float]] = []  # by call: samples under way, with their predicted tokens
         self.available = True  # false while it restarts, and until it has the present weights
         self.life = 0  # how often it was found dead
         self._deadlines = deadlines
@@ -52,6 +52,11 @@ class GeneratorClient:
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
+
+    @property
+    def load(self) -> float:
+        """Predicted tokens that it has yet to sample."""
+        return sum(sum(samples.values()) for samples in self.pending)
 
     async def ready(self) -> None:
         """Return once its engine has loaded the model, also where it must be restarted first.
@@ -93,15 +98,19 @@ class GeneratorClient:
         self.version = version
 
     async def chunks(
-        self, requests: Sequence[SampleRequest], sampling: SamplingParameters, weights: WeightsRef | None
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: SamplingParameters,
+        weights: WeightsRef | None,
+        episodes: Sequence[ray.ObjectRef] = (),
     ) -> AsyncIterator[ray.ObjectRef]:
-        """Refs of tuples of unscored groups, as they are finished.
+        """Refs of tuples of unscored groups, as they are finished; see `GeneratorActor.generate`.
 
         Raises:
             ActorDied: the generator died, or was killed because it gave nothing for `deadlines.sample_s`.
             ActorFailure: its engine raised. The last ref may then be an error too.
         """
-        stream = self._actor.generate.options(num_returns="streaming").remote(requests, sampling, weights)
+        stream = self._actor.generate.options(num_returns="streaming").remote(requests, sampling, weights, *episodes)
         hung = False
 
         def hang() -> None:

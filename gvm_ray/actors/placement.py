@@ -33,14 +33,15 @@ class ResourceDemand:
     def of(cls, config: RunConfig, *, learners: bool = True) -> "ResourceDemand":
         engine, learner, rewards = config.engine, config.learner, config.rewards
         num_learners = learner.num_workers if learners else 0
+        num_generators = engine.num_generators + (config.evaluation.num_generators if learners else 0)
         return cls(
             cpus={
-                "generators": engine.num_generators * engine.cpus_per_generator,
+                "generators": num_generators * engine.cpus_per_generator,
                 "learners": num_learners * learner.cpus_per_worker,
                 "reward actors": rewards.num_actors * rewards.cpus_per_actor,
             },
             gpus={
-                "generators": engine.num_generators * engine.gpus_per_generator,
+                "generators": num_generators * engine.gpus_per_generator,
                 "learners": num_learners * learner.gpus_per_worker,
             },
         )

@@ -1,16 +1,25 @@
 """Generators and reward actors as one: requests in, outcomes out; token-sized data goes by ref between them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import ray
 
-from gvm_ray.actors.generator_pool import GeneratorPool
+from gvm_ray.actors.generator_pool import GeneratorPool, Outcome
 from gvm_ray.actors.reward import RewardPool
 from gvm_ray.actors.waiting import wait_for
+from gvm_ray.exceptions import ObjectsLost
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.types import GroupOutcome, RolloutGroup, SampleRequest, SamplingParameters, WeightsRef
+from gvm_ray.types import (
+    GroupOutcome,
+    OpenOutcome,
+    RolloutGroup,
+    SampleKey,
+    SampleRequest,
+    SamplingParameters,
+    WeightsRef,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +33,37 @@ class SamplingPools:
     async def sample_and_score(
         self, requests: Sequence[SampleRequest], sampling: SamplingParameters
     ) -> list[GroupOutcome]:
-        """Groups go to the reward actors as they are finished; they never pass through the driver."""
-        return await self.generators.sample(requests, sampling, score=self._score)
+        """Groups go to the reward actors as they are finished; they never pass through the driver.
 
-    async def _score(self, chunk: ray.ObjectRef) -> list[GroupOutcome]:
+        Where an environment answers, all samples of these requests take their turns together: so what an engine's batch
+        is made of doesn't depend on the clock.
+        """
+        outcomes, episodes = _apart(await self.generators.sample(requests, sampling, score=self._score))
+        if not episodes:
+            return outcomes
+        position = {
+            (request.prompt.prompt_id, index): at
+            for at, request in enumerate(requests)
+            for index in request.sample_indices
+        }
+        while episodes:
+            try:
+                more, episodes = _apart(await self._next_turns(requests, sampling, episodes))
+            except ObjectsLost:  # with the same seeds the episodes come to the same turns again
+                lost = {(episode.prompt_id, index) for episode in episodes for index in episode.sample_indices}
+                more, episodes = _apart(
+                    await self.generators.sample(_among(requests, lost), sampling, score=self._score)
+                )
+            outcomes += more
+        return sorted(outcomes, key=lambda o: (position[o.prompt_id, o.sample_indices[0]], o.sample_indices))
+
+    async def _next_turns(
+        self, requests: Sequence[SampleRequest], sampling: SamplingParameters, episodes: Sequence[OpenOutcome]
+    ) -> list[Outcome]:
+        refs = {(episode.prompt_id, index): episode.ref.ref for episode in episodes for index in episode.sample_indices}
+        return await self.generators.sample(_among(requests, refs), sampling, score=self._score, episodes=refs)
+
+    async def _score(self, chunk: ray.ObjectRef) -> list[Outcome]:
         with self.clock.phase("reward"):
             return await self.rewards.score(chunk)
 
@@ -47,6 +83,18 @@ class SamplingPools:
     def close(self) -> None:
         self.generators.close()
         self.rewards.close()
+
+
+def _apart(outcomes: Sequence[Outcome]) -> tuple[list[GroupOutcome], list[OpenOutcome]]:
+    """Those that are over, and those that go on."""
+    over = [outcome for outcome in outcomes if isinstance(outcome, GroupOutcome)]
+    return over, [outcome for outcome in outcomes if isinstance(outcome, OpenOutcome)]
+
+
+def _among(requests: Sequence[SampleRequest], keys: Collection[SampleKey]) -> list[SampleRequest]:
+    """What is asked for of these samples."""
+    parts = [request.only(keys) for request in requests]
+    return [part for part in parts if part.seeds]
 
 
 async def fetch_groups(outcomes: Sequence[GroupOutcome], *, timeout_s: float) -> list[RolloutGroup]:

@@ -1,9 +1,10 @@
-"""Reward actors: each scores groups in a sandboxed process of its own; scored groups stay in the object store."""
+"""Reward actors: each answers turns and scores groups in a sandboxed process of its own; what comes of it stays in the
+object store."""
 
 import asyncio
 import logging
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import ray
 
 from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.actors.waiting import wait_for
+from gvm_ray.config.environment import EnvironmentSettings
 from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.config.run import DeadlineConfig
 from gvm_ray.exceptions import ActorDied, DeadlineExceeded
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.rewards.sandbox import Scored, Unscored
-from gvm_ray.types import GroupOutcome, GroupRef, Metrics, RolloutGroup
+from gvm_ray.rewards.sandbox import Observed, Result, Scored, Unscored
+from gvm_ray.types import GroupOutcome, GroupRef, Metrics, OpenEpisodes, OpenOutcome, RolloutGroup
 
 _LOGGED_FAILURES = 5  # of one actor; later ones are counted only
 
@@ -27,9 +29,11 @@ logger = logging.getLogger(__name__)
 class RewardActor:
     """Scores one call at a time."""
 
-    def __init__(self, name: str, config: RewardsConfig, *, max_tokens: int) -> None:
+    def __init__(
+        self, name: str, config: RewardsConfig, *, max_tokens: int, environment: EnvironmentSettings | None
+    ) -> None:
         self._name = name
-        self._sandbox = make_reward_sandbox(config, max_tokens=max_tokens)
+        self._sandbox = make_reward_sandbox(config, max_tokens=max_tokens, environment=environment)
         self._num_failures = 0
 
     def __repr__(self) -> str:
@@ -41,19 +45,39 @@ class RewardActor:
 
     def score(
         self, groups: tuple[RolloutGroup, ...]
-    ) -> tuple[tuple[RolloutGroup, ...], tuple[list[GroupOutcome], Counter[str]]]:
-        """The scored groups; and, for the driver, their outcomes (whose ref names no object yet) with the number of
-        unscored samples by reason.
-        """
+    ) -> tuple[tuple[RolloutGroup, ...], tuple[OpenEpisodes, ...], "_Numbers"]:
+        """The scored groups; the samples that have another turn; and, for the driver, the numbers of both."""
         results = self._sandbox.score([(group.prompt, c) for group in groups for c in group.completions])
         unscored = [result for result in results if isinstance(result, Unscored)]
         for failure in unscored[: max(0, _LOGGED_FAILURES - self._num_failures)]:
             logger.warning("unscored (%s): %s", failure.reason, failure.detail)
         self._num_failures += len(unscored)
         remaining = iter(results)
-        scored = tuple(_with_results(group, [next(remaining) for _ in range(len(group))]) for group in groups)
-        outcomes = [GroupOutcome.of(group, ref=GroupRef(ref=None, index=i)) for i, group in enumerate(scored)]
-        return scored, (outcomes, Counter(failure.reason for failure in unscored))
+        parts = [_split(group, [next(remaining) for _ in range(len(group))]) for group in groups]
+        scored = tuple(group for group, _ in parts if group is not None)
+        open_ = tuple(episodes for _, episodes in parts if episodes is not None)
+        numbers = _Numbers(
+            outcomes=[GroupOutcome.of(group, ref=GroupRef(ref=None, index=i)) for i, group in enumerate(scored)],
+            open=[
+                OpenOutcome(
+                    prompt_id=episodes.group.prompt.prompt_id,
+                    sample_indices=episodes.group.sample_indices,
+                    ref=GroupRef(ref=None, index=i),
+                )
+                for i, episodes in enumerate(open_)
+            ],
+            unscored=Counter(failure.reason for failure in unscored),
+        )
+        return scored, open_, numbers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Numbers:
+    """What the driver is told of a call; the refs name no object yet."""
+
+    outcomes: list[GroupOutcome]
+    open: list[OpenOutcome]
+    unscored: Counter[str]  # samples by reason
 
 
 class RewardPool:
@@ -68,6 +92,7 @@ class RewardPool:
         max_tokens: int,
         deadlines: DeadlineConfig,
         failures: FailureLog,
+        environment: EnvironmentSettings | None = None,
         name: str = "reward",
     ) -> None:
         self._name = name
@@ -75,7 +100,7 @@ class RewardPool:
         self._failures = failures
         self._actors: list[Any] = [  # Ray's types don't know the methods of an actor handle
             RewardActor.options(name=f"{name}-{index}", num_cpus=config.cpus_per_actor, max_restarts=-1).remote(
-                f"{name}-{index}", config, max_tokens=max_tokens
+                f"{name}-{index}", config, max_tokens=max_tokens, environment=environment
             )
             for index in range(config.num_actors)
         ]
@@ -98,13 +123,14 @@ class RewardPool:
             setting="deadlines.start_s",
         )
 
-    async def score(self, groups: ray.ObjectRef) -> list[GroupOutcome]:
+    async def score(self, groups: ray.ObjectRef) -> list[GroupOutcome | OpenOutcome]:
         """Score the tuple of groups behind a ref, which the driver never fetches, by the least busy actor.
 
-        Each response takes at most `rewards.timeout_s`.
+        Each response, or turn, takes at most `rewards.timeout_s`.
 
         Returns:
-            One outcome for each group, in order. Its rewards are NaN where a sample couldn't be scored.
+            In order of the groups, an outcome for those with samples that are over: their rewards are NaN where one
+            couldn't be scored. Then one for those with samples that have another turn.
 
         Raises:
             ActorDied: the generator died before it had made the groups.
@@ -150,16 +176,19 @@ class RewardPool:
         )
         del self._restarts[index]
 
-    async def _scored(self, groups: ray.ObjectRef, index: int) -> list[GroupOutcome]:
-        scored, numbers = self._actors[index].score.options(num_returns=2).remote(groups)
-        outcomes, unscored = await wait_for(
+    async def _scored(self, groups: ray.ObjectRef, index: int) -> list[GroupOutcome | OpenOutcome]:
+        scored, open_, numbers = self._actors[index].score.options(num_returns=3).remote(groups)
+        told: _Numbers = await wait_for(
             _result(numbers),
             timeout_s=self._deadlines.sample_s,
             what=f"scoring by {self._name}-{index}",
             setting="deadlines.sample_s",
         )
-        self._unscored.update(unscored)
-        return [replace(outcome, ref=GroupRef(ref=scored, index=outcome.ref.index)) for outcome in outcomes]
+        self._unscored.update(told.unscored)
+        return [
+            *(replace(outcome, ref=replace(outcome.ref, ref=scored)) for outcome in told.outcomes),
+            *(replace(outcome, ref=replace(outcome.ref, ref=open_)) for outcome in told.open),
+        ]
 
     @property
     def metrics(self) -> Metrics:
@@ -176,7 +205,17 @@ async def _result(ref: Any) -> Any:
     return await ref
 
 
-def _with_results(group: RolloutGroup, results: list[Scored | Unscored]) -> RolloutGroup:
+def _split(group: RolloutGroup, results: list[Result]) -> tuple[RolloutGroup | None, OpenEpisodes | None]:
+    """The samples that are over, with their rewards, and those that go on; None where there are none."""
+    if not any(isinstance(result, Observed) for result in results):
+        return _with_results(group, results), None
+    over = [i for i, result in enumerate(results) if not isinstance(result, Observed)]
+    observations = {i: result.observation for i, result in enumerate(results) if isinstance(result, Observed)}
+    episodes = OpenEpisodes(group=group.select(list(observations)), observations=tuple(observations.values()))
+    return (_with_results(group.select(over), [results[i] for i in over]) if over else None), episodes
+
+
+def _with_results(group: RolloutGroup, results: list[Result]) -> RolloutGroup:
     """The group with its rewards; a term is NaN where the sample is unscored."""
     names = sorted({name for result in results if isinstance(result, Scored) for name in result.terms})
     return replace(

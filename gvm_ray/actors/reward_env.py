@@ -2,25 +2,30 @@
 
 import functools
 
+from gvm_ray.config.environment import EnvironmentSettings, SingleTurnConfig
 from gvm_ray.config.rewards import RewardsConfig
+from gvm_ray.envs.environments import create_environment
 from gvm_ray.envs.prompt_env import PromptEnv
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.sandbox import Sandbox
 
 
-def make_reward_env(config: RewardsConfig, *, max_tokens: int) -> PromptEnv:
+def make_reward_env(config: RewardsConfig, *, max_tokens: int, environment: EnvironmentSettings) -> PromptEnv:
     """A PromptEnv whose every reset names its prompt.
 
     Raises:
-        ConfigError: a reward function can't be imported.
+        ConfigError: a reward or environment function can't be imported.
     """
-    return PromptEnv(reward=create_reward(config), max_tokens=max_tokens)
+    return PromptEnv(reward=create_reward(config), max_tokens=max_tokens, environment=create_environment(environment))
 
 
-def make_reward_sandbox(config: RewardsConfig, *, max_tokens: int) -> Sandbox:
-    """The sandbox, not yet started, that scores by the configured reward under the configured limits."""
+def make_reward_sandbox(
+    config: RewardsConfig, *, max_tokens: int, environment: EnvironmentSettings | None = None
+) -> Sandbox:
+    """The sandbox, not yet started, that answers and scores as configured, under the configured limits."""
+    environment = environment or SingleTurnConfig()
     return Sandbox(
-        functools.partial(make_reward_env, config, max_tokens=max_tokens),
+        functools.partial(make_reward_env, config, max_tokens=max_tokens, environment=environment),
         timeout_s=config.timeout_s,
         memory_mb=config.memory_mb,
         allow_network=config.allow_network,

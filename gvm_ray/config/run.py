@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from gvm_ray.config.allocator_base import PromptStatesConfig, RunShape
 from gvm_ray.config.allocators import AllocatorSettings, GVMAllocatorConfig
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Settings
+from gvm_ray.config.environment import EnvironmentSettings, SingleTurnConfig
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
 from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
 from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
@@ -55,6 +56,10 @@ class EvaluationConfig(Settings):
     """Evaluation on prompts.eval during training: before the first step, every so many steps, and at the end."""
 
     every_steps: Count = 10
+    # Generators like those of [engine], for evaluation alone: training goes on beside it, and waits only for an
+    # evaluation that is not through when the next one is due. 0 = those of the training, which waits; so do the
+    # evaluations before the first step and after the last, whatever this says.
+    num_generators: NonNegativeCount = 0
     num_prompts: Count | None = None  # the first so many; none = all
     num_samples: Count = 1  # avg@k
     temperature: Temperature = 1.0
@@ -119,6 +124,7 @@ class RunConfig(Settings):
     prompts: PromptsConfig
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
+    environment: EnvironmentSettings = SingleTurnConfig()
     rewards: RewardsConfig = RewardsConfig()
     allocator: AllocatorSettings = GVMPoolAllocatorConfig()
     algorithm: AlgorithmSettings = RaftPlusPlusConfig()

@@ -1,4 +1,4 @@
-"""The task as a Gymnasium environment: `reset` gives a prompt, `step` takes the whole response and gives its reward."""
+"""The task as a Gymnasium environment: `reset` gives a prompt, `step` takes a response and gives its reward."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from gvm_ray.envs.environments import Environment
 from gvm_ray.envs.text_spaces import AnyText, ResponseSpace
 from gvm_ray.exceptions import ConfigError, DataError, SystemFailure
 from gvm_ray.protocols import RewardFunction
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
 
 class PromptEnv(gymnasium.Env[str, str | Completion]):
-    """One step an episode: the observation is the prompt's text, the action is a response to it.
+    """An action is what the policy writes in one turn; without an `environment` the first one ends the episode.
 
-    `terminated` says that the response was finished, `truncated` that it was cut at `max_tokens`. The last observation
-    is prompt and response, one after the other.
+    The observation of `reset` is the prompt's text. With an environment that answers a turn, that of `step` is its
+    answer and the reward 0; else the episode is over. `terminated` then says that the response was finished,
+    `truncated` that it was cut at `max_tokens`, and the observation is the whole transcript from the prompt on.
 
-    The info of `reset` has `prompt_id`. That of `step` has also `reward_terms` (name -> value), `unscored` (True where
-    the reward isn't known: it is NaN then, never 0) and, where known, `num_tokens` of the response.
+    The info of `reset` has `prompt_id`. That of `step` has also `num_turns`, and at the end `reward_terms` (name ->
+    value), `unscored` (True where the reward isn't known: it is NaN then, never 0) and, where known, `num_tokens` of
+    the response.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium declares it so
@@ -36,6 +39,7 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
         reward: RewardFunction | Mapping[str, RewardFunction],
         max_tokens: int | None = None,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
+        environment: Environment | None = None,
     ) -> None:
         """An environment over `prompts`.
 
@@ -45,13 +49,17 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
                 function with a method `terms(prompt, completion) -> dict[str, float]` gives these.
             max_tokens: Response tokens at which a plain string counts as cut. A completion knows that by itself.
             tokenizer: Counts the tokens of plain strings; needed for these where max_tokens is given.
+            environment: Answers between the policy's turns.
         """
         self._prompts = tuple(prompts)
         self._by_id = {prompt.prompt_id: prompt for prompt in self._prompts}
         self._reward = reward
         self._max_tokens = max_tokens
         self._tokenizer = tokenizer
+        self._environment = environment
         self._prompt: Prompt | None = None
+        self._turns: tuple[str, ...] = ()  # of plain strings so far
+        self._response = ""  # these, with the environment's answers between them
         # A sampled action has fewer tokens than max_tokens, so that it counts as finished.
         sample_length = 32 if max_tokens is None else min(32, max_tokens - 1)
         self.observation_space = AnyText()
@@ -66,24 +74,27 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
         """
         super().reset(seed=seed)
         self._prompt = self._chosen(options or {})
+        self._turns, self._response = (), ""
         return self._prompt.text, {"prompt_id": self._prompt.prompt_id}
 
     def step(self, action: str | Completion) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Score the response; the episode is over.
+        """Go on with one more turn, or score the response. A completion holds all turns so far by itself.
 
         Raises:
-            ResetNeeded: before `reset`, and after a step.
+            ResetNeeded: before `reset`, and after the end of an episode.
             ConfigError: a plain string, with max_tokens but no tokenizer to count with.
         """
         if self._prompt is None:
-            raise ResetNeeded("PromptEnv.step needs a prompt: call reset first, and again after each step")
+            raise ResetNeeded("PromptEnv.step needs a prompt: call reset first, and again after each episode")
         completion = self._completion(action) if isinstance(action, str) else action
+        info: dict[str, Any] = {"prompt_id": self._prompt.prompt_id, "num_turns": len(completion.policy_turns)}
+        if self._environment is not None and completion.finish_reason == "stop":
+            answer = self._environment(self._prompt, completion.policy_turns)
+            if answer is not None:
+                self._turns, self._response = completion.policy_turns, completion.text + answer
+                return answer, 0.0, False, False, info
         reward, terms = _scored(self._reward, self._prompt, completion)
-        info: dict[str, Any] = {
-            "prompt_id": self._prompt.prompt_id,
-            "reward_terms": terms,
-            "unscored": math.isnan(reward),
-        }
+        info |= {"reward_terms": terms, "unscored": math.isnan(reward)}
         if len(completion.token_ids) or self._tokenizer is not None or isinstance(action, Completion):
             info["num_tokens"] = len(completion.token_ids)
         observation = self._prompt.text + completion.text
@@ -103,8 +114,9 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
             raise DataError("PromptEnv was made without prompts; give it some, or reset(options={'prompt': ...})")
         return self._prompts[int(self.np_random.integers(len(self._prompts)))]
 
-    def _completion(self, text: str) -> Completion:
-        """A plain string as a completion; log-probs and policy version are unknown."""
+    def _completion(self, turn: str) -> Completion:
+        """The turns so far and this one as a completion; log-probs and policy version are unknown."""
+        text = self._response + turn
         finish_reason: FinishReason = "stop"
         ids: list[int] = []
         if self._tokenizer is not None:
@@ -122,6 +134,7 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
             policy_versions=np.full(len(ids), -1, dtype=np.int32),
             finish_reason=finish_reason,
             text=text,
+            turns=(*self._turns, turn) if self._turns else (),
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from gvm_ray.envs.environments import Environment
 from gvm_ray.envs.prompt_env import PromptEnv
 from gvm_ray.exceptions import ConfigError, DataError
 from gvm_ray.protocols import RewardFunction
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 class VectorPromptEnv(VectorEnv[tuple[str, ...], Sequence[str | Completion], np.ndarray]):
-    """`num_envs` environments side by side. Every step ends all episodes and gives new prompts in the same call:
-    `infos["final_obs"]` and `infos["final_info"]` are about the responses just scored.
+    """`num_envs` environments side by side. Where an episode ends, the same call gives a new prompt, and
+    `infos["final_obs"]` and `infos["final_info"]` are about the response just scored.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class VectorPromptEnv(VectorEnv[tuple[str, ...], Sequence[str | Completion], np.
         reward: RewardFunction | Mapping[str, RewardFunction],
         max_tokens: int | None = None,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
+        environment: Environment | None = None,
     ) -> None:
         """See `PromptEnv` for the arguments.
 
@@ -39,7 +41,8 @@ class VectorPromptEnv(VectorEnv[tuple[str, ...], Sequence[str | Completion], np.
             raise DataError("VectorPromptEnv draws new prompts after each step, and was given none; write prompts=...")
         self.num_envs = num_envs
         self._envs = [
-            PromptEnv(prompts, reward=reward, max_tokens=max_tokens, tokenizer=tokenizer) for _ in range(num_envs)
+            PromptEnv(prompts, reward=reward, max_tokens=max_tokens, tokenizer=tokenizer, environment=environment)
+            for _ in range(num_envs)
         ]
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
         self.single_observation_space = self._envs[0].observation_space
@@ -75,10 +78,11 @@ class VectorPromptEnv(VectorEnv[tuple[str, ...], Sequence[str | Completion], np.
     def step(
         self, actions: Sequence[str | Completion]
     ) -> tuple[tuple[str, ...], Float64Array, BoolArray, BoolArray, dict[str, Any]]:
-        """Score one response for each environment.
+        """One turn or response for each environment.
 
         Returns:
-            New prompts, rewards [num_envs] (NaN = unscored), terminated [num_envs], truncated [num_envs], infos.
+            New prompts or answers to a turn, rewards [num_envs] (NaN = unscored), terminated [num_envs], truncated
+            [num_envs], infos.
         """
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
@@ -86,10 +90,13 @@ class VectorPromptEnv(VectorEnv[tuple[str, ...], Sequence[str | Completion], np.
         infos: dict[str, Any] = {}
         observations: list[str] = []
         for i, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
-            final_observation, rewards[i], terminated[i], truncated[i], final_info = env.step(action)
-            observation, info = env.reset()
+            observation, rewards[i], terminated[i], truncated[i], info = env.step(action)
+            if terminated[i] or truncated[i]:
+                ended = {"final_obs": observation, "final_info": info}
+                observation, info = env.reset()
+                info |= ended
             observations.append(observation)
-            infos = self._add_info(infos, {"final_obs": final_observation, "final_info": final_info, **info}, i)
+            infos = self._add_info(infos, info, i)
         return tuple(observations), rewards, terminated, truncated, infos
 
     def _choices(self, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -50,5 +50,6 @@ class HeldOutEvaluator:
             "eval/accuracy": float(np.mean(shares)) if shares else float("nan"),
             "eval/unscored": float(sum((~o.scored).sum() for o in outcomes)),
             "eval/truncated_fraction": float(np.mean(np.concatenate([o.truncated for o in outcomes]))),
+            "eval/policy_version": float(max(o.policy_versions.max(initial=-1) for o in outcomes)),
             "eval/length_mean": float(np.mean(np.concatenate([o.num_tokens for o in outcomes]))),
         }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gvm_ray.functional.packing import micro_batches
-from gvm_ray.types import Demonstration, FloatArray, IntArray, RolloutGroup, TrainBatch
+from gvm_ray.types import BoolArray, Demonstration, FloatArray, IntArray, RolloutGroup, TrainBatch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,6 +23,7 @@ class TrainSample:
     advantage: float = 0.0
     old_logprobs: FloatArray | None = None  # [T] nats, the learner's own from before the batch's first update
     weight: float = 0.0  # of the sum of its token losses in the batch loss
+    sampled: BoolArray | None = None  # [T] False at an environment's tokens, which are read but not learned
 
     @property
     def length(self) -> int:
@@ -36,7 +37,7 @@ class SequenceBatch:
 
     input_ids: Tensor  # [B, S] int64, prompt then response
     targets: Tensor  # [B, T] int64 response tokens
-    mask: Tensor  # [B, T] bool, True at response tokens
+    mask: Tensor  # [B, T] bool, True at response tokens that the policy sampled
     first_state: Tensor  # [B] int64: the hidden state at first_state + t predicts response token t
 
 
@@ -59,6 +60,9 @@ def pad_samples(samples: Sequence[TrainSample], *, device: torch.device) -> Sequ
         targets[row, : stop - start] = sample.response_ids
         first_state[row], num_targets[row] = start - 1, stop - start
     mask = np.arange(targets.shape[1]) < num_targets[:, None]
+    for row, sample in enumerate(samples):
+        if sample.sampled is not None:
+            mask[row, : len(sample.sampled)] = sample.sampled
     on_device = [torch.from_numpy(array).to(device) for array in (input_ids, targets, mask, first_state)]
     return SequenceBatch(input_ids=on_device[0], targets=on_device[1], mask=on_device[2], first_state=on_device[3])
 
@@ -80,6 +84,7 @@ def train_sample(group: RolloutGroup, index: int, *, advantage: float = 0.0, wei
         engine_logprobs=completion.logprobs,
         advantage=advantage,
         weight=weight,
+        sampled=completion.sampled,
     )
 
 

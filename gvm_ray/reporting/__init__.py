@@ -3,7 +3,7 @@
 from gvm_ray.reporting.plots import plot_accuracy, plot_allocation, write_plots
 from gvm_ray.reporting.reporter import REQUIRED_KEYS, Callback, CallbackSink, MetricsSink, Reporter
 from gvm_ray.reporting.run_folder import RunFolder
-from gvm_ray.reporting.step_rows import read_rows
+from gvm_ray.reporting.step_rows import read_rows, read_steps
 from gvm_ray.reporting.summary import summary_lines, write_summary
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "plot_accuracy",
     "plot_allocation",
     "read_rows",
+    "read_steps",
     "summary_lines",
     "write_plots",
     "write_summary",

@@ -9,7 +9,7 @@ import numpy as np
 from gvm_ray.functional.statistics import binned_mean
 from gvm_ray.reporting.console import short_count
 from gvm_ray.reporting.run_folder import RunFolder
-from gvm_ray.reporting.step_rows import read_rows
+from gvm_ray.reporting.step_rows import read_rows, read_steps
 from gvm_ray.types import Float64Array
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ BLUE, ORANGE = "#2a6fb0", "#d1661b"
 
 def write_plots(folder: RunFolder, *, base_accuracy: float | None = None) -> list[Path]:
     """Draw what the run's files allow into its report folder; returns the files written."""
-    rows = read_rows(folder.metrics)
+    rows = read_steps(folder.metrics)
     written: list[Path] = []
     if base_accuracy is not None or any(row.get("eval/accuracy") is not None for row in rows):
         written.append(folder.report / "accuracy.png")

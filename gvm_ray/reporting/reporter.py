@@ -89,7 +89,7 @@ class Reporter:
         kept = cut_rows(self._folder.metrics, start_step=start_step)
         cut_rows(self._folder.histograms, start_step=start_step)
         cut_rows(self._folder.samples, start_step=start_step)
-        self._time_s = float(kept[-1]["time_s"]) if kept else 0.0
+        self._time_s = max((float(row["time_s"]) for row in kept if "time_s" in row), default=0.0)
         self._clock = time.monotonic()
         self._tensorboard = (
             TensorBoardSink(self._folder.tensorboard, config, start_step=start_step)
@@ -138,7 +138,20 @@ class Reporter:
             self._tensorboard.write(step, numbers, histograms=arrays, texts=texts)
         for sink in self._sinks:
             sink.write(step, numbers)
-        self._print(step_line(step, num_steps=self._num_steps, metrics=numbers, step_s=step_s))
+        self._print_line(step_line(step, num_steps=self._num_steps, metrics=numbers, step_s=step_s))
+        if self._bar is not None:
+            self._bar.update()
+
+    def log_evaluation(self, step: int, metrics: Metrics) -> None:
+        """Write the evaluation of a step that was written before; callbacks aren't told."""
+        append_row(self._folder.metrics, {"step": step, **metrics})
+        if self._tensorboard is not None:
+            self._tensorboard.write(step, metrics, histograms={}, texts=())
+        for sink in self._sinks:
+            if not isinstance(sink, CallbackSink):
+                sink.write(step, metrics)
+        if metrics:
+            self._print_line(f"step {step + 1}/{self._num_steps}  eval {metrics['eval/accuracy']:.3f}")
 
     def close(self) -> None:
         """End the files and the progress bar."""
@@ -162,9 +175,8 @@ class Reporter:
         before, self._phase_seconds = self._phase_seconds, self._phases.seconds()
         return {f"time/{name}_s": s - before.get(name, 0.0) for name, s in self._phase_seconds.items()}
 
-    def _print(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         if self._bar is None:
             print(line, flush=True)
         else:
             self._bar.write(line)
-            self._bar.update()

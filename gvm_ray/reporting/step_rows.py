@@ -20,6 +20,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete]
 
 
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """One object a step, in order: an evaluation that went on beside later steps joins the row of its own."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in read_rows(path):
+        steps.setdefault(row["step"], {}).update(row)
+    return [steps[step] for step in sorted(steps)]
+
+
 def cut_rows(path: Path, *, start_step: int) -> list[dict[str, Any]]:
     """Drop the rows of `start_step` and later, and a last line cut short; returns the rows kept."""
     if not path.exists():

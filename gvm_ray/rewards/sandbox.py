@@ -19,10 +19,18 @@ from typing import Any
 
 from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.rewards.sandbox_limits import without_secrets
-from gvm_ray.rewards.sandbox_messages import MAX_PACKET_BYTES, Scored, Unscored, decode_result, decode_started
+from gvm_ray.rewards.sandbox_messages import (
+    MAX_PACKET_BYTES,
+    Observed,
+    Result,
+    Scored,
+    Unscored,
+    decode_result,
+    decode_started,
+)
 from gvm_ray.types import Completion, Prompt
 
-__all__ = ["Sandbox", "Scored", "Unscored"]
+__all__ = ["Observed", "Result", "Sandbox", "Scored", "Unscored"]
 
 _BATCH_SIZE = 64  # responses sent at once
 _BATCH_BYTES = 2**20  # of their pickles, unless one alone has more: what the child holds at once
@@ -34,7 +42,8 @@ class Sandbox:
 
     `make_env` is a picklable callable without arguments that gives a gymnasium environment for one response at a time:
     `reset(options={"prompt": prompt})`, then `step(completion)`. A reward that is NaN, `info["unscored"]` or an
-    exception leaves the response unscored; `info["reward_terms"]` is handed on.
+    exception leaves the response unscored; `info["reward_terms"]` is handed on. Where the episode isn't over the
+    observation is the result.
 
     The kernel kills the child when the thread that called `start` or `score` ends: use a sandbox from one lasting
     thread.
@@ -104,13 +113,13 @@ class Sandbox:
         if started.failure == "system":
             raise SystemFailure(f"the reward process couldn't start; {more_memory}. Its error: {started.detail}")
 
-    def score(self, items: Sequence[tuple[Prompt, Completion]]) -> list[Scored | Unscored]:
+    def score(self, items: Sequence[tuple[Prompt, Completion]]) -> list[Result]:
         """One result for each (prompt, completion), in order.
 
         Raises:
             ConfigError, SystemFailure: as `start`, which is called before the first response and after every kill.
         """
-        results: list[Scored | Unscored] = []
+        results: list[Result] = []
         while len(results) < len(items):
             self.start()
             results += self._score_batch(_batch(items[len(results) : len(results) + _BATCH_SIZE]))
@@ -120,9 +129,9 @@ class Sandbox:
         """Kill the child; `score` would start another."""
         self._kill()
 
-    def _score_batch(self, batch: Sequence[bytes]) -> list[Scored | Unscored]:
+    def _score_batch(self, batch: Sequence[bytes]) -> list[Result]:
         """Results of the first of the batch; fewer than asked when the child had to be killed on the last of them."""
-        results: list[Scored | Unscored] = []
+        results: list[Result] = []
         try:
             self._send(pickle.dumps(batch), timeout_s=self._timeout_s)
             for _ in batch:

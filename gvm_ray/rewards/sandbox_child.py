@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from gvm_ray.exceptions import UserError
 from gvm_ray.rewards.sandbox_limits import close_network, limit_resources, limit_writing
-from gvm_ray.rewards.sandbox_messages import Scored, Started, Unscored, encode, printable
+from gvm_ray.rewards.sandbox_messages import Observed, Result, Scored, Started, Unscored, encode, printable
 from gvm_ray.types import Completion, Prompt
 
 
@@ -64,10 +64,12 @@ def _serve(env: Any, requests: BinaryIO, results: socket.socket) -> None:
             results.send(encode(result))
 
 
-def _score(env: Any, prompt: Prompt, completion: Completion) -> Scored | Unscored:
+def _score(env: Any, prompt: Prompt, completion: Completion) -> Result:
     try:
         env.reset(options={"prompt": prompt})
-        _, reward, _, _, info = env.step(completion)
+        observation, reward, terminated, truncated, info = env.step(completion)
+        if not (terminated or truncated):
+            return Observed(observation=observation.encode(errors="replace").decode())
         reward = float(reward)
         terms = {printable(str(name)): float(value) for name, value in info.get("reward_terms", {}).items()}
         unscored = info.get("unscored")

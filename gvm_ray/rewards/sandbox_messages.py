@@ -47,6 +47,18 @@ class Unscored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What the environment answers to a turn; the episode goes on."""
+
+    __pydantic_config__ = _CLOSED
+
+    observation: str
+
+
+Result = Scored | Unscored | Observed
+
+
+@dataclass(frozen=True, kw_only=True)
 class Started:
     """Whether the process could make its environment."""
 
@@ -56,20 +68,21 @@ class Started:
     detail: Detail = ""
 
 
-_RESULT: TypeAdapter[Scored | Unscored] = TypeAdapter(Scored | Unscored)
+_RESULT: TypeAdapter[Result] = TypeAdapter(Result)
 _STARTED: TypeAdapter[Started] = TypeAdapter(Started)
-_MESSAGE: TypeAdapter[Scored | Unscored | Started] = TypeAdapter(Scored | Unscored | Started)
+_MESSAGE: TypeAdapter[Result | Started] = TypeAdapter(Result | Started)
 
 
-def encode(message: Scored | Unscored | Started) -> bytes:
+def encode(message: Result | Started) -> bytes:
     """One packet; a result too long for one is an unscored response."""
     packet = _MESSAGE.dump_json(message)
     if len(packet) > MAX_PACKET_BYTES:
-        return encode(Unscored(reason="error", detail=f"its reward terms take {len(packet)} bytes of JSON"))
+        what = "the environment's answer takes" if isinstance(message, Observed) else "its reward terms take"
+        return encode(Unscored(reason="error", detail=f"{what} {len(packet)} bytes of JSON"))
     return packet
 
 
-def decode_result(packet: bytes) -> Scored | Unscored:
+def decode_result(packet: bytes) -> Result:
     """The result in a packet.
 
     Raises:

@@ -9,7 +9,7 @@ from tiny_runs import TINY_TOML, largest_change, timeless_rows, tiny_config
 
 from gvm_ray.cli import main
 from gvm_ray.exceptions import CheckpointError, ConfigError
-from gvm_ray.reporting import REQUIRED_KEYS, RunFolder, read_rows
+from gvm_ray.reporting import REQUIRED_KEYS, RunFolder, read_rows, read_steps
 from gvm_ray.run import train
 from gvm_ray.trainer import Trainer
 
@@ -131,9 +131,14 @@ def test_a_resumed_run_reports_the_whole_of_it(whole: RunFolder, resumed: RunFol
 @pytest.mark.parametrize("in_flight", ["keep", "finish"])
 def test_sampling_ahead_stays_within_its_bound(whole: RunFolder, runs_dir: Path, in_flight: str) -> None:
     name = f"ahead-{in_flight}"
-    config = tiny_config(runs_dir, name=name, seed=1, num_steps=6, max_staleness=2, engine__in_flight=in_flight)
+    changes = {"evaluation__num_generators": 1} if in_flight == "keep" else {}
+    config = tiny_config(
+        runs_dir, name=name, seed=1, num_steps=6, max_staleness=2, engine__in_flight=in_flight, **changes
+    )
     train(config)
-    rows = timeless_rows(RunFolder(runs_dir / name))
+    evaluated = {row["step"]: row for row in read_steps(RunFolder(runs_dir / name).metrics) if "eval/accuracy" in row}
+    assert {step: row["eval/policy_version"] for step, row in evaluated.items()} == {1: 2, 3: 4, 5: 6}
+    rows = [row for row in timeless_rows(RunFolder(runs_dir / name)) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(6))
     assert 0 < max(row["staleness/max"] for row in rows) <= 2
     # The weights that sampled differ from those that learn, and the importance weights see it.
@@ -191,3 +196,28 @@ def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path) -> None:
     assert largest_change(folder.base, folder.model) == 0
     assert summary["base_accuracy"] is None
     assert summary["cost/optimizer_updates"] == 0
+
+
+# --- several turns ----------------------------------------------------------------------------------------------------
+def test_what_an_environment_answers_is_read_and_not_learned(runs_dir: Path) -> None:
+    """The learner's log-probs are the engine's: both read the answers, at the same places."""
+    environment = {"type": "function", "path": "turn_environments:second_chance", "max_turns": 2}
+    train(
+        tiny_config(
+            runs_dir,
+            name="turns",
+            num_steps=2,
+            environment={**environment, "observation_template": "{observation}"},
+            sampling__max_tokens=30,
+            model__max_position_embeddings=64,
+        )
+    )
+    for row in read_rows(RunFolder(runs_dir / "turns").metrics):
+        assert row["turns/max"] == 2
+        assert 1 < row["turns/mean"] < 2  # some are right at once
+        assert row["logprob_difference/max"] < 1e-3
+        assert row["cost/generated_samples"] == (row["step"] + 1) * 48
+    texts = [json.loads(line) for line in RunFolder(runs_dir / "turns").samples.read_text().splitlines()]
+    best, worst = (next(text for text in texts if text["rank"] == rank) for rank in ("best", "worst"))
+    assert best["reward"] == 1
+    assert worst["completion"].count(worst["prompt"]) >= 1  # it was posed again

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from gvm_ray.exceptions import DataError
 from gvm_ray.reporting.run_folder import RunFolder
-from gvm_ray.reporting.step_rows import read_rows
+from gvm_ray.reporting.step_rows import read_rows, read_steps
 from gvm_ray.types import Float64Array
 
 _QUIET_S = 600.0  # without a step, after which a run without a summary isn't taken to be under way
@@ -44,7 +44,7 @@ class RunData:
         return cls(
             name=folder.path.resolve().name,
             config=_read_json(folder.config) or {},
-            rows=_read_rows(folder.metrics),
+            rows=_read_rows(folder.metrics, read=read_steps),
             arrays=_read_rows(folder.histograms),
             samples=_read_rows(folder.samples),
             summary=_read_json(folder.summary),
@@ -108,10 +108,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return values
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path, *, read: Callable[[Path], list[dict[str, Any]]] = read_rows) -> list[dict[str, Any]]:
     try:
-        return read_rows(path)
-    except ValueError as error:
+        return read(path)
+    except (ValueError, KeyError) as error:
         raise _damaged(path, error) from error
 
 

@@ -1,0 +1,61 @@
+"""What flows between the parts: frozen data, each with its shape and unit. Imports nothing of the project.
+
+Token-sized fields are numpy arrays (never Python lists) and travel by object ref; the driver handles only the small
+:class:`GroupOutcome`. Arrays that come out of the object store are read-only, which is right for frozen data.
+Ragged axes: P prompts, n samples of one prompt (0, 1, 37 ...), T tokens of one completion.
+"""
+
+from gvm_ray.types.allocation import Allocation, AllocationReport, EstimatorTerms
+from gvm_ray.types.arrays import BoolArray, Float64Array, FloatArray, Histograms, IntArray, Metrics, Pooling
+from gvm_ray.types.rollouts import (
+    Completion,
+    FinishReason,
+    GroupOutcome,
+    GroupRef,
+    OpenEpisodes,
+    OpenOutcome,
+    RolloutGroup,
+    SampleKey,
+    SampleRequest,
+    SamplingParameters,
+)
+from gvm_ray.types.tasks import Demonstration, Prompt
+from gvm_ray.types.training import (
+    CheckpointState,
+    TrainBatch,
+    TrainedNorms,
+    TrainGroup,
+    UpdateResult,
+    WeightsRef,
+)
+
+__all__ = [
+    "Allocation",
+    "AllocationReport",
+    "BoolArray",
+    "CheckpointState",
+    "Completion",
+    "Demonstration",
+    "EstimatorTerms",
+    "FinishReason",
+    "Float64Array",
+    "FloatArray",
+    "GroupOutcome",
+    "GroupRef",
+    "Histograms",
+    "IntArray",
+    "Metrics",
+    "OpenEpisodes",
+    "OpenOutcome",
+    "Pooling",
+    "Prompt",
+    "RolloutGroup",
+    "SampleKey",
+    "SampleRequest",
+    "SamplingParameters",
+    "TrainBatch",
+    "TrainGroup",
+    "TrainedNorms",
+    "UpdateResult",
+    "WeightsRef",
+]

@@ -1,0 +1,16 @@
+"""Names for kinds of arrays and of plain collections of numbers."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+Pooling = Literal["mean", "last", "both"]  # of a prompt's hidden states
+Metrics = dict[str, float]
+Histograms = Mapping[str, Float64Array]

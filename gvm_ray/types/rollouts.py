@@ -1,0 +1,222 @@
+"""What is asked of an engine, and what comes back."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gvm_ray.types.arrays import BoolArray, Float64Array, FloatArray, IntArray
+from gvm_ray.types.tasks import Prompt
+
+FinishReason = Literal["stop", "length"]
+SampleKey = tuple[str, int]  # prompt_id, index of the sample in its step
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParameters:
+    """How an engine samples."""
+
+    temperature: float
+    max_tokens: int  # response tokens
+    top_p: float = 1.0  # below 1 for evaluation alone: training would have to correct the log-probs
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleRequest:
+    """Ask an engine for samples of one prompt. One seed a sample, so results don't depend on who serves it."""
+
+    prompt: Prompt
+    sample_indices: tuple[int, ...]  # index of each sample among all samples of this prompt in this step
+    seeds: tuple[int, ...]  # one per sample, in [0, 2**63)
+
+    def only(self, keys: Collection[SampleKey]) -> "SampleRequest":
+        """What is asked for of these samples, which may be nothing."""
+        kept = [i for i, index in enumerate(self.sample_indices) if (self.prompt.prompt_id, index) in keys]
+        indices, seeds = tuple(self.sample_indices[i] for i in kept), tuple(self.seeds[i] for i in kept)
+        return replace(self, sample_indices=indices, seeds=seeds)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Completion:
+    """One sampled response."""
+
+    token_ids: IntArray  # [T], end-of-sequence included when finish_reason == "stop"
+    logprobs: FloatArray  # [T] nats, under the sampling distribution (after temperature)
+    policy_versions: IntArray  # [T] version of the weights that sampled each token; never falls
+    finish_reason: FinishReason  # "stop" = the model ended it; "length" = cut at max_tokens
+    text: str  # decoded without special tokens
+    turns: tuple[str, ...] = ()  # what the policy wrote in each turn; () = the text, in one turn
+    sampled: BoolArray | None = None  # [T] False at what an environment wrote, with log-prob 0; None = True throughout
+
+    @property
+    def policy_turns(self) -> tuple[str, ...]:
+        """What the policy wrote, turn by turn, at least one."""
+        return self.turns or (self.text,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RolloutGroup:
+    """The samples of one prompt of one round, token arrays end to end. Rewards are absent until it is scored."""
+
+    prompt: Prompt
+    sample_indices: tuple[int, ...]  # [n], as they were requested
+    token_ids: IntArray  # [sum of T]; sample i is at offsets[i] : offsets[i + 1]
+    logprobs: FloatArray  # [sum of T] nats
+    policy_versions: IntArray  # [sum of T]
+    offsets: IntArray  # [n + 1], from 0
+    truncated: BoolArray  # [n] cut at max_tokens
+    texts: tuple[str, ...]  # [n]
+    rewards: Float64Array | None = None  # [n]; NaN = unscored, such samples are never trained on
+    reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
+    turns: tuple[tuple[str, ...], ...] = ()  # [n] as in Completion; () = none has more than one
+    sampled: BoolArray | None = None  # [sum of T] as in Completion
+
+    @classmethod
+    def of(
+        cls,
+        prompt: Prompt,
+        completions: Sequence[Completion],
+        *,
+        sample_indices: tuple[int, ...] | None = None,
+        rewards: Float64Array | None = None,
+    ) -> "RolloutGroup":
+        """The group of some completions; indices count from 0 where none are given."""
+        return cls(
+            prompt=prompt,
+            sample_indices=tuple(range(len(completions))) if sample_indices is None else sample_indices,
+            token_ids=_end_to_end([c.token_ids for c in completions], dtype=np.int32),
+            logprobs=_end_to_end([c.logprobs for c in completions], dtype=np.float32),
+            policy_versions=_end_to_end([c.policy_versions for c in completions], dtype=np.int32),
+            offsets=np.cumsum([0, *(len(c.token_ids) for c in completions)], dtype=np.int32),
+            truncated=np.array([c.finish_reason == "length" for c in completions], dtype=np.bool_),
+            texts=tuple(c.text for c in completions),
+            rewards=rewards,
+            turns=tuple(c.turns for c in completions) if any(c.turns for c in completions) else (),
+            sampled=_sampled(completions),
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def num_tokens(self) -> IntArray:
+        """[n] response tokens that the policy sampled."""
+        if self.sampled is None:
+            return np.diff(self.offsets)
+        return np.diff(np.concatenate([[0], np.cumsum(self.sampled)])[self.offsets]).astype(np.int32)
+
+    @property
+    def num_turns(self) -> IntArray:
+        """[n] turns of the policy."""
+        return np.array([max(len(turns), 1) for turns in self.turns] or [1] * len(self), dtype=np.int32)
+
+    @property
+    def oldest_versions(self) -> IntArray:
+        """[n] version of each sample's first token, than which none of its tokens is older."""
+        return self.policy_versions[self.offsets[:-1]]
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """The samples one by one; their arrays are views."""
+        return tuple(self.completion(index) for index in range(len(self)))
+
+    def select(self, indices: Sequence[int]) -> "RolloutGroup":
+        """The samples at these indices, without rewards; their arrays are copies."""
+        return RolloutGroup.of(
+            self.prompt,
+            [self.completion(index) for index in indices],
+            sample_indices=tuple(self.sample_indices[index] for index in indices),
+        )
+
+    def completion(self, index: int) -> Completion:
+        """One sample; its arrays are views."""
+        part = slice(self.offsets[index], self.offsets[index + 1])
+        return Completion(
+            token_ids=self.token_ids[part],
+            logprobs=self.logprobs[part],
+            policy_versions=self.policy_versions[part],
+            finish_reason="length" if self.truncated[index] else "stop",
+            text=self.texts[index],
+            turns=self.turns[index] if self.turns else (),
+            sampled=None if self.sampled is None else self.sampled[part],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenEpisodes:
+    """Samples of one prompt whose turn has ended, and to which the environment answered."""
+
+    group: RolloutGroup
+    observations: tuple[str, ...]  # [n] what the policy reads before its next turn
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupRef:
+    """Where a group lies: an object ref to a tuple of groups (in tests the tuple itself), and its index.
+
+    A scored RolloutGroup, or OpenEpisodes.
+    """
+
+    ref: Any
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupOutcome:
+    """The small numbers of one scored group: all that the driver, the allocator and the algorithm see of it."""
+
+    prompt_id: str
+    sample_indices: tuple[int, ...]  # [n], as they were requested
+    rewards: Float64Array  # [n], NaN = unscored
+    num_tokens: IntArray  # [n] response tokens that the policy sampled
+    policy_versions: IntArray  # [n] of each sample's oldest token
+    truncated: BoolArray  # [n] cut at max_tokens
+    ref: GroupRef
+    gradient_norms: Float64Array | None = None  # [n]; NaN where not computed
+    reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
+    num_turns: IntArray | None = None  # [n] of the policy; None = one each
+
+    @classmethod
+    def of(cls, group: RolloutGroup, *, ref: GroupRef) -> "GroupOutcome":
+        """The outcome of a group that lies there; without rewards every sample is unscored."""
+        return cls(
+            prompt_id=group.prompt.prompt_id,
+            sample_indices=group.sample_indices,
+            rewards=np.full(len(group), np.nan) if group.rewards is None else group.rewards,
+            num_tokens=group.num_tokens,
+            policy_versions=group.oldest_versions,
+            truncated=group.truncated,
+            ref=ref,
+            reward_terms=group.reward_terms,
+            num_turns=group.num_turns if group.turns else None,
+        )
+
+    @property
+    def scored(self) -> BoolArray:
+        """[n] True where the reward is known."""
+        return np.isfinite(self.rewards)
+
+    def with_gradient_norms(self, gradient_norms: Float64Array) -> "GroupOutcome":
+        return replace(self, gradient_norms=gradient_norms)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenOutcome:
+    """What the driver sees of samples whose episodes go on."""
+
+    prompt_id: str
+    sample_indices: tuple[int, ...]  # [n], as they were requested
+    ref: GroupRef  # of OpenEpisodes
+
+
+def _sampled(completions: Sequence[Completion]) -> BoolArray | None:
+    if all(c.sampled is None for c in completions):
+        return None
+    masks = [np.ones(len(c.token_ids), dtype=np.bool_) if c.sampled is None else c.sampled for c in completions]
+    return _end_to_end(masks, dtype=np.bool_)
+
+
+def _end_to_end(arrays: Sequence[NDArray[Any]], *, dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)

@@ -1,0 +1,110 @@
+"""Evaluation that doesn't stop training: under which weights it samples, what waits for it, where its numbers go."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from loop_fakes import START, make_system, run_config
+from tiny_runs import tiny_config
+
+from gvm_ray.evaluation.beside import EvaluationBeside
+from gvm_ray.exceptions import SystemFailure
+from gvm_ray.loop import train
+from gvm_ray.reporting import REQUIRED_KEYS, Reporter, RunFolder, read_steps
+from gvm_ray.types import Metrics, WeightsRef
+
+
+@dataclass
+class OwnPools:
+    """Generators that hold what was published, or with `lost` something newer."""
+
+    version: int = -1
+    lost: bool = False
+    published: list[int] = field(default_factory=list)
+
+    async def publish(self, weights: WeightsRef) -> None:
+        self.version = weights.policy_version + self.lost
+        self.published.append(weights.policy_version)
+
+    async def sample_and_score(self, requests: object, sampling: object) -> list[object]:
+        raise AssertionError
+
+    async def wait_for_version(self, policy_version: int) -> None:
+        raise AssertionError
+
+
+@dataclass
+class SlowEvaluator:
+    """Answers after another update: where training waited for it, both would wait forever."""
+
+    pools: OwnPools
+    events: list[str]
+    fail: bool = False
+
+    def count(self) -> int:
+        return sum(event.startswith("update") for event in self.events)
+
+    async def evaluate(self) -> Metrics:
+        before = self.count()
+        while self.count() == before:
+            await asyncio.sleep(0.001)
+        if self.fail:
+            raise SystemFailure("the generators are gone")
+        return {"eval/accuracy": self.pools.version / 10, "eval/policy_version": float(self.pools.version)}
+
+
+def trained(*, lost: bool = False, fail: bool = False) -> tuple[OwnPools, dict[int, Metrics], list[int]]:
+    """A run of 8 steps that is evaluated every 2: its own pools, what they measured, the steps with inline ones."""
+
+    async def go() -> tuple[OwnPools, dict[int, Metrics], list[int]]:
+        config = run_config(num_steps=8, max_staleness=2, evaluation={"every_steps": 2})
+        system, pools, _, records = make_system(config)
+        own, logged = OwnPools(lost=lost), dict[int, Metrics]()
+        evaluator = SlowEvaluator(own, pools.events, fail=fail)
+        beside = EvaluationBeside(evaluator, own, log=lambda step, metrics: logged.update({step: metrics}))
+        await train(replace(system, beside=beside), config, start=START)
+        return own, logged, [step for step, m in records.steps if "eval/accuracy" in m]
+
+    return asyncio.run(go())
+
+
+def test_training_goes_on_while_the_policy_of_a_step_is_evaluated_but_after_the_last() -> None:
+    own, logged, inline = trained()
+    assert own.published == [2, 4, 6]
+    assert {step: metrics["eval/accuracy"] for step, metrics in logged.items()} == {1: 0.2, 3: 0.4, 5: 0.6}
+    assert inline == [7]
+
+
+def test_an_evaluation_of_other_weights_is_not_reported() -> None:
+    own, logged, _ = trained(lost=True)
+    assert own.published == [2, 4, 6]
+    assert logged == {}
+
+
+def test_its_failure_ends_the_run() -> None:
+    with pytest.raises(ExceptionGroup) as group:
+        trained(fail=True)
+    assert group.group_contains(SystemFailure, match="the generators are gone")
+
+
+def test_its_numbers_join_the_row_of_their_step(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    config = tiny_config(tmp_path, name="beside", num_steps=3)
+    with Reporter(config, tmp_path) as reporter:
+        for step in range(3):
+            reporter.log_step(step, {**dict.fromkeys(REQUIRED_KEYS, 1.0), "loss": float(step)})
+        reporter.log_evaluation(1, {"eval/accuracy": 0.25})
+    rows = read_steps(folder.metrics)
+    assert [(row["step"], row["loss"], row.get("eval/accuracy")) for row in rows] == [
+        (0, 0, None),
+        (1, 1, 0.25),
+        (2, 2, None),
+    ]
+    assert rows[1]["time_s"] <= rows[2]["time_s"]
+    with Reporter(config, tmp_path, start_step=2) as resumed:  # the time goes on though the last row left has none
+        resumed.log_step(2, dict.fromkeys(REQUIRED_KEYS, 1.0))
+    steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
+    assert steps == [0, 1, 1, 2]
+    assert read_steps(folder.metrics)[2]["time_s"] >= rows[1]["time_s"]

@@ -106,8 +106,8 @@ class ResourcePlan:
             if device.memory.num_bytes is not None and device.needed > device.memory.num_bytes:
                 largest = max(device.parts, key=lambda part: part.num_bytes)
                 raise ResourceError(
-                    f"{device.name} needs about {_gib(device.needed)} GiB and has {_gib(device.memory.num_bytes)} "
-                    f"({device.memory.source}); most of it are {_gib(largest.num_bytes)} GiB of {largest.name}: "
+                    f"a {device.name} needs about {_gib(device.needed)} GiB and has {_gib(device.memory.num_bytes)} "
+                    f"({device.memory.source}); the largest part is {_gib(largest.num_bytes)} GiB of {largest.name}: "
                     f"{largest.remedy}"
                 )
         if self.cache.num_tokens < self.cache.max_model_len:
@@ -123,7 +123,7 @@ class ResourcePlan:
         yield f"model            {self.sizes.num_parameters / 1e6:,.1f} million parameters"
         yield f"actors           {cpus:g} CPUs and {gpus:g} GPUs in all; Ray chooses the nodes"
         for group in self.actors:
-            yield f"  {group.number:>4} x {group.name:<16}{group.cpus:g} CPUs, {group.gpus:g} GPUs each"
+            yield f"  {group.number:>4} x {group.name:<15}{group.cpus:g} CPUs, {group.gpus:g} GPUs each"
         for device in self.devices:
             memory = device.memory
             has = f"{_gib(memory.num_bytes)} GiB" if memory.num_bytes is not None else "an unknown amount"
@@ -147,13 +147,13 @@ def plan_resources(config: RunConfig, sizes: ModelSizes, hardware: Hardware, *, 
     """
     engine, learner, rewards = config.engine, config.learner, config.rewards
     ranks = ActorGroup(
-        name="learner ranks",
+        name="learner rank",
         number=learner.num_workers if learners else 0,
         cpus=learner.cpus_per_worker,
         gpus=learner.gpus_per_worker,
     )
     generators = ActorGroup(
-        name="generators",
+        name="generator",
         number=engine.num_generators,
         cpus=engine.cpus_per_generator,
         gpus=engine.gpus_per_generator,
@@ -165,7 +165,7 @@ def plan_resources(config: RunConfig, sizes: ModelSizes, hardware: Hardware, *, 
         actors=(
             ranks,
             generators,
-            ActorGroup(name="reward actors", number=rewards.num_actors, cpus=rewards.cpus_per_actor),
+            ActorGroup(name="reward actor", number=rewards.num_actors, cpus=rewards.cpus_per_actor),
             ActorGroup(name="allocator", number=1, cpus=0),
         ),
         devices=tuple(_devices((ranks, generators), parts, hardware)),
@@ -222,7 +222,7 @@ def sizes_of_settings(model: ModelSettings) -> ModelSizes:
 def _devices(groups: Sequence[ActorGroup], parts: dict[str, tuple[Part, ...]], hardware: Hardware) -> Iterator[Device]:
     for held, number in Counter(map(tuple, _gpus(groups))).items():
         yield Device(
-            name="GPU with " + " and ".join(f"one of the {name}" for name in held),
+            name=f"GPU with {' + '.join(held)}",
             number=number,
             memory=hardware.gpu,
             parts=tuple(part for name in held for part in parts[name]),
@@ -230,7 +230,7 @@ def _devices(groups: Sequence[ActorGroup], parts: dict[str, tuple[Part, ...]], h
     on_machine = [group for group in groups if group.number and not group.gpus]
     if on_machine:
         yield Device(
-            name="machine with the " + " and ".join(group.name for group in on_machine),
+            name="machine with " + " + ".join(f"{group.number} x {group.name}" for group in on_machine),
             number=1,
             memory=hardware.machine,
             parts=tuple(

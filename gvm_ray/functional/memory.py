@@ -62,7 +62,8 @@ def learner_bytes(
 
     Sharded over the ranks are float32 master weights, gradients, two Adam moments, and the weights of a frozen
     reference. Gathered are the root (embedding and head) and two blocks, the second one fetched ahead: weights and
-    gradients in the dtype of the passes, and the gradients once more in float32, in which they are reduced.
+    gradients in the dtype of the passes, and the gradients once more in float32, in which they are reduced. A reference
+    has its root gathered, too.
 
     Args:
         sizes: of the model.
@@ -74,7 +75,8 @@ def learner_bytes(
         activation_checkpointing: whether only the inputs of blocks are kept, and one block is computed again at a time.
     """
     shard = -(-4 * sizes.num_parameters // num_ranks)
-    gathered = sizes.embedding_parameters + 2 * sizes.block_parameters
+    root = sizes.embedding_parameters
+    gathered = (root + 2 * sizes.block_parameters) * (2 * value_bytes + 4) + has_reference * root * value_bytes
     inputs, block = sizes.hidden_size, _block_values(sizes)
     kept = sizes.num_layers * inputs + block if activation_checkpointing else sizes.num_layers * block
     return LearnerBytes(
@@ -82,7 +84,7 @@ def learner_bytes(
         gradients=shard,
         optimizer_moments=2 * shard,
         reference_weights=shard * has_reference,
-        gathered_weights=gathered * (2 * value_bytes + 4),
+        gathered_weights=gathered,
         activations=micro_batch_tokens * kept * value_bytes,
         # Float32 logits, what log-sum-exp and gather give back to them, and their sum.
         logits=4 * 4 * min(chunk_tokens, micro_batch_tokens) * sizes.vocab_size,

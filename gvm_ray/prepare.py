@@ -22,7 +22,7 @@ from gvm_ray.pretrained import (
     load_tokenizer,
     read_model_sizes,
 )
-from gvm_ray.resource_plan import find_hardware, plan_resources
+from gvm_ray.resources import find_hardware, plan_resources
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
 

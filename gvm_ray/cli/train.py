@@ -4,7 +4,7 @@ import argparse
 
 from gvm_ray.cli.options import Commands, add_configs
 from gvm_ray.config import RunConfig, load_config
-from gvm_ray.resource_plan import find_hardware, plan_resources, sizes_of_settings
+from gvm_ray.resources import find_hardware, plan_resources, sizes_of_settings
 
 
 def add_to(commands: Commands) -> None:

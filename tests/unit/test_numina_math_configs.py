@@ -30,7 +30,7 @@ def test_every_file_is_a_part_of_some_run() -> None:
     assert names == {"paper", "as_published", *SHAPES, *METHODS, *MACHINES}
 
 
-@pytest.mark.parametrize(("model", "method", "machine"), itertools.product(SHAPES, METHODS, MACHINES))
+@pytest.mark.parametrize(("model", "method", "machine"), [*itertools.product(SHAPES, METHODS, MACHINES)])
 def test_dry_run(
     model: str,
     method: str,

@@ -12,7 +12,7 @@ from gvm_ray.config.model import ScratchModelConfig
 from gvm_ray.exceptions import ConfigError, ModelError, ResourceError
 from gvm_ray.prepare import find_base_model
 from gvm_ray.pretrained import read_model_sizes
-from gvm_ray.resource_plan import (
+from gvm_ray.resources import (
     Device,
     Hardware,
     Memory,
@@ -25,7 +25,6 @@ from tests.model_shapes import write_shape
 
 GIB = 2**30
 HARDWARE = Hardware(gpu=Memory(num_bytes=80 * GIB, source="of a test"), machine=Memory(num_bytes=16 * GIB, source="-"))
-ON_GPU: dict[str, Any] = {"dtype": "bfloat16"}
 
 
 def run_config(**changes: Any) -> RunConfig:
@@ -67,8 +66,8 @@ def test_7b_on_four_ranks_and_four_generators_by_hand(tmp_path: Path) -> None:
     plan.check()
     rank, generator = plan.devices
     assert (rank.number, generator.number) == (4, 4)
-    # 7.6153 billion parameters of 4 bytes over 4 ranks are 7.09 GiB. Embedding and head are 2 x 152,064 x 3,584, a block
-    # 233.05 million: (1,090 + 2 x 233.05) million x 8 bytes, and 2 bytes more for the reference's embedding and head.
+    # 7.6153 billion parameters of 4 bytes over 4 ranks are 7.09 GiB. Embedding and head are 2 x 152,064 x 3,584, and a
+    # block 233.05 million: (1,090 + 2 x 233.05) million x 8 bytes, and 2 more for the reference's embedding and head.
     # A pass of 16,384 tokens keeps 28 x 3,584 inputs and 112,640 values of one block, of 2 bytes each; 1,024 rows of
     # 152,064 logits take 16 bytes.
     assert parts(rank) == pytest.approx(
@@ -131,14 +130,25 @@ def test_a_generator_has_a_gpu_for_each_of_its_parts() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"learner": {"num_workers": 1}}, "113.5 GiB|give it more GPUs, which share it (learner.num_workers=1)"),
+        (
+            {"learner": {"num_workers": 1, "activation_checkpointing": True}},
+            "has 80.0 (of a test); the largest part is 56.7 GiB of optimizer moments: give it more GPUs, which share "
+            "it (learner.num_workers=1), or take a smaller model",
+        ),
         (
             {"learner": {"num_workers": 8, "micro_batch_tokens": 65536}},
             "activations: lower learner.micro_batch_tokens=65536, or write learner.activation_checkpointing=true",
         ),
         (
-            {"learner": {"num_workers": 8, "logprob_chunk_tokens": 16384, "activation_checkpointing": True}},
-            "GiB of logits: lower learner.logprob_chunk_tokens=16384",
+            {
+                "learner": {
+                    "num_workers": 8,
+                    "micro_batch_tokens": 32768,
+                    "logprob_chunk_tokens": 32768,
+                    "activation_checkpointing": True,
+                }
+            },
+            "GiB of logits: lower learner.logprob_chunk_tokens=32768",
         ),
         (
             {
@@ -155,7 +165,7 @@ def test_what_cannot_fit_is_refused_with_the_setting_to_change(
     changes: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     message = refusal(plan_of(tmp_path, "qwen2.5-math-7b", **changes))
-    assert expected.split("|")[-1] in message
+    assert expected in message
 
 
 def test_actors_without_a_gpu_share_the_machine() -> None:
@@ -213,7 +223,7 @@ def test_planned_against_the_setting_the_smallest_gpu_or_an_assumption(
 @pytest.mark.parametrize("text", ["{", "[]", '{"hidden_size": 64}', '{"num_attention_heads": 0, "hidden_size": 64}'])
 def test_a_configuration_without_widths_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ModelError, match="write model.path as a folder with config.json"):
+    with pytest.raises(ModelError, match=r"write model\.path as a folder with config\.json"):
         read_model_sizes(tmp_path)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -61,21 +62,29 @@ def load_shards(
     if not (Path(folder) / ".metadata").is_file():
         raise CheckpointError(f"learner checkpoint {str(folder)!r} is missing or unfinished; resume from another")
     state = _state(policy=policy, optimizer=optimizer, reference=reference)
-    present = None if base is None else base.checksums()
-    if present is not None:
-        state["base_checksums"] = torch.zeros_like(present)
+    if base is not None:
+        state["base_checksums"] = torch.zeros_like(base.checksums())
+    _load(state, folder)
+    if base is not None and not torch.equal(state["base_checksums"], base.checksums()):
+        if not any(name.startswith("base.") for name in FileSystemReader(folder).read_metadata().state_dict_metadata):
+            raise CheckpointError(
+                f"learner checkpoint {str(folder)!r} holds adapters of other weights than this run's base model; "
+                "resume with the model.path and model.revision that it was written with"
+            )
+        _load({"base": base.weights}, folder)
+    optimizer.num_updates = int(state["num_updates"])
+    optimizer.num_skipped = int(state["num_skipped"])
+
+
+def _load(state: dict[str, Any], folder: str | Path) -> None:
     try:
         load(state, checkpoint_id=str(folder))
-        if base is not None and present is not None and not torch.equal(state["base_checksums"], present):
-            load({"base": base.weights}, checkpoint_id=str(folder))
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"learner checkpoint {str(folder)!r} doesn't fit this run ({reason}); "
             "resume with the model and algorithm settings that it was written with"
         ) from error
-    optimizer.num_updates = int(state["num_updates"])
-    optimizer.num_skipped = int(state["num_skipped"])
 
 
 def _state(*, policy: nn.Module, optimizer: PolicyOptimizer, reference: nn.Module | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The weights under a policy's adapters: its reference, what a warm start trains, and what a checkpoint can leave out."""
+"""The weights under a policy's adapters: its reference, what a warm start trains, what a checkpoint can leave out."""
 
 import torch
 import torch.distributed as dist
@@ -32,7 +32,7 @@ class FrozenBase:
             return self._policy(batch)[0], None
 
     def unfreeze(self) -> None:
-        """Train the base instead of the adapters, which are still 0."""
+        """Train the base instead of the adapters, which are still 0; comes before the first forward pass."""
         train_adapters(self._policy, adapters=False)
 
     @torch.no_grad()

@@ -89,6 +89,7 @@ def adapters_disabled(module: nn.Module) -> Iterator[None]:
     layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
         layer.enable_adapters(False)
+    train_adapters(module, adapters=True)  # that froze them, and FSDP2 looks once, at its first pass, what is trained
     try:
         yield
     finally:

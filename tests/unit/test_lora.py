@@ -1,6 +1,5 @@
 """Adapters: what is trained, what leaves the learner, what is saved, and what the reference is."""
 
-import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
@@ -219,34 +217,6 @@ def test_bfloat16_keeps_float32_adapters(base: str) -> None:
     after = _parameters(learner)
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}
     assert 0 < _largest_difference(before, after) < 1e-5
-
-
-def test_two_ranks_train_as_one(base: str, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_train_as_rank, args=(rank, base, str(tmp_path))) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-        assert rank.exitcode == 0
-    one, groups = _learner(base), ragged_groups()
-    for step in range(2):
-        one.update(batch_of(groups, step=step), groups)
-    assert _largest_difference(_of_folder(tmp_path / "exported"), _merged(one)) < 1e-5
-    resumed = _learner(base)
-    resumed.load(str(tmp_path / "shards"))  # of two ranks, into one
-    assert _largest_difference(_merged(resumed), _of_folder(tmp_path / "exported")) == 0
-
-
-def _train_as_rank(rank: int, base: str, folder: str) -> None:
-    """One of two ranks: two updates, an export and a checkpoint."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    learner, groups = _learner(base, learner=LORA | {"micro_batch_tokens": 45}), ragged_groups()
-    for step in range(2):
-        learner.update(batch_of(groups, step=step), groups)
-    learner.export(f"{folder}/exported")
-    learner.save(f"{folder}/shards")
-    dist.destroy_process_group()
 
 
 def test_reinforcement_learning_raises_the_reward(base: str) -> None:

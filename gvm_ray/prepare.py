@@ -15,6 +15,7 @@ from gvm_ray.envs.environments import create_environment
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
 from gvm_ray.exceptions import ConfigError, DataError
 from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
+from gvm_ray.learner.lora import check_target_modules
 from gvm_ray.pretrained import (
     check_vocabulary,
     check_weight_files,
@@ -73,7 +74,9 @@ def prepare(
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
     model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     _check_context_length(model_config, max_model_len)
-    empty_causal_lm(model_config, trust_remote_code=base.trust_remote_code)
+    empty = empty_causal_lm(model_config, trust_remote_code=base.trust_remote_code)
+    if config.learner.lora is not None and learners:
+        check_target_modules(empty, config.learner.lora)
     check_vocabulary(tokenizer, model_config)
     check_weight_files(base.path)
     sizes = read_model_sizes(base.path, revision=base.revision)

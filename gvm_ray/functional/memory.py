@@ -29,6 +29,12 @@ class ModelSizes:
         """Of the input embedding and the output head."""
         return self.vocab_size * self.hidden_size * (1 if self.tied else 2)
 
+    def adapter_parameters(self, rank: int) -> int:
+        """Of adapters of this rank beside all linear layers of the blocks (LoRA)."""
+        attention = 2 * (self.hidden_size + self.query_size) + 2 * (self.hidden_size + self.key_value_size)
+        feed_forward = 3 * (self.hidden_size + self.feed_forward_size)
+        return self.num_layers * rank * (attention + feed_forward)
+
     @property
     def num_parameters(self) -> int:
         """Of the whole model."""
@@ -57,6 +63,7 @@ def learner_bytes(
     value_bytes: int,
     has_reference: bool,
     activation_checkpointing: bool,
+    adapter_rank: int | None = None,
 ) -> LearnerBytes:
     """What a rank holds at its fullest, in the backward pass of a full micro-batch.
 
@@ -73,16 +80,20 @@ def learner_bytes(
         value_bytes: of one value in the passes: 4 in float32, 2 in bfloat16.
         has_reference: whether a reference policy is held.
         activation_checkpointing: whether only the inputs of blocks are kept, and one block is computed again at a time.
+        adapter_rank: of LoRA adapters, which alone are then trained, beside weights that are their own reference.
     """
-    shard = -(-4 * sizes.num_parameters // num_ranks)
+    adapters = 0 if adapter_rank is None else sizes.adapter_parameters(adapter_rank)
+    trained, has_reference = adapters or sizes.num_parameters, has_reference and not adapters
+    shard, trained_shard = (-(-4 * count // num_ranks) for count in (sizes.num_parameters, trained))
     root = sizes.embedding_parameters
-    gathered = (root + 2 * sizes.block_parameters) * (2 * value_bytes + 4) + has_reference * root * value_bytes
+    of_gradients = 0 if adapters else value_bytes + 4
+    gathered = (root + 2 * sizes.block_parameters) * (value_bytes + of_gradients) + has_reference * root * value_bytes
     inputs, block = sizes.hidden_size, _block_values(sizes)
     kept = sizes.num_layers * inputs + block if activation_checkpointing else sizes.num_layers * block
     return LearnerBytes(
-        master_weights=shard,
-        gradients=shard,
-        optimizer_moments=2 * shard,
+        master_weights=shard + -(-4 * adapters // num_ranks),
+        gradients=trained_shard,
+        optimizer_moments=2 * trained_shard,
         reference_weights=shard * has_reference,
         gathered_weights=gathered,
         activations=micro_batch_tokens * kept * value_bytes,

@@ -48,8 +48,9 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
         value_bytes=_VALUE_BYTES[learner.dtype],
         has_reference=config.algorithm.kl.coefficient > 0,
         activation_checkpointing=learner.activation_checkpointing,
+        adapter_rank=learner.lora.rank if learner.lora is not None else None,
     )
-    smaller = "take a smaller model"
+    smaller = "take a smaller model" + ("" if learner.lora is not None else " or train adapters ([learner.lora])")
     sharded = smaller
     if learner.gpus_per_worker:
         sharded = f"give it more GPUs, which share it (learner.num_workers={learner.num_workers}), or {smaller}"

@@ -97,7 +97,10 @@ def test_a_reward_that_can_not_be_imported(refusal: Refusal) -> None:
 
 def test_more_cpus_than_the_cluster_has(refusal: Refusal) -> None:
     error = refusal("engine.num_generators=40")
-    assert "the run needs 41.25 CPUs (1 x 1 for a learner rank, 1 x 40 for a generator, 1 x 0.25 for a reward actor)" in error
+    assert (
+        "the run needs 41.25 CPUs (1 x 1 for a learner rank, 40 x 1 for a generator, 1 x 0.25 for a reward actor)"
+        in error
+    )
     assert "the cluster has 32" in error
 
 

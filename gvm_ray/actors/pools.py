@@ -2,30 +2,52 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 
 from gvm_ray.actors.generator_pool import GeneratorPool
+from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.reward import RewardPool
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import GroupOutcome, RolloutGroup, SampleRequest, SamplingParameters, WeightsRef
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class SamplingPools:
-    """Protocol `RolloutPools` over a generator pool and a reward pool."""
+    """Protocol `RolloutPools` over a generator pool and a reward pool; the gauges move while a step is under way."""
 
     generators: GeneratorPool
     rewards: RewardPool
     clock: PhaseClock
+    gauges: RayGaugeSink | None = None
+    num_in_flight: int = field(default=0, init=False)  # samples that were asked for and have no reward yet
 
     async def sample_and_score(
         self, requests: Sequence[SampleRequest], sampling: SamplingParameters
     ) -> list[GroupOutcome]:
         """Groups go to the reward actors as they are finished; they never pass through the driver."""
-        return await self.generators.sample(requests, sampling, score=self._score)
+        waiting = sum(len(request.seeds) for request in requests)
+        self._count(waiting)
+
+        async def score(chunk: ray.ObjectRef) -> list[GroupOutcome]:
+            nonlocal waiting
+            outcomes = await self._score(chunk)
+            done = sum(len(outcome.rewards) for outcome in outcomes)
+            waiting -= done
+            self._count(-done)
+            return outcomes
+
+        try:
+            return await self.generators.sample(requests, sampling, score=score)
+        finally:
+            self._count(-waiting)  # what an error left
+
+    def _count(self, change: int) -> None:
+        self.num_in_flight += change
+        if self.gauges is not None:
+            self.gauges.set({"queue/samples_in_flight": float(self.num_in_flight), **self.rewards.metrics})
 
     async def _score(self, chunk: ray.ObjectRef) -> list[GroupOutcome]:
         with self.clock.phase("reward"):

@@ -114,7 +114,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel(title="GPU", unit="percent", expressions=(("{{ip}} {{GpuIndex}}", "ray_node_gpus_utilization"),)),
         Panel(
             title="GPU memory",
-            unit="decmbytes",
+            unit="mbytes",
             expressions=(("{{ip}} {{GpuIndex}}", "ray_node_gram_used"),),
         ),
         Panel(

@@ -149,7 +149,6 @@ def _variables() -> list[dict[str, Any]]:
             "label": "Run",
             "type": "query",
             "datasource": _SOURCE,
-            "definition": runs,
             "query": {"query": runs, "refId": "runs"},
             "refresh": 2,  # whenever the range of time changes
             "includeAll": True,

@@ -25,7 +25,7 @@ def test_the_page_is_what_the_module_prints(page: dict[str, Any]) -> None:
 
 def test_every_expression_names_metrics_of_a_run(page: dict[str, Any]) -> None:
     expressions = [target["expr"] for panel in page["panels"] for target in panel.get("targets", ())]
-    expressions += [variable["definition"] for variable in page["templating"]["list"] if "definition" in variable]
+    expressions += [v["query"]["query"] for v in page["templating"]["list"] if v["type"] == "query"]
     named = {name for expression in expressions for name in re.findall(r"\bray_gvm_ray_\w+", expression)}
     assert named <= EXPORTED
     assert {exported_name(name) for name in ("eval/accuracy", *LIVE_METRICS, *FAILURE_METRICS)} <= named

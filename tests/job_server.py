@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BIN = Path(sys.executable).parent  # where the entry point of a job, and `ray` itself, are found
-START_S = 180
+START_S = 240
 
 
 @dataclass(frozen=True)

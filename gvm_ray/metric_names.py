@@ -32,7 +32,7 @@ STEP_METRICS = {  # in every step's row
     "staleness/max": "updates between sampling and training, largest",
     "logprob_difference/mean": "difference of a token's log-prob between learner and engine, mean, nats",
     "logprob_difference/max": "difference of a token's log-prob between learner and engine, largest, nats",
-    "importance/effective_sample_size": "effective sample size under the importance weights, as a fraction of the tokens or samples",
+    "importance/effective_sample_size": "effective sample size under the importance weights, as a fraction",
     **{f"time/{phase}_s": f"seconds of the step with {phase} under way" for phase in PHASES},
     "time/idle_s": "seconds of the step with nothing under way",
 }

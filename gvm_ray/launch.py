@@ -11,6 +11,7 @@ from gvm_ray.actors.allocator import ALLOCATOR_NAME, AllocatorClient
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.learner import LearnerGroup
 from gvm_ray.actors.learner_recovery import RecoveringLearners
+from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.placement import namespace_of
 from gvm_ray.actors.pools import SamplingPools, fetch_groups
 from gvm_ray.actors.reward import RewardPool
@@ -181,6 +182,7 @@ def start_pools(
             name=f"{prefix}reward",
         ),
         clock=clock,
+        gauges=RayGaugeSink(run=config.name) if config.reporting.ray_metrics else None,
     )
 
 

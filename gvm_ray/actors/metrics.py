@@ -1,10 +1,10 @@
-"""Ray metrics: the step's scalars as gauges, which Ray exports to its dashboard and to Prometheus."""
+"""Ray metrics: a run's scalars as gauges, which Ray exports to its dashboard and to Prometheus."""
 
 import math
-import re
 
 from ray.util.metrics import Gauge
 
+from gvm_ray.metric_names import gauge_name, meaning
 from gvm_ray.types import Metrics
 
 
@@ -19,8 +19,12 @@ class RayGaugeSink:
         self._gauges: dict[str, Gauge] = {}
 
     def write(self, step: int, metrics: Metrics) -> None:
+        """Set the gauges of a completed step."""
+        self.set({"step": float(step), **metrics})
+
+    def set(self, metrics: Metrics) -> None:
         """Set the gauges; a value that isn't finite leaves its gauge as it was."""
-        for name, value in {"step": float(step), **metrics}.items():
+        for name, value in metrics.items():
             if math.isfinite(value):
                 self._gauge(name).set(value)
 
@@ -29,12 +33,7 @@ class RayGaugeSink:
 
     def _gauge(self, name: str) -> Gauge:
         if name not in self._gauges:
-            gauge = Gauge(gauge_name(name), description=f"{name} of the last step", tag_keys=("run",))
+            gauge = Gauge(gauge_name(name), description=meaning(name), tag_keys=("run",))
             gauge.set_default_tags({"run": self._run})
             self._gauges[name] = gauge
         return self._gauges[name]
-
-
-def gauge_name(metric: str) -> str:
-    """A metric's name in the letters that Prometheus allows: ``reward/mean`` is ``gvm_ray_reward_mean``."""
-    return "gvm_ray_" + re.sub(r"[^a-zA-Z0-9_]", "_", metric)

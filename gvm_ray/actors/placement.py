@@ -54,29 +54,31 @@ def namespace_of(config: RunConfig) -> str:
 
 
 @contextmanager
-def connected(config: RunConfig, *, learners: bool = True) -> Iterator[None]:
+def connected(config: RunConfig, *, learners: bool = True) -> Iterator[str | None]:
     """A Ray connection: to `cluster.address`, to RAY_ADDRESS (as inside a job), or to a local cluster started here.
 
-    Without `learners` there is to be room for the generators and the reward actors alone.
+    Gives host:port of the cluster's dashboard, where it has one and this is no connection inside another. Without
+    `learners` there is to be room for the generators and the reward actors alone.
 
     Raises:
         ResourceError: there is no such cluster, or it is too small for the run.
     """
     groups = actor_groups(config, learners=learners)
     was_connected = ray.is_initialized()
-    if not was_connected:
-        _initialise(config, groups)
+    dashboard = None if was_connected else _initialise(config, groups)
     try:
         resources = ray.cluster_resources()
         check_room(groups, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
-        yield
+        yield dashboard
     finally:
         if not was_connected:
             _disconnect()
 
 
-def _connect(address: str, *, namespace: str) -> None:
+def _connect(address: str, *, namespace: str) -> str | None:
     """Connect to a running cluster. A quick look comes first: Ray itself tries for minutes, and then ends the process.
+
+    Returns host:port of its dashboard.
 
     Raises:
         ResourceError: no cluster answers at the address.
@@ -85,30 +87,33 @@ def _connect(address: str, *, namespace: str) -> None:
         if address not in ("auto", "local"):
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-        ray.init(address=address, namespace=namespace, logging_level=logging.WARNING, log_to_driver=False)
+        context = ray.init(address=address, namespace=namespace, logging_level=logging.WARNING, log_to_driver=False)
     except (OSError, ValueError) as error:
         raise ResourceError(
             f"no Ray cluster answers at {address!r} ({error}); write cluster.address (or RAY_ADDRESS) as the host:port "
             "of its head node, or leave out both to start a local cluster"
         ) from error
+    return context.dashboard_url
 
 
-def _initialise(config: RunConfig, groups: Sequence[ActorGroup]) -> None:
+def _initialise(config: RunConfig, groups: Sequence[ActorGroup]) -> str | None:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
-        _connect(address, namespace=namespace_of(config))
-        return
+        return _connect(address, namespace=namespace_of(config))
     # It says that Ray's token authentication is on, which for a cluster of this process needs nothing from the user.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    _start_local(config, groups)
+    return _start_local(config, groups)
 
 
-def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int = 2) -> None:
-    """Ray gives its own processes 15 s to come up, which on a busy machine may be too little once."""
+def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int = 2) -> str | None:
+    """Ray gives its own processes 15 s to come up, which on a busy machine may be too little once.
+
+    Returns host:port of its dashboard. Where 8265 is in use, Ray takes the next port that is free.
+    """
     needed = math.ceil(sum(group.number * group.cpus for group in groups))
     others = set(psutil.Process().children(recursive=True))
     try:
-        ray.init(
+        context = ray.init(
             address="local",
             # Logical CPUs: actors that wait for each other share cores, so a small machine may run more than it has.
             num_cpus=config.cluster.num_cpus or max(needed + 1, os.cpu_count() or 1),
@@ -122,12 +127,12 @@ def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int 
         _end_processes(set(psutil.Process().children(recursive=True)) - others, timeout_s=0)
         if tries > 1:
             logger.warning("the local Ray cluster did not come up (%s); trying once more", error)
-            _start_local(config, groups, tries=tries - 1)
-            return
+            return _start_local(config, groups, tries=tries - 1)
         raise ResourceError(
             f"no local Ray cluster came up ({error}); its logs are in /tmp/ray/session_latest/logs. On a busy machine "
             "try again later, or start a cluster with `ray start --head` and write its cluster.address"
         ) from error
+    return context.dashboard_url
 
 
 def _disconnect() -> None:

@@ -1,12 +1,13 @@
 """Generators and reward actors as one: requests in, outcomes out; token-sized data goes by ref between them."""
 
 import asyncio
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import ray
 
 from gvm_ray.actors.generator_pool import GeneratorPool, Outcome
+from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.reward import RewardPool
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.exceptions import ObjectsLost
@@ -22,13 +23,15 @@ from gvm_ray.types import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class SamplingPools:
-    """Protocol `RolloutPools` over a generator pool and a reward pool."""
+    """Protocol `RolloutPools` over a generator pool and a reward pool; the gauges move while a step is under way."""
 
     generators: GeneratorPool
     rewards: RewardPool
     clock: PhaseClock
+    gauges: RayGaugeSink | None = None
+    num_in_flight: int = field(default=0, init=False)  # samples that were asked for and have no reward yet
 
     async def sample_and_score(
         self, requests: Sequence[SampleRequest], sampling: SamplingParameters
@@ -38,7 +41,7 @@ class SamplingPools:
         Where an environment answers, all samples of these requests take their turns together: so what an engine's batch
         is made of doesn't depend on the clock.
         """
-        outcomes, episodes = _apart(await self.generators.sample(requests, sampling, score=self._score))
+        outcomes, episodes = _apart(await self._sample(requests, sampling))
         if not episodes:
             return outcomes
         position = {
@@ -51,9 +54,7 @@ class SamplingPools:
                 more, episodes = _apart(await self._next_turns(requests, sampling, episodes))
             except ObjectsLost:  # with the same seeds the episodes come to the same turns again
                 lost = {(episode.prompt_id, index) for episode in episodes for index in episode.sample_indices}
-                more, episodes = _apart(
-                    await self.generators.sample(_among(requests, lost), sampling, score=self._score)
-                )
+                more, episodes = _apart(await self._sample(_among(requests, lost), sampling))
             outcomes += more
         return sorted(outcomes, key=lambda o: (position[o.prompt_id, o.sample_indices[0]], o.sample_indices))
 
@@ -61,7 +62,35 @@ class SamplingPools:
         self, requests: Sequence[SampleRequest], sampling: SamplingParameters, episodes: Sequence[OpenOutcome]
     ) -> list[Outcome]:
         refs = {(episode.prompt_id, index): episode.ref.ref for episode in episodes for index in episode.sample_indices}
-        return await self.generators.sample(_among(requests, refs), sampling, score=self._score, episodes=refs)
+        return await self._sample(_among(requests, refs), sampling, refs)
+
+    async def _sample(
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: SamplingParameters,
+        episodes: Mapping[SampleKey, ray.ObjectRef] | None = None,
+    ) -> list[Outcome]:
+        """One turn of all samples."""
+        waiting = sum(len(request.seeds) for request in requests)
+        self._count(waiting)
+
+        async def score(chunk: ray.ObjectRef) -> list[Outcome]:
+            nonlocal waiting
+            outcomes = await self._score(chunk)
+            done = sum(len(outcome.sample_indices) for outcome in outcomes)
+            waiting -= done
+            self._count(-done)
+            return outcomes
+
+        try:
+            return await self.generators.sample(requests, sampling, score=score, episodes=episodes)
+        finally:
+            self._count(-waiting)  # what an error left
+
+    def _count(self, change: int) -> None:
+        self.num_in_flight += change
+        if self.gauges is not None:
+            self.gauges.set({"queue/samples_in_flight": float(self.num_in_flight), **self.rewards.metrics})
 
     async def _score(self, chunk: ray.ObjectRef) -> list[Outcome]:
         with self.clock.phase("reward"):

@@ -2,11 +2,13 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +24,8 @@ import ray
 from gvm_ray.actors.placement import connected
 from tests.tiny_runs import tiny_config
 
-with connected(tiny_config(Path(sys.argv[1]), cluster={"dashboard": True})):
-    print(json.dumps({"gcs": ray.get_runtime_context().gcs_address}), flush=True)
+with connected(tiny_config(Path(sys.argv[1]), cluster={"dashboard": True})) as dashboard:
+    print(json.dumps({"gcs": ray.get_runtime_context().gcs_address, "dashboard": dashboard}), flush=True)
     sys.stdin.read()
 """
 STRANGER = """
@@ -41,6 +43,7 @@ class Host:
 
     pid: int
     gcs: str
+    dashboard: str
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -50,7 +53,17 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def usual_port_in_use() -> Iterator[None]:
+    """Something listens on the dashboard's usual port: this, or whatever was there before."""
+    with socket.socket() as taken:
+        with suppress(OSError):
+            taken.bind(("127.0.0.1", 8265))
+            taken.listen()
+        yield
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory, usual_port_in_use: None) -> Iterator[Host]:
     folder = tmp_path_factory.mktemp("host")
     with subprocess.Popen(
         [sys.executable, "-c", HOST, str(folder)],
@@ -62,7 +75,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         assert process.stdout is not None
         answer = next((line for line in process.stdout if line.startswith("{")), "")
         assert answer, "no cluster came up"
-        yield Host(pid=process.pid, gcs=json.loads(answer)["gcs"])
+        yield Host(pid=process.pid, **json.loads(answer))
         process.communicate()  # closes its standard input, which ends it
 
 
@@ -82,6 +95,12 @@ def test_the_dashboard_is_on_the_loopback_address_and_asks_for_the_token(host: H
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"http://{address}:{port}/api/jobs/", timeout=60)
     assert refused.value.code in (401, 403)
+
+
+def test_where_the_usual_port_is_in_use_the_dashboard_has_another_that_is_told(host: Host) -> None:
+    address, port = dashboard_address(host)
+    assert port != 8265
+    assert host.dashboard == f"{address}:{port}"
 
 
 def test_who_has_no_token_cannot_join(host: Host, tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """Whole runs with the transformers engine: what they leave behind, repeatability, resuming, staleness, no signal."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from scraped_metrics import scraped_once
 from tiny_runs import TINY_TOML, largest_change, timeless_rows, tiny_config
 
 from gvm_ray.cli import main
 from gvm_ray.exceptions import CheckpointError, ConfigError
+from gvm_ray.metric_names import LIVE_METRICS, OPTIONAL_METRICS, STEP_METRICS, exported_name
 from gvm_ray.reporting import REQUIRED_KEYS, RunFolder, read_rows, read_steps
+from gvm_ray.reporting.grafana import dashboard
 from gvm_ray.run import train
 from gvm_ray.trainer import Trainer
 
@@ -60,6 +64,18 @@ def test_the_budget_is_spent_exactly_and_unevenly(whole: RunFolder) -> None:
     assert [sum(step) for step in counts] == [48] * 4
     assert all(min(step) >= 3 for step in counts)  # the pilots
     assert any(max(step) > min(step) for step in counts)
+
+
+def test_what_the_dashboard_shows_is_exported(whole: RunFolder) -> None:
+    expected = {exported_name(name) for name in (*STEP_METRICS, *OPTIONAL_METRICS, *LIVE_METRICS)}
+    expressions = " ".join(target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ()))
+    names = set(re.findall(r"\bray_\w+", expressions))
+    of_cluster = {name for name in names if not name.startswith("ray_gvm_ray_")}
+    expected |= of_cluster - {"ray_node_gpus_utilization", "ray_node_gram_used"}  # of machines with a GPU
+    found = scraped_once(lambda found: expected <= found.keys())
+    assert expected <= found.keys()
+    (in_flight,) = (s for s in found["ray_gvm_ray_queue_samples_in_flight"] if s.labels["run"] == "whole")
+    assert in_flight.value == 0  # all that were asked for came
 
 
 def test_the_run_folder_is_complete(whole: RunFolder) -> None:

@@ -81,13 +81,34 @@ class LearnerConfig(Settings):
     cpus_per_worker: Positive = 1
     gpus_per_worker: NonNegative = 0
     dtype: DType = "float32"  # of the forward and backward pass; master weights and reductions stay float32
-    micro_batch_tokens: Count = 16384  # prompt and response tokens (padding included) of one forward pass on one rank
+    # Prompt and response tokens of one forward pass on one rank, with the padding where micro-batches are padded.
+    micro_batch_tokens: Count = 16384
+    # How samples stand in a micro-batch: as rows, padded to the longest, or packed end to end without padding. "auto"
+    # packs where attention runs on flash-attn, which then computes each sample's own part; on "sdpa" a packed
+    # micro-batch costs attention over all of its tokens squared.
+    packing: Literal["auto", "packed", "padded"] = "auto"
+    # Kernels: PyTorch's scaled_dot_product_attention, or the package flash-attn (`make flash-attn`), which needs GPUs
+    # and bfloat16. "auto" takes flash-attn where it can.
+    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
     logprob_chunk_tokens: Count = 1024  # rows of logits alive at once when log-probs are computed
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = False  # keep only each block's input, and compute the rest again to go backward
+    # Keep parameters, gradients and optimizer in main memory (16 bytes a parameter, over all ranks), copy each block's
+    # weights to the GPU when its turn comes, and run AdamW on the CPU. Without GPUs they are there anyway.
+    cpu_offload: bool = False
+    compile: bool = False  # torch.compile of each block, at the first micro-batches; needs a C++ compiler
     optimizer: OptimizerConfig = OptimizerConfig()
     # So many optimizer updates in a row, over batches, with an infinite or NaN gradient stop the run; each of them is
     # skipped. None = three batches' worth. An update without samples neither counts nor ends the row.
     max_skipped_updates: Count | None = None
+
+    @model_validator(mode="after")
+    def _flash_attention_can_run(self) -> "LearnerConfig":
+        if self.attention == "flash_attention_2" and (self.dtype != "bfloat16" or not self.gpus_per_worker):
+            raise ValueError(
+                f"attention='flash_attention_2' runs in bfloat16 on GPUs, and this is dtype={self.dtype!r} with "
+                f"gpus_per_worker={self.gpus_per_worker:g}; write attention='sdpa', or both of these otherwise"
+            )
+        return self
 
 
 class WarmStartConfig(Settings):

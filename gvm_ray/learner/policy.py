@@ -108,8 +108,7 @@ class PolicyModule(nn.Module):
         if offset is not None:
             embeddings = embeddings + offset
         hidden = self._hidden(batch, inputs_embeds=embeddings)
-        positions = batch.state_positions()
-        states = hidden.flatten(0, 1).index_select(0, positions.flatten()).view(*positions.shape, -1)
+        states = hidden.flatten(0, 1)[batch.state_positions()]
         head = head_gradients(
             states,
             self.causal_lm.lm_head.weight,

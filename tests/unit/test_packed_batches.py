@@ -1,6 +1,5 @@
 """Packed micro-batches against padded ones: the same losses, gradients, norms and states, without the padding."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,7 +157,8 @@ def test_updates(base: str, settings: dict[str, Any], tolerance: float) -> None:
     groups, results = ragged_groups(), []
     for layout in (PACKED, PADDED):
         algorithm = {"type": "grpo", "updates_per_batch": 2}
-        learner = _learner(base, settings=settings | layout, algorithm=algorithm)
+        warm_start = {"optimizer": OPTIMIZER}
+        learner = _learner(base, settings=settings | layout, algorithm=algorithm, warm_start=warm_start)
         supervised = learner.supervised_update(copy_demonstrations())
         learner.finish_warm_start()
         update = learner.update(batch_of(groups), groups)

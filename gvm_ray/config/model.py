@@ -84,12 +84,13 @@ class LearnerConfig(Settings):
     # Prompt and response tokens of one forward pass on one rank, with the padding where micro-batches are padded.
     micro_batch_tokens: Count = 16384
     # How samples stand in a micro-batch: as rows, padded to the longest, or packed end to end without padding. "auto"
-    # packs where attention runs on flash-attn, which then computes each sample's own part; on "sdpa" a packed
-    # micro-batch costs attention over all of its tokens squared.
+    # packs where the attention kernels compute each sample's part alone; on "sdpa" a packed micro-batch costs what one
+    # sample as long as all of it would.
     packing: Literal["auto", "packed", "padded"] = "auto"
-    # Kernels: PyTorch's scaled_dot_product_attention, or the package flash-attn (`make flash-attn`), which needs GPUs
-    # and bfloat16. "auto" takes flash-attn where it can.
-    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    # PyTorch's scaled_dot_product_attention; or, on GPUs and in bfloat16, PyTorch's torch.nn.attention.varlen, for
+    # packed micro-batches only, or the package flash-attn (`make flash-attn`). "auto" takes flash-attn where it is
+    # installed and can run, and else "sdpa".
+    attention: Literal["auto", "sdpa", "varlen", "flash_attention_2"] = "auto"
     logprob_chunk_tokens: Count = 1024  # rows of logits alive at once when log-probs are computed
     activation_checkpointing: bool = False  # keep only each block's input, and compute the rest again to go backward
     # Keep parameters, gradients and optimizer in main memory (16 bytes a parameter, over all ranks), copy each block's
@@ -102,12 +103,16 @@ class LearnerConfig(Settings):
     max_skipped_updates: Count | None = None
 
     @model_validator(mode="after")
-    def _flash_attention_can_run(self) -> "LearnerConfig":
-        if self.attention == "flash_attention_2" and (self.dtype != "bfloat16" or not self.gpus_per_worker):
+    def _attention_can_run(self) -> "LearnerConfig":
+        if self.attention in ("auto", "sdpa"):
+            return self
+        if self.dtype != "bfloat16" or not self.gpus_per_worker:
             raise ValueError(
-                f"attention='flash_attention_2' runs in bfloat16 on GPUs, and this is dtype={self.dtype!r} with "
+                f"attention={self.attention!r} runs in bfloat16 on GPUs, and this is dtype={self.dtype!r} with "
                 f"gpus_per_worker={self.gpus_per_worker:g}; write attention='sdpa', or both of these otherwise"
             )
+        if self.attention == "varlen" and self.packing == "padded":
+            raise ValueError("attention='varlen' runs on packed micro-batches only; leave packing='padded' out")
         return self
 
 

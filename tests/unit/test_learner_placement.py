@@ -109,14 +109,23 @@ def test_attention_and_packing_by_device(monkeypatch: pytest.MonkeyPatch) -> Non
     assert resolve_attention(padded, device_type="cuda") == ("flash_attention_2", False)
     assert resolve_attention(LearnerConfig(), device_type="cuda") == ("sdpa", False)  # float32
     assert resolve_attention(on_gpu, device_type="cpu") == ("sdpa", False)
-    with pytest.raises(ConfigError, match="here: cpu"):
-        resolve_attention(asked, device_type="cpu")
+    varlen = LearnerConfig.model_validate(ON_GPU | {"attention": "varlen"})
+    assert resolve_attention(varlen, device_type="cuda") == ("varlen", True)
+    for config in (asked, varlen):
+        with pytest.raises(ConfigError, match="here: cpu"):
+            resolve_attention(config, device_type="cpu")
 
 
+@pytest.mark.parametrize("attention", ["varlen", "flash_attention_2"])
 @pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"gpus_per_worker": 1}])
-def test_flash_attention_is_refused_where_it_cannot_run(settings: dict[str, Any]) -> None:
+def test_gpu_kernels_are_refused_where_they_cannot_run(attention: str, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="attention='sdpa'"):
-        LearnerConfig.model_validate({"attention": "flash_attention_2"} | settings)
+        LearnerConfig.model_validate({"attention": attention} | settings)
+
+
+def test_varlen_is_refused_for_padded_micro_batches() -> None:
+    with pytest.raises(ValueError, match="packed micro-batches only"):
+        LearnerConfig.model_validate(ON_GPU | {"attention": "varlen", "packing": "padded"})
 
 
 def test_gloo_stands_beside_nccl() -> None:

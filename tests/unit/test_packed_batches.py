@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import flash_attention_mask
 
+from gvm_ray.learner.attention import register_varlen
 from gvm_ray.learner.policy import PolicyModule, load_causal_lm, sample_gradient_norms
 from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pack_samples, pad_samples, train_sample
 from gvm_ray.learner.step import Learner
@@ -69,6 +68,9 @@ def test_a_packed_row_by_hand() -> None:
     assert batch.packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1]]
     assert batch.packed.cu_seqlens.tolist() == [0, 5, 7]
     assert batch.packed.max_length == 5
+    arguments = batch.attention_arguments  # by the names of transformers.modeling_flash_attention_utils
+    assert arguments["cu_seq_lens_q"] is arguments["cu_seq_lens_k"] is batch.packed.cu_seqlens
+    assert arguments["max_length_q"] == arguments["max_length_k"] == 5
     assert batch.by_sample(batch.input_ids).tolist() == [[7, 8, 9, 7, 8], [7, 9, 0, 0, 0]]
     assert batch.sample_indices is not None
     assert batch.sample_indices.tolist() == [[0] * 5 + [1] * 2]
@@ -93,34 +95,36 @@ def test_log_probs_entropies_and_every_gradient(base: str, num_samples: int) -> 
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
 
 
-def _attention_by_cu_seq_lens(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, scaling: float, **arguments: Any
-) -> tuple[Tensor, None]:
-    """What flash-attn's kernel for samples of various lengths does, knowing nothing else of where they begin."""
-    assert mask is None
-    ends, longest = arguments["cu_seq_lens_q"], arguments["max_length_q"]
+def _varlen_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ends: Tensor,
+    key_ends: Tensor,
+    longest: int,
+    longest_key: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """What the kernel of this name does on a GPU, knowing nothing but `ends` of where samples begin."""
     assert ends.dtype == torch.int32
-    assert torch.equal(ends, arguments["cu_seq_lens_k"])
-    assert longest == arguments["max_length_k"] == int(ends.diff().max())
-    parts = [
-        scaled_dot_product_attention(
-            *(tensor[:, :, start:stop] for tensor in (query, key, value)),
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=True,
-        )
-        for start, stop in zip(ends.tolist(), ends[1:].tolist(), strict=False)
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    assert torch.equal(ends, key_ends)
+    assert longest == longest_key == int(ends.diff().max())
+    assert window_size == (-1, 0)
+    parts = []
+    for start, stop in zip(ends.tolist(), ends[1:].tolist(), strict=False):
+        heads_first = (tensor[start:stop].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+        parts.append(scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale, enable_gqa=enable_gqa))
+    return torch.cat(parts, dim=2).squeeze(0).transpose(0, 1)
 
 
-def test_kernels_are_told_where_samples_begin(base: str) -> None:
-    AttentionInterface.register("by_cu_seq_lens", _attention_by_cu_seq_lens)
-    AttentionMaskInterface.register("by_cu_seq_lens", flash_attention_mask)
+def test_kernels_are_told_where_samples_begin(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen_attn)
+    register_varlen()
     samples = _samples()
-    values, gradients = _values_and_gradients(
-        _policy(base, attention="by_cu_seq_lens"), pack_samples(samples, device=CPU)
-    )
+    values, gradients = _values_and_gradients(_policy(base, attention="varlen"), pack_samples(samples, device=CPU))
     expected_values, expected_gradients = _values_and_gradients(_policy(base), pad_samples(samples, device=CPU))
     torch.testing.assert_close(values, expected_values, atol=1e-5, rtol=0)
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)

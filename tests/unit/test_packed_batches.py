@@ -148,29 +148,36 @@ def test_prompt_states(base: str, pooling: Pooling) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "tolerance"),
+    "settings",
     [
-        ({"micro_batch_tokens": 10}, 1e-5),  # every sample is longer
-        ({"micro_batch_tokens": 60, "activation_checkpointing": True, "logprob_chunk_tokens": 7}, 1e-5),
-        ({}, 1e-5),
-        ({"dtype": "bfloat16"}, 1e-3),
+        {"micro_batch_tokens": 10},  # every sample is longer
+        {"micro_batch_tokens": 60, "activation_checkpointing": True, "logprob_chunk_tokens": 7},
+        {},
     ],
-    ids=["single samples", "several", "one micro-batch", "bfloat16"],
+    ids=["single samples", "several", "one micro-batch"],
 )
-def test_updates(base: str, settings: dict[str, Any], tolerance: float) -> None:
+def test_updates(base: str, settings: dict[str, Any]) -> None:
     groups, results = ragged_groups(), []
     for layout in (PACKED, PADDED):
-        algorithm = {"type": "grpo", "updates_per_batch": 2}
-        warm_start = {"optimizer": OPTIMIZER}
+        algorithm, warm_start = {"type": "grpo", "updates_per_batch": 2}, {"optimizer": OPTIMIZER}
         learner = _learner(base, settings=settings | layout, algorithm=algorithm, warm_start=warm_start)
         supervised = learner.supervised_update(copy_demonstrations())
         learner.finish_warm_start()
         update = learner.update(batch_of(groups), groups)
         weights = {name: tensor.clone() for name, tensor in learner.named_full_tensors()}
-        norms = np.concatenate(update.gradient_norms)
-        results.append((supervised | update.metrics, norms, weights, np.concatenate(learner.gradient_norms(groups))))
-    (metrics, norms, weights, pilots), (expected_metrics, expected_norms, expected_weights, expected_pilots) = results
-    assert metrics == pytest.approx(expected_metrics, abs=30 * tolerance, rel=30 * tolerance)
-    np.testing.assert_allclose(norms, expected_norms, rtol=100 * tolerance, atol=1e-5)
-    np.testing.assert_allclose(pilots, expected_pilots, rtol=100 * tolerance, atol=1e-5)
-    assert max(float((weights[name] - expected_weights[name]).abs().max()) for name in weights) < tolerance
+        norms = np.concatenate([*update.gradient_norms, *learner.gradient_norms(groups)])
+        results.append((supervised | update.metrics, norms, weights))
+    (metrics, norms, weights), (expected_metrics, expected_norms, expected_weights) = results
+    assert metrics == pytest.approx(expected_metrics, abs=3e-4, rel=3e-4)
+    np.testing.assert_allclose(norms, expected_norms, rtol=1e-3, atol=1e-5)
+    assert max(float((weights[name] - expected_weights[name]).abs().max()) for name in weights) < 1e-5
+
+
+def test_bfloat16_comes_near(base: str) -> None:
+    groups, settings = ragged_groups(), {"dtype": "bfloat16", "micro_batch_tokens": 60}
+    packed, padded = (
+        _learner(base, settings=settings | layout).update(batch_of(groups), groups) for layout in (PACKED, PADDED)
+    )
+    assert packed.metrics == pytest.approx(padded.metrics, abs=0.03, rel=0.03)
+    norms, expected = np.concatenate(packed.gradient_norms), np.concatenate(padded.gradient_norms)
+    np.testing.assert_allclose(norms, expected, rtol=0.05, atol=1e-3)

@@ -148,7 +148,7 @@ def _batch(
     """Samples written at `starts` into rows of a shape."""
     input_ids = np.zeros(shape[0] * shape[1], dtype=np.int64)
     targets = np.zeros((len(starts), max([len(s.response_ids) for s in samples], default=1)), dtype=np.int64)
-    first_state, num_targets = starts.copy(), np.zeros(len(starts), dtype=np.int64)
+    first_state, mask = starts.copy(), np.zeros(targets.shape, dtype=np.bool_)
     for row, sample in enumerate(samples):
         start, num_prompt, num_response = starts[row], len(sample.prompt_ids), len(sample.response_ids)
         response = start + num_prompt
@@ -156,12 +156,12 @@ def _batch(
             sample.prompt_ids,
             sample.response_ids,
         )
-        targets[row, :num_response] = sample.response_ids
-        first_state[row], num_targets[row] = response - 1, num_response
+        targets[row, :num_response], mask[row, :num_response] = sample.response_ids, True
+        first_state[row] = response - 1
     arrays = {
         "input_ids": input_ids.reshape(shape),
         "targets": targets,
-        "mask": np.arange(targets.shape[1]) < num_targets[:, None],
+        "mask": mask,
         "starts": starts,
         "first_state": first_state,
     }

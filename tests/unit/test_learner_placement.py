@@ -48,10 +48,8 @@ def test_offloaded_parameters_train_as_the_others_do(base: str, tmp_path: Path) 
     assert all(torch.equal(weights[name], tensor) for name, tensor in resumed.named_full_tensors())
 
 
-@pytest.mark.parametrize("settings", [{}, {"packing": "packed"}, {"activation_checkpointing": True}])
-def test_compiled_blocks_train_as_the_others_do(
-    base: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_blocks_train_as_the_others_do(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"packing": "packed", "activation_checkpointing": True}
     compiled, compile_with = [], torch.compile
 
     def without_a_compiler(function: Any, **options: Any) -> Any:

@@ -152,10 +152,8 @@ def _batch(
     for row, sample in enumerate(samples):
         start, num_prompt, num_response = starts[row], len(sample.prompt_ids), len(sample.response_ids)
         response = start + num_prompt
-        input_ids[start:response], input_ids[response : response + num_response] = (
-            sample.prompt_ids,
-            sample.response_ids,
-        )
+        input_ids[start:response] = sample.prompt_ids
+        input_ids[response : response + num_response] = sample.response_ids
         targets[row, :num_response], mask[row, :num_response] = sample.response_ids, True
         first_state[row] = response - 1
     arrays = {

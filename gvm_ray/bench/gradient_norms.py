@@ -72,7 +72,9 @@ def random_batch(num_samples: int, *, vocab_size: int, device: torch.device) -> 
     ids = np.random.default_rng(0).integers(0, vocab_size, (num_samples, PROMPT_TOKENS + RESPONSE_TOKENS))
     samples = [
         TrainSample(
-            prompt_ids=row[:PROMPT_TOKENS], response_ids=row[PROMPT_TOKENS:], engine_logprobs=np.zeros(RESPONSE_TOKENS)
+            prompt_ids=row[:PROMPT_TOKENS],
+            response_ids=row[PROMPT_TOKENS:],
+            engine_logprobs=np.zeros(RESPONSE_TOKENS, dtype=np.float32),
         )
         for row in ids.astype(np.int32)
     ]

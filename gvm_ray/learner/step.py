@@ -19,7 +19,7 @@ from gvm_ray.config import RunConfig
 from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.functional.packing import split_updates
-from gvm_ray.learner.attention import resolve_attention
+from gvm_ray.learner.attention import AttentionKernels, resolve_attention
 from gvm_ray.learner.checkpoint import load_shards, save_shards
 from gvm_ray.learner.measuring import PolicyMeasurements
 from gvm_ray.learner.metric_sums import MetricSums
@@ -75,6 +75,7 @@ class Learner:
         self._revision = model.revision if model is not None and model.path == base_path else None
         self._trust_remote_code = model is not None and model.trust_remote_code
         self._tokenizer = load_tokenizer(base_path, revision=self._revision, trust_remote_code=self._trust_remote_code)
+        self._attention: AttentionKernels
         self._attention, packed = resolve_attention(config.learner, device_type=self._device.type)
         self._layout = BatchLayout(max_tokens=config.learner.micro_batch_tokens, packed=packed, device=self._device)
         self._policy = self._load(trainable=True)

@@ -199,6 +199,7 @@ async def update_loop(
                 **result.metrics,
                 **costs,
                 "cost/charged_tokens": charged_tokens(config, costs),
+                "queue/batches": float(batches.qsize()),
                 **await evaluation(system, config, publishing, result.weights, tasks, is_last=is_last),
             }
             batches.task_done()

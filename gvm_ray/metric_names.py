@@ -30,6 +30,7 @@ STEP_METRICS = {  # in every step's row
     "num_skipped_updates": "updates of the step that were left out, their gradient not being finite",
     "staleness/mean": "updates between sampling and training, mean",
     "staleness/max": "updates between sampling and training, largest",
+    "queue/batches": "scored batches that wait for the learners",
     "logprob_difference/mean": "difference of a token's log-prob between learner and engine, mean, nats",
     "logprob_difference/max": "difference of a token's log-prob between learner and engine, largest, nats",
     "importance/effective_sample_size": "effective sample size under the importance weights, as a fraction",

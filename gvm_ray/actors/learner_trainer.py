@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gvm_ray.actors.learner_rank import RankSetup, run_rank
+from gvm_ray.learner.process_group import process_group_backend
 
 
 def rank_trainer(setup: RankSetup, *, run_dir: str) -> Any:
@@ -32,7 +33,9 @@ def rank_trainer(setup: RankSetup, *, run_dir: str) -> Any:
     return Trainer(
         run_rank,
         train_loop_config={"rank": setup},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(config.deadlines.update_s)),
+        torch_config=TorchConfig(
+            backend=process_group_backend("cuda" if use_gpu else "cpu"), timeout_s=int(config.deadlines.update_s)
+        ),
         scaling_config=ScalingConfig(num_workers=learner.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name="learners",

@@ -1,5 +1,6 @@
 """Per-sample gradient norms by the ghost-norm pass, beside one backward pass a sample."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -7,7 +8,7 @@ from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.bench.timing import compare
 from gvm_ray.learner.policy import GradientParameters, PolicyModule, sample_gradient_norms
-from gvm_ray.learner.sequences import SequenceBatch
+from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 16, 64
 CASES: tuple[tuple[bool, GradientParameters], ...] = (
@@ -68,14 +69,16 @@ def tiny_policy(*, vocab_size: int, tied: bool) -> PolicyModule:
 
 def random_batch(num_samples: int, *, vocab_size: int, device: torch.device) -> SequenceBatch:
     """Sequences of random tokens, all of one length."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocab_size, (num_samples, PROMPT_TOKENS + RESPONSE_TOKENS), generator=generator)
-    return SequenceBatch(
-        input_ids=ids.to(device),
-        targets=ids[:, PROMPT_TOKENS:].to(device),
-        mask=torch.ones(num_samples, RESPONSE_TOKENS, dtype=torch.bool, device=device),
-        first_state=torch.full((num_samples,), PROMPT_TOKENS - 1, device=device),
-    )
+    ids = np.random.default_rng(0).integers(0, vocab_size, (num_samples, PROMPT_TOKENS + RESPONSE_TOKENS))
+    samples = [
+        TrainSample(
+            prompt_ids=row[:PROMPT_TOKENS],
+            response_ids=row[PROMPT_TOKENS:],
+            engine_logprobs=np.zeros(RESPONSE_TOKENS, dtype=np.float32),
+        )
+        for row in ids.astype(np.int32)
+    ]
+    return pad_samples(samples, device=device)
 
 
 def norms_one_by_one(policy: PolicyModule, batch: SequenceBatch, *, parameters: GradientParameters) -> Tensor:

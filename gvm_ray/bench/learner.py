@@ -1,11 +1,12 @@
 """One optimizer update of the learner beside a bare PyTorch loop: the same model, micro-batches and arithmetic.
 
-The bare loop has no FSDP2, no metrics and no chunks of logits; both end with the same weights.
+The bare loop has no FSDP2, no metrics and no chunks of logits; both end with the same weights. On a GPU also packed
+micro-batches beside padded ones, and the arithmetic of an update beside that of one large matrix product.
 """
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.bench.timing import compare
 from gvm_ray.config import RunConfig, parse_config
+from gvm_ray.config.model import DType
 from gvm_ray.functional.packing import micro_batches
 from gvm_ray.learner.character_tokenizer import build_character_tokenizer
 from gvm_ray.learner.model_folder import write_model_folder
@@ -31,6 +33,7 @@ class LearnerCase:
     hidden_size: int = 128
     intermediate_size: int = 384
     num_layers: int = 4
+    head_size: int = 32
     vocab_size: int = 896
     num_prompts: int = 32
     samples_per_prompt: int = 8
@@ -38,28 +41,88 @@ class LearnerCase:
     response_tokens: tuple[int, int] = (32, 64)
     micro_batch_tokens: int = 16384
     learning_rate: float = 1e-4
+    dtype: DType = "float32"
+
+
+# 0.5 billion parameters, as Qwen2.5-0.5B has them, with responses of many lengths.
+GPU_CASE = LearnerCase(
+    hidden_size=896,
+    intermediate_size=4864,
+    num_layers=24,
+    vocab_size=151_936,
+    head_size=64,
+    num_prompts=16,
+    prompt_tokens=(64, 256),
+    response_tokens=(128, 2048),
+    micro_batch_tokens=32768,
+    dtype="bfloat16",
+)
 
 
 def measure(options: BenchOptions) -> list[BenchRow]:
-    """Tokens per second of one update in float32, on as many threads as torch is set to use."""
+    """Tokens per second of one update in float32, on as many threads as torch is set to use; more on a GPU."""
     case = LearnerCase(num_prompts=8) if options.quick else LearnerCase()
     groups = make_groups(case)
     batch = make_batch(groups)
-    num_tokens = sum(len(g.prompt.token_ids) * len(g) + int(g.num_tokens.sum()) for g in groups)
+    num_tokens = _num_tokens(groups)
     with tempfile.TemporaryDirectory() as folder:
         write_model(case, folder)
         learner, loop = make_learner(case, folder), BareLoop(case, folder)
-    ours_s, bare_s = compare(
-        lambda: learner.update(batch, groups), lambda: loop.update(batch, groups), repeats=3 if options.quick else 7
+    repeats = 3 if options.quick else 7
+    ours_s, bare_s = compare(lambda: learner.update(batch, groups), lambda: loop.update(batch, groups), repeats=repeats)
+    row = BenchRow(
+        name=f"learner update, {batch.num_samples} samples",
+        value=num_tokens / ours_s,
+        unit="tokens/s",
+        floor=num_tokens / bare_s,
+        floor_name="bare PyTorch loop",
     )
+    if not torch.cuda.is_available():
+        return [row]
+    gpu_case = replace(GPU_CASE, num_prompts=4) if options.quick else GPU_CASE
+    return [row, *gpu_rows(gpu_case, device=torch.device("cuda"), repeats=repeats)]
+
+
+def gpu_rows(case: LearnerCase, *, device: torch.device, repeats: int) -> list[BenchRow]:
+    """An update with packed micro-batches: tokens/s beside padded ones, FLOP/s beside a matrix product's.
+
+    The FLOPs are 6 for each parameter and token (arXiv 2001.08361, section 2.1), without attention: what the model
+    needs, not what recomputation adds.
+    """
+    groups = make_groups(case)
+    batch = make_batch(groups)
+    num_tokens = _num_tokens(groups)
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(case, folder)
+        packed, padded = (make_learner(case, folder, packing=p, device=device) for p in ("packed", "padded"))
+    num_parameters = sum(tensor.numel() for _, tensor in packed.named_full_tensors())
+    dtype = getattr(torch, case.dtype)
+    width = 8192 if device.type == "cuda" else 512
+    left, right = (torch.ones(width, width, dtype=dtype, device=device) for _ in range(2))
+    packed_s, padded_s = compare(
+        lambda: packed.update(batch, groups), lambda: padded.update(batch, groups), repeats=repeats
+    )
+
+    def product() -> float:
+        return (left @ right)[0, 0].item()  # an update ends with numbers on the CPU too, not just with its launch
+
+    product_s, _ = compare(product, product, repeats=repeats)
+    name = f"packed learner update, {num_parameters:,} parameters in {case.dtype}"
     return [
         BenchRow(
-            name=f"learner update, {batch.num_samples} samples",
-            value=num_tokens / ours_s,
+            name=name,
+            value=num_tokens / packed_s,
             unit="tokens/s",
-            floor=num_tokens / bare_s,
-            floor_name="bare PyTorch loop",
-        )
+            floor=num_tokens / padded_s,
+            floor_name="padded micro-batches",
+        ),
+        BenchRow(
+            name=name,
+            value=6 * num_parameters * num_tokens / packed_s / 1e12,
+            unit="TFLOP/s",
+            floor=2 * width**3 / product_s / 1e12,
+            floor_name=f"product of two {width} x {width} matrices",
+        ),
     ]
 
 
@@ -73,9 +136,9 @@ def write_model(case: LearnerCase, folder: str | Path) -> None:
         hidden_size=case.hidden_size,
         intermediate_size=case.intermediate_size,
         num_hidden_layers=case.num_layers,
-        num_attention_heads=case.hidden_size // 32,
-        num_key_value_heads=max(1, case.hidden_size // 64),
-        max_position_embeddings=512,
+        num_attention_heads=case.hidden_size // case.head_size,
+        num_key_value_heads=max(1, case.hidden_size // case.head_size // 2),
+        max_position_embeddings=max(512, case.prompt_tokens[1] + case.response_tokens[1]),
         tie_word_embeddings=True,
         initializer_range=case.hidden_size**-0.5,
     )
@@ -129,10 +192,12 @@ def make_batch(groups: Sequence[RolloutGroup]) -> TrainBatch:
     )
 
 
-def make_learner(case: LearnerCase, folder: str | Path) -> Learner:
+def make_learner(
+    case: LearnerCase, folder: str | Path, *, packing: str = "auto", device: torch.device | None = None
+) -> Learner:
     """The learner as a run would build it: GRPO's clipped loss with truncated importance weights, AdamW, clipping."""
-    config = _config(case)
-    return Learner(config, base_path=str(folder), token_loss=token_loss(config.algorithm))
+    config = _config(case, packing=packing)
+    return Learner(config, base_path=str(folder), token_loss=token_loss(config.algorithm), device=device)
 
 
 class BareLoop:
@@ -185,7 +250,7 @@ class BareLoop:
         return losses * (old - engine_logprobs).exp().clamp(max=2.0)
 
 
-def _config(case: LearnerCase) -> RunConfig:
+def _config(case: LearnerCase, *, packing: str) -> RunConfig:
     return parse_config(
         {
             "name": "bench",
@@ -194,10 +259,17 @@ def _config(case: LearnerCase) -> RunConfig:
             "algorithm": {"type": "grpo"},
             "learner": {
                 "micro_batch_tokens": case.micro_batch_tokens,
+                "packing": packing,
+                "dtype": case.dtype,
                 "optimizer": {"learning_rate": case.learning_rate},
             },
         }
     )
+
+
+def _num_tokens(groups: Sequence[RolloutGroup]) -> int:
+    """Prompt and response tokens of all samples."""
+    return sum(len(g.prompt.token_ids) * len(g) + int(g.num_tokens.sum()) for g in groups)
 
 
 def _token_ids(rng: np.random.Generator, lengths: tuple[int, int], *, vocab_size: int) -> np.ndarray:

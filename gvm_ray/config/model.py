@@ -95,14 +95,40 @@ class LearnerConfig(Settings):
     cpus_per_worker: Positive = 1
     gpus_per_worker: NonNegative = 0
     dtype: DType = "float32"  # of the forward and backward pass; master weights and reductions stay float32
-    micro_batch_tokens: Count = 16384  # prompt and response tokens (padding included) of one forward pass on one rank
+    # Prompt and response tokens of one forward pass on one rank, with the padding where micro-batches are padded.
+    micro_batch_tokens: Count = 16384
+    # How samples stand in a micro-batch: as rows, padded to the longest, or packed end to end without padding. "auto"
+    # packs where the attention kernels compute each sample's part alone; on "sdpa" a packed micro-batch costs what one
+    # sample as long as all of it would.
+    packing: Literal["auto", "packed", "padded"] = "auto"
+    # PyTorch's scaled_dot_product_attention; or, on GPUs and in bfloat16, PyTorch's torch.nn.attention.varlen, for
+    # packed micro-batches only, or the package flash-attn (`make flash-attn`). "auto" takes flash-attn where it is
+    # installed and can run, and else "sdpa".
+    attention: Literal["auto", "sdpa", "varlen", "flash_attention_2"] = "auto"
     logprob_chunk_tokens: Count = 1024  # rows of logits alive at once when log-probs are computed
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = False  # keep only each block's input, and compute the rest again to go backward
+    # Keep parameters, gradients and optimizer in main memory (16 bytes a parameter, over all ranks), copy each block's
+    # weights to the GPU when its turn comes, and run AdamW on the CPU. Without GPUs they are there anyway.
+    cpu_offload: bool = False
+    compile: bool = False  # torch.compile of each block, at the first micro-batches; needs a C++ compiler
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig | None = None
     # So many optimizer updates in a row, over batches, with an infinite or NaN gradient stop the run; each of them is
     # skipped. None = three batches' worth. An update without samples neither counts nor ends the row.
     max_skipped_updates: Count | None = None
+
+    @model_validator(mode="after")
+    def _attention_can_run(self) -> "LearnerConfig":
+        if self.attention in ("auto", "sdpa"):
+            return self
+        if self.dtype != "bfloat16" or not self.gpus_per_worker:
+            raise ValueError(
+                f"attention={self.attention!r} runs in bfloat16 on GPUs, and this is dtype={self.dtype!r} with "
+                f"gpus_per_worker={self.gpus_per_worker:g}; write attention='sdpa', or both of these otherwise"
+            )
+        if self.attention == "varlen" and self.packing == "padded":
+            raise ValueError("attention='varlen' runs on packed micro-batches only; leave packing='padded' out")
+        return self
 
 
 class WarmStartConfig(Settings):

@@ -79,18 +79,25 @@ def head_gradients(
     return HeadGradients(log_normalizer=log_normalizer, misses=misses, square_norms=norms, state_gradients=gradients)
 
 
-def embedding_gradient_square_norms(activation_gradients: Tensor, input_ids: Tensor) -> Tensor:
+def embedding_gradient_square_norms(
+    activation_gradients: Tensor, input_ids: Tensor, *, samples: Tensor | None = None
+) -> Tensor:
     """[B] squared Frobenius norms of each sample's input-embedding gradient.
 
     Row v of the gradient is the sum of the activation gradients at the positions where token v stands.
 
     Args:
-        activation_gradients: [B, S, H] gradient of the summed objectives at the embedding layer's output; zero at
+        activation_gradients: [R, S, H] gradient of the summed objectives at the embedding layer's output; zero at
             padded positions.
-        input_ids: [B, S] token ids.
+        input_ids: [R, S] token ids.
+        samples: [R, S] which of the B samples each position belongs to, every one with a position; None where each
+            row is one.
     """
-    num_samples, length, width = activation_gradients.shape
-    samples = torch.arange(num_samples, device=input_ids.device).repeat_interleave(length)
+    num_rows, length, width = activation_gradients.shape
+    if samples is None:
+        samples, num_samples = torch.arange(num_rows, device=input_ids.device).repeat_interleave(length), num_rows
+    else:
+        samples, num_samples = samples.reshape(-1), int(samples.max()) + 1
     stride = int(input_ids.max()) + 1
     keys, inverse = torch.unique(samples * stride + input_ids.reshape(-1).long(), return_inverse=True)
     rows = activation_gradients.new_zeros(len(keys), width, dtype=torch.float32)

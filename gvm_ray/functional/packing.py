@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def micro_batches(lengths: ArrayLike, *, max_tokens: int, num_ranks: int) -> list[list[NDArray[np.int64]]]:
+def micro_batches(
+    lengths: ArrayLike, *, max_tokens: int, num_ranks: int, packed: bool = False
+) -> list[list[NDArray[np.int64]]]:
     """Indices of the samples of each micro-batch, for each rank.
 
     Ranks get near-equal token counts (longest sample first, to the least loaded rank). On a rank samples stand by
@@ -17,6 +19,7 @@ def micro_batches(lengths: ArrayLike, *, max_tokens: int, num_ranks: int) -> lis
         lengths: [N] tokens of each sample.
         max_tokens: bound on rows x longest row of a micro-batch, padding included; a longer sample stands alone.
         num_ranks: number of learners.
+        packed: samples stand end to end without padding, and the bound is on the sum of their lengths.
 
     Returns:
         num_ranks lists of index arrays; no sample at all gives empty lists.
@@ -26,7 +29,7 @@ def micro_batches(lengths: ArrayLike, *, max_tokens: int, num_ranks: int) -> lis
         raise ValueError(f"max_tokens={max_tokens} and num_ranks={num_ranks} must be at least 1")
     longest_first = np.argsort(-lengths, kind="stable")
     shares = _spread(longest_first, lengths, num_parts=num_ranks)
-    ranks = [_fill(indices, lengths, max_tokens=max_tokens) for indices in shares]
+    ranks = [_fill(indices, lengths, max_tokens=max_tokens, packed=packed) for indices in shares]
     most = max(len(batches) for batches in ranks)
     return [batches + [np.zeros(0, dtype=np.int64)] * (most - len(batches)) for batches in ranks]
 
@@ -59,13 +62,20 @@ def _spread(order: NDArray[np.int64], sizes: NDArray[np.int64], *, num_parts: in
     return [np.array(part, dtype=np.int64) for part in members]
 
 
-def _fill(indices: NDArray[np.int64], lengths: NDArray[np.int64], *, max_tokens: int) -> list[NDArray[np.int64]]:
+def _fill(
+    indices: NDArray[np.int64], lengths: NDArray[np.int64], *, max_tokens: int, packed: bool
+) -> list[NDArray[np.int64]]:
     """Cut indices of falling length into micro-batches as full as `max_tokens` allows."""
     batches: list[NDArray[np.int64]] = []
+    stops = np.cumsum(lengths[indices])
     start = 0
     while start < len(indices):
         longest = max(int(lengths[indices[start]]), 1)
-        stop = start + max(max_tokens // longest, 1)
+        if packed:
+            stop = int(np.searchsorted(stops - stops[start] + longest, max_tokens, side="right"))
+        else:
+            stop = start + max_tokens // longest
+        stop = max(stop, start + 1)
         batches.append(indices[start:stop])
         start = stop
     return batches

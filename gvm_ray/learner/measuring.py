@@ -4,7 +4,7 @@ Every method is a collective call, as the learner's are: each rank takes its sha
 answer. Afterwards the training state is as it was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gvm_ray.learner.policy import GradientParameters, PolicyModule, reshard, sample_gradient_norms
-from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples, prompt_sample, rank_micro_batches
+from gvm_ray.learner.sequences import BatchLayout, TrainSample, prompt_sample
 from gvm_ray.types import Float64Array, FloatArray, IntArray, Pooling
 
 
@@ -24,22 +24,21 @@ class PolicyMeasurements:
 
     Args:
         policy: the sharded policy.
-        max_tokens: bound on the tokens of a micro-batch, padding included.
-        device: where the policy is.
+        layout: of the micro-batches.
     """
 
-    def __init__(self, policy: PolicyModule, *, max_tokens: int, device: torch.device) -> None:
+    def __init__(self, policy: PolicyModule, *, layout: BatchLayout) -> None:
         self._policy = policy
-        self._max_tokens = max_tokens
-        self._device = device
+        self._layout = layout
+        self._device = layout.device
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[TrainSample]) -> list[FloatArray]:
         """[T] nats for each sample."""
         stops = np.cumsum([0, *(len(s.response_ids) for s in samples)])
         flat = self._zeros(int(stops[-1]))
-        for indices, padded in self._micro_batches(samples):
-            logprobs, _ = self._policy(padded)
+        for indices, batch in self._layout.micro_batches(samples):
+            logprobs, _ = self._policy(batch)
             for row, i in enumerate(indices):
                 flat[stops[i] : stops[i + 1]] = logprobs[row, : stops[i + 1] - stops[i]]
         values = self._gathered(flat)
@@ -48,8 +47,8 @@ class PolicyMeasurements:
     def gradient_norms(self, samples: Sequence[TrainSample], *, parameters: GradientParameters) -> Float64Array:
         """[N] norm of each sample's gradient of its log-probs' sum, in one matrix; see `sample_gradient_norms`."""
         norms = self._zeros(len(samples), dtype=torch.float64)
-        for indices, padded in self._micro_batches(samples):
-            computed = sample_gradient_norms(self._policy, padded, parameters=parameters)
+        for indices, batch in self._layout.micro_batches(samples, by_sample=True):
+            computed = sample_gradient_norms(self._policy, batch, parameters=parameters)
             norms[torch.from_numpy(indices).to(self._device)] = computed[: len(indices)].double()
         return self._gathered(norms)
 
@@ -58,15 +57,11 @@ class PolicyMeasurements:
         """[P, F] pooled final hidden states of prompts of at least one token; see `PolicyModule.prompt_states`."""
         width = self._policy.causal_lm.config.hidden_size * (2 if pooling == "both" else 1)
         states = self._zeros(len(token_ids), width)
-        for indices, padded in self._micro_batches([prompt_sample(ids) for ids in token_ids]):
-            pooled = self._policy.prompt_states(padded, pooling=pooling)
+        samples = [prompt_sample(ids) for ids in token_ids]
+        for indices, batch in self._layout.micro_batches(samples, by_sample=True):
+            pooled = self._policy.prompt_states(batch, pooling=pooling)
             states[torch.from_numpy(indices).to(self._device)] = pooled[: len(indices)]
         return self._gathered(states)
-
-    def _micro_batches(self, samples: Sequence[TrainSample]) -> Iterator[tuple[NDArray[np.int64], SequenceBatch]]:
-        """This rank's micro-batches: which samples, and their tensors."""
-        for indices in rank_micro_batches(samples, max_tokens=self._max_tokens):
-            yield indices, pad_samples([samples[i] for i in indices], device=self._device)
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)

@@ -15,7 +15,7 @@ from gvm_ray.learner.token_loss import TokenLoss
 class MicroBatchLoss(Protocol):
     """A micro-batch's term of the loss; measures go into `sums`."""
 
-    def __call__(self, padded: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor: ...
+    def __call__(self, batch: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor: ...
 
 
 class PolicyLoss:
@@ -38,13 +38,13 @@ class PolicyLoss:
         self._reference = reference
         self._token_loss = token_loss
 
-    def __call__(self, padded: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor:
+    def __call__(self, batch: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor:
         needs_entropy = self._token_loss.needs_entropy
         reference = None
         if self._reference is not None:  # first: it may be the policy itself, without its adapters
             with torch.no_grad():
-                reference, _ = self._reference(padded)
-        logprobs, entropy = self._policy(padded, with_entropy=True, entropy_gradient=needs_entropy)
+                reference, _ = self._reference(batch)
+        logprobs, entropy = self._policy(batch, with_entropy=True, entropy_gradient=needs_entropy)
         engine = pad_values([s.engine_logprobs for s in members], like=logprobs)
         old = logprobs.detach()
         if members and members[0].old_logprobs is not None:
@@ -56,14 +56,14 @@ class PolicyLoss:
             ref_logprobs=reference,
             entropy=entropy if needs_entropy else None,
             advantages=_column([s.advantage for s in members], like=logprobs),
-            mask=padded.mask,
+            mask=batch.mask,
         )
         difference = (old - engine).abs()
         differences = {"logprob_difference/mean": difference, "logprob_difference/max": difference}
         for name, values in (diagnostics | {"entropy": entropy.detach()} | differences).items():
-            sums.add_tokens(name, values, mask=padded.mask)
+            sums.add_tokens(name, values, mask=batch.mask)
         weights = _column([s.weight for s in members], like=logprobs)
-        return (torch.where(padded.mask, losses, 0.0) * weights).sum()
+        return (torch.where(batch.mask, losses, 0.0) * weights).sum()
 
 
 class CrossEntropy:
@@ -72,8 +72,8 @@ class CrossEntropy:
     def __init__(self, policy: PolicyModule) -> None:
         self._policy = policy
 
-    def __call__(self, padded: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor:
-        logprobs, _ = self._policy(padded, temperature=1.0)
+    def __call__(self, batch: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor:
+        logprobs, _ = self._policy(batch, temperature=1.0)
         return -(logprobs * _column([s.weight for s in members], like=logprobs)).sum()
 
 

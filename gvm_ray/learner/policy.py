@@ -7,10 +7,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
-from gvm_ray.config.model import DType, LoRAConfig
+from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ModelError
 from gvm_ray.functional.gradient_norms import (
     HeadGradients,
@@ -19,6 +25,7 @@ from gvm_ray.functional.gradient_norms import (
     tied_gradient_inner_products,
 )
 from gvm_ray.functional.logprobs import token_logprobs
+from gvm_ray.learner.attention import AttentionKernels
 from gvm_ray.learner.lora import add_adapters, base_name, is_adapter, merged_tensor
 from gvm_ray.learner.sequences import SequenceBatch
 from gvm_ray.pretrained import check_layout, model_errors
@@ -31,7 +38,7 @@ class PolicyModule(nn.Module):
     """The FSDP2 root around a causal LM: whatever needs the output head happens inside its forward methods.
 
     Sharded parameters are whole only there, and the head belongs to the root. Attention is causal and padding stands on
-    the right, so no token ever attends to padding and no attention mask is needed.
+    the right, so no token ever attends to padding and padded batches need no attention mask.
     """
 
     causal_lm: Any  # transformers' classes share no typed base with `model`, `lm_head` and `config`
@@ -59,10 +66,10 @@ class PolicyModule(nn.Module):
 
         At the sampling temperature unless another is given.
         """
-        hidden = self.causal_lm.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        hidden = self._hidden(batch, input_ids=batch.input_ids)
         rows, columns = batch.mask.nonzero(as_tuple=True)
         logprobs, entropies = token_logprobs(
-            hidden[rows, batch.first_state[rows] + columns],
+            hidden.flatten(0, 1)[batch.first_state[rows] + columns],
             self.causal_lm.lm_head.weight,
             batch.targets[rows, columns],
             temperature=temperature or self.temperature,
@@ -79,8 +86,8 @@ class PolicyModule(nn.Module):
 
         Their mean, the last one, or both end to end, mean first (F is the hidden size H, or 2H for both).
         """
-        hidden = self.causal_lm.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state.float()
-        last = batch.first_state.unsqueeze(1)  # [B, 1] position of the prompt's last token
+        hidden = batch.by_sample(self._hidden(batch, input_ids=batch.input_ids).float())
+        last = (batch.first_state - batch.starts).unsqueeze(1)  # [B, 1] place of the prompt's last token in it
         pooled = []
         if pooling != "last":
             inside = torch.arange(hidden.shape[1], device=hidden.device) <= last
@@ -94,18 +101,15 @@ class PolicyModule(nn.Module):
     ) -> tuple[Tensor, HeadGradients]:
         """The states [B, T, H] that predict the response tokens, and the head's gradients there.
 
-        With an `offset` [B, S, H] of zeros, which is added to the input embeddings, the states depend on it alone and
+        With an `offset` [R, S, H] of zeros, which is added to the input embeddings, the states depend on it alone and
         the head's gradients include those at the states: carried back from there, they give the objectives' gradient
         at the embedding layer's output, and no parameter gets one.
         """
-        backbone = self.causal_lm.model
-        embeddings = backbone.embed_tokens(batch.input_ids).detach()
+        embeddings = self.causal_lm.model.embed_tokens(batch.input_ids).detach()
         if offset is not None:
             embeddings = embeddings + offset
-        hidden = backbone(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        positions = torch.arange(batch.targets.shape[1], device=hidden.device) + batch.first_state.unsqueeze(1)
-        positions = positions.clamp(0, hidden.shape[1] - 1)  # padded columns may reach past the end
-        states = hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        hidden = self._hidden(batch, inputs_embeds=embeddings)
+        states = hidden.flatten(0, 1)[batch.state_positions()]
         head = head_gradients(
             states,
             self.causal_lm.lm_head.weight,
@@ -121,7 +125,7 @@ class PolicyModule(nn.Module):
     def tied_inner_products(
         self, batch: SequenceBatch, states: Tensor, *, head: HeadGradients, activation_gradients: Tensor
     ) -> Tensor:
-        """[B] inner products of the shared matrix's two gradients; `activation_gradients` [B, S, H] are the embedding
+        """[B] inner products of the shared matrix's two gradients; `activation_gradients` [R, S, H] are the embedding
         layer's."""
         return tied_gradient_inner_products(
             states,
@@ -129,10 +133,14 @@ class PolicyModule(nn.Module):
             batch.targets,
             batch.mask,
             head=head,
-            activation_gradients=activation_gradients,
-            input_ids=batch.input_ids,
+            activation_gradients=batch.by_sample(activation_gradients),
+            input_ids=batch.by_sample(batch.input_ids),
             temperature=self.temperature,
         )
+
+    def _hidden(self, batch: SequenceBatch, **inputs: Tensor) -> Tensor:
+        """[R, S, H] final hidden states, after the final norm."""
+        return self.causal_lm.model(**inputs, **batch.attention_arguments, use_cache=False).last_hidden_state
 
 
 def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, parameters: GradientParameters) -> Tensor:
@@ -151,7 +159,7 @@ def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, paramet
         states, head = policy.response_gradients(batch, square_norms=policy.tied, offset=offset)
         assert head.state_gradients is not None
         (gradients,) = torch.autograd.grad(states, offset, head.state_gradients.to(states.dtype))
-        square_norms = embedding_gradient_square_norms(gradients, batch.input_ids)
+        square_norms = embedding_gradient_square_norms(gradients, batch.input_ids, samples=batch.sample_indices)
         if head.square_norms is not None:
             inner = policy.tied_inner_products(batch, states, head=head, activation_gradients=gradients)
             square_norms += head.square_norms + 2 * inner
@@ -162,39 +170,47 @@ def load_policy(
     path: str | Path,
     *,
     mesh: DeviceMesh,
-    dtype: DType,
+    settings: LearnerConfig,
+    attention: AttentionKernels,
     temperature: float,
-    chunk_tokens: int,
-    activation_checkpointing: bool = False,
     trainable: bool = True,
-    lora: LoRAConfig | None = None,
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PolicyModule:
     """The causal LM of a Hugging Face folder or hub id, sharded over `mesh` block by block; master weights are float32.
 
-    With `lora` only adapters, drawn from `seed`, are trainable.
+    With `settings.lora` only adapters, drawn from `seed`, are trainable.
 
     Raises:
         ModelError: there is no causal language model of the Llama layout (`model.layers`, `lm_head`).
-        ConfigError: `lora` names layers that the model doesn't have.
+        ConfigError: `settings.lora` names layers that the model doesn't have.
     """
-    causal_lm = load_causal_lm(path, revision=revision, trust_remote_code=trust_remote_code)
-    policy = PolicyModule(causal_lm, temperature=temperature, chunk_tokens=chunk_tokens)
+    causal_lm = load_causal_lm(path, revision=revision, trust_remote_code=trust_remote_code, attention=attention)
+    policy = PolicyModule(causal_lm, temperature=temperature, chunk_tokens=settings.logprob_chunk_tokens)
     policy.requires_grad_(trainable)
-    if lora is not None:
-        add_adapters(causal_lm, lora, seed=seed)
+    if settings.lora is not None:
+        add_adapters(causal_lm, settings.lora, seed=seed)
     policy.eval()  # dropout would make two passes over the same tokens disagree
-    if activation_checkpointing and trainable:
+    if settings.activation_checkpointing and trainable:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         policy.train()  # transformers checkpoints in training mode only
-    precision = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if dtype == "bfloat16" else None, reduce_dtype=torch.float32
-    )
+    placement: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if settings.dtype == "bfloat16" else None, reduce_dtype=torch.float32
+        ),
+    }
+    if settings.cpu_offload:
+        placement["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     for block in causal_lm.model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=precision)
-    fully_shard(policy, mesh=mesh, mp_policy=precision)
+        if settings.compile:
+            # `forward` alone: FSDP2's hooks around it gather and free the weights, uncompiled. Isolated, because all
+            # blocks share the code, and together would soon meet the limit on its variants.
+            options: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
+            block.forward = torch.compile(block.forward, **options)
+        fully_shard(block, **placement)
+    fully_shard(policy, **placement)
     for method in ("prompt_states", "response_gradients", "tied_inner_products"):
         register_fsdp_forward_method(policy, method)
     return policy
@@ -233,7 +249,9 @@ def named_full_tensors(policy: PolicyModule, *, dtype: torch.dtype) -> Iterator[
         yield base_name(name), whole.to(dtype=dtype, device="cpu")
 
 
-def load_causal_lm(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> Any:
+def load_causal_lm(
+    path: str | Path, *, revision: str | None, trust_remote_code: bool, attention: AttentionKernels = "sdpa"
+) -> Any:
     """The causal LM of a Hugging Face folder or hub id in float32, whole and with finite weights.
 
     Weights come from safetensors files, else from pickled ones, of which only tensors are read: no code in them runs.
@@ -247,7 +265,7 @@ def load_causal_lm(path: str | Path, *, revision: str | None, trust_remote_code:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
             output_loading_info=True,

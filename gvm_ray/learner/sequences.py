@@ -1,7 +1,8 @@
-"""What the learners train on, sample by sample, and the padded tensors of a micro-batch."""
+"""What the learners train on, sample by sample, and the tensors of a micro-batch: padded rows, or one packed row."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,39 +33,139 @@ class TrainSample:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SequenceBatch:
-    """A micro-batch, padded with 0 on the right: B samples of S tokens, responses of T tokens, each at least 1."""
+class PackedRow:
+    """Where B samples of N tokens stand in one row, end to end and without padding."""
 
-    input_ids: Tensor  # [B, S] int64, prompt then response
+    position_ids: Tensor  # [1, N] int64 of each token within its sample, from 0
+    cu_seqlens: Tensor  # [B + 1] int32: sample b is at cu_seqlens[b] ... cu_seqlens[b + 1] - 1
+    max_length: int  # tokens of the longest sample
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SequenceBatch:
+    """A micro-batch of B samples, with responses of up to T tokens, in R rows of S tokens, each number at least 1.
+
+    Padded, every sample is a row with 0 on its right (R = B). Packed, all are one row (R = 1, `packed`), and attention
+    is told where each begins. Positions count through all R x S.
+    """
+
+    input_ids: Tensor  # [R, S] int64, prompt then response
     targets: Tensor  # [B, T] int64 response tokens
     mask: Tensor  # [B, T] bool, True at response tokens that the policy sampled
-    first_state: Tensor  # [B] int64: the hidden state at first_state + t predicts response token t
+    starts: Tensor  # [B] int64: position of the sample's first token
+    first_state: Tensor  # [B] int64: the hidden state at position first_state + t predicts response token t
+    packed: PackedRow | None = None
+
+    @property
+    def attention_arguments(self) -> dict[str, Any]:
+        """What transformers' backbones need to keep packed samples apart; the flash kernels read the cu_seq_lens, the
+        others get a block-diagonal mask that is made of the position ids."""
+        if self.packed is None:
+            return {}
+        ends, length = self.packed.cu_seqlens, self.packed.max_length
+        lengths = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": length, "max_length_k": length}
+        return {"position_ids": self.packed.position_ids, **lengths}
+
+    @property
+    def sample_indices(self) -> Tensor | None:
+        """[R, S] int64: which sample each packed token belongs to; None where each row is one."""
+        if self.packed is None:
+            return None
+        lengths = self.packed.cu_seqlens.diff()
+        return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths).unsqueeze(0)
+
+    def state_positions(self) -> Tensor:
+        """[B, T] positions of the states that predict the response tokens; that of the first one at padding."""
+        places = torch.arange(self.mask.shape[1], device=self.mask.device) * self.mask
+        return self.first_state.unsqueeze(1) + places
+
+    def by_sample(self, values: Tensor) -> Tensor:
+        """[B, S', ...] of values [R, S, ...], each sample in a row of its own, with 0 behind packed ones."""
+        if self.packed is None:
+            return values
+        places = torch.arange(self.packed.max_length, device=values.device)
+        inside = places < self.packed.cu_seqlens.diff().unsqueeze(1)
+        rows = values.flatten(0, 1)[self.starts.unsqueeze(1) + places * inside]
+        return torch.where(inside.view(*inside.shape, *[1] * (rows.ndim - 2)), rows, 0)
 
 
-def rank_micro_batches(samples: Sequence[TrainSample], *, max_tokens: int) -> list[NDArray[np.int64]]:
-    """Indices of this rank's micro-batches, as many as on every other rank; trailing ones may be empty."""
-    lengths = np.array([sample.length for sample in samples], dtype=np.int64)
-    return micro_batches(lengths, max_tokens=max_tokens, num_ranks=dist.get_world_size())[dist.get_rank()]
+@dataclass(frozen=True, kw_only=True)
+class BatchLayout:
+    """How a rank lays out samples for its forward and backward passes."""
+
+    max_tokens: int  # of a micro-batch; padding counts where there is any
+    packed: bool
+    device: torch.device
+
+    def micro_batches(
+        self, samples: Sequence[TrainSample], *, by_sample: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], SequenceBatch]]:
+        """This rank's micro-batches, as many as on every other rank: which samples, and their tensors.
+
+        Trailing ones may be without samples. With `by_sample`, rows x the longest sample keep within the bound too,
+        for passes that call `SequenceBatch.by_sample` or `state_positions` on hidden states.
+        """
+        lengths = np.array([sample.length for sample in samples], dtype=np.int64)
+        ranks = micro_batches(
+            lengths,
+            max_tokens=self.max_tokens,
+            num_ranks=dist.get_world_size(),
+            packed=self.packed and not by_sample,
+        )
+        make = pack_samples if self.packed else pad_samples
+        for indices in ranks[dist.get_rank()]:
+            yield indices, make([samples[i] for i in indices], device=self.device)
 
 
 def pad_samples(samples: Sequence[TrainSample], *, device: torch.device) -> SequenceBatch:
     """The tensors of some samples. None at all give one row without response tokens, so that a rank that ran out of
     samples can still take part in the collective calls of a forward and backward pass."""
-    num_rows = max(len(samples), 1)
-    input_ids = np.zeros((num_rows, max([s.length for s in samples], default=1)), dtype=np.int64)
-    targets = np.zeros((num_rows, max([len(s.response_ids) for s in samples], default=1)), dtype=np.int64)
-    first_state, num_targets = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
+    length = max([s.length for s in samples], default=1)
+    starts = np.arange(max(len(samples), 1)) * length
+    return _batch(samples, starts=starts, shape=(len(starts), length), device=device)
+
+
+def pack_samples(samples: Sequence[TrainSample], *, device: torch.device) -> SequenceBatch:
+    """The same in one row without padding; no samples at all give one token."""
+    lengths = np.array([s.length for s in samples] or [1])
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    starts, num_tokens = ends[:-1], int(ends[-1])
+    packed = PackedRow(
+        position_ids=torch.from_numpy(np.arange(num_tokens) - np.repeat(starts, lengths)).to(device).unsqueeze(0),
+        cu_seqlens=torch.from_numpy(ends.astype(np.int32)).to(device),
+        max_length=int(lengths.max()),
+    )
+    return _batch(samples, starts=starts, shape=(1, num_tokens), device=device, packed=packed)
+
+
+def _batch(
+    samples: Sequence[TrainSample],
+    *,
+    starts: NDArray[np.int64],
+    shape: tuple[int, int],
+    device: torch.device,
+    packed: PackedRow | None = None,
+) -> SequenceBatch:
+    """Samples written at `starts` into rows of a shape."""
+    input_ids = np.zeros(shape[0] * shape[1], dtype=np.int64)
+    targets = np.zeros((len(starts), max([len(s.response_ids) for s in samples], default=1)), dtype=np.int64)
+    first_state, mask = starts.copy(), np.zeros(targets.shape, dtype=np.bool_)
     for row, sample in enumerate(samples):
-        start, stop = len(sample.prompt_ids), sample.length
-        input_ids[row, :start], input_ids[row, start:stop] = sample.prompt_ids, sample.response_ids
-        targets[row, : stop - start] = sample.response_ids
-        first_state[row], num_targets[row] = start - 1, stop - start
-    mask = np.arange(targets.shape[1]) < num_targets[:, None]
-    for row, sample in enumerate(samples):
-        if sample.sampled is not None:
-            mask[row, : len(sample.sampled)] = sample.sampled
-    on_device = [torch.from_numpy(array).to(device) for array in (input_ids, targets, mask, first_state)]
-    return SequenceBatch(input_ids=on_device[0], targets=on_device[1], mask=on_device[2], first_state=on_device[3])
+        start, num_prompt, num_response = starts[row], len(sample.prompt_ids), len(sample.response_ids)
+        response = start + num_prompt
+        input_ids[start:response] = sample.prompt_ids
+        input_ids[response : response + num_response] = sample.response_ids
+        targets[row, :num_response] = sample.response_ids
+        mask[row, :num_response] = True if sample.sampled is None else sample.sampled
+        first_state[row] = response - 1
+    arrays = {
+        "input_ids": input_ids.reshape(shape),
+        "targets": targets,
+        "mask": mask,
+        "starts": starts,
+        "first_state": first_state,
+    }
+    return SequenceBatch(**{name: torch.from_numpy(a).to(device) for name, a in arrays.items()}, packed=packed)
 
 
 def pad_values(values: Sequence[NDArray[np.floating]], like: Tensor) -> Tensor:

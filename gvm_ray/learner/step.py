@@ -19,6 +19,7 @@ from gvm_ray.config import RunConfig
 from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.functional.packing import split_updates
+from gvm_ray.learner.attention import AttentionKernels, resolve_attention
 from gvm_ray.learner.checkpoint import load_shards, save_shards
 from gvm_ray.learner.frozen_base import FrozenBase
 from gvm_ray.learner.measuring import PolicyMeasurements
@@ -27,10 +28,10 @@ from gvm_ray.learner.micro_batch_loss import CrossEntropy, MicroBatchLoss, Polic
 from gvm_ray.learner.model_folder import write_model_folder
 from gvm_ray.learner.optimizer import PolicyOptimizer
 from gvm_ray.learner.policy import PolicyModule, copy_weights, load_policy, named_full_tensors, reshard
+from gvm_ray.learner.process_group import process_group_backend
 from gvm_ray.learner.sequences import (
+    BatchLayout,
     TrainSample,
-    pad_samples,
-    rank_micro_batches,
     samples_of_batch,
     samples_of_demonstrations,
     train_sample,
@@ -55,11 +56,11 @@ class Learner:
     def __init__(
         self, config: RunConfig, *, base_path: str, token_loss: TokenLoss, device: torch.device | None = None
     ) -> None:
-        if not dist.is_initialized():
-            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-            dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         self._config = config
         self._device = device or torch.device("cpu")
+        if not dist.is_initialized():
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(process_group_backend(self._device.type), store=store, rank=0, world_size=1)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # FSDP2 places the shards on the current device
         self._base_path = base_path
@@ -69,6 +70,9 @@ class Learner:
         self._revision = model.revision if model is not None and model.path == base_path else None
         self._trust_remote_code = model is not None and model.trust_remote_code
         self._tokenizer = load_tokenizer(base_path, revision=self._revision, trust_remote_code=self._trust_remote_code)
+        self._attention: AttentionKernels
+        self._attention, packed = resolve_attention(config.learner, device_type=self._device.type)
+        self._layout = BatchLayout(max_tokens=config.learner.micro_batch_tokens, packed=packed, device=self._device)
         self._policy = self._load(trainable=True)
         self._base = FrozenBase(self._policy, dtype=config.learner.dtype) if config.learner.lora else None
         needed = token_loss.needs_reference
@@ -77,9 +81,7 @@ class Learner:
         self._policy_loss = PolicyLoss(self._policy, reference=reference, token_loss=token_loss)
         self._optimizer = self._build_optimizer()
         self._warm_start_optimizer: PolicyOptimizer | None = None
-        self._measure = PolicyMeasurements(
-            self._policy, max_tokens=config.learner.micro_batch_tokens, device=self._device
-        )
+        self._measure = PolicyMeasurements(self._policy, layout=self._layout)
 
     # --- training -----------------------------------------------------------------------------------------------------
     def update(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> BatchUpdate:
@@ -186,11 +188,10 @@ class Learner:
         Gradients are reduced after every micro-batch: keeping them whole until the last would save calls, but hold a
         full float32 copy of the model on every rank.
         """
-        for indices in rank_micro_batches(samples, max_tokens=self._config.learner.micro_batch_tokens):
+        for indices, micro_batch in self._layout.micro_batches(samples):
             members = [samples[i] for i in indices]
-            padded = pad_samples(members, device=self._device)
-            with norms.collected(indices, padded.input_ids) if norms is not None else nullcontext():
-                value = loss(padded, members, sums)
+            with norms.collected(indices, micro_batch) if norms is not None else nullcontext():
+                value = loss(micro_batch, members, sums)
                 sums.add("loss", value)
                 (value * (scale * self._world_size)).backward()  # FSDP averages over ranks; the batch loss is a sum
 
@@ -262,16 +263,13 @@ class Learner:
         dist.barrier()
 
     def _load(self, *, trainable: bool) -> PolicyModule:
-        settings = self._config.learner
         return load_policy(
             self._base_path,
             mesh=self._mesh,
-            dtype=settings.dtype,
+            settings=self._config.learner,
+            attention=self._attention,
             temperature=self._config.sampling.temperature,
-            chunk_tokens=settings.logprob_chunk_tokens,
-            activation_checkpointing=settings.activation_checkpointing,
             trainable=trainable,
-            lora=settings.lora,
             seed=self._config.seed,
             revision=self._revision,
             trust_remote_code=self._trust_remote_code,

@@ -1,8 +1,8 @@
 """Gradient norms of the samples of an optimizer update, from the backward pass that trains on them anyway.
 
-A micro-batch's backward pass reaches the output of the input embedding, and its gradient there [B, S, H] holds each
-sample's own in a row of its own. Added up by token, a row is the gradient of the embedding matrix of that sample's term
-of the loss; nothing is computed but that sum.
+A micro-batch's backward pass reaches the output of the input embedding, and its gradient there [R, S, H] holds each
+sample's own at its positions. Added up by token, they are the gradient of the embedding matrix of that sample's term of
+the loss; nothing is computed but that sum.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gvm_ray.functional.gradient_norms import embedding_gradient_square_norms
 from gvm_ray.learner.policy import PolicyModule
+from gvm_ray.learner.sequences import SequenceBatch
 from gvm_ray.types import Float64Array
 
 
@@ -31,12 +32,12 @@ class TrainingGradientNorms:
         self._square_norms = torch.zeros(num_samples, dtype=torch.float64, device=device)
 
     @contextmanager
-    def collected(self, indices: NDArray[np.int64], input_ids: Tensor) -> Iterator[None]:
-        """Inside, a forward and backward pass over `input_ids` [B, S] fills in the norms of the samples `indices`."""
+    def collected(self, indices: NDArray[np.int64], batch: SequenceBatch) -> Iterator[None]:
+        """Inside, a forward and backward pass over `batch` fills in the norms of its samples, `indices`."""
 
         def collect(gradient: Tensor) -> None:
-            rows = embedding_gradient_square_norms(gradient, input_ids)[: len(indices)]
-            self._square_norms[torch.from_numpy(indices).to(rows.device)] = rows.double()
+            norms = embedding_gradient_square_norms(gradient, batch.input_ids, samples=batch.sample_indices)
+            self._square_norms[torch.from_numpy(indices).to(norms.device)] = norms[: len(indices)].double()
 
         def watch(_module: torch.nn.Module, _inputs: Any, output: Tensor) -> None:
             if torch.is_grad_enabled():  # a reference of the same model passes through, too

@@ -80,7 +80,7 @@ ROWS: dict[str, list[Panel]] = {
     ],
     "Staleness and queue": [
         Panel(title="Staleness in updates", metrics=["staleness/mean", "staleness/max"]),
-        Panel(title="Samples in flight", metrics=["queue/samples_in_flight"]),
+        Panel(title="Samples in flight and batches waiting", metrics=["queue/samples_in_flight", "queue/batches"]),
         Panel(
             title="Effective sample size of the importance weights",
             unit="percentunit",

@@ -36,9 +36,14 @@ pytestmark = pytest.mark.ray
 LOSS = SurrogateLoss(kl_coefficient=0.1, needs_entropy=True)
 
 
-def _config(*, num_workers: int, micro_batch_tokens: int = 100_000) -> RunConfig:
+def _config(*, num_workers: int, micro_batch_tokens: int = 100_000, packing: str = "auto") -> RunConfig:
     config = learner_config(
-        learner={"num_workers": num_workers, "micro_batch_tokens": micro_batch_tokens, "optimizer": OPTIMIZER},
+        learner={
+            "num_workers": num_workers,
+            "micro_batch_tokens": micro_batch_tokens,
+            "packing": packing,
+            "optimizer": OPTIMIZER,
+        },
         algorithm={"type": "grpo", "updates_per_batch": 2},
     )
     return with_training_norms(config)
@@ -107,8 +112,13 @@ def _assert_same(first: WeightsRef, second: WeightsRef) -> None:
     assert not tensors
 
 
-def test_update_equals_that_of_one_rank(learners: LearnerGroup, folder: Path, runner: asyncio.Runner) -> None:
-    groups = ragged_groups()
+@pytest.mark.parametrize("packing", ["padded", "packed"])
+def test_update_equals_that_of_one_rank(
+    two_ranks: LearnerGroup, folder: Path, runner: asyncio.Runner, packing: str
+) -> None:
+    learners, groups = two_ranks, ragged_groups()
+    config = _config(num_workers=2, micro_batch_tokens=45, packing=packing)  # as many tokens as in _two_ranks_config
+    runner.run(learners.reset(config, base_path=str(folder / "base"), token_loss=LOSS))
     result = runner.run(learners.update(batch_of(groups, refs=_put(groups), step=4)))
     learner = _one_rank(folder / "base")
     expected = learner.update(batch_of(groups, step=4), groups)

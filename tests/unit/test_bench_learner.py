@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from gvm_ray.bench import learner as bench
 from gvm_ray.bench.suite import BenchOptions
@@ -35,10 +36,21 @@ def test_the_learner_and_the_bare_loop_end_with_the_same_weights(tmp_path: Path)
 
 def test_rows_have_a_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "LearnerCase", lambda **_: TINY)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (row,) = bench.measure(BenchOptions(quick=True))
     assert row.value > 0
     assert row.floor is not None
     assert row.ratio == row.value / row.floor
+
+
+def test_packed_micro_batches_beside_padded_ones_and_a_matrix_product(tmp_path: Path) -> None:
+    rows = bench.gpu_rows(TINY, device=torch.device("cpu"), repeats=1)
+    assert [row.unit for row in rows] == ["tokens/s", "TFLOP/s"]
+    assert all(row.ratio is not None and row.ratio > 0 for row in rows)
+    bench.write_model(TINY, tmp_path)
+    num_parameters = sum(p.numel() for p in bench.BareLoop(TINY, tmp_path).model.parameters())
+    assert f"{num_parameters:,} parameters" in rows[0].name
+    assert rows[1].value == pytest.approx(6 * num_parameters * rows[0].value / 1e12)
 
 
 def test_the_default_case_has_nine_hundred_thousand_parameters(tmp_path: Path) -> None:

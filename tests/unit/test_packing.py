@@ -14,6 +14,13 @@ def test_micro_batches_by_hand() -> None:
     assert [batch.tolist() for batch in ranks[0]] == [[4], [1], [0, 2], [3]]
 
 
+def test_packed_micro_batches_by_hand() -> None:
+    ranks = micro_batches([5, 9, 4, 4, 30, 1], max_tokens=13, num_ranks=1, packed=True)
+    # falling length 30, 9, 5, 4, 4, 1: 30 exceeds the bound; 9 and not 9 + 5; 5 + 4 + 4 = 13; the last 1
+    assert [batch.tolist() for batch in ranks[0]] == [[4], [1], [0, 2, 3], [5]]
+    assert [len(batch) for batch in micro_batches([3, 3], max_tokens=2**63 - 1, num_ranks=1, packed=True)[0]] == [2]
+
+
 def test_ranks_get_the_same_number_of_micro_batches() -> None:
     ranks = micro_batches([10, 1, 1, 1], max_tokens=1, num_ranks=2)
     # 10 to the first rank, the three 1s to the second
@@ -21,16 +28,17 @@ def test_ranks_get_the_same_number_of_micro_batches() -> None:
     assert micro_batches(np.zeros(0, dtype=np.int32), max_tokens=8, num_ranks=3) == [[], [], []]
 
 
-@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120), st.integers(1, 4))
-def test_micro_batches_keep_their_promises(lengths: list[int], max_tokens: int, num_ranks: int) -> None:
-    ranks = micro_batches(np.array(lengths, dtype=np.int32), max_tokens=max_tokens, num_ranks=num_ranks)
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120), st.integers(1, 4), st.booleans())
+def test_micro_batches_keep_their_promises(lengths: list[int], max_tokens: int, num_ranks: int, packed: bool) -> None:
+    ranks = micro_batches(np.array(lengths, dtype=np.int32), max_tokens=max_tokens, num_ranks=num_ranks, packed=packed)
     assert len(ranks) == num_ranks
     assert len({len(rank) for rank in ranks}) == 1
     flat = [index for rank in ranks for batch in rank for index in batch.tolist()]
     assert sorted(flat) == list(range(len(lengths)))
     for batch in (batch for rank in ranks for batch in rank):
         if len(batch) > 1:
-            assert len(batch) * max(lengths[i] for i in batch) <= max_tokens
+            tokens = [lengths[i] for i in batch]
+            assert (sum(tokens) if packed else len(batch) * max(tokens)) <= max_tokens
     loads = [sum(lengths[i] for batch in rank for i in batch) for rank in ranks]
     assert max(loads) - min(loads) <= max(lengths, default=0)
 

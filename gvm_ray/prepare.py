@@ -13,8 +13,7 @@ from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
 from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
-from gvm_ray.exceptions import ConfigError, DataError, ResourceError
-from gvm_ray.functional.memory import ModelSizes, generator_bytes, learner_bytes
+from gvm_ray.exceptions import ConfigError, DataError
 from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
 from gvm_ray.pretrained import (
     check_vocabulary,
@@ -22,11 +21,11 @@ from gvm_ray.pretrained import (
     empty_causal_lm,
     load_model_config,
     load_tokenizer,
+    read_model_sizes,
 )
+from gvm_ray.resources import find_hardware, plan_resources
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
-
-_VALUE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +73,11 @@ def prepare(
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
     model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     _check_context_length(model_config, max_model_len)
-    sizes = model_sizes(model_config, trust_remote_code=base.trust_remote_code)
+    empty_causal_lm(model_config, trust_remote_code=base.trust_remote_code)
     check_vocabulary(tokenizer, model_config)
     check_weight_files(base.path)
-    available_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    check_memory(config, sizes, available_bytes=available_bytes, learners=learners)
+    sizes = read_model_sizes(base.path, revision=base.revision)
+    plan_resources(config, sizes, find_hardware(config), learners=learners).check()
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
     prompts = load(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
     if learners:
@@ -112,49 +111,6 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     cache = os.environ.get("GVM_RAY_CACHE") or Path.home() / ".cache" / "gvm_ray"
     key = warm_start_key(config.model, prompts=config.prompts, warm_start=config.warm_start, dtype=config.learner.dtype)
     return Path(cache) / "warm_start" / key
-
-
-def check_memory(config: RunConfig, sizes: ModelSizes, *, available_bytes: int, learners: bool = True) -> None:
-    """Compare a CPU run's estimated need with this machine's memory. GPU runs, and runs elsewhere, aren't checked here.
-
-    Raises:
-        ResourceError: learners and generators need more than `available_bytes`.
-    """
-    elsewhere = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    if config.learner.gpus_per_worker or config.engine.gpus_per_generator or elsewhere:
-        return
-    for_learners = learners * learner_bytes(
-        sizes,
-        micro_batch_tokens=config.learner.micro_batch_tokens * config.learner.num_workers,
-        chunk_tokens=config.learner.logprob_chunk_tokens,
-        value_bytes=_VALUE_BYTES[config.learner.dtype],
-        has_reference=config.algorithm.kl.coefficient > 0,
-    )
-    generators = config.engine.num_generators * generator_bytes(
-        sizes, value_bytes=_VALUE_BYTES[config.engine.dtype], kv_cache_bytes=int(config.engine.kv_cache_gib * 2**30)
-    )
-    if for_learners + generators > available_bytes:
-        raise ResourceError(
-            f"the run needs about {(for_learners + generators) / 2**30:.1f} GiB ({for_learners / 2**30:.1f} for the "
-            f"learners with learner.micro_batch_tokens={config.learner.micro_batch_tokens}, {generators / 2**30:.1f} "
-            f"for the generators) and this machine has {available_bytes / 2**30:.1f}; lower "
-            "learner.micro_batch_tokens, engine.kv_cache_gib or engine.num_generators, or take a smaller model"
-        )
-
-
-def model_sizes(model_config: Any, *, trust_remote_code: bool = False) -> ModelSizes:
-    """Sizes of the model that a transformers configuration describes; no weight is allocated.
-
-    Raises:
-        ModelError: the learners can't train such a model.
-    """
-    model = empty_causal_lm(model_config, trust_remote_code=trust_remote_code)
-    return ModelSizes(
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        hidden_size=model_config.hidden_size,
-        num_layers=model_config.num_hidden_layers,
-        vocab_size=model_config.vocab_size,
-    )
 
 
 def _check_context_length(model_config: Any, max_model_len: int) -> None:

@@ -5,12 +5,13 @@ Broken files make the libraries raise errors of every kind; each becomes a Model
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gvm_ray.exceptions import ModelError
+from gvm_ray.functional.memory import ModelSizes
 
 _SHARDS_INDEX = "model.safetensors.index.json"
 _REASON_CHARACTERS = 300  # of a library's message, which can be pages
@@ -48,6 +49,35 @@ def load_model_config(path: str | Path, *, revision: str | None = None, trust_re
 
     with model_errors("model configuration", path):
         return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
+
+
+def read_model_sizes(path: str | Path, *, revision: str | None = None) -> ModelSizes:
+    """What the config.json of a model folder or hub id says of the model's widths; loads no library of models.
+
+    Raises:
+        ModelError: there is none, or it lacks a width.
+    """
+    with model_errors("model configuration", path):
+        file = Path(path) / "config.json"
+        if not Path(path).is_dir():
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(str(path), file.name, revision=revision))
+        return _model_sizes(json.loads(file.read_bytes()))
+
+
+def _model_sizes(values: Mapping[str, Any]) -> ModelSizes:
+    num_heads, hidden_size = values["num_attention_heads"], values["hidden_size"]
+    head_size = values.get("head_dim") or hidden_size // num_heads
+    return ModelSizes(
+        hidden_size=hidden_size,
+        num_layers=values["num_hidden_layers"],
+        query_size=num_heads * head_size,
+        key_value_size=(values.get("num_key_value_heads") or num_heads) * head_size,
+        feed_forward_size=values["intermediate_size"],
+        vocab_size=values["vocab_size"],
+        tied=values.get("tie_word_embeddings", True),  # transformers 4 left it out where true
+    )
 
 
 def empty_causal_lm(model_config: Any, *, trust_remote_code: bool = False) -> Any:

@@ -10,9 +10,9 @@ class Commands(Protocol):
     def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser: ...
 
 
-def add_config(parser: argparse.ArgumentParser, *, what: str) -> None:
-    """CONFIG.toml and --set."""
-    parser.add_argument("config", metavar="CONFIG.toml", help=what)
+def add_configs(parser: argparse.ArgumentParser, *, what: str) -> None:
+    """One CONFIG.toml or more, and --set."""
+    parser.add_argument("config", nargs="+", metavar="CONFIG.toml", help=what)
     add_overrides(parser)
 
 

@@ -4,7 +4,8 @@ import copy
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,13 +23,19 @@ _SHOWN_CHARACTERS = 200  # of a wrong value, in a message
 _UNENCODABLE = re.compile("[\ud800-\udfff]")  # what Python makes of a command line's bytes that aren't UTF-8
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(path: str | Path | Sequence[str | Path], overrides: Iterable[str] = ()) -> RunConfig:
     """The run described by a TOML file, with `a.b=c` overrides applied in order.
 
+    Args:
+        path: one file, or several that each say a part; where two set the same, the later one counts.
+        overrides: applied to what the files say together.
+
     Raises:
-        ConfigError: the file is missing or isn't TOML, or a setting is unknown, out of range or contradictory.
+        ConfigError: a file is missing or isn't TOML, or a setting is unknown, out of range or contradictory.
     """
-    return parse_config(_overridden(path, overrides), origin=str(path))
+    paths = [path] if isinstance(path, str | Path) else path
+    values = reduce(merged, map(read_toml, paths))
+    return parse_config(values, overrides, origin=" + ".join(map(str, paths)))
 
 
 def load_arena(path: str | Path, overrides: Iterable[str] = ()) -> ArenaConfig:

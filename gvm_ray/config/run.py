@@ -44,6 +44,15 @@ class EngineConfig(Settings):
     in_flight: InFlightPolicy = "keep"
 
     @model_validator(mode="after")
+    def _has_a_gpu_for_each_part(self) -> "EngineConfig":
+        if self.gpus_per_generator and self.tensor_parallel_size > max(self.gpus_per_generator, 1):
+            raise ValueError(
+                f"tensor_parallel_size={self.tensor_parallel_size} splits a generator over more GPUs than "
+                f"gpus_per_generator={self.gpus_per_generator:g}; write gpus_per_generator={self.tensor_parallel_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _path_is_for_custom(self) -> "EngineConfig":
         if (self.type == "custom") != (self.path is not None):
             raise ValueError(
@@ -96,6 +105,8 @@ class ClusterConfig(Settings):
     num_cpus: Count | None = None  # logical CPUs of a local cluster; none = as many as the run needs
     dashboard: bool = True  # of a local cluster
     object_store_mb: Annotated[int, Field(ge=80)] = 512  # of a local cluster
+    # Of one GPU, which a run is planned against; none = as this machine's GPUs have, or 80 where it has none.
+    gpu_memory_gib: Positive | None = None
 
 
 class ReportingConfig(Settings):

@@ -1,45 +1,108 @@
-"""How many bytes a run needs: arithmetic on sizes, so that a batch that can't fit is refused before it is tried."""
+"""How many bytes a run needs: arithmetic on sizes, so that what can't fit is refused before it is tried."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
-    """What the estimate needs to know of a decoder."""
+    """Widths of a dense decoder of the Llama layout.
 
-    num_parameters: int
+    Norms and biases aren't counted: of a real model they are less than a thousandth.
+    """
+
     hidden_size: int
     num_layers: int
+    query_size: int  # attention heads x their dimensions
+    key_value_size: int  # likewise of the keys, and of the values
+    feed_forward_size: int
     vocab_size: int
+    tied: bool  # one matrix is input embedding and output head
+
+    @property
+    def block_parameters(self) -> int:
+        """Of one block: queries and output, keys and values, and a gated feed-forward of three matrices."""
+        attention = 2 * (self.query_size + self.key_value_size)
+        return self.hidden_size * (attention + 3 * self.feed_forward_size)
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the input embedding and the output head."""
+        return self.vocab_size * self.hidden_size * (1 if self.tied else 2)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model."""
+        return self.num_layers * self.block_parameters + self.embedding_parameters
 
 
-# Values kept for the backward pass of one decoder block, per token and unit of hidden size: the attention's inputs,
-# queries, keys, values and output, two norms, and a feed-forward three to four times as wide (arXiv 2205.05198,
-# section 4, counts 34 bytes in 16 bits without the attention matrix).
-_ACTIVATIONS_PER_HIDDEN = 17
+@dataclass(frozen=True, kw_only=True)
+class LearnerBytes:
+    """Bytes of one FSDP2 learner rank."""
+
+    master_weights: int
+    gradients: int
+    optimizer_moments: int
+    reference_weights: int
+    gathered_weights: int
+    activations: int
+    logits: int
 
 
 def learner_bytes(
-    sizes: ModelSizes, *, micro_batch_tokens: int, chunk_tokens: int, value_bytes: int, has_reference: bool
-) -> int:
-    """Bytes of all learner ranks together, one micro-batch on each not counted twice.
+    sizes: ModelSizes,
+    *,
+    num_ranks: int,
+    micro_batch_tokens: int,
+    chunk_tokens: int,
+    value_bytes: int,
+    has_reference: bool,
+    activation_checkpointing: bool,
+) -> LearnerBytes:
+    """What a rank holds at its fullest, in the backward pass of a full micro-batch.
 
-    Float32 master weights, gradients and two Adam moments, a frozen reference where there is one, the activations of
-    one micro-batch, and the logits that are alive at once, with their gradient.
+    Sharded over the ranks are float32 master weights, gradients, two Adam moments, and the weights of a frozen
+    reference. Gathered are the root (embedding and head) and two blocks, the second one fetched ahead: weights and
+    gradients in the dtype of the passes, and the gradients once more in float32, in which they are reduced. A reference
+    has its root gathered, too.
 
     Args:
         sizes: of the model.
-        micro_batch_tokens: tokens of one forward pass.
+        num_ranks: over which the states are sharded.
+        micro_batch_tokens: tokens of one forward pass on a rank.
         chunk_tokens: rows of logits alive at once.
-        value_bytes: of one activation: 4 in float32, 2 in bfloat16.
+        value_bytes: of one value in the passes: 4 in float32, 2 in bfloat16.
         has_reference: whether a reference policy is held.
+        activation_checkpointing: whether only the inputs of blocks are kept, and one block is computed again at a time.
     """
-    states = sizes.num_parameters * 4 * (4 + has_reference)
-    activations = micro_batch_tokens * sizes.hidden_size * sizes.num_layers * _ACTIVATIONS_PER_HIDDEN * value_bytes
-    logits = 3 * min(chunk_tokens, micro_batch_tokens) * sizes.vocab_size * 4
-    return states + activations + logits
+    shard = -(-4 * sizes.num_parameters // num_ranks)
+    root = sizes.embedding_parameters
+    gathered = (root + 2 * sizes.block_parameters) * (2 * value_bytes + 4) + has_reference * root * value_bytes
+    inputs, block = sizes.hidden_size, _block_values(sizes)
+    kept = sizes.num_layers * inputs + block if activation_checkpointing else sizes.num_layers * block
+    return LearnerBytes(
+        master_weights=shard,
+        gradients=shard,
+        optimizer_moments=2 * shard,
+        reference_weights=shard * has_reference,
+        gathered_weights=gathered,
+        activations=micro_batch_tokens * kept * value_bytes,
+        # Float32 logits, what log-sum-exp and gather give back to them, and their sum.
+        logits=4 * 4 * min(chunk_tokens, micro_batch_tokens) * sizes.vocab_size,
+    )
 
 
-def generator_bytes(sizes: ModelSizes, *, value_bytes: int, kv_cache_bytes: int) -> int:
-    """Bytes of one generator on a CPU: its weights, once more while new ones are loaded, and its key-value cache."""
-    return 2 * sizes.num_parameters * value_bytes + kv_cache_bytes
+def _block_values(sizes: ModelSizes) -> int:
+    """Values that the backward pass of one block needs, per token.
+
+    Of each of two norms its input, for which two 16-bit values or one of 32 bits are kept, the normalised input and the
+    output; attention's queries, keys, values and output; of the feed-forward gate, activated gate, up projection and
+    product. Attention is fused: no matrix of tokens x tokens.
+    """
+    norms = 8 * sizes.hidden_size
+    attention = 2 * sizes.query_size + 2 * sizes.key_value_size
+    return norms + attention + 4 * sizes.feed_forward_size
+
+
+def key_value_bytes(sizes: ModelSizes, *, value_bytes: int) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    return 2 * sizes.num_layers * sizes.key_value_size * value_bytes

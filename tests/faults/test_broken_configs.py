@@ -24,6 +24,7 @@ KINDS: dict[str, type[Settings]] = {"arena": RunConfig, "compare": ArenaConfig, 
 SHIPPED: list[tuple[type[Settings], dict[str, Any]]] = [
     (KINDS.get(path.parent.name, RunConfig), tomllib.loads(path.read_text(encoding="utf-8")))
     for path in sorted(CONFIGS.rglob("*.toml"))
+    if path.parent.name != "numina_math"  # parts of runs
 ]
 MINIMAL_TOML = 'name = "t"\n[model]\ntype = "scratch"\n[prompts.train]\ntype = "arithmetic"\n'
 FREE = {"set", "phases", "by_algorithm", "test", "parameters", "step_accuracy"}  # tables of names that are not settings

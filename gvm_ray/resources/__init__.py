@@ -1,0 +1,20 @@
+"""What a run takes, before it starts: its actors, which of them share a GPU, and what fills that GPU's memory.
+
+Arithmetic on settings and the model's widths: no cluster is asked and no large library imported. Whether the cluster
+has as many CPUs and GPUs is seen when the run connects to it.
+"""
+
+from gvm_ray.resources.hardware import Hardware, Memory, find_hardware
+from gvm_ray.resources.parts import sizes_of_settings
+from gvm_ray.resources.plan import Device, ResourcePlan
+from gvm_ray.resources.planning import plan_resources
+
+__all__ = [
+    "Device",
+    "Hardware",
+    "Memory",
+    "ResourcePlan",
+    "find_hardware",
+    "plan_resources",
+    "sizes_of_settings",
+]

@@ -1,0 +1,53 @@
+"""The memory that a run is planned against."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from gvm_ray.config import RunConfig
+
+_ASSUMED_GPU_GIB = 80.0  # an A100's or H100's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Of a GPU or of a machine."""
+
+    num_bytes: int | None  # None = not known, so nothing is refused
+    source: str  # of the number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a run is planned against."""
+
+    gpu: Memory  # each
+    machine: Memory
+
+
+def find_hardware(config: RunConfig) -> Hardware:
+    """The memory that a run is planned against: as set, else this machine's, else an assumption that says so."""
+    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+        machine = Memory(num_bytes=None, source="of the cluster's nodes")
+    else:
+        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = Memory(num_bytes=pages, source="of this machine")
+    if config.cluster.gpu_memory_gib is not None:
+        gpu = Memory(num_bytes=int(config.cluster.gpu_memory_gib * 2**30), source="cluster.gpu_memory_gib")
+    elif (config.learner.gpus_per_worker or config.engine.gpus_per_generator) and (smallest := _smallest_gpu()):
+        gpu = Memory(num_bytes=smallest, source="of this machine's smallest GPU")
+    else:
+        source = "assumed: no GPU here, and cluster.gpu_memory_gib is not set"
+        gpu = Memory(num_bytes=int(_ASSUMED_GPU_GIB * 2**30), source=source)
+    return Hardware(gpu=gpu, machine=machine)
+
+
+def _smallest_gpu() -> int | None:
+    """Bytes; asked of the driver, for CUDA would keep a context on the GPU in this process."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return min((int(mib) * 2**20 for mib in answer if mib.isdigit()), default=None)

@@ -1,0 +1,116 @@
+"""What a learner rank and a generator hold in memory, and which setting makes each part smaller."""
+
+from dataclasses import asdict
+
+from gvm_ray.config import RunConfig
+from gvm_ray.config.model import ModelSettings, ScratchModelConfig
+from gvm_ray.functional.memory import ModelSizes, key_value_bytes, learner_bytes
+from gvm_ray.learner.character_tokenizer import BOXED_TOKEN, CHARACTERS, EOS_TOKEN, PAD_TOKEN
+from gvm_ray.pretrained import read_model_sizes
+from gvm_ray.resources.hardware import Memory
+from gvm_ray.resources.plan import KeyValueCache, Part
+
+_GIB = 2**30
+_VALUE_BYTES = {"float32": 4, "bfloat16": 2}
+# Of a rank: CUDA's context, NCCL's buffers, and the gaps between what the allocator hands out.
+_CUDA_BYTES = 2 * _GIB
+# Of vLLM besides weights and cache: CUDA's context and graphs, and the activations of its largest batch.
+_ENGINE_BYTES = 3 * _GIB
+
+
+def sizes_of_settings(model: ModelSettings) -> ModelSizes:
+    """Widths of the model that the settings name; no weight is read.
+
+    Raises:
+        ModelError: it has no configuration, or one without widths.
+    """
+    if not isinstance(model, ScratchModelConfig):
+        return read_model_sizes(model.path, revision=model.revision)
+    return ModelSizes(
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        query_size=model.hidden_size,
+        key_value_size=model.hidden_size // model.num_heads * model.num_key_value_heads,
+        feed_forward_size=model.intermediate_size,
+        vocab_size=len((PAD_TOKEN, EOS_TOKEN, BOXED_TOKEN, *CHARACTERS)),
+        tied=model.tie_word_embeddings,
+    )
+
+
+def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
+    """Of one rank."""
+    learner = config.learner
+    num_bytes = learner_bytes(
+        sizes,
+        num_ranks=learner.num_workers,
+        micro_batch_tokens=max(learner.micro_batch_tokens, _max_model_len(config)),  # a longer sample stands alone
+        chunk_tokens=learner.logprob_chunk_tokens,
+        value_bytes=_VALUE_BYTES[learner.dtype],
+        has_reference=config.algorithm.kl.coefficient > 0,
+        activation_checkpointing=learner.activation_checkpointing,
+    )
+    smaller = "take a smaller model"
+    sharded = smaller
+    if learner.gpus_per_worker:
+        sharded = f"give it more GPUs, which share it (learner.num_workers={learner.num_workers}), or {smaller}"
+    activations = f"lower learner.micro_batch_tokens={learner.micro_batch_tokens}"
+    if not learner.activation_checkpointing:
+        activations += ", or write learner.activation_checkpointing=true"
+    remedies = {
+        "reference_weights": f"write algorithm.kl.coefficient=0, or {sharded}",
+        "gathered_weights": smaller,
+        "activations": activations,
+        "logits": f"lower learner.logprob_chunk_tokens={learner.logprob_chunk_tokens}",
+    }
+    parts = [
+        Part(name=name.replace("_", " "), num_bytes=count, remedy=remedies.get(name, sharded))
+        for name, count in asdict(num_bytes).items()
+        if count
+    ]
+    if learner.gpus_per_worker:
+        parts.append(Part(name="learner's CUDA", num_bytes=_CUDA_BYTES, remedy="take a larger GPU"))
+    return tuple(parts)
+
+
+def engine_parts(config: RunConfig, sizes: ModelSizes, gpu: Memory) -> tuple[tuple[Part, ...], KeyValueCache]:
+    """Of one GPU of a generator, or of a generator without one, and what its cache holds."""
+    engine, max_model_len = config.engine, _max_model_len(config)
+    value_bytes, ways = _VALUE_BYTES[engine.dtype], engine.tensor_parallel_size
+    weights = sizes.num_parameters * value_bytes
+    if engine.gpus_per_generator and gpu.num_bytes is not None:
+        share = engine.gpu_memory_utilization
+        cache_bytes = int(share * gpu.num_bytes) - weights // ways - _ENGINE_BYTES
+        parts = (
+            Part(
+                name="engine weights",
+                num_bytes=weights // ways,
+                remedy=f"raise engine.tensor_parallel_size={ways}, or take a smaller model",
+            ),
+            Part(name="engine's CUDA", num_bytes=_ENGINE_BYTES, remedy="take a larger GPU"),
+            Part(
+                name="key-value cache",
+                num_bytes=max(cache_bytes, 0),
+                remedy=f"lower engine.gpu_memory_utilization={share:g}, which it fills",
+            ),
+        )
+        remedy = f"raise engine.gpu_memory_utilization={share:g} or engine.tensor_parallel_size={ways}"
+    else:
+        ways, cache_bytes = 1, int(engine.kv_cache_gib * _GIB)
+        fewer = f"lower engine.num_generators={engine.num_generators}"
+        parts = (
+            # Once more while new ones are loaded.
+            Part(name="engine weights", num_bytes=2 * weights, remedy=f"{fewer}, or take a smaller model"),
+            Part(
+                name="key-value cache",
+                num_bytes=cache_bytes,
+                remedy=f"lower engine.kv_cache_gib={engine.kv_cache_gib:g}, or {fewer}",
+            ),
+        )
+        remedy = f"raise engine.kv_cache_gib={engine.kv_cache_gib:g}"
+    num_tokens = max(cache_bytes, 0) * ways // key_value_bytes(sizes, value_bytes=value_bytes)
+    return parts, KeyValueCache(num_tokens=num_tokens, max_model_len=max_model_len, remedy=remedy)
+
+
+def _max_model_len(config: RunConfig) -> int:
+    """Prompt and response tokens."""
+    return config.prompts.max_tokens + config.sampling.max_tokens

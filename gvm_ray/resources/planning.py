@@ -1,0 +1,90 @@
+"""RunConfig to a resource plan: which actors there are, which of them share a GPU, and what fills it."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from gvm_ray.config import RunConfig
+from gvm_ray.functional.memory import ModelSizes
+from gvm_ray.resources.hardware import Hardware
+from gvm_ray.resources.parts import engine_parts, learner_parts
+from gvm_ray.resources.plan import ActorGroup, Device, Part, ResourcePlan
+
+
+def plan_resources(config: RunConfig, sizes: ModelSizes, hardware: Hardware, *, learners: bool = True) -> ResourcePlan:
+    """The plan of a run.
+
+    An actor that asks for a part of a GPU is taken to go, as with Ray, to the first that has as much left.
+
+    Args:
+        config: the run.
+        sizes: of its model.
+        hardware: what there is.
+        learners: false where nothing is trained.
+    """
+    engine, learner, rewards = config.engine, config.learner, config.rewards
+    ranks = ActorGroup(
+        name="learner rank",
+        number=learner.num_workers if learners else 0,
+        cpus=learner.cpus_per_worker,
+        gpus=learner.gpus_per_worker,
+    )
+    generators = ActorGroup(
+        name="generator",
+        number=engine.num_generators,
+        cpus=engine.cpus_per_generator,
+        gpus=engine.gpus_per_generator,
+    )
+    of_engine, cache = engine_parts(config, sizes, hardware.gpu)
+    parts = {ranks.name: learner_parts(config, sizes), generators.name: of_engine}
+    return ResourcePlan(
+        sizes=sizes,
+        actors=(
+            ranks,
+            generators,
+            ActorGroup(name="reward actor", number=rewards.num_actors, cpus=rewards.cpus_per_actor),
+            ActorGroup(name="allocator", number=1, cpus=0),
+        ),
+        devices=tuple(_devices((ranks, generators), parts, hardware)),
+        cache=cache,
+    )
+
+
+def _devices(groups: Sequence[ActorGroup], parts: dict[str, tuple[Part, ...]], hardware: Hardware) -> Iterator[Device]:
+    for held, number in _gpus(groups).items():
+        yield Device(
+            name=f"GPU with {' + '.join(held)}",
+            number=number,
+            memory=hardware.gpu,
+            parts=tuple(part for name in held for part in parts[name]),
+        )
+    on_machine = [group for group in groups if group.number and not group.gpus]
+    if on_machine:
+        yield Device(
+            name="machine with " + " + ".join(f"{group.number} x {group.name}" for group in on_machine),
+            number=1,
+            memory=hardware.machine,
+            parts=tuple(
+                replace(part, num_bytes=part.num_bytes * group.number)
+                for group in on_machine
+                for part in parts[group.name]
+            ),
+        )
+
+
+def _gpus(groups: Sequence[ActorGroup]) -> Counter[tuple[str, ...]]:
+    """How many GPUs hold actors of the same groups, by the groups' names."""
+    whole: Counter[tuple[str, ...]] = Counter()
+    shared: list[list[ActorGroup]] = []  # what lies on each GPU that is given out in parts
+    for group in groups:
+        if group.gpus >= 1:
+            whole[(group.name,)] += group.number * math.ceil(group.gpus)
+        elif group.gpus:
+            for _ in range(group.number):
+                room = (held for held in shared if sum(each.gpus for each in held) + group.gpus <= 1 + 1e-6)
+                if (first := next(room, None)) is None:
+                    shared.append([group])
+                else:
+                    first.append(group)
+    return whole + Counter(tuple(group.name for group in held) for held in shared)

@@ -5,9 +5,8 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import psutil
 import ray
@@ -15,6 +14,7 @@ import ray
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ResourceError
+from gvm_ray.resources import ActorGroup, actor_groups
 
 logger = logging.getLogger(__name__)
 
@@ -22,45 +22,30 @@ _CONNECT_S = 10.0  # for the head node of a cluster to answer
 _EXIT_S = 10.0  # for the processes of a local cluster to end
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResourceDemand:
-    """What the actors of a run ask of the cluster, by pool."""
-
-    cpus: dict[str, float]
-    gpus: dict[str, float]
-
-    @classmethod
-    def of(cls, config: RunConfig, *, learners: bool = True) -> "ResourceDemand":
-        engine, learner, rewards = config.engine, config.learner, config.rewards
-        num_learners = learner.num_workers if learners else 0
-        num_generators = engine.num_generators + (config.evaluation.num_generators if learners else 0)
-        return cls(
-            cpus={
-                "generators": num_generators * engine.cpus_per_generator,
-                "learners": num_learners * learner.cpus_per_worker,
-                "reward actors": rewards.num_actors * rewards.cpus_per_actor,
-            },
-            gpus={
-                "generators": num_generators * engine.gpus_per_generator,
-                "learners": num_learners * learner.gpus_per_worker,
-            },
-        )
-
-    def check(self, *, cpus: float, gpus: float) -> None:
-        """Raises:
-        ResourceError: the cluster has fewer CPUs or GPUs than the pools need together.
-        """
-        for kind, needed, available, setting in (
-            ("CPUs", self.cpus, cpus, "engine.cpus_per_generator, learner.num_workers or rewards.num_actors"),
-            ("GPUs", self.gpus, gpus, "engine.gpus_per_generator or learner.gpus_per_worker"),
-        ):
-            total = sum(needed.values())
-            if total > available + 1e-6:
-                parts = ", ".join(f"{count:g} for the {pool}" for pool, count in needed.items() if count)
-                raise ResourceError(
-                    f"the run needs {total:g} {kind} ({parts}) and the cluster has {available:g}; lower {setting}, "
-                    "or use a larger cluster"
-                )
+def check_room(groups: Sequence[ActorGroup], *, cpus: float, gpus: float) -> None:
+    """Raises:
+    ResourceError: a cluster with so many CPUs and GPUs has too few for the actors together.
+    """
+    for kind, needed, available, setting in (
+        (
+            "CPUs",
+            [group.cpus for group in groups],
+            cpus,
+            "engine.cpus_per_generator, learner.num_workers or rewards.num_actors",
+        ),
+        ("GPUs", [group.gpus for group in groups], gpus, "engine.gpus_per_generator or learner.gpus_per_worker"),
+    ):
+        total = sum(group.number * each for group, each in zip(groups, needed, strict=True))
+        if total > available + 1e-6:
+            parts = ", ".join(
+                f"{group.number} x {each:g} for a {group.name}"
+                for group, each in zip(groups, needed, strict=True)
+                if each
+            )
+            raise ResourceError(
+                f"the run needs {total:g} {kind} ({parts}) and the cluster has {available:g}; lower {setting}, or use "
+                "a larger cluster"
+            )
 
 
 def namespace_of(config: RunConfig) -> str:
@@ -77,13 +62,13 @@ def connected(config: RunConfig, *, learners: bool = True) -> Iterator[None]:
     Raises:
         ResourceError: there is no such cluster, or it is too small for the run.
     """
-    demand = ResourceDemand.of(config, learners=learners)
+    groups = actor_groups(config, learners=learners)
     was_connected = ray.is_initialized()
     if not was_connected:
-        _initialise(config, demand)
+        _initialise(config, groups)
     try:
         resources = ray.cluster_resources()
-        demand.check(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
+        check_room(groups, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
         yield
     finally:
         if not was_connected:
@@ -108,19 +93,19 @@ def _connect(address: str, *, namespace: str) -> None:
         ) from error
 
 
-def _initialise(config: RunConfig, demand: ResourceDemand) -> None:
+def _initialise(config: RunConfig, groups: Sequence[ActorGroup]) -> None:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         _connect(address, namespace=namespace_of(config))
         return
     # It says that Ray's token authentication is on, which for a cluster of this process needs nothing from the user.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    _start_local(config, demand)
+    _start_local(config, groups)
 
 
-def _start_local(config: RunConfig, demand: ResourceDemand, *, tries: int = 2) -> None:
+def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int = 2) -> None:
     """Ray gives its own processes 15 s to come up, which on a busy machine may be too little once."""
-    needed = math.ceil(sum(demand.cpus.values()))
+    needed = math.ceil(sum(group.number * group.cpus for group in groups))
     others = set(psutil.Process().children(recursive=True))
     try:
         ray.init(
@@ -137,7 +122,7 @@ def _start_local(config: RunConfig, demand: ResourceDemand, *, tries: int = 2) -
         _end_processes(set(psutil.Process().children(recursive=True)) - others, timeout_s=0)
         if tries > 1:
             logger.warning("the local Ray cluster did not come up (%s); trying once more", error)
-            _start_local(config, demand, tries=tries - 1)
+            _start_local(config, groups, tries=tries - 1)
             return
         raise ResourceError(
             f"no local Ray cluster came up ({error}); its logs are in /tmp/ray/session_latest/logs. On a busy machine "

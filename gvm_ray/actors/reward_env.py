@@ -10,20 +10,25 @@ from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.sandbox import Sandbox
 
 
-def make_reward_env(config: RewardsConfig, *, max_tokens: int, environment: EnvironmentSettings) -> PromptEnv:
+def make_reward_env(
+    config: RewardsConfig, *, max_tokens: int, environment: EnvironmentSettings | None = None
+) -> PromptEnv:
     """A PromptEnv whose every reset names its prompt.
 
     Raises:
         ConfigError: a reward or environment function can't be imported.
     """
-    return PromptEnv(reward=create_reward(config), max_tokens=max_tokens, environment=create_environment(environment))
+    return PromptEnv(
+        reward=create_reward(config),
+        max_tokens=max_tokens,
+        environment=create_environment(environment or SingleTurnConfig()),
+    )
 
 
 def make_reward_sandbox(
     config: RewardsConfig, *, max_tokens: int, environment: EnvironmentSettings | None = None
 ) -> Sandbox:
     """The sandbox, not yet started, that answers and scores as configured, under the configured limits."""
-    environment = environment or SingleTurnConfig()
     return Sandbox(
         functools.partial(make_reward_env, config, max_tokens=max_tokens, environment=environment),
         timeout_s=config.timeout_s,

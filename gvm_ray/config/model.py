@@ -74,6 +74,20 @@ class SupervisedOptimizerConfig(OptimizerConfig):
     learning_rate: Positive = 1e-5
 
 
+class LoRAConfig(Settings):
+    """Train low-rank adapters beside the frozen weights (LoRA, arXiv 2106.09685); without this table, all weights.
+
+    Generators, exports and evaluation get the merged weights. A warm start trains all weights, and its result is what
+    the adapters stand beside. There is no dropout: the same tokens must have the same log-probs in every pass.
+    """
+
+    rank: Count = 16
+    alpha: Positive = 32.0  # adapters are scaled by alpha / rank
+    rank_stabilized: bool = False  # by alpha / sqrt(rank) instead (arXiv 2312.03732)
+    # Linear layers of the blocks by the last part of their name, e.g. ["q_proj", "v_proj"], or all of them.
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+
+
 class LearnerConfig(Settings):
     """Ray Train FSDP2 learners."""
 
@@ -85,6 +99,7 @@ class LearnerConfig(Settings):
     logprob_chunk_tokens: Count = 1024  # rows of logits alive at once when log-probs are computed
     activation_checkpointing: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig | None = None
     # So many optimizer updates in a row, over batches, with an infinite or NaN gradient stop the run; each of them is
     # skipped. None = three batches' worth. An update without samples neither counts nor ends the row.
     max_skipped_updates: Count | None = None

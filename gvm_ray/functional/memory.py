@@ -86,8 +86,9 @@ def learner_bytes(
         reference_weights=shard * has_reference,
         gathered_weights=gathered,
         activations=micro_batch_tokens * kept * value_bytes,
-        # Float32 logits, what log-sum-exp and gather give back to them, and their sum.
-        logits=4 * 4 * min(chunk_tokens, micro_batch_tokens) * sizes.vocab_size,
+        # In float32 the logits, what log-sum-exp and gather give back to them, and their sum; in the passes' dtype the
+        # logits and their gradient.
+        logits=(4 * 4 + 2 * value_bytes) * min(chunk_tokens, micro_batch_tokens) * sizes.vocab_size,
     )
 
 

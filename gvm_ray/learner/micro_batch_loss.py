@@ -1,6 +1,6 @@
 """What an optimizer update minimizes, one micro-batch at a time: a batch's loss is the sum of its micro-batches'."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -23,22 +23,28 @@ class PolicyLoss:
 
     Args:
         policy: the policy.
-        reference: the policy that the loss keeps it near, where it does.
+        reference: log-probs of the policy that the loss keeps it near, where it does.
         token_loss: the algorithm's.
     """
 
-    def __init__(self, policy: PolicyModule, *, reference: PolicyModule | None, token_loss: TokenLoss) -> None:
+    def __init__(
+        self,
+        policy: PolicyModule,
+        *,
+        reference: Callable[[SequenceBatch], tuple[Tensor, Tensor | None]] | None,
+        token_loss: TokenLoss,
+    ) -> None:
         self._policy = policy
         self._reference = reference
         self._token_loss = token_loss
 
     def __call__(self, padded: SequenceBatch, members: Sequence[TrainSample], sums: MetricSums) -> Tensor:
         needs_entropy = self._token_loss.needs_entropy
-        logprobs, entropy = self._policy(padded, with_entropy=True, entropy_gradient=needs_entropy)
         reference = None
-        if self._reference is not None:
+        if self._reference is not None:  # first: it may be the policy itself, without its adapters
             with torch.no_grad():
                 reference, _ = self._reference(padded)
+        logprobs, entropy = self._policy(padded, with_entropy=True, entropy_gradient=needs_entropy)
         engine = pad_values([s.engine_logprobs for s in members], like=logprobs)
         old = logprobs.detach()
         if members and members[0].old_logprobs is not None:

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from gvm_ray.config.model import DType
+from gvm_ray.config.model import DType, LoRAConfig
 from gvm_ray.exceptions import ModelError
 from gvm_ray.functional.gradient_norms import (
     HeadGradients,
@@ -19,6 +19,7 @@ from gvm_ray.functional.gradient_norms import (
     tied_gradient_inner_products,
 )
 from gvm_ray.functional.logprobs import token_logprobs
+from gvm_ray.learner.lora import add_adapters, base_name, is_adapter, merged_tensor
 from gvm_ray.learner.sequences import SequenceBatch
 from gvm_ray.pretrained import check_layout, model_errors
 from gvm_ray.types import Pooling
@@ -166,17 +167,24 @@ def load_policy(
     chunk_tokens: int,
     activation_checkpointing: bool = False,
     trainable: bool = True,
+    lora: LoRAConfig | None = None,
+    seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PolicyModule:
     """The causal LM of a Hugging Face folder or hub id, sharded over `mesh` block by block; master weights are float32.
 
+    With `lora` only adapters, drawn from `seed`, are trainable.
+
     Raises:
         ModelError: there is no causal language model of the Llama layout (`model.layers`, `lm_head`).
+        ConfigError: `lora` names layers that the model doesn't have.
     """
     causal_lm = load_causal_lm(path, revision=revision, trust_remote_code=trust_remote_code)
     policy = PolicyModule(causal_lm, temperature=temperature, chunk_tokens=chunk_tokens)
     policy.requires_grad_(trainable)
+    if lora is not None:
+        add_adapters(causal_lm, lora, seed=seed)
     policy.eval()  # dropout would make two passes over the same tokens disagree
     if activation_checkpointing and trainable:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -216,13 +224,13 @@ def copy_weights(policy: PolicyModule, *, to: PolicyModule) -> None:
 def named_full_tensors(policy: PolicyModule, *, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face name, whole CPU tensor) of every weight, gathered one at a time; every rank must iterate.
 
-    A tied output head comes once, under the name of the input embedding.
+    A tied output head comes once, under the name of the input embedding. Adapters are merged in.
     """
     for name, tensor in policy.causal_lm.state_dict().items():
-        if policy.tied and name == "lm_head.weight":
+        if is_adapter(name) or (policy.tied and name == "lm_head.weight"):
             continue
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        yield name, whole.to(dtype=dtype, device="cpu")
+        whole = merged_tensor(policy.causal_lm, name, tensor)
+        yield base_name(name), whole.to(dtype=dtype, device="cpu")
 
 
 def load_causal_lm(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> Any:

@@ -20,18 +20,13 @@ from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.functional.packing import split_updates
 from gvm_ray.learner.checkpoint import load_shards, save_shards
+from gvm_ray.learner.frozen_base import FrozenBase
 from gvm_ray.learner.measuring import PolicyMeasurements
 from gvm_ray.learner.metric_sums import MetricSums
 from gvm_ray.learner.micro_batch_loss import CrossEntropy, MicroBatchLoss, PolicyLoss
 from gvm_ray.learner.model_folder import write_model_folder
 from gvm_ray.learner.optimizer import PolicyOptimizer
-from gvm_ray.learner.policy import (
-    PolicyModule,
-    copy_weights,
-    load_policy,
-    named_full_tensors,
-    reshard,
-)
+from gvm_ray.learner.policy import PolicyModule, copy_weights, load_policy, named_full_tensors, reshard
 from gvm_ray.learner.sequences import (
     TrainSample,
     pad_samples,
@@ -75,8 +70,11 @@ class Learner:
         self._trust_remote_code = model is not None and model.trust_remote_code
         self._tokenizer = load_tokenizer(base_path, revision=self._revision, trust_remote_code=self._trust_remote_code)
         self._policy = self._load(trainable=True)
-        self._reference = self._load(trainable=False) if token_loss.needs_reference else None
-        self._policy_loss = PolicyLoss(self._policy, reference=self._reference, token_loss=token_loss)
+        self._base = FrozenBase(self._policy, dtype=config.learner.dtype) if config.learner.lora else None
+        needed = token_loss.needs_reference
+        self._reference = self._load(trainable=False) if needed and self._base is None else None
+        reference = self._base.logprobs if needed and self._base is not None else self._reference
+        self._policy_loss = PolicyLoss(self._policy, reference=reference, token_loss=token_loss)
         self._optimizer = self._build_optimizer()
         self._warm_start_optimizer: PolicyOptimizer | None = None
         self._measure = PolicyMeasurements(
@@ -150,6 +148,9 @@ class Learner:
         warm_start = self._config.warm_start
         assert warm_start is not None, "supervised updates need [warm_start]"
         if self._warm_start_optimizer is None:
+            if self._base is not None:
+                assert not self._optimizer.num_updates, "with adapters a warm start comes first"
+                self._base.unfreeze()
             self._warm_start_optimizer = PolicyOptimizer(
                 self._policy,
                 warm_start.optimizer,
@@ -164,6 +165,8 @@ class Learner:
     def finish_warm_start(self) -> None:
         """Start reinforcement learning from here: a fresh optimizer, and the present weights as the reference."""
         self._warm_start_optimizer = None
+        if self._base is not None:
+            self._base.freeze()
         self._optimizer = self._build_optimizer()
         if self._reference is not None:
             reshard(self._reference)
@@ -228,12 +231,7 @@ class Learner:
 
     def save(self, folder: str) -> None:
         """Write this rank's shards of weights and optimizer (and of the reference, if there is one) under `folder`."""
-        save_shards(
-            folder,
-            policy=self._policy,
-            optimizer=self._optimizer,
-            reference=self._reference,
-        )
+        save_shards(folder, policy=self._policy, optimizer=self._optimizer, reference=self._reference, base=self._base)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote, with this or another number of ranks.
@@ -244,7 +242,7 @@ class Learner:
         for module in (self._policy, self._reference):
             if module is not None:
                 reshard(module)
-        load_shards(folder, policy=self._policy, optimizer=self._optimizer, reference=self._reference)
+        load_shards(folder, policy=self._policy, optimizer=self._optimizer, reference=self._reference, base=self._base)
 
     def export(self, folder: str) -> None:
         """Write a Hugging Face model folder in the learner's dtype: safetensors, configuration, tokenizer."""
@@ -273,6 +271,8 @@ class Learner:
             chunk_tokens=settings.logprob_chunk_tokens,
             activation_checkpointing=settings.activation_checkpointing,
             trainable=trainable,
+            lora=settings.lora,
+            seed=self._config.seed,
             revision=self._revision,
             trust_remote_code=self._trust_remote_code,
         )

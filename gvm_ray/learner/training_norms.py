@@ -39,7 +39,8 @@ class TrainingGradientNorms:
             self._square_norms[torch.from_numpy(indices).to(rows.device)] = rows.double()
 
         def watch(_module: torch.nn.Module, _inputs: Any, output: Tensor) -> None:
-            output.register_hook(collect)
+            if torch.is_grad_enabled():  # a reference of the same model passes through, too
+                output.requires_grad_().register_hook(collect)  # a frozen embedding's doesn't by itself
 
         handle = self._embedding.register_forward_hook(watch)
         try:

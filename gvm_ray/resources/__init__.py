@@ -6,14 +6,16 @@ has as many CPUs and GPUs is seen when the run connects to it.
 
 from gvm_ray.resources.hardware import Hardware, Memory, find_hardware
 from gvm_ray.resources.parts import sizes_of_settings
-from gvm_ray.resources.plan import Device, ResourcePlan
-from gvm_ray.resources.planning import plan_resources
+from gvm_ray.resources.plan import ActorGroup, Device, ResourcePlan
+from gvm_ray.resources.planning import actor_groups, plan_resources
 
 __all__ = [
+    "ActorGroup",
     "Device",
     "Hardware",
     "Memory",
     "ResourcePlan",
+    "actor_groups",
     "find_hardware",
     "plan_resources",
     "sizes_of_settings",

@@ -91,7 +91,7 @@ class ResourcePlan:
         for device in self.devices:
             memory = device.memory
             has = f"{_gib(memory.num_bytes)} GiB" if memory.num_bytes is not None else "an unknown amount"
-            yield f"{device.number} x {device.name}: {_gib(device.needed)} of {has} ({memory.source})"
+            yield f"{device.number} x {device.name}: {_gib(device.needed)} GiB of {has} ({memory.source})"
             for part in device.parts:
                 yield f"  {part.num_bytes / 2**30:8.2f} GiB  {part.name}"
         tokens, longest = self.cache.num_tokens, self.cache.max_model_len

@@ -11,6 +11,8 @@ from gvm_ray.resources.hardware import Hardware
 from gvm_ray.resources.parts import engine_parts, learner_parts
 from gvm_ray.resources.plan import ActorGroup, Device, Part, ResourcePlan
 
+RANKS, GENERATORS, EVALUATION_GENERATORS = "learner rank", "generator", "evaluation generator"
+
 
 def plan_resources(config: RunConfig, sizes: ModelSizes, hardware: Hardware, *, learners: bool = True) -> ResourcePlan:
     """The plan of a run.
@@ -23,32 +25,35 @@ def plan_resources(config: RunConfig, sizes: ModelSizes, hardware: Hardware, *, 
         hardware: what there is.
         learners: false where nothing is trained.
     """
+    groups = actor_groups(config, learners=learners)
+    of_engine, cache = engine_parts(config, sizes, hardware.gpu)
+    parts = {RANKS: learner_parts(config, sizes), GENERATORS: of_engine, EVALUATION_GENERATORS: of_engine}
+    holding = tuple(group for group in groups if group.name in parts)
+    return ResourcePlan(sizes=sizes, actors=groups, devices=tuple(_devices(holding, parts, hardware)), cache=cache)
+
+
+def actor_groups(config: RunConfig, *, learners: bool = True) -> tuple[ActorGroup, ...]:
+    """The actors of a run; without `learners`, where nothing is trained, those that sample and score."""
     engine, learner, rewards = config.engine, config.learner, config.rewards
-    ranks = ActorGroup(
-        name="learner rank",
-        number=learner.num_workers if learners else 0,
-        cpus=learner.cpus_per_worker,
-        gpus=learner.gpus_per_worker,
-    )
-    generators = ActorGroup(
-        name="generator",
+    a_generator = ActorGroup(
+        name=GENERATORS,
         number=engine.num_generators,
         cpus=engine.cpus_per_generator,
         gpus=engine.gpus_per_generator,
     )
-    of_engine, cache = engine_parts(config, sizes, hardware.gpu)
-    parts = {ranks.name: learner_parts(config, sizes), generators.name: of_engine}
-    return ResourcePlan(
-        sizes=sizes,
-        actors=(
-            ranks,
-            generators,
-            ActorGroup(name="reward actor", number=rewards.num_actors, cpus=rewards.cpus_per_actor),
-            ActorGroup(name="allocator", number=1, cpus=0),
+    groups = (
+        ActorGroup(
+            name=RANKS,
+            number=learner.num_workers if learners else 0,
+            cpus=learner.cpus_per_worker,
+            gpus=learner.gpus_per_worker,
         ),
-        devices=tuple(_devices((ranks, generators), parts, hardware)),
-        cache=cache,
+        a_generator,
+        replace(a_generator, name=EVALUATION_GENERATORS, number=config.evaluation.num_generators if learners else 0),
+        ActorGroup(name="reward actor", number=rewards.num_actors, cpus=rewards.cpus_per_actor),
+        ActorGroup(name="allocator", number=int(learners), cpus=0),
     )
+    return tuple(group for group in groups if group.number)
 
 
 def _devices(groups: Sequence[ActorGroup], parts: dict[str, tuple[Part, ...]], hardware: Hardware) -> Iterator[Device]:

@@ -23,12 +23,15 @@ class Usage:
     root: int
     memory_mb: dict[str, list[float]] = field(default_factory=dict)
     files: dict[str, list[int]] = field(default_factory=dict)
+    num_looks: int = 0
+    last_look: dict[str, int] = field(default_factory=dict)
     _last: float = 0.0
 
     def measure(self) -> None:
         if time.monotonic() - self._last < USAGE_S:
             return
         self._last = time.monotonic()
+        self.num_looks += 1
         root = psutil.Process(self.root)
         for process in [root, *root.children(recursive=True)]:
             try:
@@ -42,21 +45,18 @@ class Usage:
                 continue  # it ended meanwhile
             self.memory_mb.setdefault(name, []).append(memory)
             self.files.setdefault(name, []).append(files)
+            self.last_look[name] = self.num_looks
 
     def rows(self) -> list[tuple[str, float, float, int, int]]:
-        """Name, memory and open files after a fifth of the time and at the end, of what lived all the while."""
-        longest = max(map(len, self.files.values()), default=0)
-        at = longest // 5
+        """Name, memory and open files after a fifth of the time and at the end, of what lived from the one to the
+        other: an actor is there some looks after the driver."""
+        at = self.num_looks // 5
+        lasting = [name for name, look in self.last_look.items() if look >= self.num_looks - 1]
         return [
-            (
-                name.split(" ")[0].removeprefix("ray::"),
-                memory[at],
-                memory[-1],
-                self.files[name][at],
-                self.files[name][-1],
-            )
-            for name, memory in self.memory_mb.items()
-            if len(memory) >= longest - 1
+            (name.split(" ")[0].removeprefix("ray::"), memory[first], memory[-1], files[first], files[-1])
+            for name in lasting
+            for memory, files in [(self.memory_mb[name], self.files[name])]
+            if (first := at - (self.num_looks - len(memory))) >= 0
         ]
 
     @property

@@ -97,13 +97,13 @@ def test_a_reward_that_can_not_be_imported(refusal: Refusal) -> None:
 
 def test_more_cpus_than_the_cluster_has(refusal: Refusal) -> None:
     error = refusal("engine.num_generators=40")
-    assert "the run needs 41.25 CPUs (40 for the generators, 1 for the learners, 0.25 for the reward actors)" in error
+    assert "the run needs 41.25 CPUs (1 x 1 for a learner rank, 1 x 40 for a generator, 1 x 0.25 for a reward actor)" in error
     assert "the cluster has 32" in error
 
 
 def test_more_gpus_than_the_cluster_has(refusal: Refusal) -> None:
     error = refusal("learner.gpus_per_worker=64")
-    assert "the run needs 64 GPUs (64 for the learners)" in error
+    assert "the run needs 64 GPUs (1 x 64 for a learner rank)" in error
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:{port}", "auto"])

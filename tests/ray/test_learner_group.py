@@ -169,6 +169,26 @@ def test_a_checkpoint_of_two_ranks_loads_into_one(
     _assert_published(again.weights, learner, tolerance=1e-5)
 
 
+def test_adapters_of_two_ranks_equal_those_of_one(
+    learners: LearnerGroup, folder: Path, runner: asyncio.Runner, tmp_path: Path
+) -> None:
+    settings = {"lora": {"rank": 3}, "micro_batch_tokens": 45, "optimizer": OPTIMIZER}
+    one, two = (with_training_norms(learner_config(learner=settings | {"num_workers": n})) for n in (1, 2))
+    runner.run(learners.reset(two, base_path=str(folder / "base"), token_loss=LOSS))
+    learner, groups = _one_rank(folder / "base", config=one), ragged_groups()
+    for step in range(2):
+        result = runner.run(learners.update(batch_of(groups, refs=_put(groups), step=step)))
+        expected = learner.update(batch_of(groups, step=step), groups)
+        assert result.metrics == pytest.approx(expected.metrics, abs=1e-5)
+        for norms, reference in zip(result.gradient_norms, expected.gradient_norms, strict=True):
+            np.testing.assert_allclose(norms, reference, rtol=1e-4)
+        _assert_published(result.weights, learner, tolerance=1e-5)
+    runner.run(learners.save(str(tmp_path / "shards")))
+    resumed = _one_rank(folder / "base", config=one)
+    resumed.load(str(tmp_path / "shards"))
+    _assert_published(result.weights, resumed, tolerance=1e-6)
+
+
 def test_warm_start_learns_and_exports(learners: LearnerGroup, runner: asyncio.Runner, tmp_path: Path) -> None:
     progress: list[int] = []
     metrics = runner.run(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.model_shapes import write_shape
+
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 ARENA = CONFIG.parent / "compare" / "smoke.toml"
 PROGRAM = """
@@ -64,6 +66,15 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
     assert '"pilot_samples": 4' in result.stdout
     assert "steps            7 of 64 prompts and 512 samples" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_plans_a_real_model_and_is_light(tmp_path: Path) -> None:
+    parts = [f"{CONFIG.parent}/numina_math/{name}.toml" for name in ("paper", "qwen2.5-math-7b", "grpo", "8gpu")]
+    model = write_shape(tmp_path, "qwen2.5-math-7b")
+    result = run("train", *parts, "--dry-run", "--set", f"model.path={model}", "--set", "cluster.gpu_memory_gib=141")
+    assert result.returncode == 0
+    assert result.stderr.strip() == "[]"
+    assert "4 x GPU with generator: 126.9 GiB of 141.0 GiB (cluster.gpu_memory_gib)" in result.stdout
 
 
 def test_a_dry_run_of_a_comparison_lists_its_runs_and_is_light(tmp_path: Path) -> None:

@@ -150,3 +150,10 @@ def test_stepping_the_environment_by_hand(capsys: pytest.CaptureFixture[str]) ->
     assert "reward=1.0 terminated=True truncated=False" in right
     assert "reward=0.0 terminated=True truncated=False" in wrong
     assert "reward=0.0 terminated=False truncated=True" in unfinished
+
+
+# --- several turns ----------------------------------------------------------------------------------------------------
+def test_a_second_chance_is_for_who_needs_one() -> None:
+    respond = importlib.import_module("multi_turn").second_chance
+    assert respond(prompt("a"), ["\\boxed{2}"]) == "?"
+    assert respond(prompt("a"), ["\\boxed{2}", "so \\boxed{1}"]) is None

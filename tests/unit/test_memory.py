@@ -38,7 +38,7 @@ def test_a_rank_by_hand() -> None:
         reference_weights=3020,
         gathered_weights=(500 + 2 * 840) * 8 + 500 * 2,
         activations=100 * 3 * (8 * 10 + 2 * 8 + 2 * 4 + 4 * 20) * 2,
-        logits=20 * 50 * 16,
+        logits=20 * 50 * (4 * 4 + 2 * 2),
     )
 
 

@@ -66,7 +66,7 @@ def test_a_response_is_scored_once_and_ends_the_episode():
     assert observation == "naïve\n∑ 😀?it is 3"
     assert observation in env.observation_space
     assert (reward, terminated, truncated) == (1.0, True, False)
-    assert info == {"prompt_id": "b", "reward_terms": {}, "unscored": False}
+    assert info == {"prompt_id": "b", "num_turns": 1, "reward_terms": {}, "unscored": False}
     with pytest.raises(ResetNeeded):
         env.step("it is 3")
     env.reset(options={"prompt_id": "a"})

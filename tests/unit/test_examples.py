@@ -1,16 +1,22 @@
 """The examples run, do what they say, and the commands that they show are right."""
 
 import importlib
+import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 from gvm_ray.allocators import AllocatorSteps
 from gvm_ray.cli import main
+from gvm_ray.config import RunConfig
+from gvm_ray.reporting import RunFolder
+from gvm_ray.trainer import StepResult
 from gvm_ray.types import Completion, GroupOutcome, GroupRef, Prompt
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -103,6 +109,39 @@ def test_fewer_samples_for_solved_prompts() -> None:
     assert dict(steps.plan(prompts, step=0, budget=15).counts) == {"a": 5, "b": 5, "c": 5}
     assert steps.observe([outcome("a", 1.0, 1.0), outcome("b", 1.0, 0.0)], step=0).total == 0
     assert dict(steps.plan(prompts, step=1, budget=15).counts) == {"a": 3, "b": 6, "c": 6}
+
+
+# --- a walkthrough ----------------------------------------------------------------------------------------------------
+class MadeSteps:
+    """In place of `Trainer`: two steps, in which a larger alpha gives the hard prompt fewer samples."""
+
+    def __init__(self, config: RunConfig, *, overwrite: bool) -> None:
+        assert overwrite
+        hard = 2 if config.model_dump()["allocator"]["alpha"] > 0.1 else 12
+        self._rows = [{"accept_rate": [0.1, 0.9], "samples_per_prompt": [hard, 16 - hard]}] * 2
+        self._histograms = RunFolder(Path(config.runs_dir) / config.name).histograms
+
+    def __enter__(self) -> Iterator[StepResult]:
+        self._histograms.parent.mkdir(parents=True)
+        self._histograms.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        metrics = {"reward/mean": 0.5, "groups/with_signal": 2.0, "allocation/min": 2.0, "allocation/max": 14.0}
+        return iter([StepResult(step=step, metrics=metrics) for step in range(len(self._rows))])
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def test_the_walkthrough_shows_how_alpha_moves_the_samples(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walkthrough = importlib.import_module("walkthrough")
+    monkeypatch.setattr(walkthrough, "Trainer", MadeSteps)
+    monkeypatch.chdir(tmp_path)
+    walkthrough.main()
+    *steps, small, large = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in steps] == ["step 0", "step 1"] * 2
+    assert small.endswith(": 12.0 nan nan 4.0")
+    assert large.endswith(": 2.0 nan nan 14.0")
+    assert plt.imread(tmp_path / "walkthrough.png").std() > 0
 
 
 def test_stepping_the_environment_by_hand(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,206 @@
+"""The pages hold what they say: snippets run, settings and commands exist, links lead somewhere, messages are real."""
+
+import ast
+import importlib
+import itertools
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gvm_ray.cli import _parser
+from gvm_ray.config import load_config, parse_config
+from gvm_ray.config.load import merged
+from gvm_ray.config.reference import sections
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+QUICKSTART = ROOT / "configs" / "quickstart.toml"
+MINIMAL: dict[str, Any] = {
+    "name": "docs",
+    "model": {"type": "scratch"},
+    "prompts": {"train": {"type": "arithmetic", "levels": [{"operator": "+"}]}},
+}
+FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+PLACEHOLDER = re.compile(r"[A-Z]+|\.\.\.")  # what a reader puts something in place of: CONFIG, N, ...
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(page: Path, info: str) -> list[str]:
+    return [m["body"] for m in FENCE.finditer(page.read_text(encoding="utf-8")) if m["info"] == info]
+
+
+def prose(page: Path) -> str:
+    """The page without its fences."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+# --- snippets ---------------------------------------------------------------------------------------------------------
+@every_page
+def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the page, one after the other, from a folder that looks like the root of the repository.
+
+    A snippet that would start Ray fails at once, for no cluster answers at that address: mark it `python no-run`.
+    """
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    for name in ("configs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names: dict[str, Any] = {"__name__": page.stem}
+    for body in blocks(page, "python"):
+        exec(compile(body, str(page), "exec"), names)
+
+
+@every_page
+def test_python_that_needs_a_run_compiles_and_finds_its_imports(page: Path) -> None:
+    for body in blocks(page, "python no-run"):
+        for node in ast.walk(ast.parse(body)):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    importlib.import_module(alias.name)
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                module = importlib.import_module(node.module)
+                assert not [alias.name for alias in node.names if not hasattr(module, alias.name)], ast.unparse(node)
+
+
+@every_page
+def test_toml_is_accepted(page: Path) -> None:
+    for body in blocks(page, "toml"):
+        parse_config(merged(MINIMAL, tomllib.loads(body)), origin=page.name)
+
+
+def test_no_fence_goes_unread() -> None:
+    infos = {m["info"] for page in PAGES for m in FENCE.finditer(page.read_text(encoding="utf-8"))}
+    assert infos <= {"", "python", "python no-run", "toml", "json"}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+def commands(page: Path) -> Iterator[list[str]]:
+    """The arguments of every gvm-ray command of a page, in fences and in the text."""
+    lines = [line for body in blocks(page, "") for line in body.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *(m[1] for m in INLINE.finditer(prose(page)) if m[1].startswith("gvm-ray "))]:
+        if re.search(r"(^|[ /])gvm-ray ", line):
+            words = shlex.split(line.partition("gvm-ray ")[2], comments=True)
+            arguments = itertools.takewhile(lambda word: word not in ("&&", "|", ";"), words)
+            yield [part for word in arguments for part in expanded(word)]
+
+
+def expanded(word: str) -> list[str]:
+    """`a/{b,c}.toml` as the shell expands it; settings in braces are left alone."""
+    braces = re.fullmatch(r"([^{}=]*)\{([^{}=]+)\}([^{}=]*)", word)
+    return [braces[1] + part + braces[3] for part in braces[2].split(",")] if braces else [word]
+
+
+def test_braces_are_expanded_as_a_shell_does() -> None:
+    assert expanded("c/{a,b+}.toml") == ["c/a.toml", "c/b+.toml"]
+    assert expanded('rewards.terms=[{type="exact"}]') == ['rewards.terms=[{type="exact"}]']
+
+
+@every_page
+def test_commands_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for arguments in commands(page):
+        if all(re.fullmatch("[a-z]+", word) for word in arguments[:2]) and len(arguments) <= 2:
+            arguments = [*arguments, "--help"]  # the name of a command, in a sentence
+        try:
+            options = _parser().parse_args([number(word) for word in arguments])
+        except SystemExit as end:
+            assert end.code == 0, f"gvm-ray {shlex.join(arguments)}"  # noqa: PT017
+            continue
+        check_files_and_settings(options)
+
+
+def number(word: str) -> str:
+    """N stands for a number."""
+    return "1" if word == "N" else word
+
+
+def check_files_and_settings(options: Any) -> None:
+    """What a command names of the repository exists, and what it sets is a setting."""
+    overrides = [text for text in getattr(options, "overrides", ()) if not PLACEHOLDER.fullmatch(text.split("=", 1)[1])]
+    overrides = [text for text in overrides if "NAME" not in text]
+    given = getattr(options, "config", None) or getattr(options, "arena", None) or []
+    paths = [given] if isinstance(given, str) else list(given)
+    shipped = [path for path in paths if path.startswith("configs/") and "NAME" not in path]
+    assert not [path for path in shipped if not Path(path).is_file()]
+    if not shipped or not shipped[0].startswith(("configs/compare/", "configs/estimator/")):
+        load_config(shipped or QUICKSTART, overrides)
+
+
+# --- settings, links, messages ----------------------------------------------------------------------------------------
+def settings() -> set[str]:
+    """Every table and setting with its dots, `prompts.train.path`."""
+    known = set()
+    for section in sections():
+        for path in section.paths:
+            known |= {path, f"{path}.type"} | {f"{path}.{s.name}".removeprefix(".") for s in section.settings}
+    return known
+
+
+@every_page
+def test_settings_that_a_page_names_exist(page: Path) -> None:
+    known = settings()
+    tables = {name.split(".")[0] for name in known if "." in name}
+    text = prose(page)
+    if page.name == "from_verl_and_trl.md":
+        text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)  # the first column is theirs
+    named = {m[1].split(" = ")[0] for m in INLINE.finditer(text)}
+    dotted = {name for name in named if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", name) and name.split(".")[0] in tables}
+    assert not {name for name in dotted if name not in known and not name.endswith(".py")}
+
+
+def test_the_second_column_of_the_migration_tables_is_ours() -> None:
+    names = {part for name in settings() for part in name.split(".")}
+    rows = [
+        line.split("|")[2] for line in prose(ROOT / "docs" / "from_verl_and_trl.md").splitlines() if line[:1] == "|"
+    ]
+    words = {m[1].split(" = ")[0] for row in rows for m in INLINE.finditer(row)}
+    plain = {word for word in words if re.fullmatch(r"[a-z]+(_[a-z]+)+", word)}
+    assert {"prompts_per_step", "runs_dir"} <= plain <= names
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    text = prose(page)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(file), flags=re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, target
+
+
+def texts_of_the_source() -> list[str]:
+    """Every string of the package, what f-strings put in as a zero byte."""
+    texts = []
+    for path in (ROOT / "gvm_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+def test_messages_are_quoted_as_the_source_has_them() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^- \*\*`([^`\n]+)`\*\*", page, flags=re.MULTILINE)
+    assert len(quoted) >= 30
+    source = "\n".join(texts_of_the_source())
+    missing = [m for m in quoted if not re.search("[^\n]*".join(map(re.escape, m.split("…"))), source)]
+    assert not missing

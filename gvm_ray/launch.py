@@ -61,16 +61,14 @@ async def launched(
     own = pools_of_evaluation(config, prepared, pools, failures=failures)
     allocator = start_allocator(config, clock=clock, failures=failures)
     learners = make_learners(config, prepared, run_dir=run_dir, clock=clock, failures=failures)
-    for generators in (pools.generators, *([own.generators] if own else ())):
-        generators.republish = learners.republish
+    fleets = [pools.generators] if own is None else [pools.generators, own.generators]
+    for fleet in fleets:
+        fleet.republish = learners.republish
     stream = prompt_stream(config, prepared)
     try:
         # The generators import and compile while the learners start and, where asked, learn from demonstrations.
-        await asyncio.gather(
-            pools.start(),
-            *([own.generators.start()] if own else ()),
-            start_learners(config, prepared, learners, restored=restored),
-        )
+        starting = [pools.rewards.start(), *(fleet.start() for fleet in fleets)]
+        await asyncio.gather(*starting, start_learners(config, prepared, learners, restored=restored))
         states = CachedPromptStates(learners=learners, config=config.prompt_states)
         start = await starting_state(stream, states, allocator, restored=restored)
         await pools.publish(await learners.weights(start.policy_version))
@@ -85,21 +83,16 @@ async def launched(
             evaluator=evaluator,
             checkpoints=checkpoints,
             log=log,
-            texts=SampleTexts(
-                every_steps=config.reporting.samples_every_steps,
-                fetch=partial(fetch_groups, timeout_s=config.deadlines.sample_s),
-            ),
-            beside=None
-            if own is None
-            else EvaluationBeside(make_evaluator(config, prepared, own), own, log=log.log_evaluation),
+            texts=sample_texts(config),
+            beside=own and EvaluationBeside(make_evaluator(config, prepared, own), own, log=log.log_evaluation),
             stop=stop,
         )
         yield Launched(system=system, start=start, learners=learners, evaluator=evaluator)
     finally:
         await learners.stop()
-        if own is not None:
-            own.generators.close()
-        pools.close()
+        for fleet in fleets:
+            fleet.close()
+        pools.rewards.close()
         allocator.close()
 
 
@@ -267,6 +260,14 @@ def _print_progress(num_updates: int) -> Callable[[int, Metrics], None]:
             print(f"warm start {done}/{num_updates}  loss {metrics['loss']:.3f}", flush=True)
 
     return on_progress
+
+
+def sample_texts(config: RunConfig) -> SampleTexts:
+    """The looks at what is sampled that the run asks for."""
+    return SampleTexts(
+        every_steps=config.reporting.samples_every_steps,
+        fetch=partial(fetch_groups, timeout_s=config.deadlines.sample_s),
+    )
 
 
 def make_evaluator(config: RunConfig, prepared: Prepared, pools: SamplingPools) -> HeldOutEvaluator:

@@ -3,8 +3,11 @@
 import os
 from collections.abc import Iterator
 
-import hypothesis  # noqa: F401  # its plugin would import it when the session ends, where Python 3.11 can fail to parse it
+import hypothesis  # its plugin would import it when the session ends, where Python 3.11 can fail to parse it
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # no test depends on how long it takes
+hypothesis.settings.load_profile("untimed")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from gvm_ray.actors.generator_pool import GeneratorPool
+from gvm_ray.actors.generator_pool import GeneratorPool, Outcome
 from gvm_ray.bench.cluster import local_cluster
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
@@ -144,10 +144,10 @@ async def tokens_per_second(
     start = time.perf_counter()
     outcomes = await pool.sample(requests, _SAMPLING, score=_describe)
     seconds = time.perf_counter() - start
-    return sum(int(outcome.num_tokens.sum()) for outcome in outcomes) / seconds
+    return sum(int(outcome.num_tokens.sum()) for outcome in outcomes if isinstance(outcome, GroupOutcome)) / seconds
 
 
-async def _describe(chunk: ray.ObjectRef) -> list[GroupOutcome]:
+async def _describe(chunk: ray.ObjectRef) -> list[Outcome]:
     groups: tuple[RolloutGroup, ...] = await chunk
     return [GroupOutcome.of(group, ref=GroupRef(ref=chunk, index=i)) for i, group in enumerate(groups)]
 

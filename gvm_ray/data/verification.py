@@ -15,7 +15,7 @@ import numpy as np
 from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.rewards.math_verify import can_parse_answer
 from gvm_ray.rewards.sandbox import Sandbox
-from gvm_ray.rewards.sandbox_messages import Scored, Unscored
+from gvm_ray.rewards.sandbox_messages import Observed, Result, Scored
 from gvm_ray.types import Completion, Prompt
 
 _CHUNK = 256  # answers a process is given at once
@@ -96,7 +96,8 @@ def _prompt(answer: str) -> Prompt:
     return Prompt(prompt_id="", text="", token_ids=_NONE, answer=answer)
 
 
-def _complaint(result: Scored | Unscored) -> str:
+def _complaint(result: Result) -> str:
+    assert not isinstance(result, Observed), "the environment has one turn"
     if isinstance(result, Scored):
         return "" if result.reward else "can't be parsed"
     return f"{result.reason}: {result.detail}".rstrip(": ")

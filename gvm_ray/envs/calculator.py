@@ -4,6 +4,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from gvm_ray.types import Prompt
 
@@ -13,7 +14,7 @@ _CALL = re.compile(r"<calculator>(.*?)</calculator>", re.DOTALL)
 _MAX_CHARACTERS = 200  # of an expression: no sum that anybody writes is longer, and the parser's depth stays bounded
 _MAX_EXPONENT = 64
 _MAX_NUMBER = 10**100
-_OPERATORS: dict[type[ast.AST], Callable[..., Number]] = {
+_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

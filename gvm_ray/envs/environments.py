@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gvm_ray.config.environment import (
     CalculatorConfig,
@@ -67,8 +68,8 @@ def create_environment(config: EnvironmentSettings) -> Environment | None:
 
 def _import_function(path: str) -> Respond:
     try:
-        found = import_object(path)
-        function = found() if isinstance(found, type) else found
+        found: Any = import_object(path)
+        function: Any = found() if isinstance(found, type) else found
     except ImportError as error:
         raise ConfigError(f"environment.path: {error}") from error
     if not callable(function):

@@ -39,7 +39,9 @@ class Generators:
     def __init__(self, num_good: int) -> None:
         self._num_good = num_good
 
-    async def sample(self, requests: Any, sampling: SamplingParameters, *, score: Any) -> list[GroupOutcome]:
+    async def sample(
+        self, requests: Any, sampling: SamplingParameters, *, score: Any, episodes: None
+    ) -> list[GroupOutcome]:
         outcomes = [outcome for request in requests[: self._num_good] for outcome in await score(request)]
         if len(requests) > self._num_good:
             raise RuntimeError("no generator is left")

@@ -32,7 +32,7 @@ def test_every_setting_of_a_run_is_there() -> None:
     for name, value in dumped.items():
         kind = value.get("type") if isinstance(value, dict) else None
         if name in tables and value:
-            found = section(name, kind if name in ("model", "allocator", "algorithm") else None)
+            found = section(name, kind if name in ("model", "allocator", "algorithm", "environment") else None)
             nested = {path.split(".")[-1] for s in sections() for path in s.paths if path.startswith(f"{name}.")}
             assert set(value) - {"type"} <= {setting.name for setting in found.settings} | nested
 

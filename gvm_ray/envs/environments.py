@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from gvm_ray.config.environment import (
     CalculatorConfig,
@@ -68,10 +68,10 @@ def create_environment(config: EnvironmentSettings) -> Environment | None:
 
 def _import_function(path: str) -> Respond:
     try:
-        found: Any = import_object(path)
-        function: Any = found() if isinstance(found, type) else found
+        found = import_object(path)
+        function = found() if isinstance(found, type) else found
     except ImportError as error:
         raise ConfigError(f"environment.path: {error}") from error
     if not callable(function):
         raise ConfigError(f"environment.path: {path!r} is a {type(function).__name__}; write the path of a function")
-    return function
+    return cast(Respond, function)

@@ -26,7 +26,7 @@ quickstart: $(STAMP)
 test: check unit
 	$(PYTEST) tests/contract
 	$(PYTEST) tests/faults -m "not slow"
-	$(PYTEST) tests/ray
+	$(PYTEST) tests/ray -m "not slow"
 	$(PYTEST) tests/vllm
 	$(if $(filter gpu,$(EXTRA)),$(if $(wildcard tests/gpu),$(PYTEST) tests/gpu))
 
@@ -40,6 +40,7 @@ bench-tests: $(STAMP)
 # What dies, hangs or is nonsense, with the tests that take minutes.
 faults: $(STAMP)
 	$(PYTEST) tests/faults
+	$(PYTEST) tests/ray -m slow
 
 # An hour of random kills beside the same run undisturbed; no part of `make test`.
 soak: $(STAMP)

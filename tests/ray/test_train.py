@@ -217,7 +217,7 @@ def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path) -> None:
 # --- several turns ----------------------------------------------------------------------------------------------------
 def test_what_an_environment_answers_is_read_and_not_learned(runs_dir: Path) -> None:
     """The learner's log-probs are the engine's: both read the answers, at the same places."""
-    environment = {"type": "function", "path": "turn_environments:second_chance", "max_turns": 2}
+    environment = {"type": "function", "path": "tests.turn_environments:second_chance", "max_turns": 2}
     train(
         tiny_config(
             runs_dir,

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import TINY_TOML
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_the_walkthrough_trains_and_plots(

@@ -81,6 +81,10 @@ class ObjectsLost(ActorFailure):
     """Data in the object store is gone with the process or node that held it."""
 
 
+class TransferBroken(ActorFailure):
+    """New weights stopped coming halfway: the generator holds parts of two policies and must start anew."""
+
+
 class TooManyFailures(SystemFailure):
     """Parts of the run failed more often than `faults` allows; the message counts them."""
 

@@ -30,7 +30,7 @@ from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.reporting import Reporter
 from gvm_ray.rollouts import SampleTexts
 from gvm_ray.stop_request import StopRequest
-from gvm_ray.types import CheckpointState, Metrics, SamplingParameters
+from gvm_ray.types import CheckpointState, Metrics, SamplingParameters, WeightTransfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,7 @@ async def launched(
     fleets = [pools.generators] if own is None else [pools.generators, own.generators]
     for fleet in fleets:
         fleet.republish = learners.republish
+    pools.generators.send = learners.send
     stream = prompt_stream(config, prepared)
     try:
         # The generators import and compile while the learners start and, where asked, learn from demonstrations.
@@ -100,6 +101,9 @@ def make_learners(
     config: RunConfig, prepared: Prepared, *, run_dir: Path, clock: PhaseClock, failures: FailureLog
 ) -> RecoveringLearners:
     """The learners, not started."""
+    deadlines = config.deadlines
+    # A transfer, and before it the restart of learners and what they do again.
+    handover_s = 2 * (deadlines.start_s + deadlines.sample_s + deadlines.update_s) + 4 * deadlines.sync_s
     return RecoveringLearners(
         lambda: LearnerGroup(
             config,
@@ -108,8 +112,10 @@ def make_learners(
             run_dir=str(run_dir),
             namespace=namespace_of(config),
             clock=clock,
+            transfer=prepared.transfer,
         ),
         failures=failures,
+        handover_s=handover_s,
     )
 
 
@@ -165,7 +171,9 @@ def start_pools(
     """Generator and reward actors, asked for but not awaited; `prefix` begins their names."""
     clock, failures = clock or PhaseClock(), failures or FailureLog(config.faults)
     return SamplingPools(
-        generators=_generators(config, prepared, clock=clock, failures=failures, name=f"{prefix}generator"),
+        generators=_generators(
+            config, prepared, clock=clock, failures=failures, name=f"{prefix}generator", transfer=prepared.transfer
+        ),
         rewards=RewardPool(
             config.rewards,
             max_tokens=config.sampling.max_tokens,
@@ -206,6 +214,7 @@ def _generators(
     failures: FailureLog,
     name: str,
     num_generators: int | None = None,
+    transfer: WeightTransfer = "object_store",
 ) -> GeneratorPool:
     """As many as [engine] says, or another number of the same."""
     number = config.engine.num_generators if num_generators is None else num_generators
@@ -221,6 +230,7 @@ def _generators(
         failures=failures,
         clock=clock,
         name=name,
+        transfer=transfer,
     )
 
 

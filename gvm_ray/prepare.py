@@ -27,6 +27,7 @@ from gvm_ray.pretrained import (
 from gvm_ray.resources import find_hardware, plan_resources
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
+from gvm_ray.types import WeightTransfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Prepared:
     tokenizer: Any
     engine_kind: EngineKind
     max_model_len: int  # prompt and response tokens
+    transfer: WeightTransfer = "object_store"
 
 
 def prepare(
@@ -65,6 +67,7 @@ def prepare(
         UserError: a setting, file, model or data row is wrong.
     """
     engine_kind = resolve_engine(config.engine)
+    transfer = _transfer(config, engine_kind) if learners else "object_store"
     create_reward(config.rewards)
     create_environment(config.environment)
     create_allocator(config.allocator, accept_threshold=config.rewards.accept_threshold, seed=config.seed)
@@ -86,7 +89,12 @@ def prepare(
     if learners:
         _check_batch(config, len(prompts.train))
     return Prepared(
-        base=base, prompts=prompts, tokenizer=tokenizer, engine_kind=engine_kind, max_model_len=max_model_len
+        base=base,
+        prompts=prompts,
+        tokenizer=tokenizer,
+        engine_kind=engine_kind,
+        max_model_len=max_model_len,
+        transfer=transfer,
     )
 
 
@@ -116,6 +124,13 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     return Path(cache) / "warm_start" / key
 
 
+def _transfer(config: RunConfig, engine_kind: EngineKind) -> WeightTransfer:
+    try:
+        return config.weight_transfer(engine_kind)
+    except ValueError as error:  # engine.type='auto' came out as another engine than vLLM
+        raise ConfigError(str(error)) from error
+
+
 def _check_context_length(model_config: Any, max_model_len: int) -> None:
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and max_model_len > limit:
@@ -140,5 +155,5 @@ def report_lines(prepared: Prepared) -> Sequence[str]:
     return [
         *prepared.prompts.report.lines(),
         f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),
-        f"engine {prepared.engine_kind}",
+        f"engine {prepared.engine_kind}, weights by {prepared.transfer}",
     ]

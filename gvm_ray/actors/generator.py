@@ -12,8 +12,17 @@ from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine
 from gvm_ray.engines.server import EngineServer
 from gvm_ray.engines.turns import episodes_by_sample, next_turns
+from gvm_ray.engines.weight_receiver import WeightReceiver
 from gvm_ray.pretrained import load_tokenizer
-from gvm_ray.types import OpenEpisodes, RolloutGroup, SampleRequest, SamplingParameters, WeightsRef
+from gvm_ray.types import (
+    OpenEpisodes,
+    RolloutGroup,
+    SampleRequest,
+    SamplingParameters,
+    TransferPhase,
+    WeightsRef,
+    WeightTransfer,
+)
 
 # A chunk is scored while the rest is being sampled, and costs the driver some milliseconds whatever its size: so a
 # generator's share of a round makes a few chunks, and a small share one.
@@ -35,6 +44,7 @@ class GeneratorActor:
         max_model_len: int,
         revision: str | None,
         trust_remote_code: bool,
+        transfer: WeightTransfer = "object_store",
     ) -> None:
         self._name = name
         # The engine is made by the first call and not here, where errors reach the caller as the actor's death only.
@@ -46,8 +56,10 @@ class GeneratorActor:
             max_model_len=max_model_len,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            transfer=transfer,
         )
         self._server = EngineServer(create, in_flight=config.in_flight)
+        self._receiver = WeightReceiver(self._server, name=name)
         self._load_tokenizer = functools.partial(
             load_tokenizer, model_path, revision=revision, trust_remote_code=trust_remote_code
         )
@@ -119,3 +131,7 @@ class GeneratorActor:
     async def load_weights(self, weights: WeightsRef) -> int:
         """The version of the engine once it has these weights or newer ones."""
         return await self._server.load_weights(weights.policy_version, lambda: fetch(weights))
+
+    async def transfer(self, phase: TransferPhase) -> None:
+        """Take part in a phase of a transfer, at the word of the learners' sender; see `WeightReceiver.take`."""
+        await self._receiver.take(phase)

@@ -12,7 +12,7 @@ from gvm_ray.actors.waiting import failure_of, wait_for
 from gvm_ray.config.run import DeadlineConfig, EngineConfig
 from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorDied, SystemFailure
-from gvm_ray.types import SampleKey, SampleRequest, SamplingParameters, WeightsRef
+from gvm_ray.types import SampleKey, SampleRequest, SamplingParameters, TransferMember, WeightsRef, WeightTransfer
 
 
 class GeneratorClient:
@@ -29,6 +29,7 @@ class GeneratorClient:
         revision: str | None,
         trust_remote_code: bool,
         deadlines: DeadlineConfig,
+        transfer: WeightTransfer = "object_store",
     ) -> None:
         self.name = name
         self.version = -1
@@ -51,7 +52,9 @@ class GeneratorClient:
             max_model_len=max_model_len,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            transfer=transfer,
         )
+        self.member = TransferMember(name=name, actor=self._actor, num_workers=config.tensor_parallel_size)
 
     @property
     def load(self) -> float:

@@ -7,10 +7,11 @@ from typing import Any
 
 from gvm_ray.actors.generator_client import GeneratorClient
 from gvm_ray.actors.waiting import wait_for
+from gvm_ray.actors.weight_sync import buckets_of
 from gvm_ray.config.run import DeadlineConfig
-from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded, ObjectsLost
+from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded, ObjectsLost, TransferBroken
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.types import WeightsRef
+from gvm_ray.types import Delivery, LiveWeights, TransferWorld, WeightsRef
 
 _RETRY_S = 1.0  # before another look at a generator that died while it restarted
 
@@ -32,8 +33,14 @@ class GeneratorFleet:
         failures: FailureLog,
     ) -> None:
         """`make` asks for the generator of a number; each number is used once."""
-        # Who publishes the present weights again when the process that did is gone, and they with it.
+        # Who puts the present weights into the object store when the process that did is gone, and they with it, or
+        # when they were only sent.
         self.republish: Callable[[], Awaitable[WeightsRef]] | None = None
+        # Who sends the weights that aren't stored, to the generators of a world.
+        self.send: Callable[[WeightsRef, TransferWorld], Awaitable[Delivery]] | None = None
+        self._world = TransferWorld(generation=0, members=())
+        self._world_lives: tuple[tuple[str, int], ...] = ()  # of its members
+        self._storing = asyncio.Lock()
         self._deadlines = deadlines
         self._failures = failures
         self._weights: WeightsRef | None = None
@@ -96,8 +103,42 @@ class GeneratorFleet:
             SystemFailure: a generator reports another version, or too many of them fail.
         """
         self._weights = weights
+        if self.send is not None and isinstance(weights.location, LiveWeights):
+            await self._deliver(weights, [generator for generator in self._generators if generator.available])
         await asyncio.gather(*(self._bring(generator) for generator in self._generators if generator.available))
         await self._available()
+
+    async def _deliver(self, weights: WeightsRef, generators: list[GeneratorClient]) -> None:
+        """Have the weights sent to these generators; those that failed, or may hold half of them, start anew.
+
+        Raises:
+            Exception: a failure that would come again, such as a wrong checksum.
+        """
+        assert self.send is not None
+        lives = tuple((generator.name, generator.life) for generator in generators)
+        if lives != self._world_lives:
+            self._world_lives = lives
+            members = tuple(generator.member for generator in generators)
+            self._world = TransferWorld(generation=self._world.generation + 1, members=members)
+        delivery = await self.send(weights, self._world)
+        if not delivery.failures:
+            return
+        self._world_lives = ()  # whatever the failure left of the connections is not used again
+        for generator, (name, life) in zip(generators, lives, strict=True):
+            if (error := delivery.failures.get(name)) is not None:
+                await self._handle(error, generator, life=life, weights=weights)
+            elif delivery.halfway and generator.life == life and generator in self._generators:
+                self._restart(generator)
+
+    async def _stored(self) -> WeightsRef | None:
+        """The present weights, in the object store also where they were only sent."""
+        async with self._storing:
+            weights = self._weights
+            if weights is not None and self.republish is not None and not buckets_of(weights):
+                stored = await self.republish()
+                if self._weights is weights:
+                    self._weights = stored
+            return self._weights
 
     async def _bring(self, generator: GeneratorClient) -> None:
         life, weights = generator.life, self._weights
@@ -141,16 +182,20 @@ class GeneratorFleet:
             self._failures.record("an object in Ray's store", error)
             if weights is not None and weights is self._weights and self.republish is not None:
                 self._weights = await self.republish()
-        elif isinstance(error, ActorDied | DeadlineExceeded):
+        elif isinstance(error, ActorDied | DeadlineExceeded | TransferBroken):
             if generator.life == life and generator in self._generators:  # else its death was handled, or is wanted
-                generator.life += 1
-                generator.available = False
                 self._failures.record(generator.name, error)
-                if isinstance(error, DeadlineExceeded):
-                    generator.restart()
-                self._revive(generator)
+                self._restart(generator, kill=not isinstance(error, ActorDied))
         else:
             raise error
+
+    def _restart(self, generator: GeneratorClient, *, kill: bool = True) -> None:
+        """Quarantine; Ray itself restarts an actor that has died."""
+        generator.life += 1
+        generator.available = False
+        if kill:
+            generator.restart()
+        self._revive(generator)
 
     def _revive(self, generator: GeneratorClient) -> None:
         task = asyncio.create_task(self._quarantine(generator))
@@ -164,6 +209,7 @@ class GeneratorFleet:
                 weights = self._weights
                 try:
                     await generator.ready()
+                    weights = await self._stored()
                     if weights is not None:
                         await generator.bring(weights)
                 except (ActorDied, DeadlineExceeded) as error:

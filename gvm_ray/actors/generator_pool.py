@@ -14,7 +14,15 @@ from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorFailure, ObjectsLost
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.types import GroupOutcome, OpenOutcome, SampleKey, SampleRequest, SamplingParameters, WeightsRef
+from gvm_ray.types import (
+    GroupOutcome,
+    OpenOutcome,
+    SampleKey,
+    SampleRequest,
+    SamplingParameters,
+    WeightsRef,
+    WeightTransfer,
+)
 
 Outcome = GroupOutcome | OpenOutcome
 Score = Callable[[ray.ObjectRef], Awaitable[list[Outcome]]]  # of a chunk: a tuple of unscored groups
@@ -40,6 +48,7 @@ class GeneratorPool(GeneratorFleet):
         failures: FailureLog,
         clock: PhaseClock | None = None,
         name: str = "generator",
+        transfer: WeightTransfer = "object_store",
     ) -> None:
         def make(number: int) -> GeneratorClient:
             return GeneratorClient(
@@ -51,6 +60,7 @@ class GeneratorPool(GeneratorFleet):
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 deadlines=deadlines,
+                transfer=transfer,
             )
 
         super().__init__(make, num_generators=config.num_generators, deadlines=deadlines, failures=failures)

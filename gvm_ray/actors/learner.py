@@ -6,23 +6,23 @@ import math
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
-from gvm_ray.actors.learner_rank import LearnerSetup, PromptStates, RankSetup, SupervisedUpdates
+from gvm_ray.actors.learner_rank import PromptStates, RankSetup, SendWeights, SupervisedUpdates
+from gvm_ray.actors.learner_setup import absolute, check_ranks_fit, learner_setup
 from gvm_ray.actors.learner_trainer import rank_trainer
 from gvm_ray.actors.mailbox import Command, Mailbox, RankIdentity
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
-from gvm_ray.config.model import LearnerConfig
-from gvm_ray.exceptions import ActorDied, ActorFailure, ConfigError, SystemFailure
+from gvm_ray.exceptions import ActorDied, ActorFailure, SystemFailure
 from gvm_ray.functional.demonstration_batches import demonstration_batches
 from gvm_ray.learner.token_loss import TokenLoss
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import (
+    Delivery,
     Demonstration,
     FloatArray,
     GroupOutcome,
@@ -30,8 +30,10 @@ from gvm_ray.types import (
     Pooling,
     Prompt,
     TrainBatch,
+    TransferWorld,
     UpdateResult,
     WeightsRef,
+    WeightTransfer,
 )
 
 _STOP_S = 60.0  # for the ranks to end by themselves
@@ -49,6 +51,7 @@ class LearnerGroup:
         run_dir: the run's folder; Ray Train keeps its own files below it.
         namespace: Ray namespace of the run's actors.
         clock: counts the time of updates, gradient norms and prompt states.
+        transfer: how updates publish the new weights.
     """
 
     def __init__(
@@ -60,8 +63,9 @@ class LearnerGroup:
         run_dir: str,
         namespace: str,
         clock: PhaseClock | None = None,
+        transfer: WeightTransfer = "object_store",
     ) -> None:
-        self._setup = _learner_setup(config, base_path=base_path, token_loss=token_loss)
+        self._setup = learner_setup(config, base_path=base_path, token_loss=token_loss, transfer=transfer)
         self._clock = clock or PhaseClock()
         self._run_dir = run_dir
         self._namespace = namespace
@@ -126,8 +130,8 @@ class LearnerGroup:
             ConfigError: the run asks for other ranks than these.
             ModelError: the model or its tokenizer can't be loaded; this ends the ranks.
         """
-        _check_ranks_fit(config.learner, self._config.learner)
-        setup = _learner_setup(config, base_path=base_path, token_loss=token_loss)
+        check_ranks_fit(config.learner, self._config.learner)
+        setup = learner_setup(config, base_path=base_path, token_loss=token_loss, transfer=self._setup.transfer)
         deadline = config.deadlines.start_s
         await self._command("reset", ray.put(setup), timeout_s=deadline, setting="deadlines.start_s")
         self._setup = setup
@@ -224,9 +228,20 @@ class LearnerGroup:
         """Publish the present weights under this version."""
         return await self._command("weights", policy_version)
 
+    async def stored_weights(self, policy_version: int) -> WeightsRef:
+        """The present weights in the object store, however else they travel; a later version where there is one."""
+        return await self._command("stored_weights", policy_version)
+
+    async def send(self, policy_version: int, world: TransferWorld) -> Delivery:
+        """Send the weights of this version to the generators; what these failed with is in the answer."""
+        deadlines = self._config.deadlines
+        timeout_s = deadlines.start_s + deadlines.sample_s + 4 * deadlines.sync_s  # those of the phases, and some more
+        payload = SendWeights(policy_version=policy_version, world=world)
+        return await self._command("send", payload, timeout_s=timeout_s, setting="deadlines.sync_s")
+
     async def save(self, folder: str) -> None:
         """Write model and optimizer shards under `folder`."""
-        await self._command("save", _absolute(folder))
+        await self._command("save", absolute(folder))
 
     def checkpointed(self, folder: str) -> None:
         """Nothing to do: these ranks end with their failure. See `RecoveringLearners`."""
@@ -237,11 +252,11 @@ class LearnerGroup:
         Raises:
             CheckpointError: it is missing, damaged or of another model.
         """
-        await self._command("load", _absolute(folder))
+        await self._command("load", absolute(folder))
 
     async def export(self, folder: str) -> None:
         """Write Hugging Face safetensors and the tokenizer into `folder`."""
-        await self._command("export", _absolute(folder))
+        await self._command("export", absolute(folder))
 
     async def _command(
         self, name: str, payload: Any = None, *, timeout_s: float | None = None, setting: str = "deadlines.update_s"
@@ -271,26 +286,6 @@ class LearnerGroup:
         raise ActorDied(
             f"the learners ended before {command.name!r} was answered: {type(outcome).__name__}: {outcome}\n({ranks})"
         ) from outcome
-
-
-def _learner_setup(config: RunConfig, *, base_path: str, token_loss: TokenLoss) -> LearnerSetup:
-    path = _absolute(base_path) if Path(base_path).is_dir() else base_path  # else a hub id
-    return LearnerSetup(config=config, base_path=path, token_loss=token_loss)
-
-
-def _check_ranks_fit(wanted: LearnerConfig, present: LearnerConfig) -> None:
-    for name in ("num_workers", "cpus_per_worker", "gpus_per_worker"):
-        new, old = getattr(wanted, name), getattr(present, name)
-        if new != old:
-            raise ConfigError(
-                f"learner.{name}={new} differs from the {old} that the learners were started with, and a reset keeps "
-                f"the ranks; write {name}={old}, or start other learners"
-            )
-
-
-def _absolute(folder: str) -> str:
-    """The ranks have another working directory than the driver."""
-    return str(Path(folder).absolute())
 
 
 async def _result(ref: Any) -> Any:

@@ -12,24 +12,29 @@ import ray
 from numpy.typing import NDArray
 
 from gvm_ray.actors.mailbox import Command, RankIdentity
-from gvm_ray.actors.weight_sync import publish
+from gvm_ray.actors.weight_sync import ask_members, free_endpoint, publish
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorFailure, SystemFailure, UserError
 from gvm_ray.learner.token_loss import TokenLoss
 from gvm_ray.types import (
+    Delivery,
     Demonstration,
     Float64Array,
     FloatArray,
     GroupRef,
+    LiveWeights,
     Metrics,
     Pooling,
     RolloutGroup,
     TrainBatch,
+    TransferWorld,
     WeightsRef,
+    WeightTransfer,
 )
 
 if TYPE_CHECKING:
     from gvm_ray.learner.step import Learner
+    from gvm_ray.learner.weight_sender import WeightSender
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +44,7 @@ class LearnerSetup:
     config: RunConfig
     base_path: str
     token_loss: TokenLoss
+    transfer: WeightTransfer = "object_store"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +69,14 @@ class PromptStates:
 
     token_ids: Any  # object ref to a tuple of [T] token ids, one for each prompt
     pooling: Pooling
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SendWeights:
+    """Which version to send to whom."""
+
+    policy_version: int
+    world: TransferWorld
 
 
 def run_rank(setup: dict[str, RankSetup]) -> None:
@@ -106,7 +120,10 @@ class _RankServer:
     def __init__(self, setup: LearnerSetup, *, device: Any, rank: int) -> None:
         self._rank = rank
         self._device = device
+        self._setup = setup
         self._learner = self._make_learner(setup)
+        self._version = -1  # of the policy that the last update gave
+        self._sender: WeightSender | None = None
         self._demonstrations_ref: Any = None
         self._demonstrations: Sequence[Demonstration] = ()
 
@@ -130,10 +147,14 @@ class _RankServer:
                 return self._learner.finish_warm_start()
             case "weights":
                 return self._publish(payload)
+            case "stored_weights":
+                return self._store(max(payload, self._version))  # an update may have come in between
+            case "send":
+                return self._send(payload)
             case "save":
                 return self._learner.save(payload)
             case "load":
-                return self._learner.load(payload)
+                return self._load(payload)
             case "export":
                 return self._learner.export(payload)
             case unknown:
@@ -148,12 +169,15 @@ class _RankServer:
         """`setup` is an object ref to a LearnerSetup: the mailbox would import torch to hold the loss in it."""
         del self._learner
         gc.collect()  # two policies at once might not fit, and a sharded module refers to itself
-        self._learner = self._make_learner(ray.get(setup))
+        self._setup = ray.get(setup)
+        self._learner = self._make_learner(self._setup)
+        self._version = -1
 
     def _update(self, batch: TrainBatch) -> tuple[WeightsRef | None, Metrics, tuple[Float64Array, ...]]:
         groups = _fetch([group.ref for group in batch.groups])
         done = self._learner.update(batch, groups)
-        return self._publish(batch.step + 1), done.metrics, done.gradient_norms
+        self._version = batch.step + 1
+        return self._publish(self._version), done.metrics, done.gradient_norms
 
     def _gradient_norms(self, refs: Sequence[GroupRef]) -> list[Float64Array]:
         return self._learner.gradient_norms(_fetch(refs))
@@ -171,13 +195,50 @@ class _RankServer:
             metrics = self._learner.supervised_update([self._demonstrations[i] for i in indices])
         return metrics
 
+    def _load(self, folder: str) -> None:
+        self._learner.load(folder)
+        self._version = -1
+
     def _publish(self, policy_version: int) -> WeightsRef | None:
+        """The weights as the run's transfer has them: in the object store, or here, to be sent from."""
+        setup = self._setup
+        if setup.transfer == "object_store":
+            return self._store(policy_version)
+        evaluation = setup.config.evaluation  # whose own generators take no part, and want just this version
+        stored = None
+        if evaluation.num_generators and policy_version % evaluation.every_steps == 0:
+            stored = self._store(policy_version)
+        location = LiveWeights(transfer=setup.transfer, buckets=stored.location if stored else ())
+        return WeightsRef(policy_version=policy_version, location=location)
+
+    def _store(self, policy_version: int) -> WeightsRef | None:
         tensors = self._learner.named_full_tensors()
         if self._rank == 0:
-            return publish(tensors, policy_version=policy_version)
+            bucket_bytes = self._setup.config.weight_sync.bucket_mib * 2**20
+            return publish(tensors, policy_version=policy_version, bucket_bytes=bucket_bytes)
         for _ in tensors:  # gathering is a collective call
             pass
         return None
+
+    def _send(self, wanted: SendWeights) -> Delivery:
+        import torch
+
+        from gvm_ray.learner.weight_sender import WeightSender
+
+        if self._sender is None:
+            config = self._setup.config
+            self._sender = WeightSender(
+                lambda: self._learner.policy,
+                transfer=self._setup.transfer,
+                dtype=getattr(torch, config.engine.dtype),
+                device=self._device,
+                rank=self._rank,
+                bucket_bytes=config.weight_sync.bucket_mib * 2**20,
+                deadlines=config.deadlines,
+                ask=ask_members,
+                endpoint=free_endpoint,
+            )
+        return self._sender.send(wanted.world, policy_version=max(wanted.policy_version, self._version))
 
 
 def _fetch(refs: Sequence[GroupRef]) -> list[RolloutGroup]:

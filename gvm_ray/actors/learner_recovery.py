@@ -1,19 +1,24 @@
 """Learners that outlive their ranks: new ranks load the last checkpoint and train again on what came after it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gvm_ray.actors.learner import LearnerGroup
 from gvm_ray.actors.replay import Replayed
+from gvm_ray.actors.waiting import wait_for
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import (
+    Delivery,
     Demonstration,
     FloatArray,
     GroupOutcome,
+    LiveWeights,
     Metrics,
     Pooling,
     Prompt,
     TrainBatch,
+    TransferWorld,
     UpdateResult,
     WeightsRef,
 )
@@ -26,10 +31,17 @@ class RecoveringLearners:
     are not used: its workers would have to be told the same, and a rank that hangs is no failure to it.
     """
 
-    def __init__(self, make: Callable[[], LearnerGroup], *, failures: FailureLog) -> None:
-        """`make` gives a group that isn't started."""
+    def __init__(self, make: Callable[[], LearnerGroup], *, failures: FailureLog, handover_s: float = 3600.0) -> None:
+        """`make` gives a group that isn't started.
+
+        Where the ranks send their weights themselves, an update waits until those of the one before are sent, at most
+        `handover_s` seconds: the ranks hold one policy.
+        """
         self._make = make
+        self._handover_s = handover_s
         self._version = 0  # of the present policy
+        self._sent = asyncio.Event()  # what the last update gave, where it is to be sent
+        self._sent.set()
         self._group = Replayed(make(), name="learners", replace=self._replacement, start=_start, failures=failures)
 
     async def start(self) -> None:
@@ -43,8 +55,16 @@ class RecoveringLearners:
     # --- what changes the policy --------------------------------------------------------------------------------------
     async def update(self, batch: TrainBatch) -> UpdateResult:
         """See `LearnerGroup.update`."""
+        await wait_for(
+            self._sent.wait(),
+            timeout_s=self._handover_s,
+            what=f"sending weights version {self._version} before the next update",
+            setting="deadlines.sync_s",
+        )
         result: UpdateResult = await self._group.do(lambda group: group.update(batch), changes_state=True)
         self._version = result.weights.policy_version
+        if isinstance(result.weights.location, LiveWeights):
+            self._sent.clear()
         return result
 
     async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
@@ -81,11 +101,21 @@ class RecoveringLearners:
     async def weights(self, policy_version: int) -> WeightsRef:
         """See `LearnerGroup.weights`."""
         self._version = policy_version
-        return await self.republish()
+        return await self._ask(lambda group: group.weights(policy_version))
 
     async def republish(self) -> WeightsRef:
-        """The present weights once more: those that a dead rank published are gone with it."""
-        return await self._ask(lambda group: group.weights(self._version))
+        """The present weights in the object store: those that a dead rank published there are gone with it, and those
+        that are sent never were there."""
+        return await self._ask(lambda group: group.stored_weights(self._version))
+
+    async def send(self, weights: WeightsRef, world: TransferWorld) -> Delivery:
+        """See `LearnerGroup.send`; the next update may begin afterwards."""
+        try:
+            if not world.members:
+                return Delivery(policy_version=weights.policy_version)
+            return await self._ask(lambda group: group.send(weights.policy_version, world))
+        finally:
+            self._sent.set()
 
     async def save(self, folder: str) -> None:
         """See `LearnerGroup.save`."""

@@ -1,11 +1,20 @@
-"""New weights from the learners to the generators through Ray's object store: one put per bucket, zero-copy reads."""
+"""New weights from the learners to the generators through Ray's object store: one put per bucket, zero-copy reads.
 
-from collections.abc import Iterable, Iterator
+Weights that the learners send themselves are published as `LiveWeights`: the reference says so, and names buckets only
+where generators outside the transfer will ask for them.
+"""
+
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayError
 
-from gvm_ray.types import WeightsRef
+from gvm_ray.actors.waiting import failure_of
+from gvm_ray.exceptions import ObjectsLost
+from gvm_ray.types import LiveWeights, TransferMember, TransferPhase, WeightsRef
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +33,46 @@ def publish(
     return WeightsRef(policy_version=policy_version, location=location)
 
 
+def buckets_of(weights: WeightsRef) -> Sequence[Any]:
+    """Object refs of the buckets; none where the weights were only sent."""
+    return weights.location.buckets if isinstance(weights.location, LiveWeights) else weights.location
+
+
 def fetch(weights: WeightsRef, *, timeout_s: float | None = None) -> Iterator[tuple[str, Any]]:
     """The published tensors in order, as read-only views into the object store, one bucket at a time.
 
     Raises:
         ray.exceptions.GetTimeoutError: a bucket did not arrive within `timeout_s` seconds.
+        ObjectsLost: the weights were sent to other generators, and not stored.
     """
-    for ref in weights.location:
+    if isinstance(weights.location, LiveWeights) and not weights.location.buckets:
+        raise ObjectsLost(
+            f"weights version {weights.policy_version} were sent by {weights.location.transfer} and not stored"
+        )
+    for ref in buckets_of(weights):
         bucket: Any = ray.get(ref, timeout=timeout_s)
         yield from bucket.tensors()
+
+
+def ask_members(
+    messages: Sequence[tuple[TransferMember, TransferPhase]], timeout_s: float
+) -> Mapping[str, Exception | None]:
+    """Have every generator take its message; see `learner.transfer_client.AskMembers`."""
+    asked = {member.actor.transfer.remote(phase): member.name for member, phase in messages}
+    waiting, end = list(asked), time.monotonic() + timeout_s
+    while waiting:
+        done, waiting = ray.wait(waiting, timeout=max(0.0, end - time.monotonic()))
+        if not done:
+            return dict.fromkeys(asked[ref] for ref in waiting)
+        try:
+            ray.get(done[0])
+        except RayError as error:
+            return {asked[done[0]]: failure_of(error, f"taking weights in {asked[done[0]]}")}
+    return {}
+
+
+def free_endpoint() -> tuple[str, int]:
+    """This node's address, and a port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]

@@ -48,5 +48,6 @@ def describe(config: RunConfig) -> str:
             f"{config.samples_per_step} samples",
             f"updates          {config.algorithm.updates_per_batch} a step, about {per_update:g} samples each",
             f"engine           {config.engine.type}",
+            f"new weights      by {config.weight_transfer()}",
         ]
     )

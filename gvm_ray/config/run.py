@@ -13,6 +13,8 @@ from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
 from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
 from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig
+from gvm_ray.config.weight_sync import TransferSituation, WeightSyncConfig, choose_transfer
+from gvm_ray.types import WeightTransfer
 
 InFlightPolicy = Literal["keep", "finish"]
 Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
@@ -140,6 +142,7 @@ class RunConfig(Settings):
     allocator: AllocatorSettings = GVMPoolAllocatorConfig()
     algorithm: AlgorithmSettings = RaftPlusPlusConfig()
     learner: LearnerConfig = LearnerConfig()
+    weight_sync: WeightSyncConfig = WeightSyncConfig()
     warm_start: WarmStartConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -177,6 +180,24 @@ class RunConfig(Settings):
     def training_gradient_norms(self) -> bool:
         """Whether the allocator wants every trained sample's gradient norm."""
         return getattr(self.allocator, "training_gradient_norms", False)
+
+    def weight_transfer(self, engine: str | None = None) -> WeightTransfer:
+        """How weights travel to generators with this engine, or with that of `engine.type`.
+
+        Raises:
+            ValueError: `weight_sync.transfer` asks for what the run rules out.
+        """
+        situation = TransferSituation(
+            engine=engine or self.engine.type,
+            learner_gpus=self.learner.gpus_per_worker,
+            generator_gpus=self.engine.gpus_per_generator,
+        )
+        return choose_transfer(self.weight_sync.transfer, situation)
+
+    @model_validator(mode="after")
+    def _weights_can_travel(self) -> "RunConfig":
+        self.weight_transfer()
+        return self
 
     @model_validator(mode="after")
     def _allocator_fits(self) -> "RunConfig":

@@ -8,7 +8,7 @@ from gvm_ray.config.run import EngineConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.import_path import create_from_path
 from gvm_ray.protocols import Engine
-from gvm_ray.types import Completion, SampleRequest, SamplingParameters
+from gvm_ray.types import Completion, SampleRequest, SamplingParameters, WeightTransfer
 
 EngineKind = Literal["vllm", "transformers", "custom"]
 
@@ -43,6 +43,7 @@ def create_engine(
     max_model_len: int,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    transfer: WeightTransfer = "object_store",
 ) -> Engine:
     """Load the model into a new engine of this process, at policy version -1; ConfigError or ModelError if it can't.
 
@@ -53,6 +54,7 @@ def create_engine(
         max_model_len: Prompt and response tokens of the longest request.
         revision: Of a hub id; None takes the newest.
         trust_remote_code: Run code that comes with the model.
+        transfer: How the learners send weights; another than the object store is vLLM's alone.
     """
     match kind:
         case "vllm":
@@ -64,6 +66,7 @@ def create_engine(
                 max_model_len=max_model_len,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
+                transfer=transfer,
             )
         case "transformers":
             from gvm_ray.engines.transformers import TransformersEngine

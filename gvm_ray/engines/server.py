@@ -33,6 +33,26 @@ class _NewWeights:
     tensors: Callable[[], Iterable[tuple[str, Any]]]
     loaded: asyncio.Future[int]
 
+    @property
+    def waits(self) -> asyncio.Future[Any]:
+        return self.loaded
+
+
+class Pause:
+    """The engine at rest between two steps, from when `begun` is done until `end` is called."""
+
+    def __init__(self) -> None:
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.Event()
+
+    @property
+    def waits(self) -> asyncio.Future[Any]:
+        return self.begun
+
+    def end(self) -> None:
+        """The engine goes on."""
+        self.ended.set()
+
 
 class EngineServer:
     """One engine in a thread of its own.
@@ -52,7 +72,8 @@ class EngineServer:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._submissions: list[_Submission] = []  # not given to the engine yet
         self._under_way: dict[int, _Submission] = {}  # id of a request in the engine -> who asked
-        self._weights: list[_NewWeights] = []
+        self._weights: list[_NewWeights | Pause] = []
+        self._spoiled: Exception | None = None  # why the engine can't go on
         self._at_work: asyncio.Task[None] | None = None
 
     async def policy_version(self) -> int:
@@ -87,6 +108,22 @@ class EngineServer:
         self._work()
         return await loaded
 
+    async def pause(self) -> Pause:
+        """The engine at rest for new weights that come by `ask`, with no sample under way where `in_flight` says so."""
+        pause = Pause()
+        self._weights.append(pause)
+        self._work()
+        await pause.begun
+        return pause
+
+    def loaded(self, policy_version: int) -> None:
+        """The engine has weights of this version, which came while it paused."""
+        self._version = policy_version
+
+    def spoil(self, error: Exception) -> None:
+        """The engine holds parts of two policies: from here on every call raises this."""
+        self._spoiled = error
+
     async def reset(self) -> None:
         """End every call that waits for samples or weights, and have the engine forget all but its model.
 
@@ -95,7 +132,7 @@ class EngineServer:
         """
         dropped, self._submissions = self._submissions, []
         for weights in self._weights:
-            _settle(weights.loaded, error=SystemFailure("the engine was reset before these weights were loaded"))
+            _settle(weights.waits, error=SystemFailure("the engine was reset before these weights were loaded"))
         self._weights.clear()
         await self.ask(lambda engine: engine.reset())  # after what the thread is at, which may be taking in requests
         under_way, self._under_way = self._under_way, {}
@@ -111,11 +148,17 @@ class EngineServer:
         """Until there is nothing left to do."""
         while self._weights or self._submissions or self._under_way:
             if self._weights and (self._in_flight == "keep" or not self._under_way):
-                await self._load(self._weights.pop(0))
+                change = self._weights.pop(0)
+                await (self._rest(change) if isinstance(change, Pause) else self._load(change))
             elif self._submissions and not self._weights:
                 await self._submit(self._submissions.pop(0))
             else:
                 await self._advance()
+
+    async def _rest(self, pause: Pause) -> None:
+        if not pause.begun.done():  # else who asked has given up
+            pause.begun.set_result(None)
+            await pause.ended.wait()
 
     async def _load(self, weights: _NewWeights) -> None:
         def load() -> int:
@@ -147,7 +190,8 @@ class EngineServer:
             for submission in set(self._under_way.values()):
                 submission.answers.put_nowait(error)
             self._under_way.clear()
-            await self._in_thread(self._engine.abort)
+            if self._spoiled is None:
+                await self._in_thread(self._engine.abort)
             return
         for request, completions in finished:
             submission = self._under_way.pop(id(request), None)
@@ -167,6 +211,8 @@ class EngineServer:
     @property
     def _engine(self) -> Engine:
         """In the engine's thread only."""
+        if self._spoiled is not None:
+            raise self._spoiled
         if self._created is None:
             self._created = self._create()
         return self._created
@@ -175,7 +221,7 @@ class EngineServer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
 
-def _settle(future: asyncio.Future[int], *, result: int = -1, error: Exception | None = None) -> None:
+def _settle(future: asyncio.Future[Any], *, result: int = -1, error: Exception | None = None) -> None:
     if future.done():  # who waited has given up
         return
     if error is not None:

@@ -1,8 +1,9 @@
 """vLLM in this process: continuous batching, one request and one seed per sample, weights replaced in place."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -10,9 +11,10 @@ from transformers import PretrainedConfig
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
+from gvm_ray.engines.vllm_weights import VLLMWeightReceiver
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
 from gvm_ray.pretrained import load_model_config, load_tokenizer
-from gvm_ray.types import Completion, SampleRequest, SamplingParameters
+from gvm_ray.types import Completion, SampleRequest, SamplingParameters, WeightTransfer
 
 # Read while vLLM is imported. The engine runs in this process: as a child process it starts several times slower.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -21,6 +23,7 @@ for _name, _value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOG
 
 try:
     from vllm import EngineArgs, SamplingParams
+    from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.inputs.engine import tokens_input
     from vllm.logprobs import FlatLogprobs
     from vllm.model_executor.models import ModelRegistry
@@ -39,7 +42,7 @@ _CPU_BATCHED_TOKENS = 8192  # prompt tokens of one forward pass
 
 
 class VLLMEngine:
-    """Protocol `Engine` over vLLM's own LLMEngine."""
+    """Protocols `Engine` and `ReceivesWeights` over vLLM's own LLMEngine."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class VLLMEngine:
         max_model_len: int,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        transfer: WeightTransfer = "object_store",
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._open = OpenRequests(self._tokenizer, max_model_len=max_model_len)
@@ -74,6 +78,7 @@ class VLLMEngine:
             gpu_memory_utilization=config.gpu_memory_utilization,
             disable_log_stats=True,
             use_tqdm_on_load=False,
+            weight_transfer_config=None if transfer == "object_store" else WeightTransferConfig(backend=transfer),
         )
         if current_platform.is_cpu():
             _set_up_cpu(arguments, config=config, model_config=model_config)
@@ -82,6 +87,7 @@ class VLLMEngine:
         except ValueError as error:
             raise ModelError(f"vLLM can't run {model_path!r}: {error}") from error
         self.llm_engine.set_weight_version(str(self._policy_version))
+        self._receiver = VLLMWeightReceiver(self.llm_engine, names=self._names)
 
     @property
     def policy_version(self) -> int:
@@ -136,6 +142,32 @@ class VLLMEngine:
         self.llm_engine.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": weights if self._in_process else list(weights)}
         )
+        self._set_version(policy_version)
+
+    # --- weights that the learners send, see `ReceivesWeights` --------------------------------------------------------
+    def join_world(self, init_info: Mapping[str, Any]) -> None:
+        """Connect to the sender, in place of an earlier connection."""
+        self._receiver.join_world(init_info)
+
+    def start_update(self) -> None:
+        """Make ready for weights; no step until `finish_update`."""
+        self._receiver.start_update()
+
+    def receive_weights(self, update_info: Mapping[str, Any]) -> None:
+        """Take the weights that are announced here."""
+        self._receiver.receive_weights(update_info)
+
+    def finish_update(self, policy_version: int) -> Sequence[str]:
+        """Use what came, under this version; the checksum of what each worker got.
+
+        Raises:
+            SystemFailure: a weight did not come.
+        """
+        checksums = self._receiver.finish_update(policy_version)
+        self._set_version(policy_version)
+        return checksums
+
+    def _set_version(self, policy_version: int) -> None:
         self.llm_engine.set_weight_version(str(policy_version))
         self._policy_version = policy_version
 

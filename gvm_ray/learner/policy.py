@@ -237,16 +237,27 @@ def copy_weights(policy: PolicyModule, *, to: PolicyModule) -> None:
         target.copy_(source)
 
 
-def named_full_tensors(policy: PolicyModule, *, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, whole CPU tensor) of every weight, gathered one at a time; every rank must iterate.
+def full_tensor_names(policy: PolicyModule) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(Hugging Face name, whole shape) of what `named_full_tensors` gives, in its order; gathers nothing."""
+    return ((base_name(name), tuple(tensor.shape)) for name, tensor in _published(policy))
+
+
+def named_full_tensors(
+    policy: PolicyModule, *, dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, whole tensor) of every weight, gathered one at a time; every rank must iterate.
 
     A tied output head comes once, under the name of the input embedding. Adapters are merged in.
     """
-    for name, tensor in policy.causal_lm.state_dict().items():
-        if is_adapter(name) or (policy.tied and name == "lm_head.weight"):
-            continue
+    for name, tensor in _published(policy):
         whole = merged_tensor(policy.causal_lm, name, tensor)
-        yield base_name(name), whole.to(dtype=dtype, device="cpu")
+        yield base_name(name), whole.to(dtype=dtype, device=device)
+
+
+def _published(policy: PolicyModule) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in policy.causal_lm.state_dict().items():
+        if not (is_adapter(name) or (policy.tied and name == "lm_head.weight")):
+            yield name, tensor
 
 
 def load_causal_lm(

@@ -226,6 +226,11 @@ class Learner:
         return self._measure.prompt_states(token_ids, pooling=pooling)
 
     # --- state --------------------------------------------------------------------------------------------------------
+    @property
+    def policy(self) -> PolicyModule:
+        """The trained one; from `reset` of its rank on, another."""
+        return self._policy
+
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, whole CPU tensor in the engine's dtype) of every weight, gathered one at a time."""
         return named_full_tensors(self._policy, dtype=getattr(torch, self._config.engine.dtype))

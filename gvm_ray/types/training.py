@@ -49,7 +49,7 @@ class WeightsRef:
     """A published policy: where its buckets lie, and its version."""
 
     policy_version: int
-    location: Any  # object refs of the buckets, or in tests the tensors themselves
+    location: Any  # object refs of the buckets, or LiveWeights; in tests the tensors themselves
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from gvm_ray.config.allocator_base import PromptStatesConfig, RunShape
 from gvm_ray.config.allocators import AllocatorSettings, GVMAllocatorConfig
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Settings
 from gvm_ray.config.environment import EnvironmentSettings, SingleTurnConfig
+from gvm_ray.config.gpus import check_gpus
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
 from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
 from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
@@ -17,6 +18,7 @@ from gvm_ray.config.weight_sync import TransferSituation, WeightSyncConfig, choo
 from gvm_ray.types import WeightTransfer
 
 InFlightPolicy = Literal["keep", "finish"]
+Placement = Literal["disaggregated", "colocated"]
 Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
 
 
@@ -37,7 +39,11 @@ class EngineConfig(Settings):
     gpus_per_generator: NonNegative = 0
     tensor_parallel_size: Count = 1
     max_num_seqs: Count = 256  # sequences decoded at once by one generator
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a GPU, weights included
+    # Where learners and generators share GPUs (cluster.placement = "colocated"; else it means nothing): true = an
+    # engine leaves the GPU while the learners work, and takes it back to sample; needs max_staleness = 0. false = it
+    # keeps its share, gpu_memory_utilization, and the learners have the rest.
+    sleep: bool = True
     kv_cache_gib: Positive = 1.0  # on CPU
     enforce_eager: bool = False  # true turns CUDA graphs off
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -47,10 +53,11 @@ class EngineConfig(Settings):
 
     @model_validator(mode="after")
     def _has_a_gpu_for_each_part(self) -> "EngineConfig":
-        if self.gpus_per_generator and self.tensor_parallel_size > max(self.gpus_per_generator, 1):
+        gpus, parts = self.gpus_per_generator, self.tensor_parallel_size
+        if gpus and max(gpus, 1) != parts:
             raise ValueError(
-                f"tensor_parallel_size={self.tensor_parallel_size} splits a generator over more GPUs than "
-                f"gpus_per_generator={self.gpus_per_generator:g}; write gpus_per_generator={self.tensor_parallel_size}"
+                f"tensor_parallel_size={parts} splits a generator over as many GPUs, and gpus_per_generator={gpus:g}; "
+                f"write gpus_per_generator={parts}"
             )
         return self
 
@@ -104,6 +111,10 @@ class ClusterConfig(Settings):
     """Which Ray cluster; with neither an address here nor RAY_ADDRESS set, a local one is started."""
 
     address: str | None = None
+    # Of learner ranks and generators that use GPUs: "disaggregated" = each has its own, "colocated" = every GPU holds a
+    # rank and a generator (or one of a generator's tensor-parallel parts), as engine.sleep says. gpus_per_worker and
+    # gpus_per_generator count GPUs either way.
+    placement: Placement = "disaggregated"
     num_cpus: Count | None = None  # logical CPUs of a local cluster; none = as many as the run needs
     dashboard: bool = True  # of a local cluster
     object_store_mb: Annotated[int, Field(ge=80)] = 512  # of a local cluster
@@ -167,6 +178,11 @@ class RunConfig(Settings):
         return self.allocator.num_candidates(self.prompts_per_step)
 
     @property
+    def generators_sleep(self) -> bool:
+        """Whether generators leave GPUs that they share with learners while these work."""
+        return self.cluster.placement == "colocated" and self.engine.sleep
+
+    @property
     def max_skipped_updates(self) -> int:
         """Optimizer updates with a gradient that isn't finite, in a row, that stop the run."""
         return self.learner.max_skipped_updates or 3 * self.algorithm.updates_per_batch
@@ -214,6 +230,11 @@ class RunConfig(Settings):
                 checkpoint_every_steps=self.checkpoint.every_steps,
             )
         )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_fit(self) -> "RunConfig":
+        check_gpus(self)
         return self
 
     @model_validator(mode="after")

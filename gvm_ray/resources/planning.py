@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gvm_ray.config import RunConfig
 from gvm_ray.functional.memory import ModelSizes
+from gvm_ray.resources.gpu_shares import generator_bundles, rank_gpus
 from gvm_ray.resources.hardware import Hardware
 from gvm_ray.resources.parts import engine_parts, learner_parts
 from gvm_ray.resources.plan import ActorGroup, Device, Part, ResourcePlan
@@ -29,7 +30,9 @@ def plan_resources(config: RunConfig, sizes: ModelSizes, hardware: Hardware, *, 
     of_engine, cache = engine_parts(config, sizes, hardware.gpu)
     parts = {RANKS: learner_parts(config, sizes), GENERATORS: of_engine, EVALUATION_GENERATORS: of_engine}
     holding = tuple(group for group in groups if group.name in parts)
-    return ResourcePlan(sizes=sizes, actors=groups, devices=tuple(_devices(holding, parts, hardware)), cache=cache)
+    return ResourcePlan(
+        sizes=sizes, actors=groups, devices=tuple(_devices(config, holding, parts, hardware)), cache=cache
+    )
 
 
 def actor_groups(config: RunConfig, *, learners: bool = True) -> tuple[ActorGroup, ...]:
@@ -39,14 +42,14 @@ def actor_groups(config: RunConfig, *, learners: bool = True) -> tuple[ActorGrou
         name=GENERATORS,
         number=engine.num_generators,
         cpus=engine.cpus_per_generator,
-        gpus=engine.gpus_per_generator,
+        gpus=sum(generator_bundles(config)),
     )
     groups = (
         ActorGroup(
             name=RANKS,
             number=learner.num_workers if learners else 0,
             cpus=learner.cpus_per_worker,
-            gpus=learner.gpus_per_worker,
+            gpus=rank_gpus(config),
         ),
         a_generator,
         replace(a_generator, name=EVALUATION_GENERATORS, number=config.evaluation.num_generators if learners else 0),
@@ -56,8 +59,11 @@ def actor_groups(config: RunConfig, *, learners: bool = True) -> tuple[ActorGrou
     return tuple(group for group in groups if group.number)
 
 
-def _devices(groups: Sequence[ActorGroup], parts: dict[str, tuple[Part, ...]], hardware: Hardware) -> Iterator[Device]:
-    for held, number in _gpus(groups).items():
+def _devices(
+    config: RunConfig, groups: Sequence[ActorGroup], parts: dict[str, tuple[Part, ...]], hardware: Hardware
+) -> Iterator[Device]:
+    colocated = config.cluster.placement == "colocated"
+    for held, number in (_shared_gpus(config, groups) if colocated else _gpus(groups)).items():
         yield Device(
             name=f"GPU with {' + '.join(held)}",
             number=number,
@@ -76,6 +82,12 @@ def _devices(groups: Sequence[ActorGroup], parts: dict[str, tuple[Part, ...]], h
                 for part in parts[group.name]
             ),
         )
+
+
+def _shared_gpus(config: RunConfig, groups: Sequence[ActorGroup]) -> Counter[tuple[str, ...]]:
+    """Every GPU holds one of each."""
+    number = config.engine.num_generators * config.engine.tensor_parallel_size
+    return Counter({tuple(group.name for group in groups): number})
 
 
 def _gpus(groups: Sequence[ActorGroup]) -> Counter[tuple[str, ...]]:

@@ -105,8 +105,8 @@ def test_more_cpus_than_the_cluster_has(refusal: Refusal) -> None:
 
 
 def test_more_gpus_than_the_cluster_has(refusal: Refusal) -> None:
-    error = refusal("learner.gpus_per_worker=64")
-    assert "the run needs 64 GPUs (1 x 64 for a learner rank)" in error
+    error = refusal("engine={gpus_per_generator=8, tensor_parallel_size=8}")
+    assert "the run needs 8 GPUs (1 x 8 for a generator)" in error
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:{port}", "auto"])

@@ -169,7 +169,8 @@ class _RankServer:
         """`setup` is an object ref to a LearnerSetup: the mailbox would import torch to hold the loss in it."""
         del self._learner
         gc.collect()  # two policies at once might not fit, and a sharded module refers to itself
-        self._setup = ray.get(setup)
+        fetched: Any = ray.get(setup)
+        self._setup: LearnerSetup = fetched
         self._learner = self._make_learner(self._setup)
         self._version = -1
 

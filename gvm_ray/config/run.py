@@ -207,6 +207,7 @@ class RunConfig(Settings):
             engine=engine or self.engine.type,
             learner_gpus=self.learner.gpus_per_worker,
             generator_gpus=self.engine.gpus_per_generator,
+            colocated=self.cluster.placement == "colocated",
         )
         return choose_transfer(self.weight_sync.transfer, situation)
 

@@ -6,7 +6,7 @@ from typing import Literal
 from gvm_ray.config.base import Count, Settings
 from gvm_ray.types import WeightTransfer
 
-GPULayout = Literal["none", "apart", "shared"]
+GPULayout = Literal["none", "apart", "parts", "shared"]
 
 
 class WeightSyncConfig(Settings):
@@ -28,13 +28,16 @@ class TransferSituation:
     engine: str  # as in engine.type
     learner_gpus: float  # of each rank
     generator_gpus: float  # of each generator
+    colocated: bool  # a rank and a generator, or a part of one, on every GPU
 
     @property
     def layout(self) -> GPULayout:
-        """Whether learners and generators hold GPUs, and the same ones: a part of a GPU is shared with the others."""
+        """How GPUs are given out. "parts": several generators may lie on one GPU, which NCCL can't tell apart."""
         if not (self.learner_gpus and self.generator_gpus):
             return "none"
-        return "shared" if self.learner_gpus < 1 or self.generator_gpus < 1 else "apart"
+        if self.colocated:
+            return "shared"
+        return "apart" if self.generator_gpus >= 1 else "parts"
 
 
 def choose_transfer(wanted: str, situation: TransferSituation) -> WeightTransfer:
@@ -43,31 +46,42 @@ def choose_transfer(wanted: str, situation: TransferSituation) -> WeightTransfer
     Raises:
         ValueError: the situation rules it out.
     """
-    can = situation.engine in ("auto", "vllm")
-    match wanted, situation.layout:
-        case "object_store", _:
-            return "object_store"
-        case "auto", "apart" if can:
-            return "nccl"
-        case "auto", "shared" if can:
-            return "ipc"
-        case "auto", _:
-            return "object_store"
-        case ("nccl", "apart") if can:
-            return "nccl"
-        case ("ipc", "shared") if can:
-            return "ipc"
-    raise ValueError(f"weight_sync.transfer={wanted!r} {_obstacle(wanted, situation)}, or leave it 'auto'")
+    has_vllm = situation.engine in ("auto", "vllm")
+    fitting: WeightTransfer | None = None
+    if has_vllm:
+        fitting = "nccl" if situation.layout == "apart" else "ipc" if situation.layout == "shared" else None
+    if wanted == "object_store" or (wanted == "auto" and fitting is None):
+        return "object_store"
+    if fitting is not None and wanted in ("auto", fitting):
+        return fitting
+    obstacle = (
+        _obstacle(wanted, situation)
+        if has_vllm
+        else (f"needs vLLM at the generators, and engine.type={situation.engine!r}; write engine.type='vllm'")
+    )
+    raise ValueError(f"weight_sync.transfer={wanted!r} {obstacle}, or leave it 'auto'")
 
 
 def _obstacle(wanted: str, situation: TransferSituation) -> str:
-    gpus = (
-        f"learner.gpus_per_worker={situation.learner_gpus:g} and engine.gpus_per_generator={situation.generator_gpus:g}"
-    )
-    if situation.engine not in ("auto", "vllm"):
-        return f"needs vLLM at the generators, and engine.type={situation.engine!r}; write engine.type='vllm'"
-    if situation.layout == "none":
-        return f"sends from GPU to GPU, and this is {gpus}; write transfer='object_store'"
-    if wanted == "nccl":
-        return f"needs whole GPUs on both sides, and this is {gpus}; write transfer='ipc', which is for shared GPUs"
-    return f"needs learners and generators on the same GPUs, and this is {gpus}; write transfer='nccl'"
+    ranks, generators = situation.learner_gpus, situation.generator_gpus
+    match situation.layout:
+        case "none":
+            return (
+                f"sends from GPU to GPU, and learner.gpus_per_worker={ranks:g} and engine.gpus_per_generator="
+                f"{generators:g}; write weight_sync.transfer='object_store'"
+            )
+        case "shared":
+            return (
+                "is for GPUs that learners and generators don't share, and cluster.placement='colocated'; write "
+                "weight_sync.transfer='ipc'"
+            )
+        case "apart" | "parts" if wanted == "ipc":
+            return (
+                "is for GPUs that learners and generators share, and cluster.placement='disaggregated'; write "
+                "cluster.placement='colocated'"
+            )
+        case _:
+            return (
+                f"needs a whole GPU for every generator, and engine.gpus_per_generator={generators:g}; write "
+                "engine.gpus_per_generator=1"
+            )

@@ -1,8 +1,8 @@
 """The generator's side of a transfer: what the learners' sender asks for, in order, while the engine is at rest."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, Protocol
 
 from gvm_ray.engines.server import EngineServer, Pause
 from gvm_ray.exceptions import ActorFailure, SystemFailure, TransferBroken
@@ -70,7 +70,7 @@ class WeightReceiver:
         self._generation = None
         if self._pause is not None:
             self._break("the learners set up a new connection before they had sent all of the weights")
-        await self._server.ask(lambda engine: engine.join_world(phase.init_info))
+        await self._ask(lambda engine: engine.join_world(phase.init_info))
         self._generation = phase.generation
 
     async def _start(self, phase: StartUpdate) -> None:
@@ -101,11 +101,16 @@ class WeightReceiver:
         self._server.loaded(phase.policy_version)
         self._end()
 
-    async def _during_update(self, call: Any) -> Any:
+    async def _ask(self, call: Callable[[ReceivesWeights], Any]) -> Any:
+        """The engine's answer, as one that weights can be sent to."""
+        ask: Any = self._server.ask  # which knows of `Engine`
+        return await ask(call)
+
+    async def _during_update(self, call: Callable[[ReceivesWeights], Any]) -> Any:
         """The engine's answer; an error ends the update, and so does silence after it."""
         self._watch(None)
         try:
-            answer = await self._server.ask(call)
+            answer = await self._ask(call)
         except Exception as error:
             if isinstance(error, SystemFailure):
                 self._server.spoil(error)
@@ -137,7 +142,7 @@ class WeightReceiver:
         self._server.spoil(self._broken(f"nothing came for {self._silence_s:g} s (deadlines.sync_s)"))
         self._end()
 
-    def _break(self, why: str, *, cause: Exception | None = None) -> None:
+    def _break(self, why: str, *, cause: Exception | None = None) -> NoReturn:
         error = self._broken(why)
         self._server.spoil(error)
         self._end()

@@ -82,7 +82,7 @@ class ObjectsLost(ActorFailure):
 
 
 class TransferBroken(ActorFailure):
-    """New weights stopped coming halfway: the generator holds parts of two policies and must start anew."""
+    """New weights stopped coming halfway, and the generator may hold parts of two policies: it must start anew."""
 
 
 class TooManyFailures(SystemFailure):

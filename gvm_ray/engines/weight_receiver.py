@@ -52,8 +52,8 @@ class WeightReceiver:
         """Returns when the phase is done.
 
         Raises:
-            ActorFailure: the phase isn't due, or is one of another world.
-            TransferBroken: the phases before this one stopped halfway.
+            ActorFailure: the engine can't connect.
+            TransferBroken: the phases stopped halfway, or this one isn't due, or is one of another world.
             SystemFailure: what came is not what was sent.
         """
         match phase:
@@ -70,7 +70,13 @@ class WeightReceiver:
         self._generation = None
         if self._pause is not None:
             self._break("the learners set up a new connection before they had sent all of the weights")
-        await self._ask(lambda engine: engine.join_world(phase.init_info))
+        try:
+            await self._ask(lambda engine: engine.join_world(phase.init_info))
+        except RuntimeError as error:
+            raise ActorFailure(
+                f"{self._name} can't connect to the learners, to be sent weights: {error}. Write "
+                "weight_sync.transfer='object_store' to go on without this connection"
+            ) from error
         self._generation = phase.generation
 
     async def _start(self, phase: StartUpdate) -> None:
@@ -122,14 +128,14 @@ class WeightReceiver:
 
     def _check_world(self, generation: int) -> None:
         if generation != self._generation:
-            raise ActorFailure(
+            raise TransferBroken(  # it may have died and come back before anyone noticed
                 f"{self._name} is connected to world {self._generation}, and weights were to come by world {generation}"
             )
 
     def _check_update(self, generation: int) -> None:
         self._check_world(generation)
         if self._pause is None:
-            raise ActorFailure(f"{self._name} was sent weights by world {generation} without the start of an update")
+            raise TransferBroken(f"{self._name} was sent weights by world {generation} without the start of an update")
 
     def _watch(self, timeout_s: float | None) -> None:
         if self._watchdog is not None:

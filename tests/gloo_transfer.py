@@ -9,7 +9,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 _PATCHED = "vllm.distributed.weight_transfer.nccl_engine"
 TAMPER = "GVM_RAY_TEST_TAMPER"  # in the environment of the sender: it sends other bits than it was given
@@ -18,7 +18,7 @@ TAMPER = "GVM_RAY_TEST_TAMPER"  # in the environment of the sender: it sends oth
 class GlooCommunicator:
     """The part of vLLM's `PyNcclCommunicator` that a transfer uses."""
 
-    made: "list[GlooCommunicator]" = []  # in this process
+    made: "ClassVar[list[GlooCommunicator]]" = []  # in this process
 
     def __init__(self, *, address: str, port: int, rank: int, world_size: int) -> None:
         import torch.distributed as dist

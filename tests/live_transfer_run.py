@@ -1,6 +1,7 @@
-"""A program: FSDP2 ranks send their weights to vLLM generators, of which one dies, over gloo in the place of NCCL.
+"""A program: FSDP2 ranks send their weights to vLLM generators, of which one dies. Prints JSON.
 
-In a process of its own, because every worker of its Ray cluster gets the changed transfer. Prints JSON.
+`python -m tests.live_transfer_run FOLDER gloo` needs no GPU: two ranks, two generators, and NCCL's transfer over gloo.
+It is a process of its own because every worker of its Ray cluster gets that. "nccl" takes two GPUs, "ipc" one.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from gvm_ray.actors.learner_recovery import RecoveringLearners
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.types import GroupRef, SamplingParameters, WeightsRef
+from gvm_ray.types import GroupRef, SamplingParameters, WeightsRef, WeightTransfer
 from tests.gloo_transfer import install
 from tests.learner_cases import OPTIMIZER, SurrogateLoss, batch_of, learner_config, ragged_groups
 from tests.tiny_groups import sample
@@ -29,17 +31,37 @@ from tests.tiny_models import build_tiny_model, make_prompt, make_request, refer
 DEADLINES = DeadlineConfig(start_s=400, sync_s=200, sample_s=60)
 
 
-class Parts:
-    """Two ranks and two generators, as a run connects them."""
+@dataclass(frozen=True)
+class Setting:
+    """How many of both, and what they compute on."""
 
-    def __init__(self, folder: Path) -> None:
+    transfer: WeightTransfer
+    number: int
+    rank_gpus: float = 0
+    generator_gpus: float = 0
+
+
+SETTINGS = {
+    "gloo": Setting("nccl", number=2),
+    "nccl": Setting("nccl", number=1, rank_gpus=1, generator_gpus=1),
+    "ipc": Setting("ipc", number=1, rank_gpus=0.4, generator_gpus=0.6),
+}
+
+
+class Parts:
+    """Ranks and generators, as a run connects them."""
+
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        self.number = setting.number
         self.model_path = build_tiny_model(folder / "base", tied=True)
         self.failures = FailureLog(FaultsConfig())
         config = learner_config(
-            learner={"num_workers": 2, "optimizer": OPTIMIZER},
+            learner={"num_workers": setting.number, "optimizer": OPTIMIZER},
             weight_sync={"bucket_mib": 1},
             deadlines=DEADLINES.model_dump(),
         )
+        learner = config.learner.model_copy(update={"gpus_per_worker": setting.rank_gpus})
+        config = config.model_copy(update={"learner": learner})
         self.learners = RecoveringLearners(
             lambda: LearnerGroup(
                 config,
@@ -47,27 +69,34 @@ class Parts:
                 token_loss=SurrogateLoss(),
                 run_dir=str(folder / "run"),
                 namespace="gvm_ray",
-                transfer="nccl",
+                transfer=setting.transfer,
             ),
             failures=self.failures,
         )
         self.pool = GeneratorPool(
-            EngineConfig(type="vllm", kv_cache_gib=0.05, num_generators=2),
+            EngineConfig(
+                type="vllm",
+                kv_cache_gib=0.05,
+                num_generators=setting.number,
+                gpus_per_generator=setting.generator_gpus,
+                gpu_memory_utilization=0.3,
+                enforce_eager=True,
+            ),
             kind="vllm",
             model_path=self.model_path,
             max_tokens=8,
             max_model_len=64,
             deadlines=DEADLINES,
             failures=self.failures,
-            transfer="nccl",
+            transfer=setting.transfer,
         )
         self.pool.republish, self.pool.send = self.learners.republish, self.learners.send
         self.steps: list[dict[str, Any]] = []
 
     async def publish(self, weights: WeightsRef) -> None:
-        """And note how far the log-probs of both generators are from the learners'."""
+        """And note how far the log-probs of the generators are from the learners'."""
         await self.pool.publish(weights)
-        await self.pool._until(lambda: len(self.pool.versions) == 2)
+        await self.pool._until(lambda: len(self.pool.versions) == self.number)
         self.steps.append(
             {
                 "world": self.pool._world.generation,
@@ -85,11 +114,11 @@ class Parts:
         return (await self.learners.update(batch_of(groups, refs=refs, step=step))).weights
 
     async def error(self, policy_version: int) -> float:
-        """Largest mean difference of a sample's log-probs from those of the learners' weights; both generators serve."""
+        """Largest mean difference of a sample's log-probs from those of the learners' weights; all generators serve."""
         weights = dict(fetch(await self.learners.republish()))
         requests = [make_request(make_prompt(f"{i}+{i}="), num_samples=2) for i in range(6)]
         groups = await sample(self.pool, requests, SamplingParameters(temperature=0.8, max_tokens=8))
-        errors = []
+        errors: list[float] = []
         for group in groups:
             for completion in group.completions:
                 assert set(completion.policy_versions.tolist()) == {policy_version}, completion.policy_versions
@@ -107,10 +136,10 @@ async def play(parts: Parts) -> None:
         await parts.publish(await parts.learners.weights(0))
         await parts.publish(await parts.update(0))
         weights = await parts.update(1)
-        ray.kill(parts.pool._generators[1]._actor, no_restart=False)
+        ray.kill(parts.pool._generators[-1]._actor, no_restart=False)
         await parts.publish(weights)
         await parts.publish(await parts.update(2))
-        os.kill(parts.learners._group.part._ranks[1].pid, signal.SIGKILL)
+        os.kill(parts.learners._group.part._ranks[parts.number - 1].pid, signal.SIGKILL)
         await parts.publish(await parts.update(3))
     finally:
         await parts.learners.stop()
@@ -118,16 +147,16 @@ async def play(parts: Parts) -> None:
 
 
 if __name__ == "__main__":
-    install()
+    folder, kind = sys.argv[1:]
     ray.init(
         address="local",
         num_cpus=8,
         include_dashboard=False,
         object_store_memory=128 * 2**20,
         namespace="gvm_ray",
-        runtime_env={"worker_process_setup_hook": install},
+        runtime_env={"worker_process_setup_hook": install} if kind == "gloo" else None,
     )
-    parts = Parts(Path(sys.argv[1]))
+    parts = Parts(Path(folder), SETTINGS[kind])
     asyncio.run(play(parts))
     print(json.dumps(parts.steps))
     ray.shutdown()

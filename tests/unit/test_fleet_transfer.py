@@ -1,4 +1,4 @@
-"""A fleet whose weights are sent: who takes part, what becomes of those that fail, and what the object store still does."""
+"""A fleet whose weights are sent: who takes part, what becomes of those that fail, what the object store still does."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -26,9 +26,7 @@ MEMBERS = tuple(
 class Generators:
     """Takes the messages, and fails as told from a kind of phase on."""
 
-    def __init__(
-        self, *, fail_at: type | None = None, failures: Mapping[str, Exception | None] | None = None
-    ) -> None:
+    def __init__(self, *, fail_at: type | None = None, failures: Mapping[str, Exception | None] | None = None) -> None:
         self.asked: list[tuple[str, TransferPhase, float]] = []
         self._fail_at = fail_at
         self._failures = failures or {}

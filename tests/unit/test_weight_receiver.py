@@ -1,4 +1,4 @@
-"""The generator's side of a transfer: at rest from start to finish, in order, by one world, and spoiled by half of it."""
+"""The generator's side of a transfer: at rest from start to finish, in order, by one world, spoiled by half of it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -54,6 +54,8 @@ class ReceivingEngine(CountingEngine):
 
 
 class Generator:
+    """An engine, its server and its receiver."""
+
     def __init__(self, in_flight: InFlightPolicy) -> None:
         self.engine = ReceivingEngine()
         self.server = EngineServer(lambda: self.engine, in_flight=in_flight)
@@ -138,9 +140,7 @@ def test_finish_ends_samples_under_their_weights_first() -> None:
         ((JOIN, StartUpdate(generation=2, policy_version=5, silence_s=9.0)), "connected to world 1, .* by world 2"),
     ],
 )
-def test_phases_that_are_not_due_are_refused_and_harm_nothing(
-    phases: tuple[TransferPhase, ...], message: str
-) -> None:
+def test_phases_that_are_not_due_are_refused_and_harm_nothing(phases: tuple[TransferPhase, ...], message: str) -> None:
     async def scenario(generator: Generator) -> None:
         with pytest.raises(ActorFailure, match=message):
             await generator.take(*phases)
@@ -152,7 +152,7 @@ def test_phases_that_are_not_due_are_refused_and_harm_nothing(
 def test_other_weights_than_were_sent_are_never_sampled_from() -> None:
     async def scenario(generator: Generator) -> None:
         generator.engine.checksums = ("right", "wrong")
-        with pytest.raises(SystemFailure, match="generator-3 received other .* version 5: .* is wrong, and right was"):
+        with pytest.raises(SystemFailure, match=r"generator-3 received other .* version 5: .* is wrong, and right was"):
             await generator.take(*ALL)
         with pytest.raises(SystemFailure, match="received other weights"):
             await generator.versions(1)

@@ -54,7 +54,7 @@ def test_an_engine_that_turns_out_otherwise_changes_the_choice() -> None:
     config = run(ON_GPUS | {"engine": {"type": "auto", "gpus_per_generator": 1}})
     assert (config.weight_transfer(), config.weight_transfer("transformers")) == ("nccl", "object_store")
     asked = run(ON_GPUS | {"engine": {"type": "auto", "gpus_per_generator": 1}}, "nccl")
-    with pytest.raises(ValueError, match="needs vLLM at the generators, and engine.type='transformers'; write"):
+    with pytest.raises(ValueError, match=r"needs vLLM at the generators, and engine.type='transformers'; write"):
         asked.weight_transfer("transformers")
 
 

@@ -18,7 +18,7 @@ TAMPER = "GVM_RAY_TEST_TAMPER"  # in the environment of the sender: it sends oth
 class GlooCommunicator:
     """The part of vLLM's `PyNcclCommunicator` that a transfer uses."""
 
-    made: "ClassVar[list[GlooCommunicator]]" = []  # in this process
+    made: ClassVar[list[Any]] = []  # in this process
 
     def __init__(self, *, address: str, port: int, rank: int, world_size: int) -> None:
         import torch.distributed as dist

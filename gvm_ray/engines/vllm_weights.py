@@ -46,11 +46,12 @@ class VLLMWeightReceiver:
         Raises:
             SystemFailure: a weight did not come; vLLM would silently keep the old one.
         """
+        checksums = self._llm_engine.collective_rpc(_checksum)
         self._llm_engine.collective_rpc("finish_weight_update")
         missing = sorted(self._names - self._announced)
         if missing:
             raise SystemFailure(f"weights version {policy_version} lack {len(missing)} weights: {missing[:3]} ...")
-        return self._llm_engine.collective_rpc(_counted)
+        return checksums
 
 
 # --- in a worker's process --------------------------------------------------------------------------------------------
@@ -62,7 +63,8 @@ def _count_tensors(worker: Any) -> None:
     transfer.set_weight_update_target(_CountingModel(transfer.model, checksum), transfer.model_config)
 
 
-def _counted(worker: Any) -> str:
+def _checksum(worker: Any) -> str:
+    worker.weight_transfer_engine.reset_weight_update_target()
     checksum = getattr(worker, _CHECKSUM)
     delattr(worker, _CHECKSUM)
     return checksum.hexdigest()

@@ -60,7 +60,7 @@ async def launched(
     pools = start_pools(config, prepared, clock=clock, failures=failures)
     own = pools_of_evaluation(config, prepared, pools, failures=failures)
     allocator = start_allocator(config, clock=clock, failures=failures)
-    learners = make_learners(config, prepared, run_dir=run_dir, clock=clock, failures=failures)
+    learners = make_learners(config, prepared, pools, run_dir=run_dir, clock=clock, failures=failures)
     fleets = [pools.generators] if own is None else [pools.generators, own.generators]
     for fleet in fleets:
         fleet.republish = learners.republish
@@ -96,8 +96,19 @@ async def launched(
         allocator.close()
 
 
+def sharing(config: RunConfig, pools: SamplingPools) -> GeneratorPool | None:
+    """The generators, if they share the learners' GPUs."""
+    return pools.generators if config.cluster.placement == "colocated" else None
+
+
 def make_learners(
-    config: RunConfig, prepared: Prepared, *, run_dir: Path, clock: PhaseClock, failures: FailureLog
+    config: RunConfig,
+    prepared: Prepared,
+    pools: SamplingPools,
+    *,
+    run_dir: Path,
+    clock: PhaseClock,
+    failures: FailureLog,
 ) -> RecoveringLearners:
     """The learners, not started."""
     return RecoveringLearners(
@@ -108,6 +119,7 @@ def make_learners(
             run_dir=str(run_dir),
             namespace=namespace_of(config),
             clock=clock,
+            generators=sharing(config, pools),
         ),
         failures=failures,
     )
@@ -210,8 +222,9 @@ def _generators(
     """As many as [engine] says, or another number of the same."""
     number = config.engine.num_generators if num_generators is None else num_generators
     return GeneratorPool(
-        config.engine.model_copy(update={"num_generators": number}),
+        config.engine.model_copy(update={"num_generators": number, "sleep": config.generators_sleep}),
         kind=prepared.engine_kind,
+        placement=config.cluster.placement,
         model_path=prepared.base.path,
         max_model_len=prepared.max_model_len,
         max_tokens=config.sampling.max_tokens,

@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from gvm_ray.actors.generator_client import GeneratorClient
+from gvm_ray.actors.gpu_turns import GPUTurns
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config.run import DeadlineConfig
 from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded, ObjectsLost
@@ -30,8 +32,11 @@ class GeneratorFleet:
         num_generators: int,
         deadlines: DeadlineConfig,
         failures: FailureLog,
+        turns: GPUTurns | None = None,
     ) -> None:
-        """`make` asks for the generator of a number; each number is used once."""
+        """`make` asks for the generator of a number; each number is used once. `turns` are those on GPUs that learners
+        share, where they do.
+        """
         # Who publishes the present weights again when the process that did is gone, and they with it.
         self.republish: Callable[[], Awaitable[WeightsRef]] | None = None
         self._deadlines = deadlines
@@ -39,6 +44,8 @@ class GeneratorFleet:
         self._weights: WeightsRef | None = None
         self._changed = asyncio.Condition()  # which generators are available, and their versions
         self._fatal: Exception | None = None  # a restart that can't be
+        self._turns = turns or GPUTurns(apart=False)
+        self._starting: asyncio.Future[Any] | None = None
         self._revivals: set[asyncio.Task[None]] = set()
         self._made = map(make, itertools.count())
         self._generators = list(itertools.islice(self._made, num_generators))
@@ -49,13 +56,19 @@ class GeneratorFleet:
         return tuple(generator.version for generator in self._generators if generator.available)
 
     async def start(self) -> None:
-        """Return when every engine has loaded the model.
+        """Return when every engine has loaded the model; any number of callers may wait for it.
 
         Raises:
             DeadlineExceeded, ActorFailure: a generator didn't start.
             UserError: its engine can't run the model.
         """
-        await asyncio.gather(*(generator.ready() for generator in self._generators))
+        if self._starting is None:
+            self._starting = asyncio.gather(*(self._ready(generator) for generator in self._generators))
+        await asyncio.shield(self._starting)
+
+    async def _ready(self, generator: GeneratorClient) -> None:
+        async with self._turns.take("generators"):
+            await generator.ready()
 
     async def reset(self) -> None:
         """Drop all requests and forget the published weights, for another run whose versions count from 0 again.
@@ -88,6 +101,38 @@ class GeneratorFleet:
             self._generators.append(generator)
             self._revive(generator)
 
+    # --- GPUs that learners share ------------------------------------------------------------------------------------
+    async def nodes(self) -> tuple[str, ...]:
+        """Ray's id of the node of each GPU; waits until the generators have started."""
+        await self.start()
+        return tuple(node for generator in self._generators for node in generator.nodes())
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """The GPUs are the learners' until the context ends, and the generators off them, if they are to take turns.
+
+        It begins once nothing is being sampled or loaded; whatever is asked of a generator then waits for its end, and
+        wakes it.
+
+        Raises:
+            ConfigError: an engine can't sleep.
+            TooManyFailures: generators died or hung more often than the run puts up with.
+        """
+        async with self._turns.take("learners"):
+            if self._turns.apart:
+                await asyncio.gather(*(self._put_to_sleep(generator) for generator in self._generators))
+            yield
+
+    async def _put_to_sleep(self, generator: GeneratorClient) -> None:
+        life = generator.life
+        try:
+            await generator.sleep()
+        except (ActorFailure, DeadlineExceeded) as error:  # its process, dead or killed, leaves the GPU
+            if generator.available:
+                await self._handle(error, generator, life=life, weights=self._weights)
+            elif isinstance(error, DeadlineExceeded):
+                generator.restart()  # what makes it available again goes on afterwards
+
     # --- weights ------------------------------------------------------------------------------------------------------
     async def publish(self, weights: WeightsRef) -> None:
         """Return when every available generator has these weights; the others get them before they get work.
@@ -103,7 +148,8 @@ class GeneratorFleet:
         life, weights = generator.life, self._weights
         assert weights is not None
         try:
-            await generator.bring(weights)
+            async with self._turns.take("generators"):
+                await generator.bring(weights)
         except (ActorFailure, DeadlineExceeded) as error:
             await self._handle(error, generator, life=life, weights=weights)
             if generator.available:  # it was the weights that were lost
@@ -163,9 +209,10 @@ class GeneratorFleet:
             while generator in self._generators and not generator.available:
                 weights = self._weights
                 try:
-                    await generator.ready()
-                    if weights is not None:
-                        await generator.bring(weights)
+                    async with self._turns.take("generators"):
+                        await generator.ready()
+                        if weights is not None:
+                            await generator.bring(weights)
                 except (ActorDied, DeadlineExceeded) as error:
                     self._failures.record(generator.name, error)
                     if isinstance(error, DeadlineExceeded):
@@ -198,7 +245,7 @@ class GeneratorFleet:
 
     def close(self) -> None:
         """Kill the actors."""
-        for task in self._revivals:
+        for task in (*self._revivals, *([] if self._starting is None else [self._starting])):
             task.cancel()
         for generator in self._generators:
             generator.close()

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from gvm_ray.actors.learner_rank import LearnerSetup, PromptStates, RankSetup, SupervisedUpdates
-from gvm_ray.actors.learner_trainer import rank_trainer
+from gvm_ray.actors.generator_fleet import GeneratorFleet
+from gvm_ray.actors.learner_rank import PromptStates, RankSetup, SupervisedUpdates
+from gvm_ray.actors.learner_trainer import check_ranks_fit, learner_setup, rank_trainer
 from gvm_ray.actors.mailbox import Command, Mailbox, RankIdentity
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
-from gvm_ray.config.model import LearnerConfig
-from gvm_ray.exceptions import ActorDied, ActorFailure, ConfigError, SystemFailure
+from gvm_ray.exceptions import ActorDied, ActorFailure, SystemFailure
 from gvm_ray.functional.demonstration_batches import demonstration_batches
 from gvm_ray.learner.token_loss import TokenLoss
 from gvm_ray.phase_clock import PhaseClock
@@ -36,6 +36,10 @@ from gvm_ray.types import (
 
 _STOP_S = 60.0  # for the ranks to end by themselves
 _CAUSE_S = 2.0  # for the mailbox to tell a rank's own error, after Ray Train has told that the ranks ended
+# What fills a GPU for a while. The other commands copy tensor by tensor, and may come while samples are under way.
+_FILLS_GPU = frozenset(
+    ("reset", "load", "update", "gradient_norms", "prompt_states", "supervised_updates", "finish_warm_start")
+)
 _UPDATES_PER_COMMAND = 25  # of the warm start: few enough to report progress, enough to hide the round trip
 
 
@@ -49,6 +53,8 @@ class LearnerGroup:
         run_dir: the run's folder; Ray Train keeps its own files below it.
         namespace: Ray namespace of the run's actors.
         clock: counts the time of updates, gradient norms and prompt states.
+        generators: those that share the ranks' GPUs, where any do. They start first, so that each rank finds its place
+            beside one; and where they take turns with the ranks, they are away while a command fills the GPUs.
     """
 
     def __init__(
@@ -60,11 +66,13 @@ class LearnerGroup:
         run_dir: str,
         namespace: str,
         clock: PhaseClock | None = None,
+        generators: GeneratorFleet | None = None,
     ) -> None:
-        self._setup = _learner_setup(config, base_path=base_path, token_loss=token_loss)
+        self._setup = learner_setup(config, base_path=base_path, token_loss=token_loss)
         self._clock = clock or PhaseClock()
         self._run_dir = run_dir
         self._namespace = namespace
+        self._generators = generators
         self._mailbox: Any = None
         self._ended: asyncio.Future[BaseException | None] | None = None  # what fit() ended with
         self._ranks: dict[int, RankIdentity] = {}
@@ -78,11 +86,14 @@ class LearnerGroup:
             DeadlineExceeded: the ranks did not start in time; often the cluster lacks free CPUs or GPUs.
             ActorFailure: a rank died.
         """
+        nodes = () if self._generators is None else await self._generators.nodes()
         name = f"learner-mailbox-{uuid.uuid4().hex[:8]}"  # a group that is being stopped may still hold a plain name
         self._mailbox = Mailbox.options(name=name, namespace=self._namespace).remote(self._config.learner.num_workers)
         self._ended = asyncio.get_running_loop().create_future()
-        threading.Thread(target=self._fit, args=(asyncio.get_running_loop(),), daemon=True, name="learners").start()
-        await self._command("start", timeout_s=self._config.deadlines.start_s, setting="deadlines.start_s")
+        arguments = (asyncio.get_running_loop(), nodes)
+        async with self._alone():
+            threading.Thread(target=self._fit, args=arguments, daemon=True, name="learners").start()
+            await self._command("start", timeout_s=self._config.deadlines.start_s, setting="deadlines.start_s")
         self._ranks = await self._mailbox.ranks.remote()
 
     async def stop(self) -> None:
@@ -126,8 +137,8 @@ class LearnerGroup:
             ConfigError: the run asks for other ranks than these.
             ModelError: the model or its tokenizer can't be loaded; this ends the ranks.
         """
-        _check_ranks_fit(config.learner, self._config.learner)
-        setup = _learner_setup(config, base_path=base_path, token_loss=token_loss)
+        check_ranks_fit(config.learner, self._config.learner)
+        setup = learner_setup(config, base_path=base_path, token_loss=token_loss)
         deadline = config.deadlines.start_s
         await self._command("reset", ray.put(setup), timeout_s=deadline, setting="deadlines.start_s")
         self._setup = setup
@@ -136,10 +147,11 @@ class LearnerGroup:
     def _config(self) -> RunConfig:
         return self._setup.config
 
-    def _fit(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _fit(self, loop: asyncio.AbstractEventLoop, nodes: Sequence[str]) -> None:
         outcome: BaseException | None = None
         try:
-            rank_trainer(RankSetup(learner=self._setup, mailbox=self._mailbox), run_dir=self._run_dir).fit()
+            setup = RankSetup(learner=self._setup, mailbox=self._mailbox)
+            rank_trainer(setup, run_dir=self._run_dir, nodes=nodes).fit()
         except BaseException as error:
             outcome = error
         if not loop.is_closed():
@@ -246,12 +258,16 @@ class LearnerGroup:
     async def _command(
         self, name: str, payload: Any = None, *, timeout_s: float | None = None, setting: str = "deadlines.update_s"
     ) -> Any:
-        return await wait_for(
-            self._post(Command(name=name, payload=payload)),
-            timeout_s=timeout_s or self._config.deadlines.update_s,
-            what=f"the learners' {name.replace('_', ' ')}",
-            setting=setting,
-        )
+        async with self._alone() if name in _FILLS_GPU else contextlib.nullcontext():
+            return await wait_for(
+                self._post(Command(name=name, payload=payload)),
+                timeout_s=timeout_s or self._config.deadlines.update_s,
+                what=f"the learners' {name.replace('_', ' ')}",
+                setting=setting,
+            )
+
+    def _alone(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext() if self._generators is None else self._generators.away()
 
     async def _post(self, command: Command) -> Any:
         """The ranks' answer; if they end first, the reason why."""
@@ -271,21 +287,6 @@ class LearnerGroup:
         raise ActorDied(
             f"the learners ended before {command.name!r} was answered: {type(outcome).__name__}: {outcome}\n({ranks})"
         ) from outcome
-
-
-def _learner_setup(config: RunConfig, *, base_path: str, token_loss: TokenLoss) -> LearnerSetup:
-    path = _absolute(base_path) if Path(base_path).is_dir() else base_path  # else a hub id
-    return LearnerSetup(config=config, base_path=path, token_loss=token_loss)
-
-
-def _check_ranks_fit(wanted: LearnerConfig, present: LearnerConfig) -> None:
-    for name in ("num_workers", "cpus_per_worker", "gpus_per_worker"):
-        new, old = getattr(wanted, name), getattr(present, name)
-        if new != old:
-            raise ConfigError(
-                f"learner.{name}={new} differs from the {old} that the learners were started with, and a reset keeps "
-                f"the ranks; write {name}={old}, or start other learners"
-            )
 
 
 def _absolute(folder: str) -> str:

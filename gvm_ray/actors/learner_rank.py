@@ -89,6 +89,8 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
             command: Command = ray.get(mailbox.take.remote(number))
             doing = command.name
             answer = server.serve(command)
+            if learner.config.generators_sleep:
+                _leave_room()
             if rank == 0:
                 ray.get(mailbox.answer.remote(number, answer))
             if command.name == "stop":
@@ -178,6 +180,15 @@ class _RankServer:
         for _ in tensors:  # gathering is a collective call
             pass
         return None
+
+
+def _leave_room() -> None:
+    """Give back what PyTorch keeps of the GPU for later, on all ranks before any goes on: a generator wants it."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.distributed.barrier()
 
 
 def _fetch(refs: Sequence[GroupRef]) -> list[RolloutGroup]:

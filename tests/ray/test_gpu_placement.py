@@ -1,4 +1,4 @@
-"""Which GPUs generators and learner ranks land on. The cluster's GPUs are made up: Ray counts them, nothing uses them."""
+"""Which GPUs generators and learner ranks land on. The cluster's are made up: Ray counts them, nothing uses them."""
 
 import asyncio
 from collections.abc import Iterator
@@ -108,7 +108,7 @@ def test_a_split_generator_sees_the_gpus_of_as_many_ranks(ray_cluster: None) -> 
             nodes = await pool.nodes()
             seen = await pool.ask(SeesGPUs.gpus)
             assert [len(gpus) for gpus in seen] == [2, 2]
-            assert sorted(sum(seen, [])) == ["0", "1", "2", "3"]
+            assert sorted(gpu for gpus in seen for gpu in gpus) == ["0", "1", "2", "3"]
             assert sorted(await asyncio.to_thread(rank_gpu_ids, config, nodes)) == ["0", "1", "2", "3"]
 
     asyncio.run(run())
@@ -143,5 +143,5 @@ def test_gpus_that_do_not_come_free_are_named(ray_cluster: None) -> None:
 def test_nodes_that_are_too_small_for_one_generator_are_refused_at_once() -> None:
     config = config_of("disaggregated", num_ranks=1, parts=4, num_generators=1)
     check_nodes(config, gpus_by_node=[0, 4])
-    with pytest.raises(ResourceError, match="needs 4 GPUs of one node .* largest node has 2"):
+    with pytest.raises(ResourceError, match=r"needs 4 GPUs of one node .* largest node has 2"):
         check_nodes(config, gpus_by_node=[2, 2])

@@ -30,7 +30,7 @@ from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.reporting import Reporter
 from gvm_ray.rollouts import SampleTexts
 from gvm_ray.stop_request import StopRequest
-from gvm_ray.types import CheckpointState, Metrics, SamplingParameters, WeightTransfer
+from gvm_ray.types import CheckpointState, Metrics, SamplingParameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ async def launched(
     pools = start_pools(config, prepared, clock=clock, failures=failures)
     own = pools_of_evaluation(config, prepared, pools, failures=failures)
     allocator = start_allocator(config, clock=clock, failures=failures)
-    learners = make_learners(config, prepared, run_dir=run_dir, clock=clock, failures=failures)
+    learners = make_learners(config, prepared, pools, run_dir=run_dir, clock=clock, failures=failures)
     fleets = [pools.generators] if own is None else [pools.generators, own.generators]
     for fleet in fleets:
         fleet.republish = learners.republish
@@ -97,13 +97,21 @@ async def launched(
         allocator.close()
 
 
+def sharing(config: RunConfig, pools: SamplingPools) -> GeneratorPool | None:
+    """The generators, if they share the learners' GPUs."""
+    return pools.generators if config.cluster.placement == "colocated" else None
+
+
 def make_learners(
-    config: RunConfig, prepared: Prepared, *, run_dir: Path, clock: PhaseClock, failures: FailureLog
+    config: RunConfig,
+    prepared: Prepared,
+    pools: SamplingPools,
+    *,
+    run_dir: Path,
+    clock: PhaseClock,
+    failures: FailureLog,
 ) -> RecoveringLearners:
     """The learners, not started."""
-    deadlines = config.deadlines
-    # A transfer, and before it the restart of learners and what they do again.
-    handover_s = 2 * (deadlines.start_s + deadlines.sample_s + deadlines.update_s) + 4 * deadlines.sync_s
     return RecoveringLearners(
         lambda: LearnerGroup(
             config,
@@ -113,9 +121,10 @@ def make_learners(
             namespace=namespace_of(config),
             clock=clock,
             transfer=prepared.transfer,
+            generators=sharing(config, pools),
         ),
         failures=failures,
-        handover_s=handover_s,
+        handover_s=config.deadlines.handover_s,
     )
 
 
@@ -171,9 +180,7 @@ def start_pools(
     """Generator and reward actors, asked for but not awaited; `prefix` begins their names."""
     clock, failures = clock or PhaseClock(), failures or FailureLog(config.faults)
     return SamplingPools(
-        generators=_generators(
-            config, prepared, clock=clock, failures=failures, name=f"{prefix}generator", transfer=prepared.transfer
-        ),
+        generators=_generators(config, prepared, clock=clock, failures=failures, name=f"{prefix}generator"),
         rewards=RewardPool(
             config.rewards,
             max_tokens=config.sampling.max_tokens,
@@ -192,16 +199,11 @@ def pools_of_evaluation(
 ) -> SamplingPools | None:
     """Generators for evaluation alone, where the run asks for them, asked for but not awaited; the reward actors are
     the training's."""
-    if not config.evaluation.num_generators:
+    if not (number := config.evaluation.num_generators):
         return None
     clock = PhaseClock()  # its phases aren't those of the training
     generators = _generators(
-        config,
-        prepared,
-        clock=clock,
-        failures=failures,
-        name="evaluation-generator",
-        num_generators=config.evaluation.num_generators,
+        config, prepared, clock=clock, failures=failures, name="evaluation-generator", num_generators=number
     )
     return SamplingPools(generators=generators, rewards=pools.rewards, clock=clock)
 
@@ -214,13 +216,13 @@ def _generators(
     failures: FailureLog,
     name: str,
     num_generators: int | None = None,
-    transfer: WeightTransfer = "object_store",
 ) -> GeneratorPool:
-    """As many as [engine] says, or another number of the same."""
+    """As many as [engine] says, or another number of the same, which learners don't send weights to."""
     number = config.engine.num_generators if num_generators is None else num_generators
     return GeneratorPool(
-        config.engine.model_copy(update={"num_generators": number}),
+        config.engine.model_copy(update={"num_generators": number, "sleep": config.generators_sleep}),
         kind=prepared.engine_kind,
+        placement=config.cluster.placement,
         model_path=prepared.base.path,
         max_model_len=prepared.max_model_len,
         max_tokens=config.sampling.max_tokens,
@@ -230,7 +232,7 @@ def _generators(
         failures=failures,
         clock=clock,
         name=name,
-        transfer=transfer,
+        transfer=prepared.transfer if num_generators is None else "object_store",
     )
 
 

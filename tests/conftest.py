@@ -16,12 +16,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local cluster of this test session; CPUs are logical, so more actors than cores can run."""
+    """A local cluster of this test session; CPUs are logical, so more actors than cores can run, and GPUs made up."""
     import ray
 
     ray.init(
         address="local",
         num_cpus=32,
+        num_gpus=4,
         include_dashboard=False,
         object_store_memory=256 * 2**20,
         namespace="gvm_ray",

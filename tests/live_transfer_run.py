@@ -99,7 +99,7 @@ class Parts:
         await self.pool._until(lambda: len(self.pool.versions) == self.number)
         self.steps.append(
             {
-                "world": self.pool._world.generation,
+                "world": self.pool._worlds._world.generation,
                 "versions": self.pool.versions,
                 "stored": bool(self.pool._weights and isinstance(self.pool._weights.location, tuple)),
                 "error": await self.error(weights.policy_version),

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from gvm_ray.actors.gpu_groups import show_group_gpus
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine
@@ -14,6 +15,7 @@ from gvm_ray.engines.server import EngineServer
 from gvm_ray.engines.turns import episodes_by_sample, next_turns
 from gvm_ray.engines.weight_receiver import WeightReceiver
 from gvm_ray.pretrained import load_tokenizer
+from gvm_ray.protocols import Engine
 from gvm_ray.types import (
     OpenEpisodes,
     RolloutGroup,
@@ -41,23 +43,27 @@ class GeneratorActor:
         kind: EngineKind,
         model_path: str,
         config: EngineConfig,
+        bundles: Sequence[float],
         max_model_len: int,
         revision: str | None,
         trust_remote_code: bool,
         transfer: WeightTransfer = "object_store",
     ) -> None:
         self._name = name
+
         # The engine is made by the first call and not here, where errors reach the caller as the actor's death only.
-        create = functools.partial(
-            create_engine,
-            kind,
-            model_path,
-            config=config,
-            max_model_len=max_model_len,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            transfer=transfer,
-        )
+        def create() -> Engine:
+            show_group_gpus(bundles)
+            return create_engine(
+                kind,
+                model_path,
+                config=config,
+                max_model_len=max_model_len,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                transfer=transfer,
+            )
+
         self._server = EngineServer(create, in_flight=config.in_flight)
         self._receiver = WeightReceiver(self._server, name=name)
         self._load_tokenizer = functools.partial(
@@ -127,6 +133,10 @@ class GeneratorActor:
     async def reset(self) -> None:
         """Ready for another run: no requests, nothing cached, no version; see `Engine.reset`."""
         await self._server.reset()
+
+    async def sleep(self) -> None:
+        """Leave the GPUs to others until there is something to sample or new weights to load."""
+        await self._server.sleep()
 
     async def load_weights(self, weights: WeightsRef) -> int:
         """The version of the engine once it has these weights or newer ones."""

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayError
 
 from gvm_ray.actors.generator import GeneratorActor
+from gvm_ray.actors.gpu_groups import GPUGroup
 from gvm_ray.actors.waiting import failure_of, wait_for
 from gvm_ray.config.run import DeadlineConfig, EngineConfig
 from gvm_ray.engines import EngineKind
@@ -25,12 +26,14 @@ class GeneratorClient:
         kind: EngineKind,
         model_path: str,
         config: EngineConfig,
+        bundles: Sequence[float],
         max_model_len: int,
         revision: str | None,
         trust_remote_code: bool,
         deadlines: DeadlineConfig,
         transfer: WeightTransfer = "object_store",
     ) -> None:
+        """`bundles` of GPUs are set aside for it, where there are any."""
         self.name = name
         self.version = -1
         self.pending: list[dict[SampleKey, float]] = []  # by call: samples under way, with their predicted tokens
@@ -38,10 +41,11 @@ class GeneratorClient:
         self.life = 0  # how often it was found dead
         self._deadlines = deadlines
         num_threads = max(1, int(config.cpus_per_generator))  # else every engine takes all cores
+        self._gpus = GPUGroup(name, bundles=bundles, num_cpus=config.cpus_per_generator) if bundles else None
         self._actor: Any = GeneratorActor.options(  # Ray's types don't know the methods of an actor handle
             name=name,
             num_cpus=config.cpus_per_generator,
-            num_gpus=config.gpus_per_generator,
+            **({} if self._gpus is None else self._gpus.options),
             max_restarts=-1,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
         ).remote(
@@ -49,6 +53,7 @@ class GeneratorClient:
             kind=kind,
             model_path=model_path,
             config=config,
+            bundles=tuple(bundles),
             max_model_len=max_model_len,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -65,9 +70,11 @@ class GeneratorClient:
         """Return once its engine has loaded the model, also where it must be restarted first.
 
         Raises:
-            DeadlineExceeded, ActorDied: it didn't start.
+            DeadlineExceeded, ActorDied: it didn't start, or there are no GPUs for it.
             UserError: its engine can't run the model.
         """
+        if self._gpus is not None:
+            await self._gpus.ready(timeout_s=self._deadlines.start_s)
         await self._answer(
             self._actor.policy_version.options(max_task_retries=-1).remote(),
             what=f"starting {self.name}",
@@ -79,6 +86,14 @@ class GeneratorClient:
         """See `GeneratorActor.reset`."""
         await self._answer(self._actor.reset.remote(), what=f"resetting {self.name}")
         self.version = -1
+
+    async def sleep(self) -> None:
+        """See `GeneratorActor.sleep`."""
+        await self._answer(self._actor.sleep.remote(), what=f"putting {self.name} to sleep")
+
+    def nodes(self) -> tuple[str, ...]:
+        """Ray's id of the node of each of its GPUs, once it is ready."""
+        return () if self._gpus is None else self._gpus.nodes()
 
     async def ask(self, question: Any) -> Any:
         """See `GeneratorActor.ask`."""
@@ -146,6 +161,8 @@ class GeneratorClient:
     def close(self) -> None:
         """Kill the actor for good."""
         ray.kill(self._actor)
+        if self._gpus is not None:
+            self._gpus.close()
 
     async def _answer(
         self, reply: Any, *, what: str, timeout_s: float | None = None, setting: str = "deadlines.sync_s"

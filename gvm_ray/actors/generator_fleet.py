@@ -2,10 +2,13 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from gvm_ray.actors.generator_client import GeneratorClient
+from gvm_ray.actors.gpu_turns import GPUTurns
+from gvm_ray.actors.transfer_worlds import TransferWorlds
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.actors.weight_sync import buckets_of
 from gvm_ray.config.run import DeadlineConfig
@@ -31,21 +34,25 @@ class GeneratorFleet:
         num_generators: int,
         deadlines: DeadlineConfig,
         failures: FailureLog,
+        turns: GPUTurns | None = None,
     ) -> None:
-        """`make` asks for the generator of a number; each number is used once."""
+        """`make` asks for the generator of a number; each number is used once. `turns` are those on GPUs that learners
+        share, where they do.
+        """
         # Who puts the present weights into the object store when the process that did is gone, and they with it, or
         # when they were only sent.
         self.republish: Callable[[], Awaitable[WeightsRef]] | None = None
         # Who sends the weights that aren't stored, to the generators of a world.
         self.send: Callable[[WeightsRef, TransferWorld], Awaitable[Delivery]] | None = None
-        self._world = TransferWorld(generation=0, members=())
-        self._world_lives: tuple[tuple[str, int], ...] = ()  # of its members
+        self._worlds = TransferWorlds()
         self._storing = asyncio.Lock()
         self._deadlines = deadlines
         self._failures = failures
         self._weights: WeightsRef | None = None
         self._changed = asyncio.Condition()  # which generators are available, and their versions
         self._fatal: Exception | None = None  # a restart that can't be
+        self._turns = turns or GPUTurns(apart=False)
+        self._starting: asyncio.Future[Any] | None = None
         self._revivals: set[asyncio.Task[None]] = set()
         self._made = map(make, itertools.count())
         self._generators = list(itertools.islice(self._made, num_generators))
@@ -56,13 +63,19 @@ class GeneratorFleet:
         return tuple(generator.version for generator in self._generators if generator.available)
 
     async def start(self) -> None:
-        """Return when every engine has loaded the model.
+        """Return when every engine has loaded the model; any number of callers may wait for it.
 
         Raises:
             DeadlineExceeded, ActorFailure: a generator didn't start.
             UserError: its engine can't run the model.
         """
-        await asyncio.gather(*(generator.ready() for generator in self._generators))
+        if self._starting is None:
+            self._starting = asyncio.gather(*(self._ready(generator) for generator in self._generators))
+        await asyncio.shield(self._starting)
+
+    async def _ready(self, generator: GeneratorClient) -> None:
+        async with self._turns.take("generators"):
+            await generator.ready()
 
     async def reset(self) -> None:
         """Drop all requests and forget the published weights, for another run whose versions count from 0 again.
@@ -95,6 +108,42 @@ class GeneratorFleet:
             self._generators.append(generator)
             self._revive(generator)
 
+    # --- GPUs that learners share ------------------------------------------------------------------------------------
+    async def nodes(self) -> tuple[str, ...]:
+        """Ray's id of the node of each GPU; waits until the generators have started."""
+        await self.start()
+        return tuple(node for generator in self._generators for node in generator.nodes())
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """The GPUs are the learners' until the context ends, and the generators off them, if they are to take turns.
+
+        It begins once nothing is being sampled or loaded; whatever is asked of a generator then waits for its end, and
+        wakes it.
+
+        Raises:
+            ConfigError: an engine can't sleep.
+            TooManyFailures: generators died or hung more often than the run puts up with.
+        """
+        async with self._turns.take("learners"):
+            if self._turns.apart:
+                await asyncio.gather(*(self._put_to_sleep(generator) for generator in self._generators))
+            yield
+
+    def at_work(self) -> AbstractAsyncContextManager[None]:
+        """The GPUs are the generators' until the context ends, and the learners at nothing that fills them."""
+        return self._turns.take("generators")
+
+    async def _put_to_sleep(self, generator: GeneratorClient) -> None:
+        life = generator.life
+        try:
+            await generator.sleep()
+        except (ActorFailure, DeadlineExceeded) as error:  # its process, dead or killed, leaves the GPU
+            if generator.available:
+                await self._handle(error, generator, life=life, weights=self._weights)
+            elif isinstance(error, DeadlineExceeded):
+                generator.restart()  # what makes it available again goes on afterwards
+
     # --- weights ------------------------------------------------------------------------------------------------------
     async def publish(self, weights: WeightsRef) -> None:
         """Return when every available generator has these weights; the others get them before they get work.
@@ -115,17 +164,14 @@ class GeneratorFleet:
             Exception: a failure that would come again, such as a wrong checksum.
         """
         assert self.send is not None
-        lives = tuple((generator.name, generator.life) for generator in generators)
-        if lives != self._world_lives:
-            self._world_lives = lives
-            members = tuple(generator.member for generator in generators)
-            self._world = TransferWorld(generation=self._world.generation + 1, members=members)
-        delivery = await self.send(weights, self._world)
+        lives = {generator.name: generator.life for generator in generators}
+        delivery = await self.send(weights, self._worlds.of(generators))
         if not delivery.failures:
             return
-        self._world_lives = ()  # whatever the failure left of the connections is not used again
-        for generator, (name, life) in zip(generators, lives, strict=True):
-            if (error := delivery.failures.get(name)) is not None:
+        self._worlds.end()
+        for generator in generators:
+            life = lives[generator.name]
+            if (error := delivery.failures.get(generator.name)) is not None:
                 await self._handle(error, generator, life=life, weights=weights)
             elif delivery.halfway and generator.life == life and generator in self._generators:
                 self._restart(generator)
@@ -144,7 +190,8 @@ class GeneratorFleet:
         life, weights = generator.life, self._weights
         assert weights is not None
         try:
-            await generator.bring(weights)
+            async with self._turns.take("generators"):
+                await generator.bring(weights)
         except (ActorFailure, DeadlineExceeded) as error:
             await self._handle(error, generator, life=life, weights=weights)
             if generator.available:  # it was the weights that were lost
@@ -208,10 +255,11 @@ class GeneratorFleet:
             while generator in self._generators and not generator.available:
                 weights = self._weights
                 try:
-                    await generator.ready()
-                    weights = await self._stored()
-                    if weights is not None:
-                        await generator.bring(weights)
+                    weights = await self._stored()  # by the learners, who may want a turn for it
+                    async with self._turns.take("generators"):
+                        await generator.ready()
+                        if weights is not None:
+                            await generator.bring(weights)
                 except (ActorDied, DeadlineExceeded) as error:
                     self._failures.record(generator.name, error)
                     if isinstance(error, DeadlineExceeded):
@@ -244,7 +292,7 @@ class GeneratorFleet:
 
     def close(self) -> None:
         """Kill the actors."""
-        for task in self._revivals:
+        for task in (*self._revivals, *([] if self._starting is None else [self._starting])):
             task.cancel()
         for generator in self._generators:
             generator.close()

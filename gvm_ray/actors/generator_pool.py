@@ -9,11 +9,13 @@ import ray
 from gvm_ray.actors.dispatch import LengthHistory, Pieces, assign
 from gvm_ray.actors.generator_client import GeneratorClient
 from gvm_ray.actors.generator_fleet import GeneratorFleet
-from gvm_ray.config.run import DeadlineConfig, EngineConfig
+from gvm_ray.actors.gpu_turns import GPUTurns
+from gvm_ray.config.run import DeadlineConfig, EngineConfig, Placement
 from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorFailure, ObjectsLost
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.phase_clock import PhaseClock
+from gvm_ray.resources import generator_bundles
 from gvm_ray.types import (
     GroupOutcome,
     OpenOutcome,
@@ -39,6 +41,7 @@ class GeneratorPool(GeneratorFleet):
         config: EngineConfig,
         *,
         kind: EngineKind,
+        placement: Placement = "disaggregated",
         model_path: str,
         max_model_len: int,
         max_tokens: int,
@@ -56,6 +59,7 @@ class GeneratorPool(GeneratorFleet):
                 kind=kind,
                 model_path=model_path,
                 config=config,
+                bundles=generator_bundles(config, placement=placement),
                 max_model_len=max_model_len,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
@@ -63,7 +67,13 @@ class GeneratorPool(GeneratorFleet):
                 transfer=transfer,
             )
 
-        super().__init__(make, num_generators=config.num_generators, deadlines=deadlines, failures=failures)
+        super().__init__(
+            make,
+            num_generators=config.num_generators,
+            deadlines=deadlines,
+            failures=failures,
+            turns=GPUTurns(apart=placement == "colocated" and config.sleep),
+        )
         self._clock = clock or PhaseClock()
         self._lengths = LengthHistory(max_tokens=max_tokens)
 
@@ -154,9 +164,10 @@ class GeneratorPool(GeneratorFleet):
         generator.pending.append(pending)
         try:
             try:
-                with self._clock.phase("sampling"):
-                    async for chunk in generator.chunks(requests, call.sampling, weights, episodes):
-                        scoring.append(asyncio.ensure_future(scored(chunk)))
+                async with self._turns.take("generators"):
+                    with self._clock.phase("sampling"):
+                        async for chunk in generator.chunks(requests, call.sampling, weights, episodes):
+                            scoring.append(asyncio.ensure_future(scored(chunk)))
             except ActorFailure as error:
                 failure = error  # the last chunk may be this error, and its scoring then fails with it
             results = await asyncio.gather(*scoring, return_exceptions=True)

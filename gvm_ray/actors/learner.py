@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import ray
 
+from gvm_ray.actors.generator_fleet import GeneratorFleet
 from gvm_ray.actors.learner_rank import PromptStates, RankSetup, SendWeights, SupervisedUpdates
-from gvm_ray.actors.learner_setup import absolute, check_ranks_fit, learner_setup
-from gvm_ray.actors.learner_trainer import rank_trainer
+from gvm_ray.actors.learner_trainer import absolute, check_ranks_fit, learner_setup, rank_trainer
+from gvm_ray.actors.learner_turns import LearnerTurns
 from gvm_ray.actors.mailbox import Command, Mailbox, RankIdentity
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
@@ -51,6 +52,8 @@ class LearnerGroup:
         run_dir: the run's folder; Ray Train keeps its own files below it.
         namespace: Ray namespace of the run's actors.
         clock: counts the time of updates, gradient norms and prompt states.
+        generators: those that share the ranks' GPUs, where any do. They start first, so that each rank finds its place
+            beside one; and where they take turns with the ranks, they are away while a command fills the GPUs.
         transfer: how updates publish the new weights.
     """
 
@@ -64,16 +67,17 @@ class LearnerGroup:
         namespace: str,
         clock: PhaseClock | None = None,
         transfer: WeightTransfer = "object_store",
+        generators: GeneratorFleet | None = None,
     ) -> None:
         self._setup = learner_setup(config, base_path=base_path, token_loss=token_loss, transfer=transfer)
         self._clock = clock or PhaseClock()
         self._run_dir = run_dir
         self._namespace = namespace
+        self._turns = LearnerTurns(generators)
         self._mailbox: Any = None
         self._ended: asyncio.Future[BaseException | None] | None = None  # what fit() ended with
         self._ranks: dict[int, RankIdentity] = {}
 
-    # --- life ---------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Return when every rank holds its shard of the policy.
 
@@ -82,11 +86,15 @@ class LearnerGroup:
             DeadlineExceeded: the ranks did not start in time; often the cluster lacks free CPUs or GPUs.
             ActorFailure: a rank died.
         """
+        nodes = await self._turns.nodes()
         name = f"learner-mailbox-{uuid.uuid4().hex[:8]}"  # a group that is being stopped may still hold a plain name
         self._mailbox = Mailbox.options(name=name, namespace=self._namespace).remote(self._config.learner.num_workers)
         self._ended = asyncio.get_running_loop().create_future()
-        threading.Thread(target=self._fit, args=(asyncio.get_running_loop(),), daemon=True, name="learners").start()
-        await self._command("start", timeout_s=self._config.deadlines.start_s, setting="deadlines.start_s")
+        async with self._turns.alone():
+            threading.Thread(
+                target=self._fit, args=(self._ended.get_loop(), nodes), daemon=True, name="learners"
+            ).start()
+            await self._command("start", timeout_s=self._config.deadlines.start_s, setting="deadlines.start_s")
         self._ranks = await self._mailbox.ranks.remote()
 
     async def stop(self) -> None:
@@ -140,10 +148,11 @@ class LearnerGroup:
     def _config(self) -> RunConfig:
         return self._setup.config
 
-    def _fit(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _fit(self, loop: asyncio.AbstractEventLoop, nodes: Sequence[str]) -> None:
         outcome: BaseException | None = None
         try:
-            rank_trainer(RankSetup(learner=self._setup, mailbox=self._mailbox), run_dir=self._run_dir).fit()
+            setup = RankSetup(learner=self._setup, mailbox=self._mailbox)
+            rank_trainer(setup, run_dir=self._run_dir, nodes=nodes).fit()
         except BaseException as error:
             outcome = error
         if not loop.is_closed():
@@ -234,9 +243,7 @@ class LearnerGroup:
 
     async def send(self, policy_version: int, world: TransferWorld) -> Delivery:
         """Send the weights of this version to the generators; what these failed with is in the answer."""
-        deadlines = self._config.deadlines
-        timeout_s = deadlines.start_s + deadlines.sample_s + 4 * deadlines.sync_s  # those of the phases, and some more
-        payload = SendWeights(policy_version=policy_version, world=world)
+        payload, timeout_s = SendWeights(policy_version=policy_version, world=world), self._config.deadlines.transfer_s
         return await self._command("send", payload, timeout_s=timeout_s, setting="deadlines.sync_s")
 
     async def save(self, folder: str) -> None:
@@ -261,12 +268,13 @@ class LearnerGroup:
     async def _command(
         self, name: str, payload: Any = None, *, timeout_s: float | None = None, setting: str = "deadlines.update_s"
     ) -> Any:
-        return await wait_for(
-            self._post(Command(name=name, payload=payload)),
-            timeout_s=timeout_s or self._config.deadlines.update_s,
-            what=f"the learners' {name.replace('_', ' ')}",
-            setting=setting,
-        )
+        async with self._turns.turn(name):
+            return await wait_for(
+                self._post(Command(name=name, payload=payload)),
+                timeout_s=timeout_s or self._config.deadlines.update_s,
+                what=f"the learners' {name.replace('_', ' ')}",
+                setting=setting,
+            )
 
     async def _post(self, command: Command) -> Any:
         """The ranks' answer; if they end first, the reason why."""

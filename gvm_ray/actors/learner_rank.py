@@ -103,6 +103,8 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
             command: Command = ray.get(mailbox.take.remote(number))
             doing = command.name
             answer = server.serve(command)
+            if learner.config.generators_sleep:
+                _leave_room()
             if rank == 0:
                 ray.get(mailbox.answer.remote(number, answer))
             if command.name == "stop":
@@ -240,6 +242,15 @@ class _RankServer:
                 endpoint=free_endpoint,
             )
         return self._sender.send(wanted.world, policy_version=max(wanted.policy_version, self._version))
+
+
+def _leave_room() -> None:
+    """Give back what PyTorch keeps of the GPU for later, on all ranks before any goes on: a generator wants it."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.distributed.barrier()
 
 
 def _fetch(refs: Sequence[GroupRef]) -> list[RolloutGroup]:

@@ -48,6 +48,19 @@ def check_room(groups: Sequence[ActorGroup], *, cpus: float, gpus: float) -> Non
             )
 
 
+def check_nodes(config: RunConfig, *, gpus_by_node: Sequence[float]) -> None:
+    """Raises:
+    ResourceError: no node has as many GPUs as one generator needs together.
+    """
+    needed, largest = config.engine.gpus_per_generator, max(gpus_by_node, default=0.0)
+    if needed > largest:
+        raise ResourceError(
+            f"a generator needs {needed:g} GPUs of one node (engine.tensor_parallel_size="
+            f"{config.engine.tensor_parallel_size}), and the cluster's largest node has {largest:g}; write "
+            f"engine.tensor_parallel_size and engine.gpus_per_generator of at most {largest:g}, or use larger nodes"
+        )
+
+
 def namespace_of(config: RunConfig) -> str:
     """Actors of different runs on one cluster don't meet."""
     return f"gvm_ray-{config.name}"
@@ -69,6 +82,7 @@ def connected(config: RunConfig, *, learners: bool = True) -> Iterator[str | Non
     try:
         resources = ray.cluster_resources()
         check_room(groups, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
+        check_nodes(config, gpus_by_node=[node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]])
         yield dashboard
     finally:
         if not was_connected:

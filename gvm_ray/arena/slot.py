@@ -21,7 +21,7 @@ from gvm_ray.config.prompts import PromptsConfig
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.launch import make_evaluator, prompt_stream, start_allocator, start_pools, warm_start
+from gvm_ray.launch import make_evaluator, prompt_stream, sharing, start_allocator, start_pools, warm_start
 from gvm_ray.loop import System, train
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared, find_base_model, prepare
@@ -174,6 +174,7 @@ class Slot:
             run_dir=str(self._folder),
             namespace=namespace_of(config),
             clock=clock,
+            generators=sharing(config, pools),
         )
         self._warm = _Warm(key=key, pools=pools, learners=learners, clock=clock)
         await asyncio.gather(pools.start(), learners.start())
@@ -198,5 +199,11 @@ def _warm_key(config: RunConfig, prepared: Prepared) -> str:
     """Equal for runs that the same actors can serve: only weights, losses, prompts and allocators differ."""
     architecture = Path(prepared.base.path, "config.json").read_text(encoding="utf-8")
     learner = config.learner.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker", "dtype"})
-    parts = (config.engine.model_dump(), config.rewards.model_dump(), learner, prepared.max_model_len)
+    parts = (
+        config.cluster.placement,
+        config.engine.model_dump(),
+        config.rewards.model_dump(),
+        learner,
+        prepared.max_model_len,
+    )
     return json.dumps([architecture, config.sampling.max_tokens, *parts], sort_keys=True, default=str)

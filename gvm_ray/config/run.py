@@ -97,7 +97,17 @@ class DeadlineConfig(Settings):
     start_s: Positive = 600.0  # actors and learners to start
     sample_s: Positive = 1800.0  # one round of sampling and scoring
     update_s: Positive = 1800.0  # one learner command: update, gradient norms, save
-    sync_s: Positive = 300.0  # new weights in every generator
+    sync_s: Positive = 300.0  # new weights in every generator; of sent ones, each phase
+
+    @property
+    def transfer_s(self) -> float:
+        """For weights that the learners send, all phases together."""
+        return self.start_s + self.sample_s + 4 * self.sync_s
+
+    @property
+    def handover_s(self) -> float:
+        """Until an update's weights are sent: a transfer, and before it the learners' restart and what they repeat."""
+        return self.transfer_s + self.start_s + 2 * self.update_s
 
 
 class FaultsConfig(Settings):

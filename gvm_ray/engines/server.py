@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gvm_ray.config.run import InFlightPolicy
-from gvm_ray.exceptions import SystemFailure
+from gvm_ray.engines.sleeping import Sleeps
+from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
@@ -124,6 +125,16 @@ class EngineServer:
         """The engine holds parts of two policies: from here on every call raises this."""
         self._spoiled = error
 
+    async def sleep(self) -> None:
+        """Have the engine leave its GPUs once nothing is under way; new requests or weights wake it.
+
+        Raises:
+            ConfigError: it can't.
+        """
+        while self._at_work is not None and not self._at_work.done():
+            await asyncio.wait({self._at_work})
+        await self._in_thread(self._put_to_sleep)
+
     async def reset(self) -> None:
         """End every call that waits for samples or weights, and have the engine forget all but its model.
 
@@ -207,6 +218,17 @@ class EngineServer:
             if time.monotonic() >= end:
                 break
         return finished
+
+    def _put_to_sleep(self) -> None:
+        """In the engine's thread: one that was not made yet has nothing on a GPU."""
+        if self._created is None:
+            return
+        if not isinstance(self._created, Sleeps):
+            raise ConfigError(
+                f"engine.sleep=true, and an engine of {type(self._created).__name__} has no sleep(); write "
+                "engine.sleep=false, or cluster.placement='disaggregated'"
+            )
+        self._created.sleep()
 
     @property
     def _engine(self) -> Engine:

@@ -102,6 +102,7 @@ class TransformersEngine:
         Raises:
             DataError: a prompt is too long for the engine.
         """
+        self._model.to(self._device)  # which costs nothing where it is there already
         rows = [
             _Row(
                 number=number,
@@ -135,6 +136,11 @@ class TransformersEngine:
         self.abort()
         self._policy_version = -1
 
+    def sleep(self) -> None:
+        """Give back the GPU's memory but for CUDA's own; the weights wait in main memory."""
+        self._model.to("cpu")
+        torch.cuda.empty_cache()
+
     @torch.no_grad()
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight by the named CPU tensors (Hugging Face names).
@@ -142,6 +148,7 @@ class TransformersEngine:
         Raises:
             SystemFailure: a tensor is unknown or has another shape, or a weight of the model was left out.
         """
+        self._model.to(self._device)
         weights: dict[str, torch.Tensor] = self._model.state_dict()  # tied weights stand under both their names
         loaded: set[int] = set()
         for name, tensor in tensors:

@@ -58,6 +58,7 @@ class VLLMEngine:
         self._open = OpenRequests(self._tokenizer, max_model_len=max_model_len)
         self._in_process = config.tensor_parallel_size == 1
         self._policy_version = -1
+        self._asleep: set[str] = set()  # what has left the GPU, by vLLM's names
         model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._names = _checkpoint_names(model_path)
         self._tied = bool(model_config.tie_word_embeddings)
@@ -72,6 +73,9 @@ class VLLMEngine:
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,
+            # By itself vLLM would take Ray's, in an actor with a placement group, and ask for bundles of its own.
+            distributed_executor_backend=None if self._in_process else "mp",
+            enable_sleep_mode=config.sleep and bool(config.gpus_per_generator),
             logprobs_mode="processed_logprobs",  # after temperature: of the distribution that is sampled from
             enable_prefix_caching=True,
             enforce_eager=config.enforce_eager,
@@ -107,6 +111,7 @@ class VLLMEngine:
             ConfigError: vLLM does not take these sampling settings (a temperature above 2).
         """
         self._parameters(sampling, seed=0)  # refused settings are refused before anything is queued
+        self._wake("weights", "kv_cache")
         for number, request, seed in self._open.add(requests, sampling):
             # Blocks of the prefix cache are shared under one policy version only: keys and values go with the weights.
             prompt = tokens_input(request.prompt.token_ids.tolist(), cache_salt=str(self._policy_version))
@@ -131,12 +136,28 @@ class VLLMEngine:
         self.llm_engine.reset_prefix_cache()
         self._policy_version = -1
 
+    def sleep(self) -> None:
+        """Give back the GPU's memory but for CUDA's own; the weights wait in main memory.
+
+        Keys and values are lost, which no request needs any more, and the prefix cache with them.
+        """
+        if self._asleep != {"weights", "kv_cache"}:
+            self.llm_engine.sleep(level=1)
+            self._asleep = {"weights", "kv_cache"}
+
+    def _wake(self, *names: str) -> None:
+        """vLLM goes on with its requests once all is back."""
+        if asleep := self._asleep.intersection(names):
+            self.llm_engine.wake_up(sorted(asleep))
+            self._asleep -= asleep
+
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight by the named CPU tensors (Hugging Face names).
 
         Raises:
             SystemFailure: a weight was left out.
         """
+        self._wake("weights")
         weights = _complete(tensors, names=self._names, tied=self._tied, policy_version=policy_version)
         # Workers in processes of their own are sent the tensors, and an iterator can't be sent.
         self.llm_engine.collective_rpc(
@@ -151,6 +172,7 @@ class VLLMEngine:
 
     def start_update(self) -> None:
         """Make ready for weights; no step until `finish_update`."""
+        self._wake("weights")
         self._receiver.start_update()
 
     def receive_weights(self, update_info: Mapping[str, Any]) -> None:

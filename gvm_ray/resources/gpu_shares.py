@@ -6,6 +6,7 @@ cluster has more GPUs than the run needs. So generators are to be placed first.
 """
 
 from gvm_ray.config import RunConfig
+from gvm_ray.config.run import EngineConfig, Placement
 
 _COLOCATED_GENERATOR = 0.6
 _COLOCATED_RANK = 0.4
@@ -16,12 +17,11 @@ def rank_gpus(config: RunConfig) -> float:
     return _COLOCATED_RANK if config.cluster.placement == "colocated" else config.learner.gpus_per_worker
 
 
-def generator_bundles(config: RunConfig) -> tuple[float, ...]:
+def generator_bundles(engine: EngineConfig, *, placement: Placement) -> tuple[float, ...]:
     """GPUs of each bundle of resources that one generator needs, all of them on one node; empty without GPUs.
 
-    A bundle that is a part of a GPU, of which more than one can't be had as one, is that of a tensor-parallel part.
+    Whole GPUs are one bundle. Parts of several GPUs can't be one, and so are one for each tensor-parallel part.
     """
-    engine = config.engine
-    if config.cluster.placement == "colocated":
+    if placement == "colocated":
         return (_COLOCATED_GENERATOR,) * engine.tensor_parallel_size
     return (engine.gpus_per_generator,) if engine.gpus_per_generator else ()

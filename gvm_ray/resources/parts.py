@@ -14,6 +14,8 @@ _GIB = 2**30
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2}
 # Of a rank: CUDA's context, NCCL's buffers, and the gaps between what the allocator hands out.
 _CUDA_BYTES = 2 * _GIB
+# Sharded over the ranks; gradients end with an update.
+_SHARDED = frozenset(("master_weights", "gradients", "optimizer_moments", "reference_weights"))
 # Of vLLM besides weights and cache: CUDA's context and graphs, and the activations of its largest batch.
 _ENGINE_BYTES = 3 * _GIB
 
@@ -50,10 +52,18 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
         activation_checkpointing=learner.activation_checkpointing,
         adapter_rank=learner.lora.rank if learner.lora is not None else None,
     )
+    # Offloaded shards are in main memory, where none are counted: they are spread over the nodes.
+    counts = {
+        name: count
+        for name, count in asdict(num_bytes).items()
+        if count and not (learner.cpu_offload and learner.gpus_per_worker and name in _SHARDED)
+    }
     smaller = "take a smaller model" + ("" if learner.lora is not None else " or train adapters ([learner.lora])")
     sharded = smaller
     if learner.gpus_per_worker:
         sharded = f"give it more GPUs, which share it (learner.num_workers={learner.num_workers}), or {smaller}"
+        if not learner.cpu_offload:
+            sharded += ", or write learner.cpu_offload=true"
     activations = f"lower learner.micro_batch_tokens={learner.micro_batch_tokens}"
     if not learner.activation_checkpointing:
         activations += ", or write learner.activation_checkpointing=true"
@@ -64,12 +74,16 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
         "logits": f"lower learner.logprob_chunk_tokens={learner.logprob_chunk_tokens}",
     }
     parts = [
-        Part(name=name.replace("_", " "), num_bytes=count, remedy=remedies.get(name, sharded))
-        for name, count in asdict(num_bytes).items()
-        if count
+        Part(
+            name=name.replace("_", " "),
+            num_bytes=count,
+            remedy=remedies.get(name, sharded),
+            stays=name in _SHARDED - {"gradients"},
+        )
+        for name, count in counts.items()
     ]
     if learner.gpus_per_worker:
-        parts.append(Part(name="learner's CUDA", num_bytes=_CUDA_BYTES, remedy="take a larger GPU"))
+        parts.append(Part(name="learner's CUDA", num_bytes=_CUDA_BYTES, remedy="take a larger GPU", stays=True))
     return tuple(parts)
 
 
@@ -87,7 +101,7 @@ def engine_parts(config: RunConfig, sizes: ModelSizes, gpu: Memory) -> tuple[tup
                 num_bytes=weights // ways,
                 remedy=f"raise engine.tensor_parallel_size={ways}, or take a smaller model",
             ),
-            Part(name="engine's CUDA", num_bytes=_ENGINE_BYTES, remedy="take a larger GPU"),
+            Part(name="engine's CUDA", num_bytes=_ENGINE_BYTES, remedy="take a larger GPU", stays=True),
             Part(
                 name="key-value cache",
                 num_bytes=max(cache_bytes, 0),

@@ -25,11 +25,15 @@ class Part:
     name: str
     num_bytes: int
     remedy: str
+    stays: bool = False  # on a GPU while the other side, of learners and generators that take turns, is at work
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One of several GPUs that are filled alike, or the machine whose memory actors without a GPU share."""
+    """One of several GPUs that are filled alike, or the machine whose memory actors without a GPU share.
+
+    GPUs that are filled in turns are two of these, one for each side at work: the fuller one decides.
+    """
 
     name: str
     number: int

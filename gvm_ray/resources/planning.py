@@ -42,7 +42,7 @@ def actor_groups(config: RunConfig, *, learners: bool = True) -> tuple[ActorGrou
         name=GENERATORS,
         number=engine.num_generators,
         cpus=engine.cpus_per_generator,
-        gpus=sum(generator_bundles(config)),
+        gpus=sum(generator_bundles(engine, placement=config.cluster.placement)),
     )
     groups = (
         ActorGroup(
@@ -64,12 +64,16 @@ def _devices(
 ) -> Iterator[Device]:
     colocated = config.cluster.placement == "colocated"
     for held, number in (_shared_gpus(config, groups) if colocated else _gpus(groups)).items():
-        yield Device(
-            name=f"GPU with {' + '.join(held)}",
-            number=number,
-            memory=hardware.gpu,
-            parts=tuple(part for name in held for part in parts[name]),
-        )
+        in_turns = config.generators_sleep and len(held) > 1
+        for at_work in held if in_turns else ("",):
+            yield Device(
+                name=f"GPU with {' + '.join(held)}" + (f" while the {at_work} works" if in_turns else ""),
+                number=number,
+                memory=hardware.gpu,
+                parts=tuple(
+                    part for name in held for part in parts[name] if not in_turns or part.stays or name == at_work
+                ),
+            )
     on_machine = [group for group in groups if group.number and not group.gpus]
     if on_machine:
         yield Device(

@@ -7,53 +7,18 @@ from typing import Any
 import pytest
 
 from gvm_ray.cli import main
-from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.model import ScratchModelConfig
-from gvm_ray.exceptions import ConfigError, ModelError, ResourceError
+from gvm_ray.exceptions import ConfigError, ModelError
 from gvm_ray.prepare import find_base_model
 from gvm_ray.pretrained import read_model_sizes
 from gvm_ray.resources import (
-    Device,
-    Hardware,
     Memory,
-    ResourcePlan,
     find_hardware,
     plan_resources,
     sizes_of_settings,
 )
 from tests.model_shapes import write_shape
-
-GIB = 2**30
-HARDWARE = Hardware(gpu=Memory(num_bytes=80 * GIB, source="of a test"), machine=Memory(num_bytes=16 * GIB, source="-"))
-
-
-def run_config(**changes: Any) -> RunConfig:
-    """A run on whole GPUs with the paper's lengths; changes of `learner` and `engine` are laid over it."""
-    values: dict[str, Any] = {
-        "name": "plan",
-        "model": {"type": "scratch"},
-        "prompts": {"train": {"type": "arithmetic"}},
-        "algorithm": {"type": "grpo", "kl": {"coefficient": 0.001}},
-        **changes,
-        "learner": {"dtype": "bfloat16", "gpus_per_worker": 1} | changes.get("learner", {}),
-        "engine": {"dtype": "bfloat16", "gpus_per_generator": 1} | changes.get("engine", {}),
-    }
-    return parse_config(values)
-
-
-def plan_of(folder: Path, model: str = "qwen2.5-math-1.5b", **changes: Any) -> ResourcePlan:
-    return plan_resources(run_config(**changes), read_model_sizes(write_shape(folder, model)), HARDWARE)
-
-
-def parts(device: Device) -> dict[str, float]:
-    """GiB by name."""
-    return {part.name: part.num_bytes / GIB for part in device.parts}
-
-
-def refusal(plan: ResourcePlan) -> str:
-    with pytest.raises(ResourceError) as error:
-        plan.check()
-    return str(error.value)
+from tests.resource_plans import GIB, HARDWARE, parts, plan_of, refusal, run_config
 
 
 def test_7b_on_four_ranks_and_four_generators_by_hand(tmp_path: Path) -> None:
@@ -88,75 +53,6 @@ def test_7b_on_four_ranks_and_four_generators_by_hand(tmp_path: Path) -> None:
     )
     # 57,344 bytes a token: 2 x 28 layers x 4 heads x 128 x 2
     assert plan.cache.num_tokens == pytest.approx((0.9 * 80 - 14.18 - 3.0) * GIB / 57_344, rel=1e-3)
-
-
-COLOCATED: dict[str, Any] = {"cluster": {"placement": "colocated"}}
-
-
-def test_a_rank_and_a_generator_that_divide_a_gpu_add_up(tmp_path: Path) -> None:
-    divided: dict[str, Any] = {
-        "learner": {"activation_checkpointing": True},
-        "engine": {"sleep": False, "gpu_memory_utilization": 0.4},
-        **COLOCATED,
-    }
-    shared = plan_of(tmp_path, **divided)
-    shared.check()
-    (device,) = shared.devices
-    assert (device.number, device.name) == (1, "GPU with learner rank + generator")
-    assert sum(group.number * group.gpus for group in shared.actors) == pytest.approx(1)
-    alone = plan_of(tmp_path, learner={"activation_checkpointing": True}, engine={"gpu_memory_utilization": 0.4})
-    assert device.needed == sum(each.needed for each in alone.devices)
-    assert parts(device)["engine weights"] + parts(device)["key-value cache"] == pytest.approx(0.4 * 80 - 3)
-    divided["engine"]["gpu_memory_utilization"] = 0.9
-    assert "lower engine.gpu_memory_utilization=0.9" in refusal(plan_of(tmp_path, **divided))
-
-
-def test_two_small_generators_share_a_gpu_and_a_third_takes_the_next(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, engine={"gpus_per_generator": 0.5, "num_generators": 3, "gpu_memory_utilization": 0.4})
-    assert [(device.number, device.name) for device in plan.devices] == [
-        (1, "GPU with learner rank"),
-        (1, "GPU with generator + generator"),
-        (1, "GPU with generator"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"learner": {"gpus_per_worker": 0.5}}, "write learner.gpus_per_worker=1, with cluster.placement='colocated'"),
-        (
-            {"learner": {"gpus_per_worker": 0}, "engine": {"gpus_per_generator": 0}, **COLOCATED},
-            "write learner.gpus_per_worker=1 and engine.gpus_per_generator=1, or leave out cluster.placement",
-        ),
-        ({"engine": {"gpus_per_generator": 0.5}, **COLOCATED}, "write engine.gpus_per_generator=1"),
-        (
-            {
-                "learner": {"num_workers": 6},
-                "engine": {"tensor_parallel_size": 4, "gpus_per_generator": 4, "num_generators": 2},
-                **COLOCATED,
-            },
-            "tensor_parallel_size=4 does not divide learner.num_workers=6, .* write learner.num_workers=8",
-        ),
-        ({"learner": {"num_workers": 8}, **COLOCATED}, "write engine.num_generators=8"),
-        ({"evaluation": {"num_generators": 1}, **COLOCATED}, "write evaluation.num_generators=0"),
-        ({"max_staleness": 1, **COLOCATED}, "write max_staleness=0, or engine.sleep=false"),
-    ],
-)
-def test_contradictions_about_gpus(changes: dict[str, Any], expected: str) -> None:
-    with pytest.raises(ConfigError, match=expected):
-        run_config(**changes)
-
-
-def test_colocated_settings_that_fit() -> None:
-    assert run_config(**COLOCATED).generators_sleep
-    assert not run_config().generators_sleep
-    divided = run_config(max_staleness=1, engine={"sleep": False}, **COLOCATED)
-    assert not divided.generators_sleep
-    run_config(
-        learner={"num_workers": 4},
-        engine={"tensor_parallel_size": 2, "gpus_per_generator": 2, "num_generators": 2},
-        **COLOCATED,
-    )
 
 
 def test_tensor_parallel_generators_split_their_weights(tmp_path: Path) -> None:

@@ -64,7 +64,6 @@ async def launched(
     fleets = [pools.generators] if own is None else [pools.generators, own.generators]
     for fleet in fleets:
         fleet.republish = learners.republish
-    pools.generators.send = learners.send
     stream = prompt_stream(config, prepared)
     try:
         # The generators import and compile while the learners start and, where asked, learn from demonstrations.
@@ -111,8 +110,8 @@ def make_learners(
     clock: PhaseClock,
     failures: FailureLog,
 ) -> RecoveringLearners:
-    """The learners, not started."""
-    return RecoveringLearners(
+    """The learners, not started; the pools' weights are sent by them."""
+    learners = RecoveringLearners(
         lambda: LearnerGroup(
             config,
             base_path=prepared.base.path,
@@ -126,6 +125,8 @@ def make_learners(
         failures=failures,
         handover_s=config.deadlines.handover_s,
     )
+    pools.generators.send = learners.send
+    return learners
 
 
 def start_allocator(

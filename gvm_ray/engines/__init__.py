@@ -79,12 +79,8 @@ def create_engine(
                 trust_remote_code=trust_remote_code,
             )
         case "custom":
-            parameters = {
-                "config": config,
-                "max_model_len": max_model_len,
-                "revision": revision,
-                "trust_remote_code": trust_remote_code,
-            }
+            sizes = {"config": config, "max_model_len": max_model_len}
+            parameters = {**sizes, "revision": revision, "trust_remote_code": trust_remote_code}
             return _custom_engine(config.path, model_path, parameters=parameters)
 
 

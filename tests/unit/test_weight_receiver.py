@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
-from test_engine_server import SAMPLING, CountingEngine, request
 
 from gvm_ray.config.run import InFlightPolicy
 from gvm_ray.engines.server import EngineServer
 from gvm_ray.engines.weight_receiver import WeightReceiver
 from gvm_ray.exceptions import ActorFailure, SystemFailure, TransferBroken
 from gvm_ray.types import FinishUpdate, JoinWorld, ReceiveWeights, StartUpdate, TransferPhase
+from tests.counting_engine import SAMPLING, CountingEngine, request
 
 JOIN = JoinWorld(generation=1, init_info={"world_size": 2})
 START = StartUpdate(generation=1, policy_version=5, silence_s=20.0)

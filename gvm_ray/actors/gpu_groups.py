@@ -82,6 +82,7 @@ def show_group_gpus(bundles: Sequence[float]) -> None:
     if len(bundles) < 2:
         return
     group = ray.util.get_current_placement_group()
+    assert group is not None, "a generator of several bundles lives in their placement group"
     ids = [
         _gpu_id.options(
             num_cpus=0,
@@ -89,11 +90,15 @@ def show_group_gpus(bundles: Sequence[float]) -> None:
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 placement_group=group, placement_group_bundle_index=index
             ),
-        ).remote()
+        )
+        .remote()
+        .future()  # Ray warns of `ray.get` in an actor with an event loop, also outside of the loop's thread
         for index, gpus in enumerate(bundles)
         if index
     ]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join([os.environ["CUDA_VISIBLE_DEVICES"], *ray.get(ids)])
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(
+        [os.environ["CUDA_VISIBLE_DEVICES"], *(found.result() for found in ids)]
+    )
 
 
 @ray.remote

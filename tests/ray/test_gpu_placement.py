@@ -68,7 +68,7 @@ def rank_gpu_ids(config: RunConfig, nodes: tuple[str, ...]) -> list[str]:
     group = placement_group(
         [resources] * num,
         strategy=scaling.placement_strategy,
-        bundle_label_selector=scaling._label_selector_per_worker(num) or [],
+        bundle_label_selector=scaling._label_selector_per_worker(num),
     )
     try:
         probes = [

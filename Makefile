@@ -15,6 +15,8 @@ TORCH_LOCAL := $(if $(filter cpu,$(EXTRA)),$(if $(filter Linux,$(shell uname -s)
 # Tests run offline, and one thread an actor is faster than many actors with many threads each.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+# Two processes, as CI has two cores. A file stays in one of them: its tests share engines, and some go on from others.
+PARALLEL := -n 2 --dist loadfile
 CHECKED := $(wildcard gvm_ray tests examples)
 
 .PHONY: quickstart test unit check bench-tests faults soak format install flash-attn clean
@@ -22,16 +24,16 @@ CHECKED := $(wildcard gvm_ray tests examples)
 quickstart: $(STAMP)
 	$(BIN)/gvm-ray train configs/quickstart.toml --overwrite
 
-# The unit tests come first: what they find needs no cluster to be seen.
-test: check unit
-	$(PYTEST) tests/contract
-	$(PYTEST) tests/faults -m "not slow"
+# What needs no cluster comes first, and side by side. What needs one has both cores: its actors are many processes.
+test: check
+	$(PYTEST) $(PARALLEL) tests/unit tests/contract tests/faults -m "not slow and not ray"
+	$(PYTEST) tests/faults -m "ray and not slow"
 	$(PYTEST) tests/ray -m "not slow"
 	$(PYTEST) tests/vllm
 	$(if $(filter gpu,$(EXTRA)),$(if $(wildcard tests/gpu),$(PYTEST) tests/gpu))
 
 unit: $(STAMP)
-	$(PYTEST) tests/unit
+	$(PYTEST) $(PARALLEL) tests/unit
 
 # Times of the parts, told by pytest-benchmark; no part of `make test`, for nothing depends on how long they take.
 bench-tests: $(STAMP)

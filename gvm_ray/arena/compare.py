@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +73,17 @@ def compare(
         UserError: a run's settings or a base policy are wrong; raised before the first run.
     """
     folder = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=phase)
-    runs = selected(planned_runs(arena, folder=arena_folder, phase=phase), only)
-    finished = {name for name, record in folder.known(runs).items() if record.status == "finished"}
+    planned = planned_runs(arena, folder=arena_folder, phase=phase)
+    known = folder.known(planned)
+    runs = selected(planned, only)
+    finished = {name for name, record in known.items() if record.status == "finished"}
     waiting = [run for run in runs if run.name not in finished]  # a failed one is tried again
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before")
+    for setting in settings_without(arena.baseline, runs, known):
+        say(
+            f"warning: {setting} has no run of {arena.baseline!r}, so its table will show no ratio; add --only "
+            f"'{setting}/{arena.baseline}/*'"
+        )
     if waiting:
         with connected(_for_all_slots(waiting[0].config, num_slots=arena.num_slots)):
             run_to_end(_run_all(waiting, folder=folder, num_slots=arena.num_slots, say=say))
@@ -95,6 +102,12 @@ def report(arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> list[RunR
     write_tables(known, folder.results, baseline=arena.baseline)
     write_plots(known, folder.results, highlighted=arena.highlighted)
     return known
+
+
+def settings_without(arm: str, runs: Sequence[PlannedRun], known: Mapping[str, RunRecord]) -> list[str]:
+    """Settings of the runs in which an arm neither has a record nor is among them."""
+    there = {str(run.setting) for run in [*runs, *known.values()] if run.arm == arm}
+    return [setting for setting in dict.fromkeys(str(run.setting) for run in runs) if setting not in there]
 
 
 async def _run_all(runs: Sequence[PlannedRun], *, folder: ComparisonFolder, num_slots: int, say: Say) -> None:

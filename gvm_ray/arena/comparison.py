@@ -43,19 +43,19 @@ def compare_arms(
 ) -> list[ArmResult]:
     """One result per arm: the baseline, then the others by their final accuracy on the first test.
 
+    Where the baseline has no run yet, the arms stand alone.
+
     Args:
         records: runs of one phase, at least one, in one setting or several; pairs are made within a setting.
         baseline: the arm that the others are compared with.
         cost: what ratios and areas are taken over.
 
     Raises:
-        DataError: the records can't be compared, as :func:`check_comparable` says, or none is of the baseline.
+        DataError: the records can't be compared, as :func:`check_comparable` says.
     """
     assert len({record.phase for record in records}) == 1, "seeds to explore with and seeds to confirm with don't mix"
     check_comparable(records)
     arms = sorted({record.arm for record in records})
-    if baseline not in arms:
-        raise DataError(f"no run is of the baseline {baseline!r}; name one of the arms: {', '.join(arms)}")
     references = {(run.setting, run.seed): run for run in records if run.arm == baseline and run.status == "finished"}
     results = [
         _arm_result([run for run in records if run.arm == arm], {} if arm == baseline else references, cost)

@@ -1,7 +1,8 @@
 """The comparison as Markdown for people and as CSV for programs; both hold the same rows."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -39,6 +40,8 @@ def table_rows(
 ) -> list[TableRow]:
     """For each phase, training set and algorithm: the arms over all families and bases, then in each of them.
 
+    Means over different settings can't be compared, so an arm that lacks one of them has only its rows by setting.
+
     Raises:
         DataError: there are no records, or they can't be compared.
     """
@@ -48,7 +51,10 @@ def table_rows(
     for (phase, training_set, algorithm), group in _grouped(records):
         settings = [(record.setting.family, record.setting.base) for record in group]
         for family, base in [(ALL, ALL), *sorted(set(settings))]:
-            runs = [run for run, place in zip(group, settings, strict=True) if (family, base) in ((ALL, ALL), place)]
+            if base == ALL:
+                runs = _everywhere(group, settings)
+            else:
+                runs = [run for run, place in zip(group, settings, strict=True) if place == (family, base)]
             seeds = tuple(sorted({run.seed for run in runs}))
             rows += [
                 TableRow(
@@ -60,9 +66,17 @@ def table_rows(
                     seeds=seeds,
                     result=result,
                 )
-                for result in compare_arms(runs, baseline=baseline, cost=cost)
+                for result in (compare_arms(runs, baseline=baseline, cost=cost) if runs else ())
             ]
     return rows
+
+
+def _everywhere(group: Sequence[RunRecord], places: Sequence[tuple[str, str]]) -> list[RunRecord]:
+    """The runs of the arms that have one in each of the places."""
+    of_arm: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for run, place in zip(group, places, strict=True):
+        of_arm[run.arm].add(place)
+    return [run for run in group if of_arm[run.arm] == set(places)]
 
 
 def write_tables(
@@ -88,11 +102,12 @@ def markdown(rows: Sequence[TableRow], failed: Sequence[RunRecord], *, baseline:
     for (phase, training_set, algorithm), group in groupby(rows, key=lambda row: row.group):
         summary, by_setting = _split(list(group))
         settings = dict.fromkeys(f"{row.family}/{row.base}" for row in by_setting)
+        partial = dict.fromkeys(row.result.arm for row in by_setting).keys() - {row.result.arm for row in summary}
         lines += [
             "",
-            f"## {training_set}, {algorithm}: {phase} (seeds {_seeds(summary)})",
+            f"## {training_set}, {algorithm}: {phase} (seeds {_seeds(by_setting)})",
             "",
-            f"Over {', '.join(settings)}.",
+            f"Over {', '.join(settings)}{_left_out(partial)}.",
             "",
             *_table(summary, by_setting=False),
             "",
@@ -104,6 +119,10 @@ def markdown(rows: Sequence[TableRow], failed: Sequence[RunRecord], *, baseline:
         lines += ["", "## Failed runs", "", "| run | error |", "|---|---|"]
         lines += [f"| {'/'.join(run.key)} | {_cell(run.error)} |" for run in failed]
     return "\n".join([*lines, ""])
+
+
+def _left_out(arms: Collection[str]) -> str:
+    return f"; not all of them have runs of {', '.join(sorted(arms))}, which stand below only" if arms else ""
 
 
 def _legend(baseline: str, cost: Cost) -> list[str]:

@@ -10,7 +10,7 @@ from arena_records import record
 from arena_settings import ARENA, RUN_TOML
 
 from gvm_ray.arena import compare as comparing
-from gvm_ray.arena.compare import ComparisonFolder, report
+from gvm_ray.arena.compare import ComparisonFolder, report, settings_without
 from gvm_ray.arena.plan import PlannedRun, planned_runs
 from gvm_ray.arena.record_csv import write_csv
 from gvm_ray.arena.records import RunRecord, write_record
@@ -57,6 +57,16 @@ def test_a_run_is_known_by_its_settings_from_its_record_or_the_csv_files(tmp_pat
     known = folder.known(runs)
     assert set(known) == {first.name, third.name}  # a record goes before the CSV files
     assert known[first.name].status == "finished"
+
+
+def test_a_sitting_that_leaves_out_the_baseline_is_noticed_before_its_runs(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, arena(tmp_path))
+    pool = [run for run in runs if run.arm == "pool"]
+    assert settings_without("uniform", runs, {}) == []
+    assert set(settings_without("uniform", pool, {})) == {str(run.setting) for run in runs}
+    others = [run for run in runs if run.setting != runs[0].setting]
+    assert settings_without("uniform", [*pool, *others], {}) == [str(runs[0].setting)]
+    assert settings_without("uniform", pool, {run.name: record_of(run) for run in runs}) == []
 
 
 def test_results_may_lie_with_the_arena(tmp_path: Path) -> None:

@@ -125,11 +125,25 @@ def test_phases_do_not_mix() -> None:
         compare_arms([record("uniform", 0), record("uniform", 1, phase="exploration")])
 
 
-def test_the_baseline_must_be_there() -> None:
-    with pytest.raises(DataError, match="no run is of the baseline 'unifrom'; name one of the arms: fast, uniform"):
-        compare_arms([*runs("uniform", UNIFORM), *runs("fast", FAST)], baseline="unifrom")
-    with pytest.raises(DataError, match="no records"):
-        table_rows([])
+def test_without_a_run_of_the_baseline_the_arms_stand_alone(tmp_path: Path) -> None:
+    (fast,) = compare_arms(runs("fast", FAST))
+    assert fast.tests["balanced"].accuracy == pytest.approx(0.8)
+    assert fast.tests["balanced"].token_ratio is None
+    text = write_tables(runs("fast", FAST), tmp_path)[0].read_text()
+    assert "| fast | 3 | 0.800 ± 0.000 | 0.900 ± 0.000 | - | - | - | - | - | - |" in text
+
+
+def test_the_mean_over_settings_is_of_the_arms_that_have_them_all(tmp_path: Path) -> None:
+    both = [*runs("uniform", UNIFORM), *runs("pool", FAST)]
+    both += [*runs("uniform", SLOW, setting=setting(base="b")), *runs("pool", SLOW, setting=setting(base="b"))]
+    records = [*both, *runs("dapo", FAST)]  # whose mean of one setting is no better than pool's of two
+    summary = [row.result for row in table_rows(records) if row.family == ALL]
+    assert {result.arm: result.num_finished for result in summary} == {"uniform": 6, "pool": 6}
+    assert {row.base: row.result.num_finished for row in table_rows(records) if row.result.arm == "dapo"} == {
+        "base0": 3
+    }
+    text = write_tables(records, tmp_path)[0].read_text()
+    assert "Over arithmetic/b, arithmetic/base0; not all of them have runs of dapo, which stand below only." in text
 
 
 def test_rows_keep_phases_and_algorithms_apart_and_sum_up_families_and_bases() -> None:

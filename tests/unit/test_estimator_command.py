@@ -115,7 +115,7 @@ def test_shipped_settings_load_and_every_arm_is_valid(path: Path) -> None:
     arms = planned_arms(estimator, folder=path.parent)
     assert len(arms) == len(estimator.arms) * len(estimator.algorithms)
     assert estimator.name == f"estimator-{path.stem}"
-    assert {arm.config.prompts_per_step for arm in arms} == {estimator.num_prompts}
+    assert {arm.config.prompts_per_step for arm in arms} == {estimator.step_prompts}
 
 
 def test_a_dry_run_lists_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,8 @@ def test_micro_batch_size_changes_nothing(base: str, updates: int) -> None:
         )
         results.append((learner.update(batch_of(groups), groups).metrics, _weights(learner)))
     (metrics, weights), (expected_metrics, expected_weights) = results
-    assert metrics == pytest.approx(expected_metrics, abs=1e-5)
+    # Sums in another order: float32 has 24 bits, and a gradient norm above 50 no more than five decimals.
+    assert metrics == pytest.approx(expected_metrics, rel=2e-6, abs=1e-5)
     assert metrics["num_updates"] == updates
     assert _largest_difference(weights, expected_weights) < 1e-5
 

@@ -185,7 +185,8 @@ def test_the_learner_reads_the_answers_but_does_not_learn_them(tmp_path: Path) -
     with torch.no_grad():
         logprobs, _ = policy(padded)
     assert not logprobs[0, 2:4].any()
-    assert torch.equal(logprobs[0][padded.mask[0]], logprobs[1][padded.mask[0]])
+    # Two rows of one batch are the same to rounding: some CPUs' kernels don't treat all rows alike.
+    torch.testing.assert_close(logprobs[0][padded.mask[0]], logprobs[1][padded.mask[0]], rtol=1e-6, atol=0)
     assert with_answer.num_tokens.tolist() == [4]
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gvm_ray.algorithms import create_algorithm
+from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.allocators import create_allocator
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
+from gvm_ray.config.prompts import FunctionSourceConfig
 from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
@@ -72,6 +73,7 @@ def prepare(
     create_environment(config.environment)
     create_allocator(config.allocator, accept_threshold=config.rewards.accept_threshold, seed=config.seed)
     create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
+    token_loss(config.algorithm)
     base = find_base_model(config, run_dir=run_dir)
     tokenizer = load_tokenizer(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
@@ -117,7 +119,8 @@ def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
 def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     if config.warm_start is None:
         return None
-    if not config.warm_start.cache:
+    # What a function reads can't be known, nor whether it has changed since.
+    if not config.warm_start.cache or isinstance(config.prompts.train, FunctionSourceConfig):
         return run_dir / "warm_start"
     cache = os.environ.get("GVM_RAY_CACHE") or Path.home() / ".cache" / "gvm_ray"
     key = warm_start_key(config.model, prompts=config.prompts, warm_start=config.warm_start, dtype=config.learner.dtype)

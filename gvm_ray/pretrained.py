@@ -5,6 +5,7 @@ Broken files make the libraries raise errors of every kind; each becomes a Model
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -162,10 +163,17 @@ def model_errors(what: str, path: str | Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
+        fetch = f"; without network fetch it elsewhere (hf download {path} --local-dir FOLDER) and write FOLDER"
         raise ModelError(
             f"no {what} can be loaded from {str(path)!r} ({reason}); write model.path as a "
             "folder with config.json, weights and tokenizer files, or as a hub id that this machine can reach"
+            + (fetch if _is_hub_id(str(path)) else "")
         ) from error
+
+
+def _is_hub_id(path: str) -> bool:
+    """Whether it reads like one rather than like a folder that isn't there."""
+    return bool(re.fullmatch(r"\w[\w-]*/\w[\w.-]*", path)) and not Path(path).parent.exists()
 
 
 def weights_digest(path: str | Path) -> str:

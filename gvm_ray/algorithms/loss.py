@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gvm_ray.algorithms.custom_loss import CustomSurrogate
 from gvm_ray.config.strategy import AlgorithmSettings, ImportanceConfig, RaftConfig
 from gvm_ray.functional.losses import ImportanceCorrection, KLKind, policy_loss
 
@@ -20,10 +21,15 @@ class TokenLoss:
     kl_coefficient: float
     kl_kind: KLKind
     entropy_coefficient: float
+    surrogate: CustomSurrogate | None = None  # in place of ratio and clip
 
     @classmethod
     def from_settings(cls, config: AlgorithmSettings) -> "TokenLoss":
-        """The loss that these settings describe."""
+        """The loss that these settings describe.
+
+        Raises:
+            ConfigError: a function that they name can't be imported, or is no loss.
+        """
         return cls(
             ratio=not isinstance(config, RaftConfig),
             clip_low=config.clip_low,
@@ -33,6 +39,7 @@ class TokenLoss:
             kl_coefficient=config.kl.coefficient,
             kl_kind=config.kl.kind,
             entropy_coefficient=config.entropy_coefficient,
+            surrogate=config.loss and CustomSurrogate.checked(config.loss),
         )
 
     @property
@@ -65,6 +72,7 @@ class TokenLoss:
             clip_high=self.clip_high,
             dual_clip=self.dual_clip,
             ratio=self.ratio,
+            surrogate=self.surrogate,
             engine_logprobs=engine_logprobs,
             importance=self.importance,
             mask=mask,

@@ -8,7 +8,7 @@ from gvm_ray.cli.options import Commands, add_overrides
 from gvm_ray.config import RunConfig, load_config, parse_config
 from gvm_ray.config.benchmarks import benchmark_defaults
 from gvm_ray.config.prompts import SYSTEM_PROMPTS
-from gvm_ray.exceptions import UserError
+from gvm_ray.exceptions import ModelError, UserError
 
 _TEMPLATES = ("plain", "chat", *(name for name in SYSTEM_PROMPTS if name != "none"))
 
@@ -56,6 +56,13 @@ def add_to(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    try:
+        return _measure(options)
+    except ModelError as error:
+        raise ModelError(str(error).replace("model.path", "MODEL")) from error
+
+
+def _measure(options: argparse.Namespace) -> int:
     if options.num_samples < 1:
         raise UserError(f"--num-samples {options.num_samples} is not a positive number; write e.g. --num-samples 8")
     overrides = [*_overrides(options), *options.overrides]

@@ -47,6 +47,23 @@ class HuggingFaceSourceConfig(Settings):
     limit: Count | None = None
 
 
+class FunctionSourceConfig(Settings):
+    """Whatever rows the function at `module:function` returns, one task a row; it is called once, where the run starts.
+
+    Rows are dicts with the fields below. A list, a generator or a dataset of the `datasets` library will do.
+    """
+
+    type: Literal["function"] = "function"
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the function
+    prompt_field: str = "problem"
+    answer_field: str = "answer"
+    id_field: str | None = None
+    rationale_field: str | None = None
+    feature_fields: tuple[str, ...] = ()
+    limit: Count | None = None
+
+
 class LevelConfig(Settings):
     """How much of a source is of one difficulty level."""
 
@@ -162,6 +179,7 @@ GeneratedSourceConfig = ReasoningGymSourceConfig | ChainSourceConfig
 SourceSettings = Annotated[
     FileSourceConfig
     | HuggingFaceSourceConfig
+    | FunctionSourceConfig
     | ReasoningGymSourceConfig
     | ArithmeticSourceConfig
     | ListProgramSourceConfig,

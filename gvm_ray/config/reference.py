@@ -109,7 +109,7 @@ def _section(kind: type[Settings], paths: tuple[str, ...]) -> Section:
         Setting(
             name=name,
             values=_values(properties[name]),
-            default=_default(field.default),
+            default=_default(field.get_default(call_default_factory=True)),
             meaning=comments.get(name, "").replace("|", "\\|"),
         )
         for name, field in kind.model_fields.items()

@@ -38,6 +38,18 @@ class ImportanceConfig(Settings):
         return self
 
 
+class LossConfig(Settings):
+    """A token loss of your own: `module:function` that is called with `logprobs` [B, T] and the keywords `old_logprobs`
+    [B, T], `advantages` [B, 1] and `mask` [B, T], and returns [B, T] losses.
+
+    It takes the place of the clipped ratio (or RAFT's likelihood), so that clip_low, clip_high and dual_clip don't
+    count; importance weights, KL and entropy terms still do.
+    """
+
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    parameters: dict[str, Any] = Field(default_factory=dict)  # more keywords of the function
+
+
 class _AlgorithmBase(Settings):
     weighting: Weighting = "prompt_mean"  # estimator weighting, apart from the allocation (arXiv 2505.02391, Lemma 1)
     updates_per_batch: Count = 1  # optimizer updates on one step's samples, whatever their number
@@ -47,6 +59,7 @@ class _AlgorithmBase(Settings):
     kl: KLConfig = KLConfig()
     entropy_coefficient: NonNegative = 0.0
     importance: ImportanceConfig = ImportanceConfig()
+    loss: LossConfig | None = None
 
 
 class RaftConfig(_AlgorithmBase):
@@ -88,7 +101,7 @@ class ReinforcePlusPlusConfig(_AlgorithmBase):
 
 
 class CustomAlgorithmConfig(_AlgorithmBase):
-    """Any importable `module:Class` that satisfies `protocols.Algorithm`, with the clipped loss of the others."""
+    """Any importable `module:Class` that satisfies `protocols.Algorithm`, with the token loss of the others."""
 
     type: Literal["custom"] = "custom"
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
@@ -113,6 +126,7 @@ __all__ = [
     "GRPOConfig",
     "ImportanceConfig",
     "KLConfig",
+    "LossConfig",
     "Probability",
     "RLOOConfig",
     "RaftConfig",

@@ -62,8 +62,8 @@ class Table:
                 raise
             raise DataError(
                 f"there is no file or folder {self.origin.path!r} here, and as a dataset of the Hugging Face Hub it "
-                f"isn't to be had: {error}. On a machine without network, or without access to it, fetch it elsewhere "
-                f"(hf download --repo-type dataset {self.origin.path} --local-dir FOLDER) and write FOLDER"
+                f"isn't to be had: {error.__cause__}. On a machine without network, or without access to it, fetch it "
+                f"elsewhere (hf download --repo-type dataset {self.origin.path} --local-dir FOLDER) and write FOLDER"
             ) from error
 
 

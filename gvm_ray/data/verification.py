@@ -6,7 +6,7 @@ hangs in a C call can't be stopped alone.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ from gvm_ray.rewards.sandbox_messages import Observed, Result, Scored
 from gvm_ray.types import Completion, Prompt
 
 _CHUNK = 256  # answers a process is given at once
+_PATIENCE = 4  # times as long for an answer that is asked again
 _NONE = np.empty(0, dtype=np.int32)
 _NO_RESPONSE = Completion(
     token_ids=_NONE, logprobs=np.empty(0, np.float32), policy_versions=_NONE, finish_reason="stop", text=""
@@ -54,7 +55,7 @@ def unverified(
 
     Args:
         answers: Gold answers, each named once.
-        timeout_s: Wall clock for one.
+        timeout_s: Wall clock for one; several times as much for one that is asked again, alone.
         num_processes: That ask at once; default: one for each core that this process may use.
         make_env: What runs in a process, for a test.
         on_progress: Called with the number of answers just done, by any thread.
@@ -62,7 +63,30 @@ def unverified(
     Raises:
         SystemFailure: a process couldn't be started.
     """
-    pending = list(dict.fromkeys(answers))
+    failed = _failures(
+        list(dict.fromkeys(answers)),
+        timeout_s=timeout_s,
+        num_processes=num_processes or len(os.sched_getaffinity(0)),
+        make_env=make_env,
+        on_progress=on_progress,
+    )
+    # How busy the machine is must not decide what is kept: what took too long beside the others is asked again, alone.
+    late = [answer for answer, why in failed.items() if why.startswith("timeout")]
+    again = _failures(
+        late, timeout_s=_PATIENCE * timeout_s, num_processes=1, make_env=make_env, on_progress=lambda num: None
+    )
+    return {answer: why for answer, why in failed.items() if answer not in late} | again
+
+
+def _failures(
+    pending: Sequence[str],
+    *,
+    timeout_s: float,
+    num_processes: int,
+    make_env: Callable[[], Any],
+    on_progress: Callable[[int], Any],
+) -> dict[str, str]:
+    """The answers that this many processes at once found to fail, and why."""
     chunks = deque(pending[start : start + _CHUNK] for start in range(0, len(pending), _CHUNK))
     failed: dict[str, str] = {}
 
@@ -81,7 +105,7 @@ def unverified(
         finally:
             sandbox.close()
 
-    num = min(num_processes or len(os.sched_getaffinity(0)), len(chunks))
+    num = min(num_processes, len(chunks))
     with ThreadPoolExecutor(max(num, 1)) as threads:
         workers = [threads.submit(work) for _ in range(num)]
         try:

@@ -65,9 +65,12 @@ def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
         origin = str(folder) if folder.is_dir() else config.path
         return datasets.load_dataset(origin, name=config.name, split=config.split)
     except (DatasetsError, ValueError, OSError) as error:
+        fetch = (
+            f"; without network fetch it elsewhere (hf download --repo-type dataset {config.path} --local-dir FOLDER)"
+        )
         raise DataError(
             f"dataset {config.path!r} (name {config.name!r}, split {config.split!r}) can't be loaded: {error}; write a "
-            "hub id or a local folder as path, and a split that it has"
+            "hub id or a local folder as path, and a split that it has" + (fetch if not folder.exists() else "")
         ) from error
 
 

@@ -6,6 +6,7 @@ from gvm_ray.config.prompts import (
     ArithmeticSourceConfig,
     ChainSourceConfig,
     FileSourceConfig,
+    FunctionSourceConfig,
     GeneratedSourceConfig,
     HuggingFaceSourceConfig,
     ListProgramSourceConfig,
@@ -15,6 +16,7 @@ from gvm_ray.config.prompts import (
 from gvm_ray.envs.arithmetic import arithmetic_family
 from gvm_ray.envs.chains import ChainFamily
 from gvm_ray.envs.file_source import file_tasks
+from gvm_ray.envs.function_source import function_tasks
 from gvm_ray.envs.huggingface_source import huggingface_tasks
 from gvm_ray.envs.list_programs import list_program_family
 from gvm_ray.envs.reasoning_gym_source import reasoning_gym_demonstrations, reasoning_gym_tasks
@@ -32,6 +34,8 @@ def load_tasks(config: SourceSettings) -> list[Task]:
             return file_tasks(config)
         case HuggingFaceSourceConfig():
             return huggingface_tasks(config)
+        case FunctionSourceConfig():
+            return function_tasks(config)
         case ReasoningGymSourceConfig():
             return reasoning_gym_tasks(config)
         case ArithmeticSourceConfig() | ListProgramSourceConfig():

@@ -1,4 +1,4 @@
-"""A row of a data file to a Task; the rules for its fields are the same for files and Hugging Face datasets."""
+"""A row to a Task; the rules for its fields are the same for files, Hugging Face datasets and functions."""
 
 import json
 import math
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from gvm_ray.config.prompts import FileSourceConfig, HuggingFaceSourceConfig
+from gvm_ray.config.prompts import FileSourceConfig, FunctionSourceConfig, HuggingFaceSourceConfig
 from gvm_ray.envs.task import Task, content_id, normalised
 from gvm_ray.exceptions import DataError
 
-RowSourceConfig = FileSourceConfig | HuggingFaceSourceConfig
+RowSourceConfig = FileSourceConfig | HuggingFaceSourceConfig | FunctionSourceConfig
 Row = tuple[str, Mapping[str, Any]]  # file and line for messages, and field name to value
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # zero, and half a character

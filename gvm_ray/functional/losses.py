@@ -4,7 +4,8 @@ Shapes: B samples, T response tokens; advantages are [B, 1] or [B, T]. Log-probs
 before exp(), so that one absurd token gives a large finite number and no gradient instead of an infinity.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -12,6 +13,13 @@ from torch import Tensor
 from gvm_ray.functional.importance import MAX_LOG_RATIO, ImportanceCorrection, importance_weights
 
 KLKind = Literal["k1", "k2", "k3"]
+Surrogate = Callable[..., Tensor]  # (logprobs, *, old_logprobs, advantages, mask) -> [B, T] losses
+
+
+class _Bounds(TypedDict):
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
 
 
 def clipped_surrogate(
@@ -67,6 +75,7 @@ def policy_loss(
     clip_high: float,
     dual_clip: float | None = None,
     ratio: bool = True,
+    surrogate: Surrogate | None = None,
     engine_logprobs: Tensor | None = None,
     importance: ImportanceCorrection | None = None,
     mask: Tensor | None = None,
@@ -78,23 +87,20 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """importance weight x surrogate + kl_coefficient x KL - entropy_coefficient x entropy, for each token.
 
-    The surrogate is `clipped_surrogate`, or without `ratio` the plain likelihood -A x logprobs. All log-probs are
-    [B, T]: `old_logprobs` the learner's own from before the batch's first update, `engine_logprobs` those the tokens
-    were sampled with, `ref_logprobs` the reference policy's; `mask` is True at response tokens. The importance weight
+    The surrogate is `clipped_surrogate`, without `ratio` the plain likelihood -A x logprobs, or the given one. All
+    log-probs are [B, T]: `old_logprobs` the learner's own from before the batch's first update, `engine_logprobs` those
+    the tokens were sampled with, `ref_logprobs` the reference policy's; `mask` is True at response tokens. The weight
     is old/engine as `importance` says; None leaves it out. A term whose input is None is a ValueError.
 
     Returns [B, T] losses, and detached [B, T] diagnostics: "ratio", "clip_fraction" (1 where the clip took the
-    gradient), "kl" where kl_coefficient > 0, and those of `importance_weights`.
+    gradient; not of a given surrogate), "kl" where kl_coefficient > 0, and those of `importance_weights`.
     """
-    current = _ratio(logprobs, old_logprobs).detach()
-    if ratio:
-        loss = clipped_surrogate(
-            logprobs, old_logprobs, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
-        )
-        clipped = _clipped(current, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+    if surrogate is not None:
+        loss = surrogate(logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
+        diagnostics = {"ratio": _ratio(logprobs, old_logprobs).detach()}
     else:
-        loss, clipped = -advantages * logprobs, torch.zeros_like(current)
-    diagnostics = {"ratio": current, "clip_fraction": clipped}
+        bounds: _Bounds = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
+        loss, diagnostics = _surrogate(logprobs, old_logprobs, advantages, ratio=ratio, bounds=bounds)
     if importance is not None:
         engine_logprobs = _required(engine_logprobs, "engine_logprobs", f"importance level {importance.level!r}")
         weights, measured = importance_weights(old_logprobs, engine_logprobs, correction=importance, mask=mask)
@@ -108,6 +114,18 @@ def policy_loss(
         entropy = _required(entropy, "entropy", f"entropy_coefficient={entropy_coefficient}")
         loss = loss - entropy_coefficient * entropy
     return loss, diagnostics
+
+
+def _surrogate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, ratio: bool, bounds: _Bounds
+) -> tuple[Tensor, dict[str, Tensor]]:
+    current = _ratio(logprobs, old_logprobs).detach()
+    if ratio:
+        loss = clipped_surrogate(logprobs, old_logprobs, advantages, **bounds)
+        clipped = _clipped(current, advantages, **bounds)
+    else:
+        loss, clipped = -advantages * logprobs, torch.zeros_like(current)
+    return loss, {"ratio": current, "clip_fraction": clipped}
 
 
 def _ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from gvm_ray.config.model import DType, ModelSettings, ScratchModelConfig, WarmStartConfig
@@ -51,7 +52,10 @@ def build_scratch_model(config: ScratchModelConfig, folder: str | Path) -> None:
 
 
 def warm_start_key(model: ModelSettings, *, prompts: PromptsConfig, warm_start: WarmStartConfig, dtype: DType) -> str:
-    """16 hexadecimal digits that change with everything the warm-started weights depend on, and with nothing else."""
+    """16 hexadecimal digits that change with everything the warm-started weights depend on.
+
+    Files that the settings name count with their sizes and times, for they may be written anew under the same name.
+    """
     values = {
         "format": CACHE_FORMAT,
         "model": model.model_dump(mode="json"),
@@ -60,4 +64,15 @@ def warm_start_key(model: ModelSettings, *, prompts: PromptsConfig, warm_start: 
         "warm_start": warm_start.model_dump(mode="json", exclude={"cache"}),
         "dtype": dtype,
     }
+    if files := _local_files(getattr(model, "path", None)) + _local_files(getattr(prompts.train, "path", None)):
+        values["files"] = files
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _local_files(path: str | None) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of the file at a path, or of those in the folder there; none of a hub id."""
+    root = Path(os.path.expanduser(path)) if path else None
+    if root is None or not root.exists():
+        return []
+    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
+    return [(str(file.relative_to(root)), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]

@@ -1,5 +1,6 @@
 """The character tokenizer: byte-exact both ways, also as AutoTokenizer loads it from a model folder."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from gvm_ray.config.model import DType, WarmStartConfig
-from gvm_ray.config.prompts import ArithmeticSourceConfig, PromptsConfig
+from gvm_ray.config.prompts import ArithmeticSourceConfig, FileSourceConfig, PromptsConfig
 from gvm_ray.learner.base_model import warm_start_key
 from gvm_ray.learner.character_tokenizer import BOXED_TOKEN, CHARACTERS, build_character_tokenizer
 from tests.learner_cases import TINY_MODEL, build_tiny_model
@@ -76,3 +77,15 @@ def test_warm_start_key_changes_with_what_the_weights_depend_on() -> None:
     assert key() == key(cache=False)
     keys = [key(), key(model_seed=1), key(num_updates=7), key(seed=1), key(dtype="bfloat16")]
     assert len(set(keys)) == len(keys)
+
+
+def test_warm_start_key_changes_with_a_file_that_is_written_anew(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    prompts = PromptsConfig(train=FileSourceConfig(path=str(rows), rationale_field="solution"))
+
+    def key(content: str) -> str:
+        rows.write_text(content)
+        os.utime(rows, (1, 1))  # as where both are written in one moment
+        return warm_start_key(TINY_MODEL, prompts=prompts, warm_start=WarmStartConfig(), dtype="float32")
+
+    assert key("one") == key("one") != key("longer")

@@ -111,6 +111,22 @@ def test_fewer_samples_for_solved_prompts() -> None:
     assert dict(steps.plan(prompts, step=1, budget=15).counts) == {"a": 3, "b": 6, "c": 6}
 
 
+def test_cispo_keeps_the_gradient_that_a_clip_takes() -> None:
+    cispo = importlib.import_module("custom_loss").cispo
+    logprobs = torch.tensor([[-1.0, -1.0]], requires_grad=True)
+    old = torch.tensor([[-1.0, -3.0]])
+    cispo(logprobs, old_logprobs=old, advantages=torch.ones(1, 1), mask=None, high=1.5).sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-1.0, -1.5]]))
+
+
+def test_sums_are_rows_of_problems() -> None:
+    rows = list(importlib.import_module("custom_source").sums(size=20))
+    assert rows == list(importlib.import_module("custom_source").sums(size=20))
+    for row in rows:
+        a, b = (int(digit) for digit in row["problem"].rstrip("=").split("+"))
+        assert (row["answer"], row["level"]) == ((a + b) % 7, "easy" if a + b < 7 else "hard")
+
+
 # --- a walkthrough ----------------------------------------------------------------------------------------------------
 class MadeSteps:
     """In place of `Trainer`: two steps, in which a larger alpha gives the hard prompt fewer samples."""

@@ -233,7 +233,9 @@ def test_what_save_to_disk_wrote_is_a_dataset(tmp_path, dataset_cache):
 
 
 def test_an_unreachable_dataset_says_what_to_write(tmp_path, dataset_cache):
-    with pytest.raises(DataError, match=r"can't be loaded.*write a hub id or a local folder"):
+    with pytest.raises(
+        DataError, match=r"can't be loaded.*write a hub id or a local folder.*hf download --repo-type dataset"
+    ):
         load_tasks(HuggingFaceSourceConfig(path=str(tmp_path / "nowhere")))
 
 

@@ -179,3 +179,8 @@ def test_a_hub_id_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
     error = capsys.readouterr().err
     assert "no model configuration can be loaded from 'Qwen/Qwen2.5-Math-7B'" in error
     assert "a hub id that this machine can reach" in error
+    assert "fetch it elsewhere (hf download Qwen/Qwen2.5-Math-7B --local-dir FOLDER) and write FOLDER" in error
+    assert main(["train", quickstart, "--dry-run", *model[:3], f"model.path={quickstart}/model"]) == 2
+    assert "hf download" not in capsys.readouterr().err
+    assert main(["eval", "Qwen/None", "--config", quickstart]) == 2
+    assert "write MODEL as a folder" in capsys.readouterr().err

@@ -48,6 +48,8 @@ def test_values_defaults_and_comments() -> None:
     assert engine["type"].values.startswith('`"auto"`')
     assert engine["in_flight"].meaning.startswith("New weights while samples are under way")  # lines above it
     assert {setting.name: setting.default for setting in section("model", "pretrained").settings}["path"] == "required"
+    function = {setting.name: setting.default for setting in section("prompts.train", "function").settings}
+    assert (function["parameters"], function["path"]) == ("empty", "required")
 
 
 def test_one_table(capsys: pytest.CaptureFixture[str]) -> None:

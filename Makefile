@@ -29,7 +29,7 @@ test: check
 	$(PYTEST) $(PARALLEL) tests/unit tests/contract tests/faults -m "not slow and not ray"
 	$(PYTEST) tests/faults -m "ray and not slow"
 	$(PYTEST) tests/ray -m "not slow"
-	$(PYTEST) tests/vllm
+	$(PYTEST) tests/vllm -m "not slow"
 	$(if $(filter gpu,$(EXTRA)),$(if $(wildcard tests/gpu),$(PYTEST) tests/gpu))
 
 unit: $(STAMP)
@@ -42,7 +42,7 @@ bench-tests: $(STAMP)
 # What dies, hangs or is nonsense, with the tests that take minutes.
 faults: $(STAMP)
 	$(PYTEST) tests/faults
-	$(PYTEST) tests/ray -m slow
+	$(PYTEST) tests/ray tests/vllm -m slow
 
 # An hour of random kills beside the same run undisturbed; no part of `make test`.
 soak: $(STAMP)

@@ -41,7 +41,10 @@ class StatsPredictor:
     def __init__(self, config: PredictorConfig, *, accept_threshold: float, seed: int) -> None:
         self._config = config
         self._features = PromptFeatures(
-            source_features=config.source_features, max_state_features=config.max_state_features, seed=seed
+            source_features=config.source_features,
+            max_state_features=config.max_state_features,
+            seed=seed,
+            token_features=config.token_features,
         )
         self._seen = Observations(accept_threshold=accept_threshold, max_rows=config.window_rows)
 

@@ -8,16 +8,25 @@ whether training measures the norm of every sample's gradient for it.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from gvm_ray.config.base import Count, Positive, Settings
+from gvm_ray.config.base import Count, NonNegativeCount, Positive, Settings
 
 
 class PromptStatesConfig(Settings):
-    """Hidden states of the candidates: one forward pass over a prompt, charged, and again when it is old."""
+    """Hidden states of the candidates: one forward pass over a prompt, charged, and again when it is old.
+
+    An allocator that predicts without them, with `states = "none"`, pays nothing for its candidates.
+    """
 
     pooling: Literal["mean", "last", "both"] = "mean"  # over the prompt's tokens, of the last layer
     refresh_steps: Count = 20  # a prompt's states serve so many steps
+
+
+# TOML has no null: "none" is written there.
+OptionalPromptStates = Annotated[
+    PromptStatesConfig | None, BeforeValidator(lambda value: None if value == "none" else value)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,7 @@ class PredictorConfig(Settings):
     # coefficients of D standardised features is D / prior_deviation^2. Larger fits faster, and overfits more.
     prior_deviation: Positive = 2.0
     history_trials: Positive = 8.0  # the features' prediction counts as so many samples of the prompt itself
+    token_features: NonNegativeCount = 0  # columns of the prompt's token counts, id modulo their number; not charged
     source_features: tuple[str, ...] = ()  # names in Prompt.features whose values are categories, e.g. level
     max_state_features: Count = 256  # wider hidden states are projected down at random
     window_rows: Count = 2048  # latest groups learned from

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gvm_ray.config.allocator_base import AllocatorConfig, PromptStatesConfig, RunShape
+from gvm_ray.config.allocator_base import AllocatorConfig, OptionalPromptStates, RunShape
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive
 from gvm_ray.config.history_allocators import (
     CurESAllocatorConfig,
@@ -97,7 +97,7 @@ class CustomAllocatorConfig(AllocatorConfig):
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments besides accept_threshold
     candidates_per_step: Count | None = None  # prompts it is shown in a step; none = prompts_per_step
-    states: PromptStatesConfig | None = None
+    states: OptionalPromptStates = None
     training_gradient_norms: bool = False
 
 

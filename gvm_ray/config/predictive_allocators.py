@@ -4,7 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gvm_ray.config.allocator_base import AllocatorConfig, PredictorConfig, PromptStatesConfig, RunShape
+from gvm_ray.config.allocator_base import (
+    AllocatorConfig,
+    OptionalPromptStates,
+    PredictorConfig,
+    PromptStatesConfig,
+    RunShape,
+)
 from gvm_ray.config.base import Count, NonNegativeCount, Positive, Probability
 
 Score = Literal["gradient_deviation", "norm_neyman", "neyman", "log_neyman", "gvm"]
@@ -23,7 +29,7 @@ class _PredictiveConfig(AllocatorConfig):
     sharpness: Positive = 1.0  # exponent on the score
     uniform_share: Probability = 0.1  # of the budget, split evenly whatever the scores
     exploration: Literal["none", "thompson"] = "none"  # thompson: scores at an accept rate drawn from the belief in it
-    states: PromptStatesConfig | None = PromptStatesConfig()
+    states: OptionalPromptStates = PromptStatesConfig()
     predictor: PredictorConfig = PredictorConfig()
     training_gradient_norms: bool = True
 

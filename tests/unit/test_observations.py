@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,14 @@ def test_wide_states_are_projected_with_distances_kept() -> None:
     np.testing.assert_allclose(projected, distances, rtol=0.2)
     np.testing.assert_array_equal(features.rows(prompts(20), states), rows)
     np.testing.assert_array_equal(features.rows(prompts(20), states[:, :400]), states[:, :400])
+
+
+def test_token_counts_share_columns_by_the_ids_remainder() -> None:
+    features = PromptFeatures(source_features=("level",), max_state_features=4, seed=0, token_features=3)
+    ids = np.array([0, 4, 4, 5, 152_063], dtype=np.int32)  # modulo 3: 0, 1, 1, 2, 2
+    rows = features.rows([replace(each, token_ids=ids) for each in prompts(2, level=1)], np.ones((2, 2), np.float32))
+    assert rows.shape == (2, 2 + 3 + 64)
+    np.testing.assert_array_equal(rows[:, 2:5], [[1, 2, 2]] * 2)
 
 
 def test_categories_keep_their_columns_and_late_ones_share_the_last() -> None:

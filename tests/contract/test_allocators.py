@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import AllocatorSteps, create_allocator
+from gvm_ray.config.allocator_base import PredictorConfig
 from gvm_ray.config.allocators import (
     AllocatorSettings,
     CustomAllocatorConfig,
@@ -43,7 +44,7 @@ CONFIGS: dict[str, AllocatorSettings] = {
     "gvm as published": GVMAllocatorConfig(reuse_pilots=False, prior_successes=0, prior_failures=0),
     "gvm filtered": GVMAllocatorConfig(filter_threshold=0.7, min_expected_accepted=1.5, max_samples=12),
     "gvm in blocks": GVMAllocatorConfig(block_steps=3, min_samples=2),
-    "gvm_pool": GVMPoolAllocatorConfig(candidates_per_step=8, states=None),
+    "gvm_pool": GVMPoolAllocatorConfig(candidates_per_step=8, states=None, predictor=PredictorConfig(token_features=4)),
     "gvm_pool with draws": GVMPoolAllocatorConfig(
         candidates_per_step=8, exploration="thompson", group_size=1, predicted_baseline=True, undo_selection=True
     ),

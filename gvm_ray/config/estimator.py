@@ -18,6 +18,7 @@ class EstimatorConfig(Settings):
     num_prompts: Count = 64  # of the training set: the gradient is that of their mean
     num_samples: Count = 256  # of each prompt: they stand for the policy
     prompts_per_step: Count | None = None  # that an arm which doesn't select gets; none = all, so only n_i differs
+    samples_per_prompt: Count | None = None  # of the step's budget, for each of its prompts; none = as in `config`
     num_repeats: Annotated[int, Field(ge=2)] = 200
     warm_up_steps: NonNegativeCount = 8  # on other prompts before each measured step, for allocators that learn
     num_warm_up_prompts: Count = 64

@@ -61,5 +61,11 @@ def planned_arms(estimator: EstimatorConfig, *, folder: Path) -> list[PlannedArm
 def _base_values(estimator: EstimatorConfig, folder: Path) -> dict[str, Any]:
     values = read_toml(folder / estimator.config)
     values.pop("allocator", None)  # each arm has its own
-    changes = {"name": estimator.name, "runs_dir": estimator.runs_dir, "prompts_per_step": estimator.step_prompts}
+    changes: dict[str, Any] = {
+        "name": estimator.name,
+        "runs_dir": estimator.runs_dir,
+        "prompts_per_step": estimator.step_prompts,
+    }
+    if estimator.samples_per_prompt is not None:
+        changes["samples_per_prompt"] = estimator.samples_per_prompt
     return merged(values, changes)

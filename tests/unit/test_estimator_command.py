@@ -118,6 +118,12 @@ def test_shipped_settings_load_and_every_arm_is_valid(path: Path) -> None:
     assert {arm.config.prompts_per_step for arm in arms} == {estimator.step_prompts}
 
 
+def test_the_budget_of_a_step_can_be_split_over_more_prompts() -> None:
+    path = next(path for path in SHIPPED if path.stem == "list_programs_groups_of_4")
+    for arm in planned_arms(load_estimator(path), folder=path.parent):
+        assert (arm.config.prompts_per_step, arm.config.samples_per_prompt) == (64, 4)  # 32 x 8 in the run's own file
+
+
 def test_a_dry_run_lists_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_settings(tmp_path)
     assert main(["estimator", str(path), "--dry-run", "--prompts", "4", "--repeats", "9"]) == 0

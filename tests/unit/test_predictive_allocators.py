@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from gvm_ray.allocators import AllocatorSteps, create_allocator
 from gvm_ray.allocators.predictive import PredictiveAllocator
 from gvm_ray.config import parse_config
-from gvm_ray.config.allocator_base import PromptStatesConfig
 from gvm_ray.config.allocators import AllocatorSettings
 from gvm_ray.config.predictive_allocators import (
     GVMOnlineAllocatorConfig,
@@ -120,36 +118,6 @@ def test_the_pool_begins_without_history_and_then_takes_prompts_near_one_half() 
     assert report.estimator.num_prompts == (np.array(list(allocations[-1].counts.values())) > 0).sum()
     assert report.metrics["allocation/prompts"] == report.estimator.num_prompts
     assert report.metrics["allocation/brier"] < 0.1
-
-
-def test_token_counts_alone_tell_the_prompts_near_one_half() -> None:
-    """No states are shown, so no prefill is charged; the words of a prompt say how hard it is."""
-    steps = AllocatorSteps(create(pool(states="none", predictor={"token_features": 8})))
-    for step in range(6):
-        rng = np.random.default_rng(step)
-        group = [
-            replace(each, token_ids=np.array([7, level, 7], dtype=np.int32))
-            for each, level in zip(
-                prompts(range(1000 * step, 1000 * step + 200)), levels(200)[:, 0].astype(int), strict=True
-            )
-        ]
-        allocation = steps.plan(group, step=step, budget=128)
-        outcomes = [
-            outcome(each.prompt_id, (rng.random(allocation.counts[each.prompt_id]) < p).astype(np.float64))
-            for each, p in zip(group, by_level(levels(200)), strict=True)
-            if allocation.counts[each.prompt_id]
-        ]
-        steps.observe(outcomes, step=step)
-        report = steps.report(step=step)
-    assert samples_by_level(allocation)[1] > 0.6 * 128
-    assert report.metrics["allocation/brier"] < 0.1
-
-
-def test_states_can_be_refused_in_a_file() -> None:
-    assert parse_config({**RUN, "allocator": {"type": "gvm_pool", "states": "none"}}).prompt_states is None
-    assert parse_config({**RUN, "allocator": {"type": "gvm_pool"}}).prompt_states == PromptStatesConfig()
-    with pytest.raises(ConfigError, match=r"allocator.*states"):
-        parse_config({**RUN, "allocator": {"type": "gvm_pool", "states": "some"}})
 
 
 def test_every_candidate_keeps_a_chance() -> None:

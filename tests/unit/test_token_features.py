@@ -1,0 +1,52 @@
+"""Predicting from token counts in place of hidden states."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from predictor_cases import outcome, prompts
+
+from gvm_ray.allocators import AllocatorSteps, create_allocator
+from gvm_ray.config import parse_config
+from gvm_ray.config.allocator_base import PromptStatesConfig
+from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
+from gvm_ray.exceptions import ConfigError
+
+RATES = (1.0, 0.5, 0.0)  # of prompts whose middle token is 0, 1 or 2
+RUN = {
+    "name": "run",
+    "model": {"type": "scratch"},
+    "prompts": {"train": {"type": "arithmetic", "size": 64}},
+    "rewards": {"terms": [{"type": "exact"}]},
+}
+
+
+def test_token_counts_alone_tell_the_prompts_near_one_half() -> None:
+    config = GVMPoolAllocatorConfig.model_validate({"states": "none", "predictor": {"token_features": 8}})
+    steps = AllocatorSteps(create_allocator(config, accept_threshold=0.5, seed=0))
+    share = np.zeros(3)
+    for step in range(6):
+        rng = np.random.default_rng(step)
+        group = [
+            replace(each, token_ids=np.array([7, index % 3, 7], dtype=np.int32))
+            for index, each in enumerate(prompts(200, first=1000 * step))
+        ]
+        counts = steps.plan(group, step=step, budget=128).counts
+        share = np.array([sum(counts[each.prompt_id] for each in group[level::3]) for level in range(3)]) / 128
+        outcomes = [
+            outcome(each.prompt_id, (rng.random(counts[each.prompt_id]) < RATES[each.token_ids[1]]).astype(np.float64))
+            for each in group
+            if counts[each.prompt_id]
+        ]
+        steps.observe(outcomes, step=step)
+        brier = steps.report(step=step).metrics.get("allocation/brier")
+    assert share[1] > 0.6  # a third by chance
+    assert brier is not None
+    assert brier < 0.1
+
+
+def test_states_can_be_refused_in_a_file() -> None:
+    assert parse_config({**RUN, "allocator": {"type": "gvm_pool", "states": "none"}}).prompt_states is None
+    assert parse_config({**RUN, "allocator": {"type": "gvm_pool"}}).prompt_states == PromptStatesConfig()
+    with pytest.raises(ConfigError, match=r"allocator.*states"):
+        parse_config({**RUN, "allocator": {"type": "gvm_pool", "states": "some"}})

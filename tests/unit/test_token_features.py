@@ -24,7 +24,7 @@ RUN = {
 def test_token_counts_alone_tell_the_prompts_near_one_half() -> None:
     config = GVMPoolAllocatorConfig.model_validate({"states": "none", "predictor": {"token_features": 8}})
     steps = AllocatorSteps(create_allocator(config, accept_threshold=0.5, seed=0))
-    share = np.zeros(3)
+    share, brier = np.zeros(3), None
     for step in range(6):
         rng = np.random.default_rng(step)
         group = [

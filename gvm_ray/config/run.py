@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from gvm_ray.config.allocator_base import PromptStatesConfig, RunShape
 from gvm_ray.config.allocators import AllocatorSettings, GVMAllocatorConfig
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Settings
+from gvm_ray.config.baselines import check_baselines
 from gvm_ray.config.environment import EnvironmentSettings, SingleTurnConfig
 from gvm_ray.config.gpus import check_gpus
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
@@ -241,6 +242,11 @@ class RunConfig(Settings):
                 checkpoint_every_steps=self.checkpoint.every_steps,
             )
         )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_have_a_baseline(self) -> "RunConfig":
+        check_baselines(self.allocator, self.algorithm, samples_per_prompt=self.samples_per_prompt)
         return self
 
     @model_validator(mode="after")

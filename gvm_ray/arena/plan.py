@@ -118,6 +118,8 @@ def _setting_runs(
         shared = merged(shared, changes)
     configs: dict[str, dict[str, Any]] = {}
     for arm in arena.arms:
+        if not arm.runs_with(algorithm.name):
+            continue
         configs[arm.name] = merged(shared, _of_arm(arena, arm, algorithm.name))
     _check_equal_means(setting, {name: _parsed(each, f"{setting}/{name}") for name, each in configs.items()})
     train_test = {"prompts": {"eval": merged(_taken(shared, training_set), training_set.test)}}

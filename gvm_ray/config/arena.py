@@ -40,6 +40,11 @@ class ArmConfig(VariantConfig):
     """An allocator with all that belongs to it; `by_algorithm` changes more for the algorithms it names."""
 
     by_algorithm: dict[str, Overrides] = Field(default_factory=dict)
+    algorithms: tuple[str, ...] | None = Field(default=None, min_length=1)  # that it runs with; none = all
+
+    def runs_with(self, algorithm: str) -> bool:
+        """Whether it has runs with this algorithm; one without a baseline, say, may take what GRPO can't."""
+        return self.algorithms is None or algorithm in self.algorithms
 
 
 class ArenaConfig(Settings):
@@ -81,14 +86,25 @@ class ArenaConfig(Settings):
         for setting, name in (("baseline", self.baseline), ("highlighted", self.highlighted)):
             if name is not None and name not in arms:
                 raise ValueError(f"{setting}={name!r} is no arm; write one of {', '.join(arms)}")
-        algorithms = [algorithm.name for algorithm in self.algorithms]
-        for arm in self.arms:
-            for name in arm.by_algorithm:
-                if name not in algorithms:
-                    raise ValueError(
-                        f"arm {arm.name!r} names the algorithm {name!r}; write one of {', '.join(algorithms)}"
-                    )
+        check_arms_algorithms(self.arms, [algorithm.name for algorithm in self.algorithms], baseline=self.baseline)
         return self
+
+
+def check_arms_algorithms(arms: Sequence[ArmConfig], algorithms: Sequence[str], *, baseline: str) -> None:
+    """Refuse arms that name an algorithm which there isn't, and a baseline that some algorithms have no runs of.
+
+    Raises:
+        ValueError: which one, and what to write instead.
+    """
+    for arm in arms:
+        for name in (*arm.by_algorithm, *(arm.algorithms or ())):
+            if name not in algorithms:
+                raise ValueError(f"arm {arm.name!r} names the algorithm {name!r}; write one of {', '.join(algorithms)}")
+        if arm.name == baseline and not all(map(arm.runs_with, algorithms)):
+            raise ValueError(
+                f"the baseline {arm.name!r} has runs with {list(arm.algorithms or ())} alone, so that the others "
+                "have nothing to compare with; leave its algorithms out"
+            )
 
 
 def check_distinct(what: str, names: Sequence[object]) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from gvm_ray.config.arena import ArmConfig, Name, VariantConfig, check_distinct
+from gvm_ray.config.arena import ArmConfig, Name, VariantConfig, check_arms_algorithms, check_distinct
 from gvm_ray.config.base import Count, NonNegativeCount, Settings
 
 
@@ -34,11 +34,13 @@ class EstimatorConfig(Settings):
 
     @model_validator(mode="after")
     def _names_fit(self) -> "EstimatorConfig":
-        check_distinct("algorithms", [algorithm.name for algorithm in self.algorithms])
+        algorithms = [algorithm.name for algorithm in self.algorithms]
+        check_distinct("algorithms", algorithms)
         arms = [arm.name for arm in self.arms]
         check_distinct("arms", arms)
         if self.baseline not in arms:
             raise ValueError(f"baseline={self.baseline!r} is no arm; write one of {', '.join(arms)}")
+        check_arms_algorithms(self.arms, algorithms, baseline=self.baseline)
         return self
 
     @model_validator(mode="after")

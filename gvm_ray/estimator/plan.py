@@ -45,6 +45,8 @@ def planned_arms(estimator: EstimatorConfig, *, folder: Path) -> list[PlannedArm
         own = parse_config(merged(values, algorithm.set), origin=algorithm.name).algorithm
         shared = base.model_copy(update={"algorithm": own}).model_dump(exclude=_ARMS_OWN)
         for arm in estimator.arms:
+            if not arm.runs_with(algorithm.name):
+                continue
             changes = merged(merged(algorithm.set, arm.set), arm.by_algorithm.get(algorithm.name, {}))
             config = parse_config(merged(values, changes), origin=f"{algorithm.name}/{arm.name}")
             found = config.model_dump(exclude=_ARMS_OWN)

@@ -149,6 +149,12 @@ def test_an_arm_that_differs_under_one_algorithm_only_is_found(folder: Path) -> 
         plan(folder, arms=arms(greedy))
 
 
+def test_an_arm_has_runs_with_the_algorithms_it_names_alone(folder: Path) -> None:
+    planned = plan(folder, arms=arms({"name": "singles", "algorithms": ["raft"]}))
+    assert {run.setting.algorithm for run in planned if run.arm == "singles"} == {"raft"}
+    assert [run for run in planned if run.arm != "singles"] == plan(folder)
+
+
 def test_a_wrong_setting_names_the_run_that_has_it(folder: Path) -> None:
     wrong = {"name": "wrong", "set": {"allocator": {"type": "gvm_pool", "group_sizes": 4}}}
     with pytest.raises(ConfigError, match=r"(?s)sums/a/small/raft/wrong.*group_sizes.*did you mean 'group_size'"):
@@ -179,6 +185,12 @@ def test_a_family_without_file_or_test_is_refused(folder: Path) -> None:
         ({"families": [{**ARENA["families"][0], "training_sets": []}]}, "training_sets of 'sums' is empty"),
         ({"confirmation_seeds": [1, 2]}, "exploration_seeds and confirmation_seeds hold 1 more than once"),
         ({"arms": [{**ARENA["arms"][0], "by_algorithm": {"ppo": {}}}]}, "names the algorithm 'ppo'; write one of raft"),
+        ({"arms": [{**ARENA["arms"][0], "algorithms": ["ppo"]}]}, "names the algorithm 'ppo'; write one of raft"),
+        (
+            {"arms": [{**ARENA["arms"][0], "algorithms": ["raft"]}]},
+            "the baseline 'uniform' has runs with .* alone.*leave its",
+        ),
+        ({"arms": [*ARENA["arms"], {"name": "none", "algorithms": []}]}, "algorithms"),
         ({"token_budget": 0}, r"token_budget: .*greater than or equal to 1 \(got 0\)"),
         ({"arms": [{"name": "a/b"}], "baseline": "a/b"}, r"arms\.0\.name"),
         ({"num_slot": 3}, "num_slot: unknown setting; did you mean 'num_slots'"),

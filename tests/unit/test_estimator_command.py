@@ -124,6 +124,19 @@ def test_the_budget_of_a_step_can_be_split_over_more_prompts() -> None:
         assert (arm.config.prompts_per_step, arm.config.samples_per_prompt) == (64, 4)  # 32 x 8 in the run's own file
 
 
+def test_an_arm_is_measured_with_the_algorithms_it_names_alone(tmp_path: Path) -> None:
+    path = write_settings(tmp_path, 'name = "half"\nalgorithms = ["grpo"]\nset = { allocator = { type = "gvm_pool" } }')
+    planned = planned_arms(load_estimator(path), folder=tmp_path)
+    path.write_text(path.read_text().replace('["grpo"]', '["gripo"]'))
+    with pytest.raises(ConfigError, match="arm 'half' names the algorithm 'gripo'; write one of raft, grpo"):
+        load_estimator(path)
+    assert [(each.algorithm, each.name) for each in planned] == [
+        ("raft", "uniform"),
+        ("grpo", "uniform"),
+        ("grpo", "half"),
+    ]
+
+
 def test_a_dry_run_lists_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_settings(tmp_path)
     assert main(["estimator", str(path), "--dry-run", "--prompts", "4", "--repeats", "9"]) == 0

@@ -11,6 +11,7 @@ from gvm_ray.allocators.counts import report_counts
 from gvm_ray.allocators.history import PromptHistory
 from gvm_ray.allocators.norm_agreement import NormAgreement
 from gvm_ray.allocators.predictor import PromptEstimates, StatsPredictor
+from gvm_ray.allocators.reward_levels import RewardLevels
 from gvm_ray.config.predictive_allocators import (
     GVMOnlineAllocatorConfig,
     GVMPoolAllocatorConfig,
@@ -40,6 +41,7 @@ class PredictiveAllocator(ABC):
         self._history = PromptHistory(accept_threshold=accept_threshold)
         self._predictor = StatsPredictor(config.predictor, accept_threshold=accept_threshold, seed=seed)
         self._norms = NormAgreement()
+        self._levels = RewardLevels(accept_threshold=accept_threshold, forgetting=config.predictor.forgetting)
 
     def rounds(
         self,
@@ -67,13 +69,16 @@ class PredictiveAllocator(ABC):
         samples = self._history.start_step(sampled)
         samples.fold(outcomes)
         self._predictor.observe(prompts, rows, outcomes, step=step)
+        rates = samples.known_accept_rates(sampled)
+        terms = self._terms(prompts, sizes, estimates, weights, rates=rates)
+        self._levels.observe(outcomes)  # after the baselines: none knows of the samples it is for
         successes, trials = samples.counts()
         scored = trials > 0
         predicted, observed = estimates.accept_rates[chosen][scored], successes[scored] / trials[scored]
         return report_counts(
             counts,
             accept_rates=estimates.accept_rates,
-            estimator=self._terms(prompts, sizes, estimates, weights, rates=samples.known_accept_rates(sampled)),
+            estimator=terms,
             estimates={
                 "allocation/prompts": float(len(chosen)),
                 "allocation/p_hat_mean": float(estimates.accept_rates.mean()),
@@ -91,13 +96,18 @@ class PredictiveAllocator(ABC):
         self._predictor.observe_training(norms)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts of every prompt seen, and the predictor's memory."""
-        return {**self._history.state_dict(), "predictor": self._predictor.state_dict()}
+        """The counts of every prompt seen, the predictor's memory, and what samples are rewarded with."""
+        return {
+            **self._history.state_dict(),
+            "predictor": self._predictor.state_dict(),
+            "rewards": self._levels.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`'s memory."""
         self._history.load_state_dict(state)
         self._predictor.load_state_dict(state["predictor"])
+        self._levels.load_state_dict(state["rewards"])
 
     @abstractmethod
     def _divide(
@@ -128,9 +138,9 @@ class PredictiveAllocator(ABC):
         ids = [prompts[index].prompt_id for index in chosen.tolist()]
         baselines, scales = {}, {}
         if isinstance(self._settings, GVMPoolAllocatorConfig) and self._settings.predicted_baseline:
-            p = estimates.accept_rates[chosen].clip(0.02, 0.98)
-            baselines = dict(zip(ids, p.tolist(), strict=True))
-            scales = dict(zip(ids, np.sqrt(p * (1 - p)).tolist(), strict=True))
+            means, deviations = self._levels.expected(estimates.accept_rates[chosen].clip(0.02, 0.98))
+            baselines = dict(zip(ids, means.tolist(), strict=True))
+            scales = dict(zip(ids, deviations.tolist(), strict=True))
         return EstimatorTerms(
             num_prompts=len(chosen),
             accept_rates=rates,

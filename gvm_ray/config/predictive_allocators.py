@@ -42,7 +42,9 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
     candidates_per_step: Count = 1024  # of the training set; all of it where it has fewer
     group_size: Count = 4  # a prompt gets none, or at least so many samples
     max_samples: Count | None = None
-    predicted_baseline: bool = False  # advantage (r - p) / sqrt(p (1 - p)) with the predicted p, also in a group of one
+    # Advantage (r - b) / s with the mean b and deviation s of the reward that are predicted, also in a group of one:
+    # with rewards of 0 and 1, (r - p) / sqrt(p (1 - p)).
+    predicted_baseline: bool = False
     undo_selection: bool = False  # weight prompts by the inverse of their chance to be chosen
     undo_selection_cap: Annotated[float, Field(ge=1)] = 5.0  # largest such weight
 

@@ -4,30 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from predictor_cases import NAN, outcome, prompts
 
 from gvm_ray.allocators import create_allocator
 from gvm_ray.allocators.reward_levels import RewardLevels
 from gvm_ray.allocators.steps import AllocatorSteps
 from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
-from gvm_ray.types import GroupOutcome, GroupRef, Prompt
-
-
-def group(*rewards: float, prompt_id: str = "a") -> GroupOutcome:
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(len(rewards))),
-        rewards=np.array(rewards),
-        num_tokens=np.full(len(rewards), 5, dtype=np.int32),
-        policy_versions=np.zeros(len(rewards), dtype=np.int32),
-        truncated=np.zeros(len(rewards), dtype=np.bool_),
-        ref=GroupRef(ref=None, index=0),
-    )
 
 
 def test_before_any_sample_and_with_rewards_of_0_and_1_a_reward_is_a_bernoulli_draw() -> None:
     levels = RewardLevels(accept_threshold=0.5, forgetting=0.9)
     p = np.array([0.02, 0.5, 0.9])
-    for outcomes in ([], [group(1, 1, 0)], [group(1)], [group(0, 0)]):
+    for outcomes in ([], [outcome("a", [1, 1, 0])], [outcome("a", [1])], [outcome("a", [0, 0])]):
         levels.observe(outcomes)
         means, deviations = levels.expected(p)
         assert means == pytest.approx(p)
@@ -38,7 +26,7 @@ def test_means_and_deviations_are_those_of_the_samples_themselves() -> None:
     """At the accept rate of what was seen, the mixture's moments are the plain moments of all its rewards."""
     rewards = [1.1, 0.9, 1.0, 0.1, 0.1, 0.0, -0.5, 0.2]
     levels = RewardLevels(accept_threshold=0.5, forgetting=0.9)
-    levels.observe([group(*rewards[:5], np.nan), group(*rewards[5:], prompt_id="b")])
+    levels.observe([outcome("a", [*rewards[:5], NAN]), outcome("b", rewards[5:])])
     means, deviations = levels.expected(np.array([3 / 8]))
     assert means[0] == pytest.approx(np.mean(rewards))
     assert deviations[0] == pytest.approx(np.std(rewards))
@@ -46,15 +34,15 @@ def test_means_and_deviations_are_those_of_the_samples_themselves() -> None:
 
 def test_older_steps_weigh_less_and_a_resumed_run_goes_on() -> None:
     levels = RewardLevels(accept_threshold=0.5, forgetting=0.5)
-    levels.observe([group(1.0, 1.0)])
-    levels.observe([group(2.0)])
+    levels.observe([outcome("a", [1.0, 1.0])])
+    levels.observe([outcome("a", [2.0])])
     means, deviations = levels.expected(np.array([1.0]))
     assert means[0] == pytest.approx((0.5 * 2 * 1 + 2) / (0.5 * 2 + 1))
     assert deviations[0] == pytest.approx(0.5)
     resumed = RewardLevels(accept_threshold=0.5, forgetting=0.5)
     resumed.load_state_dict(json.loads(json.dumps(levels.state_dict())))
     for each in (levels, resumed):
-        each.observe([group(3.0, 0.0)])
+        each.observe([outcome("a", [3.0, 0.0])])
     assert [values.tolist() for values in resumed.expected(np.array([0.3]))] == [
         values.tolist() for values in levels.expected(np.array([0.3]))
     ]
@@ -62,7 +50,7 @@ def test_older_steps_weigh_less_and_a_resumed_run_goes_on() -> None:
 
 def test_a_deviation_is_never_zero() -> None:
     levels = RewardLevels(accept_threshold=-1.0, forgetting=1.0)
-    levels.observe([group(0.0, 0.0)])
+    levels.observe([outcome("a", [0.0, 0.0])])
     assert levels.expected(np.array([0.5]))[1][0] > 0
 
 
@@ -71,11 +59,10 @@ def test_the_baseline_of_a_step_knows_nothing_of_its_samples() -> None:
     config = GVMPoolAllocatorConfig(candidates_per_step=4, group_size=1, predicted_baseline=True, states=None)
     allocator = create_allocator(config, accept_threshold=0.5, seed=0)
     steps = AllocatorSteps(allocator)
-    prompts = [Prompt(prompt_id=str(i), text="", token_ids=np.zeros(1, dtype=np.int32), answer="") for i in range(4)]
     baselines = []
     for step in range(2):
-        counts = steps.plan(prompts, step=step, budget=8).counts
-        steps.observe([group(*[2.0] * n, prompt_id=id_) for id_, n in counts.items() if n], step=step)
+        counts = steps.plan(prompts(4), step=step, budget=8).counts
+        steps.observe([outcome(id_, [2.0] * n) for id_, n in counts.items() if n], step=step)
         baselines.append(steps.report(step=step).estimator.baselines)
     assert set(baselines[0].values()) == {0.5}
     assert set(baselines[1].values()) == {1.0}  # 2 for a half: too few groups yet to say more of p

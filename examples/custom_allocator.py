@@ -1,4 +1,4 @@
-"""An allocator of your own: one class that satisfies `gvm_ray.protocols.AllocatorStrategy`, named in the config.
+"""An allocator of your own: one class with a method `rounds`, named in the config.
 
 This one gives prompts that have always been solved so far half of what the others get. On the quickstart's task:
 
@@ -6,47 +6,15 @@ This one gives prompts that have always been solved so far half of what the othe
         --set allocator.type=custom --set allocator.path=custom_allocator:FewerForSolved
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from gvm_ray.allocators.counts import report_counts, sum_by_prompt
-from gvm_ray.allocators.history import PromptHistory
+from gvm_ray.allocators import Allocator, Rounds, Step
 from gvm_ray.functional.allocation import apportion
-from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, EstimatorTerms, FloatArray, Prompt
 
 
-class FewerForSolved:
+class FewerForSolved(Allocator):
     """n_i proportional to 1 for a prompt whose samples were all accepted, to 2 for any other."""
 
-    def __init__(self, *, accept_threshold: float) -> None:
-        self._history = PromptHistory(accept_threshold=accept_threshold)
-
-    def rounds(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        step: int,
-        budget: int,
-        upcoming: Sequence[Prompt] = (),
-        states: FloatArray | None = None,
-    ) -> Rounds:
-        """One round with the whole budget, whose outcomes are remembered."""
-        ids = [prompt.prompt_id for prompt in prompts]
-        weights = [1.0 if self._solved(prompt_id) else 2.0 for prompt_id in ids]
-        counts = sum_by_prompt(ids, apportion(weights, budget=budget))
-        outcomes = yield Allocation(counts=counts)
-        samples = self._history.start_step(list(counts))
-        samples.fold(outcomes)
-        terms = EstimatorTerms(num_prompts=len(counts), accept_rates=samples.known_accept_rates(list(counts)))
-        return report_counts(counts, accept_rates=samples.accept_rates(), estimator=terms)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._history.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._history.load_state_dict(state)
-
-    def _solved(self, prompt_id: str) -> bool:
-        stats = self._history.all.get(prompt_id)
-        return stats is not None and 0 < stats.trials == stats.successes
+    def rounds(self, step: Step) -> Rounds:
+        """The whole budget at once."""
+        successes, trials = step.memory.counts(step.ids)
+        weights = [1.0 if 0 < total == solved else 2.0 for solved, total in zip(successes, trials, strict=True)]
+        yield step.counts(apportion(weights, budget=step.budget))

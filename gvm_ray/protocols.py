@@ -1,11 +1,11 @@
 """The seams: what the loop asks of the parts, and what a strategy must offer. Nothing here imports a heavy library.
 
-Strategies (``AllocatorStrategy``, ``Algorithm``, ``RewardFunction``, ``Engine``) are plain synchronous objects, tested
+Strategies (``Algorithm``, ``RewardFunction``, ``Engine``, and `gvm_ray.allocators.Allocator`) are plain synchronous objects, tested
 without a cluster. The loop sees the asynchronous side (``Allocator``, ``RolloutPools``, ``Learners`` ...), which
 `gvm_ray.actors` implements over Ray and a unit test implements in process.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
@@ -33,60 +33,6 @@ from gvm_ray.types import (
 )
 
 # --- strategies -------------------------------------------------------------------------------------------------------
-# One step of an allocator: yields each round's allocation, is sent that round's outcomes, returns what it says of the
-# step (a generator with `send`, PEP 342).
-Rounds = Generator[Allocation, Sequence[GroupOutcome], AllocationReport]
-
-
-@runtime_checkable
-class AllocatorStrategy(Protocol):
-    """Decides, in rounds, how many samples each prompt gets. Pure bookkeeping and arithmetic: no Ray, no torch."""
-
-    def rounds(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        step: int,
-        budget: int,
-        upcoming: Sequence[Prompt] = (),
-        states: FloatArray | None = None,
-    ) -> Rounds:
-        """One step, in which `budget` samples in all are to be spent on `prompts`, or on some of them.
-
-        Steps overlap: the next one's rounds may begin before the last outcomes of this one are in. So what belongs to
-        the step is local to the generator, and only the memory of all prompts is shared. An empty allocation is not
-        sampled; the generator is sent no outcomes and goes on.
-
-        Args:
-            prompts: the step's prompts; of an allocator that selects, its candidates, of which most get no sample.
-            step: the training step; whatever is drawn at random is drawn from the seed and this.
-            budget: samples of the step, over all rounds.
-            upcoming: the prompts of the other steps of the same block (empty unless the allocator shares one
-                allocation over several steps); an allocation may name them too, and their samples are kept for their
-                step. The steps of one block come one after the other.
-            states: [P, F] the policy's hidden states of the prompts, where the allocator's settings ask for them.
-        """
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-serialisable memory; a step under way isn't part of it."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class ObservesTraining(Protocol):
-    """What an allocator offers besides, if it learns from the gradient norms that training measures by the way.
-
-    Its settings then say `training_gradient_norms`.
-    """
-
-    def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
-        """The norms of one batch's trained samples."""
-        ...
-
-
 @runtime_checkable
 class Algorithm(Protocol):
     """Turns scored groups into advantages and sample weights; small numbers only."""

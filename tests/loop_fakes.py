@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.algorithms import create_algorithm
-from gvm_ray.allocators import AllocatorSteps, create_allocator
+from gvm_ray.allocators import AllocationDriver, create_allocator
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.exceptions import SystemFailure
@@ -161,26 +161,25 @@ class AsyncAllocator:
     """An allocator strategy behind the asynchronous protocol, without Ray."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.strategy = create_allocator(config.allocator, accept_threshold=0.5)
-        self.steps = AllocatorSteps(self.strategy)
+        self.driver = AllocationDriver(create_allocator(config.allocator, accept_threshold=0.5), accept_threshold=0.5)
 
     async def plan(self, prompts: Sequence[Prompt], **step: Any) -> Allocation:
-        return self.steps.plan(prompts, **step)
+        return self.driver.plan(prompts, **step)
 
     async def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
-        return self.steps.observe(outcomes, step=step)
+        return self.driver.observe(outcomes, step=step)
 
     async def report(self, *, step: int) -> AllocationReport:
-        return self.steps.report(step=step)
+        return self.driver.report(step=step)
 
     async def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
-        self.steps.observe_training(norms)
+        self.driver.observe_training(norms)
 
     async def state_dict(self) -> dict[str, Any]:
-        return self.strategy.state_dict()
+        return self.driver.state_dict()
 
     async def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.strategy.load_state_dict(state)
+        self.driver.load_state_dict(state)
 
 
 class FakeEvaluator:

@@ -10,7 +10,7 @@ import ray
 from gvm_ray.actors.outcome_columns import OutcomeColumns
 from gvm_ray.actors.replay import Replayed
 from gvm_ray.actors.waiting import wait_for
-from gvm_ray.allocators import AllocatorSteps, create_allocator
+from gvm_ray.allocators import AllocationDriver, create_allocator
 from gvm_ray.config.allocators import AllocatorSettings
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.phase_clock import PhaseClock
@@ -24,26 +24,26 @@ class AllocatorActor:
     """Serves one strategy; calls arrive in the order in which the driver makes them."""
 
     def __init__(self, config: AllocatorSettings, *, accept_threshold: float, seed: int) -> None:
-        self._strategy = create_allocator(config, accept_threshold=accept_threshold, seed=seed)
-        self._steps = AllocatorSteps(self._strategy)
+        strategy = create_allocator(config, accept_threshold=accept_threshold, seed=seed)
+        self._driver = AllocationDriver(strategy, accept_threshold=accept_threshold, seed=seed)
 
     def plan(self, prompts: Sequence[Prompt], **step: Any) -> Allocation:
-        return self._steps.plan(prompts, **step)
+        return self._driver.plan(prompts, **step)
 
     def observe(self, outcomes: OutcomeColumns, *, step: int) -> Allocation:
-        return self._steps.observe(outcomes.outcomes(), step=step)
+        return self._driver.observe(outcomes.outcomes(), step=step)
 
     def report(self, *, step: int) -> AllocationReport:
-        return self._steps.report(step=step)
+        return self._driver.report(step=step)
 
     def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
-        self._steps.observe_training(norms)
+        self._driver.observe_training(norms)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._strategy.state_dict()
+        return self._driver.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._strategy.load_state_dict(state)
+        self._driver.load_state_dict(state)
 
 
 class AllocatorClient:

@@ -1,22 +1,21 @@
 """Who gets how many samples: one file per strategy, made from its settings by `create_allocator`."""
 
-from gvm_ray.allocators.cures import CurESAllocator
-from gvm_ray.allocators.dapo import DAPOAllocator
-from gvm_ray.allocators.greso import GRESOAllocator
+from gvm_ray.allocators.rivals.cures import CurESAllocator
+from gvm_ray.allocators.rivals.dapo import DAPOAllocator
+from gvm_ray.allocators.rivals.greso import GRESOAllocator
 from gvm_ray.allocators.gvm import GVMAllocator
-from gvm_ray.allocators.gvm_online import GVMOnlineAllocator
-from gvm_ray.allocators.gvm_pool import GVMPoolAllocator
-from gvm_ray.allocators.knapsack import KnapsackAllocator
-from gvm_ray.allocators.mopps import MoPPSAllocator
-from gvm_ray.allocators.neyman import NeymanAllocator
-from gvm_ray.allocators.offline_filter import OfflineFilterAllocator
-from gvm_ray.allocators.pods import PODSAllocator
-from gvm_ray.allocators.reinforce_ada_est import ReinforceAdaEstAllocator
-from gvm_ray.allocators.reinforce_ada_seq import ReinforceAdaSeqAllocator
-from gvm_ray.allocators.speed import SPEEDAllocator
-from gvm_ray.allocators.steps import AllocatorSteps
+from gvm_ray.allocators.gvm_pool import GVMOnlineAllocator, GVMPoolAllocator
+from gvm_ray.allocators.rivals.knapsack import KnapsackAllocator
+from gvm_ray.allocators.rivals.mopps import MoPPSAllocator
+from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocator
+from gvm_ray.allocators.rivals.pods import PODSAllocator
+from gvm_ray.allocators.rivals.reinforce_ada_est import ReinforceAdaEstAllocator
+from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocator
+from gvm_ray.allocators.rivals.speed import SPEEDAllocator
+from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
+from gvm_ray.allocators.driver import AllocationDriver
 from gvm_ray.allocators.uniform import UniformAllocator
-from gvm_ray.allocators.vip import VIPAllocator
+from gvm_ray.allocators.rivals.vip import VIPAllocator
 from gvm_ray.config.allocators import (
     AllocatorSettings,
     CustomAllocatorConfig,
@@ -44,13 +43,12 @@ from gvm_ray.config.selecting_allocators import (
     SPEEDAllocatorConfig,
 )
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.functional.import_path import create_from_path
-from gvm_ray.protocols import AllocatorStrategy
+from gvm_ray.functional.import_path import import_object
 
-__all__ = ["AllocatorSteps", "GVMAllocator", "UniformAllocator", "create_allocator"]
+__all__ = ["AllocationDriver", "Allocator", "GVMAllocator", "Report", "Rounds", "Step", "UniformAllocator", "create_allocator"]
 
 
-def create_allocator(config: AllocatorSettings, *, accept_threshold: float, seed: int = 0) -> AllocatorStrategy:
+def create_allocator(config: AllocatorSettings, *, accept_threshold: float, seed: int = 0) -> Allocator:
     """The strategy that `config` names.
 
     Args:
@@ -63,44 +61,59 @@ def create_allocator(config: AllocatorSettings, *, accept_threshold: float, seed
     """
     match config:
         case UniformAllocatorConfig():
-            return UniformAllocator(accept_threshold=accept_threshold)
+            return UniformAllocator()
         case GVMAllocatorConfig():
-            return GVMAllocator(config, accept_threshold=accept_threshold)
+            return GVMAllocator(config)
         case GVMPoolAllocatorConfig():
             return GVMPoolAllocator(config, accept_threshold=accept_threshold, seed=seed)
         case GVMOnlineAllocatorConfig():
             return GVMOnlineAllocator(config, accept_threshold=accept_threshold, seed=seed)
         case NeymanAllocatorConfig():
-            return NeymanAllocator(config, accept_threshold=accept_threshold, seed=seed)
+            return GVMOnlineAllocator(config, accept_threshold=accept_threshold, seed=seed)
         case ReinforceAdaEstAllocatorConfig():
-            return ReinforceAdaEstAllocator(config, accept_threshold=accept_threshold)
+            return ReinforceAdaEstAllocator(config)
         case ReinforceAdaSeqAllocatorConfig():
             return ReinforceAdaSeqAllocator(config, accept_threshold=accept_threshold)
         case VIPAllocatorConfig():
-            return VIPAllocator(config, accept_threshold=accept_threshold)
+            return VIPAllocator(config)
         case KnapsackAllocatorConfig():
-            return KnapsackAllocator(config, accept_threshold=accept_threshold)
+            return KnapsackAllocator(config)
         case CurESAllocatorConfig():
-            return CurESAllocator(config, accept_threshold=accept_threshold, seed=seed)
+            return CurESAllocator(config)
         case DAPOAllocatorConfig():
-            return DAPOAllocator(config, accept_threshold=accept_threshold)
+            return DAPOAllocator(config)
         case SPEEDAllocatorConfig():
-            return SPEEDAllocator(config, accept_threshold=accept_threshold)
+            return SPEEDAllocator(config)
         case GRESOAllocatorConfig():
-            return GRESOAllocator(config, accept_threshold=accept_threshold, seed=seed)
+            return GRESOAllocator(config, accept_threshold=accept_threshold)
         case MoPPSAllocatorConfig():
-            return MoPPSAllocator(config, accept_threshold=accept_threshold, seed=seed)
+            return MoPPSAllocator(config)
         case PODSAllocatorConfig():
-            return PODSAllocator(config, accept_threshold=accept_threshold)
+            return PODSAllocator(config)
         case OfflineFilterAllocatorConfig():
-            return OfflineFilterAllocator(config, accept_threshold=accept_threshold)
+            return OfflineFilterAllocator(config)
         case CustomAllocatorConfig():
-            return _custom_allocator(config, accept_threshold=accept_threshold)
+            return _custom_allocator(config)
 
 
-def _custom_allocator(config: CustomAllocatorConfig, *, accept_threshold: float) -> AllocatorStrategy:
-    parameters = {"accept_threshold": accept_threshold, **config.parameters}
+_SHAPE = """
+    from gvm_ray.allocators import Allocator
+
+    class MyAllocator(Allocator):
+        def rounds(self, step):  # step.ids, .budget, .memory, .samples, .states, .rng
+            outcomes = yield {prompt_id: step.budget // len(step.ids) for prompt_id in step.ids}"""
+
+
+def _custom_allocator(config: CustomAllocatorConfig) -> Allocator:
     try:
-        return create_from_path(config.path, parameters=parameters, protocol=AllocatorStrategy)
+        made = import_object(config.path)(**config.parameters)
     except ImportError as error:
         raise ConfigError(f"allocator.path: {error}") from error
+    except TypeError as error:
+        raise ConfigError(
+            f"allocator.path: {config.path!r} can't be called with {sorted(config.parameters)}: {error}; "
+            f"an allocator has this shape:{_SHAPE}"
+        ) from error
+    if not isinstance(made, Allocator):
+        raise ConfigError(f"allocator.path: {config.path!r} makes no Allocator; write{_SHAPE}")
+    return made

@@ -1,6 +1,6 @@
 """Gradient variance minimization (arXiv 2505.02391, Algorithm 2): pilots, then samples where they cut variance most."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,36 +8,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.allocators.counts import report_counts, sum_by_prompt
-from gvm_ray.allocators.history import PromptHistory, StepHistory
+from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
+from gvm_ray.allocators.memory import PromptMemory
 from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.allocation import apportion, gvm_weights
-from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, AllocationReport, EstimatorTerms, Float64Array, FloatArray, Prompt
+from gvm_ray.types import Allocation, Float64Array
 
 _MAX_OPEN_BLOCKS = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class _Share:
+    """What was decided for one prompt of a block."""
+
+    num_samples: int  # n_i, the samples to train on: pilots included where they are reused
+    remaining: int  # of them, not drawn with the pilots
+    accept_rate: float  # p-hat of the pilots
+    gradient_norm: float  # G-hat of the pilots
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Block:
-    """What was decided for the prompts of a block [P], the first step's first."""
+    """What the later steps of a block have from its first."""
 
-    samples: StepHistory
-    num_samples: NDArray[np.int64]  # n_i, the samples to train on: pilots included where they are reused
-    remaining: NDArray[np.int64]  # of them, not drawn with the pilots
-    accept_rates: Float64Array  # p-hat of the pilots
-    gradient_norms: Float64Array  # G-hat of the pilots
-    reserved: dict[str, list[int]]  # prompt_id -> its rows that no step has taken yet
-
-    def take(self, prompt_ids: Sequence[str]) -> list[int] | None:
-        """The rows of a later step's prompts, which are then taken; None where they aren't all reserved here."""
-        if any(len(self.reserved.get(id_, ())) < count for id_, count in Counter(prompt_ids).items()):
-            return None
-        return [self.reserved[id_].pop(0) for id_ in prompt_ids]
+    pilots: PromptMemory
+    shares: dict[str, _Share]  # prompt_id -> what no step has taken yet
 
 
-class GVMAllocator:
+class GVMAllocator(Allocator):
     """Pilots for a block of steps in its first round; then n_i ~ G_i / sqrt(p_i + alpha / p_i^(beta - 1)).
 
     The pilots are charged: all that is drawn in a block sums to the steps' budgets. Prompts of the block's later steps
@@ -48,140 +47,105 @@ class GVMAllocator:
     are kept; the prompts of one that is dropped begin with pilots again.
     """
 
-    def __init__(self, config: GVMAllocatorConfig, *, accept_threshold: float) -> None:
-        self._config = config
-        self._history = PromptHistory(
-            accept_threshold=accept_threshold,
-            prior_successes=config.prior_successes,
-            prior_failures=config.prior_failures,
-        )
+    def __init__(self, settings: GVMAllocatorConfig) -> None:
+        self._settings = settings
         self._open_blocks: deque[_Block] = deque(maxlen=_MAX_OPEN_BLOCKS)
 
-    def rounds(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        step: int,
-        budget: int,
-        upcoming: Sequence[Prompt] = (),
-        states: FloatArray | None = None,
-    ) -> Rounds:
+    def rounds(self, step: Step) -> Rounds:
         """Pilots for a new block, then the step's n_i; at once what was reserved for these prompts by their block.
 
         Raises:
             ConfigError: the budget is too small for the pilots and minima, or too large for the maxima.
         """
-        assert prompts, "a step needs at least one prompt"
-        ids = [prompt.prompt_id for prompt in prompts]
-        reserved = self._take_reserved(ids)
-        if reserved is None:
-            block_ids = ids + [prompt.prompt_id for prompt in upcoming]
-            block_budget = budget * len(block_ids) // len(ids)
-            self._check_budget(block_budget, num_prompts=len(block_ids))
-            outcomes = yield Allocation(
-                counts=sum_by_prompt(block_ids, np.full(len(block_ids), self._config.pilot_samples)),
+        block = self._waiting_block(step.ids)
+        if block is None:
+            ids = step.ids + [prompt.prompt_id for prompt in step.upcoming if prompt.prompt_id not in step.ids]
+            budget = step.budget * len(ids) // len(step.ids)
+            self._check_budget(budget, num_prompts=len(ids))
+            yield Allocation(
+                counts=dict.fromkeys(ids, self._settings.pilot_samples),
                 needs_gradient_norms=True,
-                trained_on=self._config.reuse_pilots,
+                trained_on=self._settings.reuse_pilots,
             )
-            samples = self._history.start_step(block_ids)
-            samples.fold(outcomes)
-            block, rows = self._decide(samples, block_budget), np.arange(len(ids))
-            self._reserve(block, block_ids, first=len(ids))
+            block = _Block(pilots=step.samples, shares=self._decide(ids, step.samples, budget))
+            self._open_blocks.append(block)
         else:
-            block, rows = reserved
-        outcomes = yield Allocation(counts=sum_by_prompt(ids, block.remaining[rows]))
-        block.samples.fold(outcomes)
-        return _report(block, ids, rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The memory of every prompt. A block under way isn't part of it: a resumed run begins with new pilots."""
-        return self._history.state_dict()
+            step.samples.add(block.pilots)
+        shares = {prompt_id: block.shares.pop(prompt_id) for prompt_id in step.ids}
+        if not block.shares:
+            self._open_blocks.remove(block)
+        yield {prompt_id: share.remaining for prompt_id, share in shares.items()}
+        return Report(
+            counts={prompt_id: share.num_samples for prompt_id, share in shares.items()},
+            num_prompts=len(shares),
+            accept_rates=self._accept_rates(step.ids, step.samples),
+            metrics={
+                "allocation/p_hat_mean": float(np.mean([share.accept_rate for share in shares.values()])),
+                "allocation/gradient_norm_mean": float(np.mean([share.gradient_norm for share in shares.values()])),
+            },
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`'s memory, at the beginning of a block."""
-        self._history.load_state_dict(state)
+        """Begin a block: one under way isn't part of a checkpoint, and a resumed run begins with new pilots."""
         self._open_blocks.clear()
 
-    def _decide(self, samples: StepHistory, budget: int) -> _Block:
+    def _waiting_block(self, prompt_ids: Sequence[str]) -> _Block | None:
+        """The oldest block that decided for all these prompts, whose share is not taken yet."""
+        return next((block for block in self._open_blocks if block.shares.keys() >= set(prompt_ids)), None)
+
+    def _accept_rates(self, prompt_ids: Sequence[str], samples: PromptMemory) -> Float64Array:
+        """Posterior means [P]; without samples, the prior's mean, or 0."""
+        settings = self._settings
+        rates = samples.accept_rates(
+            prompt_ids, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures
+        )
+        return np.nan_to_num(rates, nan=0.0)
+
+    def _decide(self, prompt_ids: Sequence[str], pilots: PromptMemory, budget: int) -> dict[str, _Share]:
         """The block's allocation from its pilots."""
-        config = self._config
-        rates = samples.accept_rates()
-        norms = _fill_unmeasured(samples.gradient_norms())
-        weights = gvm_weights(rates, norms, alpha=config.alpha, beta=config.beta)
-        if config.filter_threshold is not None:
-            weights[rates > config.filter_threshold] = 0
-        counts = self._split(weights, budget)
-        too_few = rates * counts < config.min_expected_accepted
+        settings = self._settings
+        rates = self._accept_rates(prompt_ids, pilots)
+        norms = _fill_unmeasured(pilots.gradient_norms(prompt_ids))
+        weights = gvm_weights(rates, norms, alpha=settings.alpha, beta=settings.beta)
+        if settings.filter_threshold is not None:
+            weights[rates > settings.filter_threshold] = 0
+        sizes = self._split(weights, budget)
+        too_few = rates * sizes < settings.min_expected_accepted
         if too_few.any():
             weights[too_few] = 0
-            counts = self._split(weights, budget)
-        return _Block(
-            samples=samples,
-            num_samples=counts,
-            remaining=counts - config.pilot_samples if config.reuse_pilots else counts,
-            accept_rates=rates,
-            gradient_norms=norms,
-            reserved={},
-        )
+            sizes = self._split(weights, budget)
+        remaining = sizes - settings.pilot_samples if settings.reuse_pilots else sizes
+        columns = (sizes.tolist(), remaining.tolist(), rates.tolist(), norms.tolist())
+        return {
+            prompt_id: _Share(num_samples=n, remaining=left, accept_rate=p, gradient_norm=norm)
+            for prompt_id, n, left, p, norm in zip(prompt_ids, *columns, strict=True)
+        }
 
     def _split(self, weights: Float64Array, budget: int) -> NDArray[np.int64]:
         """n [P] of the block: all of its budget where the pilots count toward n, what they left of it where not."""
-        config = self._config
-        if config.reuse_pilots:
-            minimum = max(config.min_samples, config.pilot_samples)
+        settings = self._settings
+        if settings.reuse_pilots:
+            minimum = max(settings.min_samples, settings.pilot_samples)
         else:
-            budget, minimum = budget - config.pilot_samples * len(weights), config.min_samples
-        return apportion(weights, budget=budget, minimum=minimum, maximum=config.max_samples)
-
-    def _reserve(self, block: _Block, prompt_ids: Sequence[str], *, first: int) -> None:
-        """Keep the rows from `first` on for the block's later steps."""
-        for row in range(first, len(prompt_ids)):
-            block.reserved.setdefault(prompt_ids[row], []).append(row)
-        if block.reserved:
-            self._open_blocks.append(block)
-
-    def _take_reserved(self, prompt_ids: Sequence[str]) -> tuple[_Block, NDArray[np.int64]] | None:
-        """The block that reserved decisions for these prompts, and their rows in it; the oldest where several did."""
-        for block in self._open_blocks:
-            rows = block.take(prompt_ids)
-            if rows is not None:
-                if not any(block.reserved.values()):
-                    self._open_blocks.remove(block)
-                return block, np.array(rows)
-        return None
+            budget, minimum = budget - settings.pilot_samples * len(weights), settings.min_samples
+        return apportion(weights, budget=budget, minimum=minimum, maximum=settings.max_samples)
 
     def _check_budget(self, budget: int, *, num_prompts: int) -> None:
         """Refuse before the pilots are paid for."""
-        config = self._config
-        pilots = 0 if config.reuse_pilots else config.pilot_samples  # drawn on top of n_i
-        least = max(config.min_samples, config.pilot_samples) if config.reuse_pilots else config.min_samples
+        settings = self._settings
+        pilots = 0 if settings.reuse_pilots else settings.pilot_samples  # drawn on top of n_i
+        least = max(settings.min_samples, settings.pilot_samples) if settings.reuse_pilots else settings.min_samples
         if budget < num_prompts * (least + pilots):
             raise ConfigError(
                 f"a budget of {budget} samples for {num_prompts} prompts is below the {num_prompts * (least + pilots)} "
-                f"that allocator.pilot_samples={config.pilot_samples} and min_samples={config.min_samples} need; "
+                f"that allocator.pilot_samples={settings.pilot_samples} and min_samples={settings.min_samples} need; "
                 "write fewer of them, or a larger samples_per_prompt"
             )
-        if config.max_samples is not None and budget > num_prompts * (config.max_samples + pilots):
+        if settings.max_samples is not None and budget > num_prompts * (settings.max_samples + pilots):
             raise ConfigError(
                 f"a budget of {budget} samples for {num_prompts} prompts can't be spent with "
-                f"allocator.max_samples={config.max_samples}; write max_samples={-(-budget // num_prompts)} or more"
+                f"allocator.max_samples={settings.max_samples}; write max_samples={-(-budget // num_prompts)} or more"
             )
-
-
-def _report(block: _Block, prompt_ids: Sequence[str], rows: NDArray[np.int64]) -> AllocationReport:
-    """The step's n_i and posterior means, and the means of the pilots' estimates behind them."""
-    rates = dict(zip(prompt_ids, block.samples.accept_rates()[rows], strict=True))  # one for each prompt
-    return report_counts(
-        sum_by_prompt(prompt_ids, block.num_samples[rows]),
-        accept_rates=np.array(list(rates.values()), dtype=np.float64),
-        estimator=EstimatorTerms(
-            num_prompts=len(prompt_ids), accept_rates=block.samples.known_accept_rates(prompt_ids)
-        ),
-        estimates={
-            "allocation/p_hat_mean": float(block.accept_rates[rows].mean()),
-            "allocation/gradient_norm_mean": float(block.gradient_norms[rows].mean()),
-        },
-    )
 
 
 def _fill_unmeasured(norms: Float64Array) -> Float64Array:

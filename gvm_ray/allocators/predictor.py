@@ -1,4 +1,4 @@
-"""What to expect of any prompt, seen or not, before it is sampled: accept rate, gradient norms and response length."""
+"""What to expect of any prompt, seen or not, before it is sampled: accept rate, gradient norms, rewards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,78 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from gvm_ray.allocators.observations import Observations
-from gvm_ray.allocators.prompt_features import PromptFeatures
+from gvm_ray.allocators.memory import Observations
 from gvm_ray.config.allocator_base import PredictorConfig
+from gvm_ray.functional.calibration import rank_correlation
 from gvm_ray.functional.regression import fit_binomial, fit_ridge
-from gvm_ray.types import BoolArray, Float64Array, FloatArray, GroupOutcome, Prompt, TrainedNorms
+from gvm_ray.types import BoolArray, Float64Array, FloatArray, GroupOutcome, Metrics, Prompt, TrainedNorms
 
 _SUREST = 1e-6  # no accept rate is predicted nearer to 0 or 1 from features alone
 _FEWEST_ROWS = 8  # groups with the quantity measured, before a regression on it is worth anything
+_MAX_CATEGORIES = 64  # of one source feature
+_FEWEST_PROMPTS = 3  # before a rank correlation means anything
+_BINARY = (1.0, 0.0)  # rewards of an accepted and a rejected sample, until one of that kind was seen
+_SMALLEST_DEVIATION = 1e-6  # an advantage is divided by it, also where all rewards were the same so far
+
+
+class PromptFeatures:
+    """Rows [P, D] of prompts: D is fixed, whatever categories turn up later.
+
+    Hidden states wider than `max_state_features` are projected on random directions, which keeps distances up to a few
+    percent (Johnson and Lindenstrauss 1984). Token counts are of ids modulo `token_features`; ids that share a column
+    are counted together. Each source feature is one-hot over the first 63 values met, and one more column for all later
+    ones.
+    """
+
+    def __init__(
+        self, *, source_features: Sequence[str], max_state_features: int, seed: int, token_features: int = 0
+    ) -> None:
+        self._token_features = token_features
+        self._source_features = tuple(source_features)
+        self._max_state_features = max_state_features
+        self._seed = seed
+        self._categories: dict[str, dict[str, int]] = {name: {} for name in self._source_features}
+
+    def rows(self, prompts: Sequence[Prompt], states: FloatArray | None) -> Float64Array:
+        """[P, D] float64: states (projected), then token counts, then categories."""
+        parts = [np.zeros((len(prompts), 0))] if states is None else [self._project(states)]
+        if self._token_features:
+            parts.append(np.stack([self._token_counts(prompt) for prompt in prompts]))
+        for name in self._source_features:
+            one_hot = np.zeros((len(prompts), _MAX_CATEGORIES))
+            index = np.array([self._category(name, prompt.features.get(name)) for prompt in prompts], dtype=np.int64)
+            one_hot[np.arange(len(prompts)), index] = 1.0
+            parts.append(one_hot)
+        return np.concatenate(parts, axis=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The categories met, as plain JSON values."""
+        return {"categories": {name: list(values) for name, values in self._categories.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the same columns."""
+        known = state["categories"]
+        self._categories = {
+            name: {value: index for index, value in enumerate(known.get(name, ()))} for name in self._source_features
+        }
+
+    def _category(self, name: str, value: Any) -> int:
+        """The column of a value."""
+        known, last = self._categories[name], _MAX_CATEGORIES - 1
+        if len(known) < last:
+            known.setdefault(repr(value), len(known))
+        return known.get(repr(value), last)
+
+    def _token_counts(self, prompt: Prompt) -> Float64Array:
+        columns = np.asarray(prompt.token_ids, dtype=np.int64) % self._token_features
+        return np.bincount(columns, minlength=self._token_features).astype(np.float64)
+
+    def _project(self, states: FloatArray) -> Float64Array:
+        width, num_kept = states.shape[1], self._max_state_features
+        if width <= num_kept:
+            return states.astype(np.float64)
+        directions = np.random.default_rng(self._seed).normal(size=(width, num_kept))
+        return states @ directions / np.sqrt(num_kept)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,8 +88,8 @@ class PromptEstimates:
     accept_rates: Float64Array  # [P] p
     deviations: Float64Array  # [P] standard deviation of the belief in p
     accepted_norms: Float64Array  # [P] G+, norm of an accepted sample's gradient of ln pi
-    rejected_norms: Float64Array  # [P] G-, of a rejected sample's; one takes the other's place, 1 that of both
-    num_tokens: Float64Array  # [P] response tokens; 1 where nothing is known
+    # [P] G-, the same for rejected samples. A class without measurements takes the other's value; without either, 1.
+    rejected_norms: Float64Array
     learned: bool  # false before the first samples: the same is expected of every prompt
 
 
@@ -33,7 +97,7 @@ class StatsPredictor:
     """Regressions on a prompt's features, joined with what the prompt's own samples said.
 
     A logistic regression on the counts of accepted samples gives p for any prompt, ridge regressions on logarithms give
-    gradient norms and length. They are refitted at every step on the run's own paid samples, older ones weighted down.
+    gradient norms. They are refitted at every step on the run's own paid samples, older ones weighted down.
     For p the features' answer is then the mean of a Beta prior worth `history_trials` samples, which the prompt's own
     (forgotten) counts update.
     """
@@ -66,16 +130,14 @@ class StatsPredictor:
         known, new = _standardised(self._seen.rows, rows)
         weights = self._config.forgetting ** (step - seen["step"]).clip(min=0)
         rates, deviations = self._accept_rates(prompts, known, new, weights=weights, step=step)
-        accepted, rejected, num_tokens = (
-            self._regress(seen[name], known, new, weights=weights)
-            for name in ("accepted_square", "rejected_square", "num_tokens")
+        accepted, rejected = (
+            self._regress(seen[name], known, new, weights=weights) for name in ("accepted_square", "rejected_square")
         )
         return PromptEstimates(
             accept_rates=rates,
             deviations=deviations,
             accepted_norms=_first_known(accepted, rejected, num_prompts=len(prompts)) ** 0.5,
             rejected_norms=_first_known(rejected, accepted, num_prompts=len(prompts)) ** 0.5,
-            num_tokens=_first_known(num_tokens, num_prompts=len(prompts)),
             learned=True,
         )
 
@@ -162,6 +224,75 @@ def _nothing_known(num_prompts: int) -> PromptEstimates:
         deviations=ones / np.sqrt(12),  # of a uniform belief
         accepted_norms=ones,
         rejected_norms=ones,
-        num_tokens=ones,
         learned=False,
     )
+
+
+class NormAgreement:
+    """Compares the latest expectations of each prompt with what training then measured of it."""
+
+    def __init__(self) -> None:
+        self._expected: dict[str, float] = {}  # prompt_id -> norm of an accepted sample's gradient
+        self._correlation: float | None = None
+
+    def expect(self, prompt_ids: Sequence[str], estimates: PromptEstimates) -> None:
+        """What is expected of a step's prompts; nothing before the first norms are known."""
+        if np.ptp(estimates.accepted_norms) > 0:
+            self._expected.update(zip(prompt_ids, estimates.accepted_norms.tolist(), strict=True))
+
+    def observe(self, norms: Sequence[TrainedNorms]) -> None:
+        """The norms of a trained batch."""
+        measured: dict[str, list[float]] = {}
+        for trained in norms:
+            values = trained.norms[trained.positive & np.isfinite(trained.norms)]
+            if trained.prompt_id in self._expected and values.size:
+                measured.setdefault(trained.prompt_id, []).extend(values.tolist())
+        if len(measured) >= _FEWEST_PROMPTS:
+            expected = [self._expected[prompt_id] for prompt_id in measured]
+            self._correlation = rank_correlation(expected, [np.mean(values) for values in measured.values()])
+
+    def metrics(self) -> Metrics:
+        """`allocation/norm_rank_correlation` of the last batch that was trained on, once there is one."""
+        if self._correlation is None or not np.isfinite(self._correlation):
+            return {}
+        return {"allocation/norm_rank_correlation": self._correlation}
+
+
+class RewardLevels:
+    """Running mean and variance of the rewards of accepted samples, and of rejected ones.
+
+    With rewards of 0 and 1 these are 1, 0 and no variance, and a reward is a Bernoulli draw. A bonus for the format, or
+    partial credit, moves them.
+    """
+
+    def __init__(self, *, accept_threshold: float, forgetting: float) -> None:
+        self._accept_threshold = accept_threshold
+        self._forgetting = forgetting  # factor on the weight of earlier steps, for each step
+        self._sums = np.zeros((2, 3))  # accepted, rejected: weight, sum and sum of squares of the rewards
+
+    def observe(self, outcomes: Sequence[GroupOutcome]) -> None:
+        """Learn from a step's samples; those without a reward don't count."""
+        self._sums *= self._forgetting
+        for outcome in outcomes:
+            rewards = outcome.rewards[outcome.scored]
+            accepted = rewards >= self._accept_threshold
+            for kind, values in enumerate((rewards[accepted], rewards[~accepted])):
+                self._sums[kind] += len(values), values.sum(), (values**2).sum()
+
+    def expected(self, accept_rates: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """Means [P] and standard deviations [P] of the reward of a sample, for accept rates [P]: the mixture's."""
+        seen = self._sums[:, 0] > 0
+        weights = np.where(seen, self._sums[:, 0], 1.0)
+        accepted, rejected = means = np.where(seen, self._sums[:, 1] / weights, _BINARY)
+        variances = np.where(seen, self._sums[:, 2] / weights - means**2, 0.0).clip(min=0.0)
+        p = accept_rates
+        variance = p * variances[0] + (1 - p) * variances[1] + p * (1 - p) * (accepted - rejected) ** 2
+        return p * accepted + (1 - p) * rejected, np.sqrt(variance).clip(min=_SMALLEST_DEVIATION)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums, as plain JSON values."""
+        return {"sums": self._sums.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`'s sums."""
+        self._sums = np.array(state["sums"])

@@ -1,22 +1,14 @@
-"""What allocators that choose among prompts, or among their samples, share: groups, their rewards, and the report."""
+"""What allocators that choose among prompts, or among their samples, share: groups and their rewards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from gvm_ray.allocators.counts import report_counts
-from gvm_ray.allocators.history import StepHistory
-from gvm_ray.types import AllocationReport, EstimatorTerms, GroupOutcome, Prompt
-
-
-def unique_ids(prompts: Sequence[Prompt]) -> list[str]:
-    """Their ids in order of first appearance."""
-    assert prompts, "a step needs at least one prompt"
-    return list(dict.fromkeys(prompt.prompt_id for prompt in prompts))
+from gvm_ray.types import GroupOutcome
 
 
 def num_groups(budget: int, *, group_size: int, num_candidates: int) -> int:
-    """How many prompts get samples: as many as have room for `group_size` each, and one at least."""
+    """Prompts that get samples: as many as have room for `group_size` each, and one at least."""
     return min(max(budget // group_size, 1), num_candidates)
 
 
@@ -35,40 +27,3 @@ def reward_ranges(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[float, fl
             low, high = ranges.get(outcome.prompt_id, (np.inf, -np.inf))
             ranges[outcome.prompt_id] = (min(low, float(rewards.min())), max(high, float(rewards.max())))
     return ranges
-
-
-def report_selection(
-    samples: StepHistory,
-    candidate_ids: Sequence[str],
-    counts: Mapping[str, int],
-    *,
-    kept: Mapping[str, tuple[int, ...]] | None = None,
-    estimates: Mapping[str, float] | None = None,
-) -> AllocationReport:
-    """The report of a step in which some candidates got samples, and the others none.
-
-    The accept rate of a candidate without samples is NaN. A prompt of which no sample is kept isn't averaged over;
-    `allocation/dropped` counts those.
-
-    Args:
-        samples: what the step saw, started with `candidate_ids`.
-        candidate_ids: [P] the prompts that were to choose from.
-        counts: prompt_id -> n of those that got any.
-        kept: prompt_id -> sample indices to train on, of the prompts with others besides.
-        estimates: further metrics.
-    """
-    kept = kept or {}
-    dropped = [prompt_id for prompt_id, indices in kept.items() if not indices]
-    all_counts = {prompt_id: counts.get(prompt_id, 0) for prompt_id in candidate_ids}
-    sampled = np.fromiter(all_counts.values(), dtype=np.int64) > 0
-    terms = EstimatorTerms(
-        num_prompts=int(sampled.sum()) - len(dropped),
-        accept_rates=samples.known_accept_rates(candidate_ids),
-        kept=kept,
-    )
-    return report_counts(
-        all_counts,
-        accept_rates=np.where(sampled, samples.accept_rates(), np.nan),
-        estimator=terms,
-        estimates={"allocation/dropped": float(len(dropped)), **(estimates or {})},
-    )

@@ -6,8 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.allocators import AllocatorSteps, UniformAllocator, create_allocator
-from gvm_ray.allocators.counts import sum_by_prompt
+from gvm_ray.allocators import AllocationDriver, UniformAllocator, create_allocator
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.bench.timing import compare
@@ -70,13 +69,13 @@ def pool_step(num_prompts: int) -> tuple[Callable[[], AllocationReport], FloatAr
         prompt.prompt_id: rate for prompt, rate in zip(prompts, rng.uniform(size=len(prompts)), strict=True)
     }
     config = GVMPoolAllocatorConfig(candidates_per_step=len(prompts))
-    steps = AllocatorSteps(create_allocator(config, accept_threshold=0.5, seed=0))
+    driver = AllocationDriver(create_allocator(config, accept_threshold=0.5), accept_threshold=0.5)
     numbers = itertools.count()
 
     def step() -> AllocationReport:
         number = next(numbers)
-        allocation = steps.plan(prompts, step=number, budget=SAMPLES_PER_PROMPT * num_prompts, states=states)
-        steps.observe(
+        allocation = driver.plan(prompts, step=number, budget=SAMPLES_PER_PROMPT * num_prompts, states=states)
+        driver.observe(
             [
                 _outcome(prompt_id, rewards=(rng.uniform(size=count) < accept_rates[prompt_id]).astype(np.float64))
                 for prompt_id, count in allocation.counts.items()
@@ -84,7 +83,7 @@ def pool_step(num_prompts: int) -> tuple[Callable[[], AllocationReport], FloatAr
             ],
             step=number,
         )
-        return steps.report(step=number)
+        return driver.report(step=number)
 
     return step, states
 

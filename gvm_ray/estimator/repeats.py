@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gvm_ray.algorithms import create_algorithm
-from gvm_ray.allocators import AllocatorSteps, create_allocator
+from gvm_ray.allocators import AllocationDriver, create_allocator
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.config.allocators import GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.estimator.pool import IndexArray, SamplePool
@@ -97,7 +97,8 @@ class _ArmSteps:
         self._config = config
         self._pool = pool
         self._rng = rng
-        self._allocator = AllocatorSteps(create_allocator(config.allocator, accept_threshold=threshold, seed=seed))
+        strategy = create_allocator(config.allocator, accept_threshold=threshold, seed=seed)
+        self._allocator = AllocationDriver(strategy, accept_threshold=threshold, seed=seed)
         self._algorithm = create_algorithm(config.algorithm, accept_threshold=threshold)
         self._index_of = pool.index_of()
         allocator = config.allocator

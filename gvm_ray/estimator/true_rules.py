@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from gvm_ray.allocators.predictive import score
+from gvm_ray.allocators.gvm_pool import score
 from gvm_ray.allocators.predictor import PromptEstimates
 from gvm_ray.config import RunConfig
 from gvm_ray.config.allocators import GVMAllocatorConfig
@@ -87,7 +87,6 @@ def _scores(
         deviations=zeros,
         accepted_norms=truth.accepted_norms,
         rejected_norms=truth.rejected_norms,
-        num_tokens=zeros,
         learned=True,
     )
     return score(allocator.score, truth.accept_rates, estimates) ** allocator.sharpness

@@ -7,85 +7,69 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from gvm_ray.allocators.history import PromptHistory
-from gvm_ray.allocators.selection import num_groups, report_selection, reward_ranges, unique_ids
+from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
+from gvm_ray.allocators.selection import num_groups, reward_ranges
 from gvm_ray.config.selecting_allocators import OfflineFilterAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.allocation import apportion
-from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, FloatArray, Prompt
+from gvm_ray.types import Allocation
 
 _ACCEPT_RATES = TypeAdapter(dict[str, Annotated[float, Field(ge=0, le=1)]])
 
 
-class OfflineFilterAllocator:
+class OfflineFilterAllocator(Allocator):
     """Groups for the candidates known to be within the bounds; where those are too few, others are measured first.
 
     Measured prompts that are within them as well get a group too, and the share of the others goes to all of these.
     """
 
-    def __init__(self, config: OfflineFilterAllocatorConfig, *, accept_threshold: float) -> None:
+    def __init__(self, settings: OfflineFilterAllocatorConfig) -> None:
         """An allocator that knows the accept rates of the file, where there is one.
 
         Raises:
             ConfigError: accept_rates_path is no JSON object of accept rates.
         """
-        self._config = config
-        self._history = PromptHistory(accept_threshold=accept_threshold)
+        self._settings = settings
         self._rates: dict[str, float] = {}  # prompt_id -> accept rate as it was measured
-        if config.accept_rates_path is not None:
-            self._rates = _load_accept_rates(Path(config.accept_rates_path))
+        if settings.accept_rates_path is not None:
+            self._rates = _load_accept_rates(Path(settings.accept_rates_path))
 
-    def rounds(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        step: int,
-        budget: int,
-        upcoming: Sequence[Prompt] = (),
-        states: FloatArray | None = None,
-    ) -> Rounds:
+    def rounds(self, step: Step) -> Rounds:
         """A round that measures, where prompts have to be, and one for the rest of the budget."""
-        config = self._config
-        ids = unique_ids(prompts)
-        samples = self._history.start_step(ids)
-        wanted = num_groups(budget, group_size=config.group_size, num_candidates=len(ids))
+        ids, settings = step.ids, self._settings
+        wanted = num_groups(step.budget, group_size=settings.group_size, num_candidates=len(ids))
         known = self._inside(ids)[:wanted]
-        room = (budget - config.group_size * len(known)) // config.first_visit_samples
+        room = (step.budget - settings.group_size * len(known)) // settings.first_visit_samples
         unmeasured = [prompt_id for prompt_id in ids if prompt_id not in self._rates]
-        measured = dict.fromkeys(unmeasured[: max(room, 0)], config.measurement_samples)
-        outcomes = yield Allocation(counts=measured, trained_on=config.train_on_measurements)
-        samples.fold(outcomes)
-        rates = dict(zip(ids, samples.accept_rates().tolist(), strict=True))
-        self._rates |= {prompt_id: rates[prompt_id] for prompt_id in reward_ranges(outcomes)}
+        measured = dict.fromkeys(unmeasured[: max(room, 0)], settings.measurement_samples)
+        outcomes = yield Allocation(counts=measured, trained_on=settings.train_on_measurements)
+        scored = list(reward_ranges(outcomes))
+        self._rates |= zip(scored, step.samples.accept_rates(scored).tolist(), strict=True)
         inside = known + self._inside(list(measured))
-        drawn = measured if config.train_on_measurements else {}
-        rest = _fill_evenly(inside or self._nearest(ids)[:wanted], drawn, budget=budget - sum(measured.values()))
-        samples.fold((yield Allocation(counts=rest)))
-        return report_selection(
-            samples,
-            ids,
-            {prompt_id: drawn.get(prompt_id, 0) + rest.get(prompt_id, 0) for prompt_id in [*drawn, *rest]},
-            estimates={"allocation/measured": float(len(measured)), "allocation/inside": float(len(inside))},
+        drawn = measured if settings.train_on_measurements else {}
+        left = step.budget - sum(measured.values())
+        yield _fill_evenly(inside or self._nearest(ids)[:wanted], drawn, budget=left)
+        return Report(
+            kept={},
+            metrics={"allocation/measured": float(len(measured)), "allocation/inside": float(len(inside))},
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts of every prompt sampled, and the accept rate of every prompt measured."""
-        return {**self._history.state_dict(), "accept_rates": dict(self._rates)}
+        """Accept rate of every prompt measured."""
+        return {"accept_rates": dict(self._rates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`'s memory."""
-        self._history.load_state_dict(state)
         self._rates = dict(state["accept_rates"])
 
     def _inside(self, prompt_ids: Sequence[str]) -> list[str]:
         """Those measured within the bounds."""
-        low, high = self._config.min_accept_rate, self._config.max_accept_rate
+        low, high = self._settings.min_accept_rate, self._settings.max_accept_rate
         return [id_ for id_ in prompt_ids if id_ in self._rates and low < self._rates[id_] < high]
 
     def _nearest(self, prompt_ids: Sequence[str]) -> list[str]:
         """By distance from the middle between the bounds, unmeasured prompts last."""
-        middle = (self._config.min_accept_rate + self._config.max_accept_rate) / 2
+        middle = (self._settings.min_accept_rate + self._settings.max_accept_rate) / 2
         return sorted(prompt_ids, key=lambda prompt_id: abs(self._rates.get(prompt_id, np.inf) - middle))
 
 

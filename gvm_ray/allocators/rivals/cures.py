@@ -6,47 +6,32 @@ from typing import Any
 
 import numpy as np
 
-from gvm_ray.allocators.counts import report_counts
-from gvm_ray.allocators.history import PromptHistory
+from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
 from gvm_ray.config.history_allocators import CurESAllocatorConfig
 from gvm_ray.functional.allocation import apportion
 from gvm_ray.functional.history_allocation import draw_by_learning_potential, policy_gradient_std
-from gvm_ray.protocols import Rounds
-from gvm_ray.types import EstimatorTerms, Float64Array, FloatArray, Prompt, TrainedNorms
+from gvm_ray.types import Float64Array, TrainedNorms
 
 _UNMEASURED = np.full((2, 2), np.nan)
 
 
-class CurESAllocator:
+class CurESAllocator(Allocator):
     """Draws budget // group_size of the candidates without replacement, and gives them n_i ~ sigma_i, in one round."""
 
-    def __init__(self, config: CurESAllocatorConfig, *, accept_threshold: float, seed: int) -> None:
-        self._config = config
-        self._seed = seed
-        self._history = PromptHistory(accept_threshold=accept_threshold, decay=config.decay)
+    def __init__(self, settings: CurESAllocatorConfig) -> None:
+        self._settings = settings
+        self.memory_decay = settings.decay
         self._norms: dict[str, Float64Array] = {}  # prompt_id -> mean and variance [2] of correct and wrong [2] samples
 
-    def rounds(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        step: int,
-        budget: int,
-        upcoming: Sequence[Prompt] = (),
-        states: FloatArray | None = None,
-    ) -> Rounds:
+    def rounds(self, step: Step) -> Rounds:
         """The whole budget at once."""
-        config = self._config
-        ids = list(dict.fromkeys(prompt.prompt_id for prompt in prompts))
-        rates = self._history.accept_rates(
-            ids, prior_successes=config.prior_successes, prior_failures=config.prior_failures
+        ids, settings = step.ids, self._settings
+        rates = step.memory.accept_rates(
+            ids, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures
         )
-        num_drawn = min(len(ids), max(1, budget // config.group_size))
+        num_drawn = min(len(ids), max(1, step.budget // settings.group_size))
         drawn = draw_by_learning_potential(
-            rates,
-            num_drawn=num_drawn,
-            temperature=config.temperature,
-            rng=np.random.default_rng((self._seed, step)),
+            rates, num_drawn=num_drawn, temperature=settings.temperature, rng=step.rng
         )
         norms = np.stack([self._norms.get(ids[row], _UNMEASURED) for row in drawn])
         sigma = policy_gradient_std(
@@ -54,16 +39,12 @@ class CurESAllocator:
             norm_means=_fill_unmeasured(norms[:, :, 0], otherwise=1.0),
             norm_variances=_fill_unmeasured(norms[:, :, 1], otherwise=0.0),
         )
-        samples_each = np.zeros(len(ids), dtype=np.int64)
-        samples_each[drawn] = apportion(sigma, budget=budget, minimum=config.min_samples)
-        counts = dict(zip(ids, samples_each.tolist(), strict=True))
-        samples = yield from self._history.sample_once(counts)
-        terms = EstimatorTerms(num_prompts=num_drawn, accept_rates=samples.known_accept_rates(ids))
-        return report_counts(
-            counts,
-            accept_rates=samples.accept_rates(),
-            estimator=terms,
-            estimates={
+        sizes = np.zeros(len(ids), dtype=np.int64)
+        sizes[drawn] = apportion(sigma, budget=step.budget, minimum=settings.min_samples)
+        yield step.counts(sizes)
+        return Report(
+            num_prompts=num_drawn,
+            metrics={
                 "allocation/p_hat_mean": float(rates[drawn].mean()),
                 "allocation/sigma_mean": float(sigma.mean()),
             },
@@ -82,16 +63,15 @@ class CurESAllocator:
             self._norms[prompt_id] = np.where(np.isnan(measured), before, measured)
 
     def state_dict(self) -> dict[str, Any]:
-        """The decayed counts of every prompt seen, and the moments of its norms, None where not measured."""
+        """Moments of every prompt's norms, None where not measured."""
         norms = {
             id_: [[value if np.isfinite(value) else None for value in of_class] for of_class in moments.tolist()]
             for id_, moments in self._norms.items()
         }
-        return {**self._history.state_dict(), "norms": norms}
+        return {"norms": norms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`'s memory."""
-        self._history.load_state_dict(state)
         self._norms = {id_: np.array(moments, dtype=np.float64) for id_, moments in state["norms"].items()}
 
 

@@ -1,0 +1,1 @@
+"""Allocators of other papers, one file each, to compare with."""

@@ -1,0 +1,32 @@
+"""Knapsack RL (arXiv 2509.25849): samples where they most raise the chance of a useful gradient."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
+from gvm_ray.config.history_allocators import KnapsackAllocatorConfig
+from gvm_ray.functional.allocation import apportion
+from gvm_ray.functional.history_allocation import allocate_by_gain, knapsack_gains
+from gvm_ray.types import Float64Array
+
+
+class KnapsackAllocator(Allocator):
+    """The n_i of the largest total value, in one round, from the accept rates of the last visits."""
+
+    def __init__(self, settings: KnapsackAllocatorConfig) -> None:
+        self._settings = settings
+        self.memory_decay = settings.decay
+
+    def rounds(self, step: Step) -> Rounds:
+        """The whole budget at once."""
+        rates = np.nan_to_num(step.memory.accept_rates(step.ids), nan=self._settings.unseen_accept_rate)
+        yield step.counts(self._split(rates, step.budget))
+        return Report(metrics={"allocation/p_hat_mean": float(rates.mean())})
+
+    def _split(self, rates: Float64Array, budget: int) -> NDArray[np.int64]:
+        """n [P]; what has no value to anyone goes to prompts never solved."""
+        low, high = self._settings.min_samples, self._settings.max_samples
+        gains = knapsack_gains(rates, minimum=low, maximum=high)
+        valued = min(budget, low * len(rates) + int((gains > 0).sum()))
+        counts = allocate_by_gain(gains, minimum=low, budget=valued)
+        return apportion(rates == 0, budget=budget, minimum=counts, maximum=high)

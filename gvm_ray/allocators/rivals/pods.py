@@ -1,0 +1,39 @@
+"""PODS (arXiv 2504.13818): many samples of every prompt, of which those with the most varied rewards are trained on."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
+from gvm_ray.allocators.selection import even_counts
+from gvm_ray.config.selecting_allocators import PODSAllocatorConfig
+from gvm_ray.functional.filtering import max_variance_subset
+from gvm_ray.types import GroupOutcome
+
+
+class PODSAllocator(Allocator):
+    """Equal groups, and `kept_samples` of each: the subset of largest reward variance."""
+
+    def __init__(self, settings: PODSAllocatorConfig) -> None:
+        self._settings = settings
+
+    def rounds(self, step: Step) -> Rounds:
+        """The whole budget at once."""
+        outcomes = yield even_counts(step.ids, step.budget)
+        return Report(kept=self._kept(outcomes))
+
+    def _kept(self, outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[int, ...]]:
+        """prompt_id -> sample indices to train on, of the prompts with more scored samples than are kept."""
+        scored: defaultdict[str, dict[int, float]] = defaultdict(dict)  # prompt_id -> sample index -> reward
+        for outcome in outcomes:
+            rewards = zip(outcome.sample_indices, outcome.rewards.tolist(), strict=True)
+            scored[outcome.prompt_id] |= {index: reward for index, reward in rewards if np.isfinite(reward)}
+        return {
+            prompt_id: tuple(list(rewards)[row] for row in self._subset(rewards))
+            for prompt_id, rewards in scored.items()
+            if len(rewards) > self._settings.kept_samples
+        }
+
+    def _subset(self, rewards: Mapping[int, float]) -> Sequence[int]:
+        return max_variance_subset(list(rewards.values()), size=self._settings.kept_samples).tolist()

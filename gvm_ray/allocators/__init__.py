@@ -1,10 +1,12 @@
 """Who gets how many samples: one file per strategy, made from its settings by `create_allocator`."""
 
+from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
+from gvm_ray.allocators.driver import AllocationDriver
+from gvm_ray.allocators.gvm import GVMAllocator
+from gvm_ray.allocators.gvm_pool import GVMOnlineAllocator, GVMPoolAllocator
 from gvm_ray.allocators.rivals.cures import CurESAllocator
 from gvm_ray.allocators.rivals.dapo import DAPOAllocator
 from gvm_ray.allocators.rivals.greso import GRESOAllocator
-from gvm_ray.allocators.gvm import GVMAllocator
-from gvm_ray.allocators.gvm_pool import GVMOnlineAllocator, GVMPoolAllocator
 from gvm_ray.allocators.rivals.knapsack import KnapsackAllocator
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocator
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocator
@@ -12,10 +14,8 @@ from gvm_ray.allocators.rivals.pods import PODSAllocator
 from gvm_ray.allocators.rivals.reinforce_ada_est import ReinforceAdaEstAllocator
 from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocator
 from gvm_ray.allocators.rivals.speed import SPEEDAllocator
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.allocators.driver import AllocationDriver
-from gvm_ray.allocators.uniform import UniformAllocator
 from gvm_ray.allocators.rivals.vip import VIPAllocator
+from gvm_ray.allocators.uniform import UniformAllocator
 from gvm_ray.config.allocators import (
     AllocatorSettings,
     CustomAllocatorConfig,
@@ -45,7 +45,16 @@ from gvm_ray.config.selecting_allocators import (
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.import_path import import_object
 
-__all__ = ["AllocationDriver", "Allocator", "GVMAllocator", "Report", "Rounds", "Step", "UniformAllocator", "create_allocator"]
+__all__ = [
+    "AllocationDriver",
+    "Allocator",
+    "GVMAllocator",
+    "Report",
+    "Rounds",
+    "Step",
+    "UniformAllocator",
+    "create_allocator",
+]
 
 
 def create_allocator(config: AllocatorSettings, *, accept_threshold: float, seed: int = 0) -> Allocator:

@@ -1,6 +1,6 @@
 """An allocator: decides, round by round, how many samples each prompt of a step gets.
 
-A strategy is arithmetic on what it is shown: no Ray, no torch, no files. `AllocationDriver` runs it and keeps the books.
+A strategy is arithmetic on what it is shown: no Ray, no torch. `AllocationDriver` runs it and keeps the books.
 """
 
 from abc import ABC, abstractmethod
@@ -49,7 +49,10 @@ class Report:
 
     counts: Mapping[str, int] | None = None  # n_i of the samples to train on; none = of the rounds
     num_prompts: int | None = None  # that the estimator averages over; none = those with samples that are kept
-    accept_rates: Float64Array | None = None  # [P] for the histogram; none = of the step's samples
+    # p in (0, 1], known without the samples that are averaged over: from before they were drawn, or from the prompt's
+    # `pilots`, the indices of samples that told it. None at all where the strategy knows none.
+    accept_rates: Mapping[str, float] = field(default_factory=dict)
+    pilots: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)  # b of the advantage r - b
     scales: Mapping[str, float] = field(default_factory=dict)  # s > 0: the advantage is divided by it
     prompt_weights: Mapping[str, float] = field(default_factory=dict)  # factor on the weights of its samples
@@ -81,6 +84,7 @@ class Allocator(ABC):
 
     def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
         """Learn the gradient norms that training measured of one batch, where the settings ask for them."""
+        return
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-serialisable memory beyond the driver's counts; a step under way isn't part of it."""
@@ -88,3 +92,4 @@ class Allocator(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the memory that `state_dict` gave."""
+        return

@@ -33,7 +33,7 @@ class _OpenStep:
 
 
 class AllocationDriver:
-    """The steps of one strategy, and one memory of the run. A step that fails is forgotten, and can be planned again."""
+    """The steps of one strategy, and one memory of the run. A step that fails is forgotten and can be planned again."""
 
     def __init__(self, strategy: Allocator, *, accept_threshold: float, seed: int = 0) -> None:
         """A driver with an empty memory.
@@ -121,8 +121,8 @@ class AllocationDriver:
         except StopIteration as done:
             if not isinstance(done.value, Report | None):
                 raise ConfigError(
-                    f"{type(self._strategy).__name__}.rounds returned {done.value!r}; end it with `return Report(...)`, "
-                    "or without a value"
+                    f"{type(self._strategy).__name__}.rounds returned {done.value!r}; end it with "
+                    "`return Report(...)`, or without a value"
                 ) from None
             self._reports[number] = _account(under_way, done.value or Report())
             return Allocation.empty()
@@ -154,12 +154,12 @@ def _account(done: _OpenStep, report: Report) -> AllocationReport:
         **({} if report.kept is None else {"allocation/dropped": float(num_dropped)}),
         **report.metrics,
     }
-    rates = _accept_rates(step, values) if report.accept_rates is None else report.accept_rates
     sampled = int((values > 0).sum()) - num_dropped
     return AllocationReport(
         estimator=EstimatorTerms(
             num_prompts=sampled if report.num_prompts is None else report.num_prompts,
-            accept_rates={},
+            accept_rates=report.accept_rates,
+            pilots=report.pilots,
             baselines=report.baselines,
             scales=report.scales,
             prompt_weights=report.prompt_weights,
@@ -168,7 +168,7 @@ def _account(done: _OpenStep, report: Report) -> AllocationReport:
         metrics=metrics,
         histograms={
             "samples_per_prompt": values.astype(np.float64),
-            "accept_rate": rates,
+            "accept_rate": _accept_rates(step, values),
             **report.histograms,
         },
     )

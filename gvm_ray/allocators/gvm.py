@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
 from gvm_ray.allocators.memory import PromptMemory
+from gvm_ray.allocators.selection import sample_indices
 from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.allocation import apportion, gvm_weights
+from gvm_ray.functional.statistics import divisible_rates
 from gvm_ray.types import Allocation, Float64Array
 
 _MAX_OPEN_BLOCKS = 16
@@ -33,6 +35,7 @@ class _Block:
     """What the later steps of a block have from its first."""
 
     pilots: PromptMemory
+    indices: dict[str, tuple[int, ...]]  # prompt_id -> its pilots
     shares: dict[str, _Share]  # prompt_id -> what no step has taken yet
 
 
@@ -62,12 +65,13 @@ class GVMAllocator(Allocator):
             ids = step.ids + [prompt.prompt_id for prompt in step.upcoming if prompt.prompt_id not in step.ids]
             budget = step.budget * len(ids) // len(step.ids)
             self._check_budget(budget, num_prompts=len(ids))
-            yield Allocation(
+            outcomes = yield Allocation(
                 counts=dict.fromkeys(ids, self._settings.pilot_samples),
                 needs_gradient_norms=True,
                 trained_on=self._settings.reuse_pilots,
             )
-            block = _Block(pilots=step.samples, shares=self._decide(ids, step.samples, budget))
+            shares = self._decide(ids, step.samples, budget)
+            block = _Block(pilots=step.samples, indices=sample_indices(outcomes), shares=shares)
             self._open_blocks.append(block)
         else:
             step.samples.add(block.pilots)
@@ -78,7 +82,9 @@ class GVMAllocator(Allocator):
         return Report(
             counts={prompt_id: share.num_samples for prompt_id, share in shares.items()},
             num_prompts=len(shares),
-            accept_rates=self._accept_rates(step.ids, step.samples),
+            accept_rates=dict(zip(shares, self._divisors(list(shares.values())), strict=True)),
+            pilots={prompt_id: block.indices.get(prompt_id, ()) for prompt_id in shares},
+            histograms={"accept_rate": self._accept_rates(step.ids, step.samples)},
             metrics={
                 "allocation/p_hat_mean": float(np.mean([share.accept_rate for share in shares.values()])),
                 "allocation/gradient_norm_mean": float(np.mean([share.gradient_norm for share in shares.values()])),
@@ -100,6 +106,10 @@ class GVMAllocator(Allocator):
             prompt_ids, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures
         )
         return np.nan_to_num(rates, nan=0.0)
+
+    def _divisors(self, shares: Sequence[_Share]) -> list[float]:
+        """p-hat of the pilots, none of them 0."""
+        return divisible_rates([share.accept_rate for share in shares], self._settings.pilot_samples).tolist()
 
     def _decide(self, prompt_ids: Sequence[str], pilots: PromptMemory, budget: int) -> dict[str, _Share]:
         """The block's allocation from its pilots."""

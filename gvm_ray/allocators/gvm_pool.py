@@ -55,7 +55,7 @@ class PredictiveAllocator(Allocator):
         scored = trials > 0
         predicted, observed = estimates.accept_rates[chosen][scored], successes[scored] / trials[scored]
         return Report(
-            accept_rates=estimates.accept_rates,
+            accept_rates=dict(zip(sampled, estimates.accept_rates[chosen].tolist(), strict=True)),
             baselines=baselines,
             scales=scales,
             prompt_weights={} if weights is None else dict(zip(sampled, weights[chosen].tolist(), strict=True)),
@@ -67,7 +67,11 @@ class PredictiveAllocator(Allocator):
                 **self._norms.metrics(),
                 **({} if weights is None else _weight_metrics(weights[chosen])),
             },
-            histograms={"predicted_accept_rate": predicted, "observed_accept_rate": observed},
+            histograms={
+                "accept_rate": estimates.accept_rates,
+                "predicted_accept_rate": predicted,
+                "observed_accept_rate": observed,
+            },
         )
 
     def observe_training(self, norms: Sequence[TrainedNorms]) -> None:

@@ -79,9 +79,7 @@ class PromptMemory:
     ) -> Float64Array:
         """Posterior means [P] under a Beta prior; NaN where neither samples nor the prior tell."""
         successes, trials = self.counts(prompt_ids)
-        rates = beta_posterior_mean(
-            successes, trials, prior_successes=prior_successes, prior_failures=prior_failures
-        )
+        rates = beta_posterior_mean(successes, trials, prior_successes=prior_successes, prior_failures=prior_failures)
         rates[trials + prior_successes + prior_failures == 0] = np.nan
         return rates
 

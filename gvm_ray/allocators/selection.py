@@ -18,6 +18,14 @@ def even_counts(prompt_ids: Sequence[str], budget: int) -> dict[str, int]:
     return {prompt_id: each + (index < left_over) for index, prompt_id in enumerate(prompt_ids)}
 
 
+def sample_indices(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[int, ...]]:
+    """prompt_id -> indices of its samples in a round."""
+    indices: dict[str, tuple[int, ...]] = {}
+    for outcome in outcomes:
+        indices[outcome.prompt_id] = (*indices.get(outcome.prompt_id, ()), *outcome.sample_indices)
+    return indices
+
+
 def reward_ranges(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[float, float]]:
     """prompt_id -> lowest and highest reward of its scored samples; equal ones have zero variance."""
     ranges: dict[str, tuple[float, float]] = {}

@@ -30,7 +30,13 @@ CHOOSING = {"candidates_per_step": 12}
 ALLOCATORS: dict[str, dict[str, Any]] = {
     "uniform": {"type": "uniform"},
     "gvm": {"type": "gvm"},
-    "gvm as published": {"type": "gvm", "reuse_pilots": False, "prior_successes": 0, "prior_failures": 0},
+    "gvm as published": {
+        "type": "gvm",
+        "reuse_pilots": False,
+        "prior_successes": 0,
+        "prior_failures": 0,
+        "min_samples": 2,
+    },
     "gvm filtered": {"type": "gvm", "filter_threshold": 0.7, "min_expected_accepted": 1.5, "max_samples": 12},
     "gvm_pool": {"type": "gvm_pool", **CHOOSING},
     "gvm_pool, single samples": {

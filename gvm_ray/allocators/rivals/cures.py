@@ -30,9 +30,7 @@ class CurESAllocator(Allocator):
             ids, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures
         )
         num_drawn = min(len(ids), max(1, step.budget // settings.group_size))
-        drawn = draw_by_learning_potential(
-            rates, num_drawn=num_drawn, temperature=settings.temperature, rng=step.rng
-        )
+        drawn = draw_by_learning_potential(rates, num_drawn=num_drawn, temperature=settings.temperature, rng=step.rng)
         norms = np.stack([self._norms.get(ids[row], _UNMEASURED) for row in drawn])
         sigma = policy_gradient_std(
             rates[drawn],
@@ -44,6 +42,7 @@ class CurESAllocator(Allocator):
         yield step.counts(sizes)
         return Report(
             num_prompts=num_drawn,
+            accept_rates={ids[row]: float(rates[row]) for row in drawn.tolist()},
             metrics={
                 "allocation/p_hat_mean": float(rates[drawn].mean()),
                 "allocation/sigma_mean": float(sigma.mean()),

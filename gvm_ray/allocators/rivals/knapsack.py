@@ -7,6 +7,7 @@ from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
 from gvm_ray.config.history_allocators import KnapsackAllocatorConfig
 from gvm_ray.functional.allocation import apportion
 from gvm_ray.functional.history_allocation import allocate_by_gain, knapsack_gains
+from gvm_ray.functional.statistics import divisible_rates
 from gvm_ray.types import Float64Array
 
 
@@ -20,8 +21,13 @@ class KnapsackAllocator(Allocator):
     def rounds(self, step: Step) -> Rounds:
         """The whole budget at once."""
         rates = np.nan_to_num(step.memory.accept_rates(step.ids), nan=self._settings.unseen_accept_rate)
+        _, trials = step.memory.counts(step.ids)
         yield step.counts(self._split(rates, step.budget))
-        return Report(metrics={"allocation/p_hat_mean": float(rates.mean())})
+        divisors = divisible_rates(rates, trials)
+        return Report(
+            accept_rates=dict(zip(step.ids, divisors.tolist(), strict=True)),
+            metrics={"allocation/p_hat_mean": float(rates.mean())},
+        )
 
     def _split(self, rates: Float64Array, budget: int) -> NDArray[np.int64]:
         """n [P]; what has no value to anyone goes to prompts never solved."""

@@ -24,5 +24,10 @@ class MoPPSAllocator(Allocator):
             rng=step.rng,
         )
         chosen = order[: num_groups(step.budget, group_size=settings.group_size, num_candidates=len(step.ids))]
-        yield even_counts([step.ids[row] for row in chosen], step.budget)
-        return Report(kept={})
+        counts = even_counts([step.ids[row] for row in chosen], step.budget)
+        rates = step.memory.accept_rates(
+            step.ids, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures
+        )
+        yield counts
+        accept_rates = dict(zip(step.ids, rates.tolist(), strict=True))
+        return Report(kept={}, accept_rates={prompt_id: accept_rates[prompt_id] for prompt_id in counts})

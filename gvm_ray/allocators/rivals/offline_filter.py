@@ -8,10 +8,11 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.allocators.selection import num_groups, reward_ranges
+from gvm_ray.allocators.selection import num_groups, reward_ranges, sample_indices
 from gvm_ray.config.selecting_allocators import OfflineFilterAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.allocation import apportion
+from gvm_ray.functional.statistics import divisible_rates
 from gvm_ray.types import Allocation
 
 _ACCEPT_RATES = TypeAdapter(dict[str, Annotated[float, Field(ge=0, le=1)]])
@@ -48,9 +49,12 @@ class OfflineFilterAllocator(Allocator):
         inside = known + self._inside(list(measured))
         drawn = measured if settings.train_on_measurements else {}
         left = step.budget - sum(measured.values())
-        yield _fill_evenly(inside or self._nearest(ids)[:wanted], drawn, budget=left)
+        rest = _fill_evenly(inside or self._nearest(ids)[:wanted], drawn, budget=left)
+        yield rest
         return Report(
             kept={},
+            accept_rates=self._divisors([*drawn, *rest]),
+            pilots=sample_indices(outcomes),
             metrics={"allocation/measured": float(len(measured)), "allocation/inside": float(len(inside))},
         )
 
@@ -66,6 +70,11 @@ class OfflineFilterAllocator(Allocator):
         """Those measured within the bounds."""
         low, high = self._settings.min_accept_rate, self._settings.max_accept_rate
         return [id_ for id_ in prompt_ids if id_ in self._rates and low < self._rates[id_] < high]
+
+    def _divisors(self, prompt_ids: Sequence[str]) -> dict[str, float]:
+        """Measured accept rates, none of them 0; of a prompt whose samples could not be scored, the prior's 1/2."""
+        rates = divisible_rates([self._rates.get(id_, 0.5) for id_ in prompt_ids], self._settings.measurement_samples)
+        return dict(zip(prompt_ids, rates.tolist(), strict=True))
 
     def _nearest(self, prompt_ids: Sequence[str]) -> list[str]:
         """By distance from the middle between the bounds, unmeasured prompts last."""

@@ -47,7 +47,8 @@ class VIPAllocator(Allocator):
                 if trials > 0:
                     self._observed.append(_Observation(state=state, successes=float(successes), trials=float(trials)))
         return Report(
-            metrics={"allocation/p_hat_mean": float(rates.mean()), "allocation/p_hat_std": float(rates.std())}
+            accept_rates=dict(zip(step.ids, rates.tolist(), strict=True)),
+            metrics={"allocation/p_hat_mean": float(rates.mean()), "allocation/p_hat_std": float(rates.std())},
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from gvm_ray.algorithms import create_algorithm, token_loss
-from gvm_ray.allocators import create_allocator
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
 from gvm_ray.config.prompts import FunctionSourceConfig
@@ -71,7 +70,7 @@ def prepare(
     transfer = _transfer(config, engine_kind) if learners else "object_store"
     create_reward(config.rewards)
     create_environment(config.environment)
-    create_allocator(config.allocator, accept_threshold=config.rewards.accept_threshold, seed=config.seed)
+    config.allocator.build(accept_threshold=config.rewards.accept_threshold, seed=config.seed)
     create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
     token_loss(config.algorithm)
     base = find_base_model(config, run_dir=run_dir)

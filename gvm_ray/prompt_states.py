@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.config.allocator_base import PromptStatesConfig
+from gvm_ray.allocators.base import PromptStatesConfig
 from gvm_ray.protocols import Learners
 from gvm_ray.types import FloatArray, Prompt
 

@@ -1,6 +1,6 @@
 """The seams: what the loop asks of the parts, and what a strategy must offer. Nothing here imports a heavy library.
 
-Strategies (``Algorithm``, ``RewardFunction``, ``Engine``, and `gvm_ray.allocators.Allocator`) are plain synchronous objects, tested
+Strategies (``Algorithm``, ``RewardFunction``, ``Engine``) are plain synchronous objects, tested
 without a cluster. The loop sees the asynchronous side (``Allocator``, ``RolloutPools``, ``Learners`` ...), which
 `gvm_ray.actors` implements over Ray and a unit test implements in process.
 """
@@ -31,6 +31,7 @@ from gvm_ray.types import (
     UpdateResult,
     WeightsRef,
 )
+
 
 # --- strategies -------------------------------------------------------------------------------------------------------
 @runtime_checkable

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import RunConfig, parse_config
-from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.config.model import ScratchModelConfig
 from gvm_ray.learner.base_model import build_scratch_model
 from gvm_ray.types import Completion, Demonstration, GroupRef, Prompt, RolloutGroup, TrainBatch, TrainGroup

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.algorithms import create_algorithm
-from gvm_ray.allocators import AllocationDriver, create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.exceptions import SystemFailure
@@ -161,7 +161,7 @@ class AsyncAllocator:
     """An allocator strategy behind the asynchronous protocol, without Ray."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.driver = AllocationDriver(create_allocator(config.allocator, accept_threshold=0.5), accept_threshold=0.5)
+        self.driver = AllocationDriver.of(config.allocator, accept_threshold=0.5)
 
     async def plan(self, prompts: Sequence[Prompt], **step: Any) -> Allocation:
         return self.driver.plan(prompts, **step)

@@ -10,8 +10,7 @@ import ray
 from gvm_ray.actors.outcome_columns import OutcomeColumns
 from gvm_ray.actors.replay import Replayed
 from gvm_ray.actors.waiting import wait_for
-from gvm_ray.allocators import AllocationDriver, create_allocator
-from gvm_ray.config.allocators import AllocatorSettings
+from gvm_ray.allocators import AllocationDriver, AllocatorSettings
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import Allocation, AllocationReport, FloatArray, GroupOutcome, Prompt, TrainedNorms
@@ -24,8 +23,7 @@ class AllocatorActor:
     """Serves one strategy; calls arrive in the order in which the driver makes them."""
 
     def __init__(self, config: AllocatorSettings, *, accept_threshold: float, seed: int) -> None:
-        strategy = create_allocator(config, accept_threshold=accept_threshold, seed=seed)
-        self._driver = AllocationDriver(strategy, accept_threshold=accept_threshold, seed=seed)
+        self._driver = AllocationDriver.of(config, accept_threshold=accept_threshold, seed=seed)
 
     def plan(self, prompts: Sequence[Prompt], **step: Any) -> Allocation:
         return self._driver.plan(prompts, **step)

@@ -7,12 +7,134 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import BeforeValidator, Field
 
 from gvm_ray.allocators.memory import PromptMemory
+from gvm_ray.settings import Count, Settings
 from gvm_ray.types import Allocation, Float64Array, FloatArray, GroupOutcome, Metrics, Prompt, TrainedNorms
+
+GroupSize = Annotated[int, Field(ge=2)]  # one sample alone has no reward variance
+
+
+class PromptStatesConfig(Settings):
+    """Hidden states of the candidates: one forward pass over a prompt, charged, and again when it is old.
+
+    An allocator that predicts without them, with `states = "none"`, pays nothing for its candidates.
+    """
+
+    pooling: Literal["mean", "last", "both"] = "mean"  # over the prompt's tokens, of the last layer
+    refresh_steps: Count = 20  # a prompt's states serve so many steps
+
+
+# TOML has no null: "none" is written there.
+OptionalPromptStates = Annotated[
+    PromptStatesConfig | None, BeforeValidator(lambda value: None if value == "none" else value)
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunShape:
+    """What an allocator's settings have to agree with."""
+
+    prompts_per_step: int
+    samples_per_prompt: int
+    max_staleness: int
+    checkpoint_every_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallestGroup:
+    """The fewest samples that a prompt which is trained on may get, and the setting that says so."""
+
+    setting: str  # with its table, as "allocator.min_samples"
+    value: int  # of the setting; one that is 0 allows groups of one
+
+
+class AllocatorConfig(Settings, ABC):
+    """The base of every allocator's settings."""
+
+    baseline_setting: ClassVar[str | None] = (
+        None  # name of one that, set, gives every prompt a baseline before sampling
+    )
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """Whether every sampled prompt has an accept rate that the samples averaged over had no part in."""
+        return False
+
+    @abstractmethod
+    def build(self, *, accept_threshold: float, seed: int) -> "Allocator":
+        """The strategy.
+
+        Args:
+            accept_threshold: a sample is accepted (a success) when its reward is at least this.
+            seed: of what the strategy draws at random beside `Step.rng`.
+        """
+
+    @abstractmethod
+    def smallest_group(self, run: RunShape) -> SmallestGroup | None:
+        """What keeps groups from being small; None where the settings can't tell."""
+
+    @property
+    def max_budget_factor(self) -> int:
+        """How many times its budget a step may cost at most; whatever it draws is charged."""
+        return 1
+
+    def num_candidates(self, prompts_per_step: int) -> int:
+        """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
+        return getattr(self, "candidates_per_step", None) or prompts_per_step
+
+    def check_fits(self, run: RunShape) -> None:
+        """Refuse a run whose budget these settings can't spend.
+
+        Raises:
+            ValueError: what is wrong, and what to write instead.
+        """
+
+
+class BoundedAllocatorConfig(AllocatorConfig):
+    """Every prompt gets between min_samples and max_samples."""
+
+    min_samples: Count
+    max_samples: Count
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """Those that it decides by, from earlier visits or other prompts."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """The lower bound."""
+        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
+
+    def check_fits(self, run: RunShape) -> None:
+        """The bounds admit the mean."""
+        if not self.min_samples <= run.samples_per_prompt <= self.max_samples:
+            raise ValueError(
+                f"samples_per_prompt={run.samples_per_prompt} is outside allocator.min_samples={self.min_samples} to "
+                f"max_samples={self.max_samples}, so the budget can't be spent; write other bounds, "
+                f"e.g. min_samples={min(self.min_samples, max(1, run.samples_per_prompt // 2))}, "
+                f"max_samples={max(self.max_samples, run.samples_per_prompt)}"
+            )
+
+
+def check_bounds(min_samples: int, max_samples: int | None, run: RunShape) -> None:
+    """Refuse bounds on n whose sums don't admit the step's budget.
+
+    Raises:
+        ValueError: which one, and what to write instead.
+    """
+    n = run.samples_per_prompt
+    if min_samples > n:
+        raise ValueError(f"allocator.min_samples={min_samples} is above samples_per_prompt={n}; write {n} or less")
+    if max_samples is not None and max_samples < n:
+        raise ValueError(
+            f"allocator.max_samples={max_samples} is below samples_per_prompt={n}, so the budget can't be spent; "
+            f"write max_samples={n} or more"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

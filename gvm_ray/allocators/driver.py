@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
+from gvm_ray.allocators.base import Allocator, AllocatorConfig, Report, Rounds, Step
 from gvm_ray.allocators.memory import PromptMemory
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import (
@@ -49,6 +49,16 @@ class AllocationDriver:
         self.memory = PromptMemory()
         self._open: dict[int, _OpenStep] = {}
         self._reports: dict[int, AllocationReport] = {}  # of finished steps, until they are asked for
+
+    @classmethod
+    def of(cls, settings: AllocatorConfig, *, accept_threshold: float, seed: int = 0) -> "AllocationDriver":
+        """A driver of the strategy that these settings describe.
+
+        Raises:
+            ConfigError: a custom allocator can't be imported or made.
+        """
+        strategy = settings.build(accept_threshold=accept_threshold, seed=seed)
+        return cls(strategy, accept_threshold=accept_threshold, seed=seed)
 
     def plan(
         self,

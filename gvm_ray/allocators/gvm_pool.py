@@ -2,25 +2,74 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.allocators.predictor import NormAgreement, PromptEstimates, RewardLevels, StatsPredictor
-from gvm_ray.config.predictive_allocators import (
-    GVMOnlineAllocatorConfig,
-    GVMPoolAllocatorConfig,
-    NeymanAllocatorConfig,
-    Score,
+from gvm_ray.allocators.base import (
+    Allocator,
+    AllocatorConfig,
+    OptionalPromptStates,
+    PromptStatesConfig,
+    Report,
+    Rounds,
+    RunShape,
+    SmallestGroup,
+    Step,
+    check_bounds,
 )
 from gvm_ray.functional.allocation import apportion, gradient_deviation, gvm_weights, neyman_weights
 from gvm_ray.functional.calibration import brier_score
 from gvm_ray.functional.selection import expected_samples, inclusion_weights, select_groups
+from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability, Settings
 from gvm_ray.types import Float64Array, Metrics, TrainedNorms
 
+if TYPE_CHECKING:
+    from gvm_ray.allocators.predictor import PromptEstimates
+
 _ALPHA, _BETA = 1e-3, 2.0  # GVM's defaults
+
+
+Score = Literal["gradient_deviation", "norm_neyman", "neyman", "log_neyman", "gvm"]
+
+
+class PredictorConfig(Settings):
+    """What an allocator expects of a prompt before it is sampled: learned on the way from the run's own samples."""
+
+    forgetting: Annotated[float, Field(gt=0, le=1)] = 0.9  # factor on the weight of samples for each step they are old
+    # Standard deviation, a priori, of what the features explain of a prompt's logit: the ridge penalty on the
+    # coefficients of D standardised features is D / prior_deviation^2. Larger fits faster, and overfits more.
+    prior_deviation: Positive = 2.0
+    history_trials: Positive = 8.0  # the features' prediction counts as so many samples of the prompt itself
+    token_features: NonNegativeCount = 0  # columns of the prompt's token counts, id modulo their number; not charged
+    source_features: tuple[str, ...] = ()  # names in Prompt.features whose values are categories, e.g. level
+    max_state_features: Count = 256  # wider hidden states are projected down at random
+    window_rows: Count = 2048  # latest groups learned from
+
+
+class _PredictiveConfig(AllocatorConfig):
+    """What they share. The score of a prompt is what its share of the budget is proportional to.
+
+    - `gradient_deviation`: root mean square of a sample's term of the policy gradient, from the predicted norms of
+      accepted and rejected samples alike: sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)).
+    - `norm_neyman`: G+ sqrt(p (1 - p)), the norms of the accepted samples alone.
+    - `neyman`: sqrt(p (1 - p)); `log_neyman`: sqrt((1 - p) / p).
+    - `gvm`: G+ / sqrt(p + alpha / p), arXiv 2505.02391, Proposition 1, with alpha = 1e-3 and beta = 2.
+    """
+
+    sharpness: Positive = 1.0  # exponent on the score
+    uniform_share: Probability = 0.1  # of the budget, split evenly whatever the scores
+    exploration: Literal["none", "thompson"] = "none"  # thompson: scores at an accept rate drawn from the belief in it
+    states: OptionalPromptStates = PromptStatesConfig()
+    predictor: PredictorConfig = PredictorConfig()
+    training_gradient_norms: bool = True
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """Those predicted before the samples are drawn."""
+        return True
 
 
 class PredictiveAllocator(Allocator):
@@ -28,11 +77,14 @@ class PredictiveAllocator(Allocator):
 
     def __init__(
         self,
-        settings: GVMPoolAllocatorConfig | GVMOnlineAllocatorConfig | NeymanAllocatorConfig,
+        settings: "GVMPoolAllocatorConfig | GVMOnlineAllocatorConfig | NeymanAllocatorConfig",
         *,
         accept_threshold: float,
         seed: int,
     ) -> None:
+        # Late, for whoever reads settings imports this module: scipy takes longer than the rest of a command line.
+        from gvm_ray.allocators.predictor import NormAgreement, RewardLevels, StatsPredictor
+
         self._settings = settings
         self._predictor = StatsPredictor(settings.predictor, accept_threshold=accept_threshold, seed=seed)
         self._norms = NormAgreement()
@@ -100,7 +152,7 @@ class PredictiveAllocator(Allocator):
         """Predicted means and deviations of the reward by prompt_id; none where the group's own serve."""
         return {}, {}
 
-    def _scores(self, estimates: PromptEstimates, rng: np.random.Generator) -> Float64Array:
+    def _scores(self, estimates: "PromptEstimates", rng: np.random.Generator) -> Float64Array:
         """[P] >= 0; ones before anything was learned."""
         if not estimates.learned:
             return np.ones(len(estimates.accept_rates))
@@ -108,6 +160,45 @@ class PredictiveAllocator(Allocator):
         if self._settings.exploration == "thompson":
             rates = _beta_draws(rates, estimates.deviations, rng)
         return score(self._settings.score, rates, estimates) ** self._settings.sharpness
+
+
+class GVMPoolAllocatorConfig(_PredictiveConfig):
+    """Selects and sizes groups out of a pool of candidates by their predicted share of the gradient's variance."""
+
+    baseline_setting: ClassVar[str | None] = "predicted_baseline"
+
+    type: Literal["gvm_pool"] = "gvm_pool"
+    score: Score = "norm_neyman"
+    candidates_per_step: Count = 1024  # of the training set; all of it where it has fewer
+    group_size: Count = 4  # a prompt gets none, or at least so many samples
+    max_samples: Count | None = None
+    # Advantage (r - b) / s with the mean b and deviation s of the reward that are predicted, also in a group of one:
+    # with rewards of 0 and 1, (r - p) / sqrt(p (1 - p)).
+    predicted_baseline: bool = False
+    undo_selection: bool = False  # weight prompts by the inverse of their chance to be chosen
+    undo_selection_cap: Annotated[float, Field(ge=1)] = 5.0  # largest such weight
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """A prompt gets none, or at least so many."""
+        return SmallestGroup(setting="allocator.group_size", value=self.group_size)
+
+    def check_fits(self, run: RunShape) -> None:
+        """The budget makes at least one group."""
+        budget = run.prompts_per_step * run.samples_per_prompt
+        if self.group_size > budget:
+            raise ValueError(
+                f"allocator.group_size={self.group_size} is above the step's budget of {budget} samples; write "
+                f"group_size={run.samples_per_prompt}"
+            )
+        if self.max_samples is not None and self.max_samples < self.group_size:
+            raise ValueError(
+                f"allocator.max_samples={self.max_samples} is below group_size={self.group_size}; write "
+                f"max_samples={self.group_size} or more"
+            )
+
+    def build(self, *, accept_threshold: float, seed: int) -> "GVMPoolAllocator":
+        """The strategy."""
+        return GVMPoolAllocator(self, accept_threshold=accept_threshold, seed=seed)
 
 
 class GVMPoolAllocator(PredictiveAllocator):
@@ -146,6 +237,51 @@ class GVMPoolAllocator(PredictiveAllocator):
         )
 
 
+class GVMOnlineAllocatorConfig(_PredictiveConfig):
+    """Divides the budget inside the step's prompts by predictions; every prompt keeps `min_samples`."""
+
+    type: Literal["gvm_online"] = "gvm_online"
+    score: Score = "gvm"
+    min_samples: NonNegativeCount = 0
+    max_samples: Count | None = None
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """The lower bound."""
+        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
+
+    def check_fits(self, run: RunShape) -> None:
+        """The bounds admit the mean."""
+        check_bounds(self.min_samples, self.max_samples, run)
+
+    def build(self, *, accept_threshold: float, seed: int) -> "GVMOnlineAllocator":
+        """The strategy."""
+        return GVMOnlineAllocator(self, accept_threshold=accept_threshold, seed=seed)
+
+
+class NeymanAllocatorConfig(_PredictiveConfig):
+    """The optimal split for a linear objective, n ~ sqrt(p (1 - p)), or for the log pass rate, n ~ sqrt((1 - p) / p)
+    (arXiv 2510.04996, appendix B), inside the step's prompts; p is predicted.
+    """
+
+    type: Literal["neyman"] = "neyman"
+    score: Literal["neyman", "log_neyman"] = "neyman"
+    training_gradient_norms: bool = False
+    min_samples: NonNegativeCount = 2  # a group of one has no baseline
+    max_samples: Count | None = None
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """The lower bound."""
+        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
+
+    def check_fits(self, run: RunShape) -> None:
+        """The bounds admit the mean."""
+        check_bounds(self.min_samples, self.max_samples, run)
+
+    def build(self, *, accept_threshold: float, seed: int) -> "GVMOnlineAllocator":
+        """The strategy."""
+        return GVMOnlineAllocator(self, accept_threshold=accept_threshold, seed=seed)
+
+
 class GVMOnlineAllocator(PredictiveAllocator):
     """n_i in proportion to the score within the bounds, inside the batch."""
 
@@ -168,7 +304,7 @@ def _weight_metrics(weights: Float64Array) -> Metrics:
     }
 
 
-def score(name: Score, accept_rates: Float64Array, estimates: PromptEstimates) -> Float64Array:
+def score(name: Score, accept_rates: Float64Array, estimates: "PromptEstimates") -> Float64Array:
     """[P] by the name of the rule; see `config.predictive_allocators`."""
     match name:
         case "gradient_deviation":

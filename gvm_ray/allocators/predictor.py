@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit
 
 from gvm_ray.allocators.memory import Observations
-from gvm_ray.config.allocator_base import PredictorConfig
 from gvm_ray.functional.calibration import rank_correlation
 from gvm_ray.functional.regression import fit_binomial, fit_ridge
 from gvm_ray.types import BoolArray, Float64Array, FloatArray, GroupOutcome, Metrics, Prompt, TrainedNorms
+
+if TYPE_CHECKING:
+    from gvm_ray.allocators.gvm_pool import PredictorConfig
 
 _SUREST = 1e-6  # no accept rate is predicted nearer to 0 or 1 from features alone
 _FEWEST_ROWS = 8  # groups with the quantity measured, before a regression on it is worth anything
@@ -102,7 +104,7 @@ class StatsPredictor:
     (forgotten) counts update.
     """
 
-    def __init__(self, config: PredictorConfig, *, accept_threshold: float, seed: int) -> None:
+    def __init__(self, config: "PredictorConfig", *, accept_threshold: float, seed: int) -> None:
         self._config = config
         self._features = PromptFeatures(
             source_features=config.source_features,

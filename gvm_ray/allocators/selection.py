@@ -4,7 +4,38 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gvm_ray.allocators.base import AllocatorConfig, GroupSize, RunShape, SmallestGroup
+from gvm_ray.settings import Count
 from gvm_ray.types import GroupOutcome
+
+
+class CandidateAllocatorConfig(AllocatorConfig):
+    """Some of the candidates get a group of samples each, as many as the budget has groups.
+
+    The other candidates get none, and come again in the next epoch.
+    """
+
+    candidates_per_step: Count | None = None
+    group_size: GroupSize = 8  # n of a selected prompt; the budget's left-over samples go one each to the first
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """All are alike."""
+        return SmallestGroup(setting="allocator.group_size", value=self.group_size)
+
+    def check_fits(self, run: RunShape) -> None:
+        """There is a group to sample, and a candidate to leave out."""
+        budget = run.prompts_per_step * run.samples_per_prompt
+        groups, candidates = budget // self.group_size, self.num_candidates(run.prompts_per_step)
+        if groups == 0:
+            raise ValueError(
+                f"allocator.group_size={self.group_size} is above the step's budget of {budget} samples; "
+                f"write group_size={max(2, run.samples_per_prompt)}"
+            )
+        if candidates <= groups:
+            raise ValueError(
+                f"{candidates} candidates leave the allocator nothing to select: the budget of {budget} samples makes "
+                f"{groups} groups of allocator.group_size={self.group_size}; write candidates_per_step={4 * groups}"
+            )
 
 
 def num_groups(budget: int, *, group_size: int, num_candidates: int) -> int:

@@ -1,7 +1,30 @@
 """The baseline: every prompt gets the same number of samples, in one round."""
 
-from gvm_ray.allocators.base import Allocator, Rounds, Step
+from typing import Literal
+
+from gvm_ray.allocators.base import (
+    Allocator,
+    AllocatorConfig,
+    Rounds,
+    RunShape,
+    SmallestGroup,
+    Step,
+)
 from gvm_ray.allocators.selection import even_counts
+
+
+class UniformAllocatorConfig(AllocatorConfig):
+    """Every prompt gets samples_per_prompt samples."""
+
+    type: Literal["uniform"] = "uniform"
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """All are alike."""
+        return SmallestGroup(setting="samples_per_prompt", value=run.samples_per_prompt)
+
+    def build(self, *, accept_threshold: float, seed: int) -> "UniformAllocator":
+        """The strategy."""
+        return UniformAllocator()
 
 
 class UniformAllocator(Allocator):

@@ -10,8 +10,8 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Probability, Settings
 from gvm_ray.exceptions import DataError
+from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Probability, Settings
 from gvm_ray.types import Float64Array
 
 Phase = Literal["exploration", "confirmation"]

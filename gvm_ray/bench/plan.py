@@ -6,11 +6,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.allocators import AllocationDriver, UniformAllocator, create_allocator
+from gvm_ray.allocators import AllocationDriver
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
+from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.bench.timing import compare
-from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
 from gvm_ray.functional.allocation import apportion, gvm_weights
 from gvm_ray.types import Allocation, AllocationReport, Float64Array, FloatArray, GroupOutcome, GroupRef, Prompt
 
@@ -69,7 +70,7 @@ def pool_step(num_prompts: int) -> tuple[Callable[[], AllocationReport], FloatAr
         prompt.prompt_id: rate for prompt, rate in zip(prompts, rng.uniform(size=len(prompts)), strict=True)
     }
     config = GVMPoolAllocatorConfig(candidates_per_step=len(prompts))
-    driver = AllocationDriver(create_allocator(config, accept_threshold=0.5), accept_threshold=0.5)
+    driver = AllocationDriver.of(config, accept_threshold=0.5)
     numbers = itertools.count()
 
     def step() -> AllocationReport:
@@ -112,14 +113,17 @@ def plans(prompts: list[Prompt]) -> dict[str, Callable[[], Allocation]]:
     rng = np.random.default_rng(0)
     accept_rates, gradient_norms = rng.uniform(size=len(prompts)), rng.lognormal(size=len(prompts))
     budget = SAMPLES_PER_PROMPT * len(prompts)
-    strategy = UniformAllocator(accept_threshold=0.5)
+    uniform, numbers = AllocationDriver.of(UniformAllocatorConfig(), accept_threshold=0.5), itertools.count()
 
     def gvm() -> Allocation:
         weights = gvm_weights(accept_rates, gradient_norms, alpha=1e-3, beta=2.0)
-        counts = apportion(weights, budget=budget)
-        return Allocation(counts=sum_by_prompt([prompt.prompt_id for prompt in prompts], counts))
+        sizes = apportion(weights, budget=budget).tolist()
+        return Allocation(counts=dict(zip([prompt.prompt_id for prompt in prompts], sizes, strict=True)))
 
-    return {"uniform plan": lambda: next(strategy.rounds(prompts, step=0, budget=budget)), "gvm decision": gvm}
+    def plan() -> Allocation:
+        return uniform.plan(prompts, step=next(numbers), budget=budget)
+
+    return {"uniform plan": plan, "gvm decision": gvm}
 
 
 def rounded_down(prompts: list[Prompt]) -> dict[str, int]:

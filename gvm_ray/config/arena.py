@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Settings
+from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # also the name of a folder
 Overrides = dict[str, Any]  # nested as in the run's own TOML; a table whose `type` changes is replaced whole

@@ -2,8 +2,8 @@
 
 from typing import get_args
 
-from gvm_ray.config.allocator_base import AllocatorConfig, RunShape
-from gvm_ray.config.allocators import AllocatorSettings
+from gvm_ray.allocators import AllocatorSettings
+from gvm_ray.allocators.base import AllocatorConfig, RunShape
 from gvm_ray.config.strategy import (
     AlgorithmSettings,
     DrGRPOConfig,

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from gvm_ray.config.base import Count, Positive, Settings
+from gvm_ray.settings import Count, Positive, Settings
 
 LayoutName = Literal["auto", "numina_math", "gsm8k", "math", "plain"]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from gvm_ray.config.base import Count, Settings
+from gvm_ray.settings import Count, Settings
 
 
 class SingleTurnConfig(Settings):

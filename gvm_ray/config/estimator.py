@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from gvm_ray.config.arena import ArmConfig, Name, VariantConfig, check_arms_algorithms, check_distinct
-from gvm_ray.config.base import Count, NonNegativeCount, Settings
+from gvm_ray.settings import Count, NonNegativeCount, Settings
 
 
 class EstimatorConfig(Settings):

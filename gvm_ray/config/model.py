@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Probability, Settings
+from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive, Probability, Settings
 
 DType = Literal["float32", "bfloat16"]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gvm_ray.config.base import Count, NonNegativeCount, Positive, Probability, Settings
+from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability, Settings
 
 # Of a split; the two never share a prompt: one to tune on, one to confirm on.
 Half = Literal["both", "first", "second"]

@@ -13,9 +13,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from gvm_ray.config.base import Settings
 from gvm_ray.config.run import RunConfig
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.settings import Settings
 
 _HEAD = """\
 # Settings

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from gvm_ray.config.base import Count, NonNegative, Positive, Settings
+from gvm_ray.settings import Count, NonNegative, Positive, Settings
 
 
 class MathVerifyRewardConfig(Settings):

@@ -4,18 +4,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gvm_ray.config.allocator_base import PromptStatesConfig, RunShape
-from gvm_ray.config.allocators import AllocatorSettings, GVMAllocatorConfig
-from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Settings
+from gvm_ray.allocators import AllocatorSettings
+from gvm_ray.allocators.base import PromptStatesConfig, RunShape
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config.baselines import check_accept_rates, check_baselines
 from gvm_ray.config.environment import EnvironmentSettings, SingleTurnConfig
 from gvm_ray.config.gpus import check_gpus
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
-from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
 from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
 from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig
 from gvm_ray.config.weight_sync import TransferSituation, WeightSyncConfig, choose_transfer
+from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive, Settings
 from gvm_ray.types import WeightTransfer
 
 InFlightPolicy = Literal["keep", "finish"]

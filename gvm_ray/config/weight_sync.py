@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gvm_ray.config.base import Count, Settings
+from gvm_ray.settings import Count, Settings
 from gvm_ray.types import WeightTransfer
 
 GPULayout = Literal["none", "apart", "parts", "shared"]

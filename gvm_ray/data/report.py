@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gvm_ray.config.base import Settings
 from gvm_ray.data.rejection import REASONS, Reason
+from gvm_ray.settings import Settings
 
 
 class Input(Settings):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
-from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.estimator.base_policy import Say
 from gvm_ray.estimator.plan import PlannedArm, base_config, planned_arms
 from gvm_ray.estimator.pool import SamplePool

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gvm_ray.algorithms import create_algorithm
-from gvm_ray.allocators import AllocationDriver, create_allocator
+from gvm_ray.allocators import AllocationDriver
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
+from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
-from gvm_ray.config.allocators import GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.estimator.pool import IndexArray, SamplePool
 from gvm_ray.functional.group_moments import SampleSizes
 from gvm_ray.types import EstimatorTerms, Float64Array, GroupOutcome, TrainBatch, TrainedNorms
@@ -97,8 +98,7 @@ class _ArmSteps:
         self._config = config
         self._pool = pool
         self._rng = rng
-        strategy = create_allocator(config.allocator, accept_threshold=threshold, seed=seed)
-        self._allocator = AllocationDriver(strategy, accept_threshold=threshold, seed=seed)
+        self._allocator = AllocationDriver.of(config.allocator, accept_threshold=threshold, seed=seed)
         self._algorithm = create_algorithm(config.algorithm, accept_threshold=threshold)
         self._index_of = pool.index_of()
         allocator = config.allocator

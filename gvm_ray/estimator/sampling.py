@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from gvm_ray.actors.reward_env import make_reward_sandbox
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
-from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.estimator.base_policy import Say, load_whole_policy, warm_started_path
 from gvm_ray.estimator.pool import IndexArray, SamplePool, distinct_rows

@@ -4,15 +4,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from gvm_ray.allocators.gvm_pool import score
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
+from gvm_ray.allocators.gvm_pool import GVMOnlineAllocatorConfig, GVMPoolAllocatorConfig, NeymanAllocatorConfig, score
 from gvm_ray.allocators.predictor import PromptEstimates
 from gvm_ray.config import RunConfig
-from gvm_ray.config.allocators import GVMAllocatorConfig
-from gvm_ray.config.predictive_allocators import (
-    GVMOnlineAllocatorConfig,
-    GVMPoolAllocatorConfig,
-    NeymanAllocatorConfig,
-)
 from gvm_ray.estimator.pool import IndexArray
 from gvm_ray.estimator.truth import PromptTruth
 from gvm_ray.functional.allocation import apportion, gvm_weights

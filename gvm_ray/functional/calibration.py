@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from gvm_ray.functional.statistics import binned_mean
 
@@ -45,6 +44,8 @@ def rank_correlation(predicted: ArrayLike, outcomes: ArrayLike) -> float:
         raise ValueError("a rank correlation needs finite numbers; leave out pairs with NaN or infinity")
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
+    from scipy.stats import rankdata  # late: settings import this module
+
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
 

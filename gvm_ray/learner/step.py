@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import RunConfig
-from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.functional.packing import split_updates
 from gvm_ray.learner.attention import AttentionKernels, resolve_attention

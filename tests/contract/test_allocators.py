@@ -11,34 +11,28 @@ import pytest
 from scripted_outcomes import run_step as scripted_step
 
 from gvm_ray.algorithms.samples import scored_samples
-from gvm_ray.allocators import AllocatorSteps, create_allocator
-from gvm_ray.config.allocator_base import PredictorConfig, RunShape
-from gvm_ray.config.allocators import (
-    AllocatorSettings,
-    CustomAllocatorConfig,
-    GVMAllocatorConfig,
-    UniformAllocatorConfig,
-)
-from gvm_ray.config.history_allocators import (
-    CurESAllocatorConfig,
-    KnapsackAllocatorConfig,
-    ReinforceAdaEstAllocatorConfig,
-    ReinforceAdaSeqAllocatorConfig,
-    VIPAllocatorConfig,
-)
-from gvm_ray.config.predictive_allocators import (
+from gvm_ray.allocators import AllocatorSettings, AllocatorSteps, create_allocator
+from gvm_ray.allocators.base import RunShape
+from gvm_ray.allocators.custom import CustomAllocatorConfig
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
+from gvm_ray.allocators.gvm_pool import (
     GVMOnlineAllocatorConfig,
     GVMPoolAllocatorConfig,
     NeymanAllocatorConfig,
+    PredictorConfig,
 )
-from gvm_ray.config.selecting_allocators import (
-    DAPOAllocatorConfig,
-    GRESOAllocatorConfig,
-    MoPPSAllocatorConfig,
-    OfflineFilterAllocatorConfig,
-    PODSAllocatorConfig,
-    SPEEDAllocatorConfig,
-)
+from gvm_ray.allocators.rivals.cures import CurESAllocatorConfig
+from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
+from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
+from gvm_ray.allocators.rivals.knapsack import KnapsackAllocatorConfig
+from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
+from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
+from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
+from gvm_ray.allocators.rivals.reinforce_ada_est import ReinforceAdaEstAllocatorConfig
+from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
+from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
+from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
+from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.protocols import AllocatorStrategy
 from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, GroupRef, Prompt
 

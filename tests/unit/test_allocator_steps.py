@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import AllocatorSteps, GVMAllocator, UniformAllocator
-from gvm_ray.config.allocators import GVMAllocatorConfig
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.protocols import Rounds
 from gvm_ray.types import Allocation, AllocationReport, EstimatorTerms, GroupOutcome, GroupRef, Prompt

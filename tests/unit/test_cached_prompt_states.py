@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gvm_ray.config.allocator_base import PromptStatesConfig
+from gvm_ray.allocators.base import PromptStatesConfig
 from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.types import FloatArray, Pooling, Prompt
 

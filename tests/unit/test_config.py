@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
+from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import RunConfig, load_config, parse_config
-from gvm_ray.config.allocators import GVMAllocatorConfig, UniformAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import Prompt
 

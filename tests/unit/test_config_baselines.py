@@ -4,8 +4,8 @@ from typing import Any, get_args
 
 import pytest
 
+from gvm_ray.allocators import AllocatorSettings
 from gvm_ray.config import parse_config
-from gvm_ray.config.allocators import AllocatorSettings
 from gvm_ray.exceptions import ConfigError
 
 RUN: dict[str, Any] = {

@@ -7,8 +7,8 @@ import pytest
 from scripted_outcomes import run_step
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.config.allocator_base import RunShape
-from gvm_ray.config.history_allocators import CurESAllocatorConfig
+from gvm_ray.allocators.base import RunShape
+from gvm_ray.allocators.rivals.cures import CurESAllocatorConfig
 from gvm_ray.protocols import ObservesTraining
 from gvm_ray.types import TrainedNorms
 

@@ -3,8 +3,8 @@
 import pytest
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.config.allocator_base import RunShape
-from gvm_ray.config.selecting_allocators import DAPOAllocatorConfig
+from gvm_ray.allocators.base import RunShape
+from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
 from tests.allocator_cases import NAN, all_equal, outcome, prompts, run_step
 
 

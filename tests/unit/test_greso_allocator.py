@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.config.allocator_base import RunShape
-from gvm_ray.config.selecting_allocators import GRESOAllocatorConfig
+from gvm_ray.allocators.base import RunShape
+from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
 from tests.allocator_cases import all_equal, run_step
 
 SURE = {"easy_probability": 1e-9, "hard_probability": 1e-9, "min_probability": 1e-9, "min_sampling_probability": 0.0}

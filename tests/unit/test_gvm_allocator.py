@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import AllocatorSteps, GVMAllocator
-from gvm_ray.config.allocators import GVMAllocatorConfig
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import Allocation, GroupOutcome, GroupRef, Prompt
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import AllocatorSteps, GVMAllocator
-from gvm_ray.config.allocators import GVMAllocatorConfig
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.functional.allocation import apportion, gvm_weights
 from gvm_ray.types import GroupOutcome, GroupRef, Prompt
 

@@ -4,8 +4,8 @@ import pytest
 from scripted_outcomes import run_step
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.config.allocator_base import RunShape
-from gvm_ray.config.history_allocators import KnapsackAllocatorConfig
+from gvm_ray.allocators.base import RunShape
+from gvm_ray.allocators.rivals.knapsack import KnapsackAllocatorConfig
 
 
 def knapsack(**settings):

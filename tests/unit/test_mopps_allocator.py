@@ -3,7 +3,7 @@
 import pytest
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.config.selecting_allocators import MoPPSAllocatorConfig
+from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
 from tests.allocator_cases import accepted, all_equal, run_step
 
 

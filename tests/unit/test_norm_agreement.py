@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from gvm_ray.allocators.norm_agreement import NormAgreement
+
 from gvm_ray.allocators.predictor import PromptEstimates
 from gvm_ray.types import TrainedNorms
 

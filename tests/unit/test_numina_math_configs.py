@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.cli import main
 from gvm_ray.config import RunConfig, load_config
-from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from tests.model_shapes import SHAPES, write_shape
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from predictor_cases import NAN, outcome, prompts, trained
-
 from gvm_ray.allocators.observations import Observations
 from gvm_ray.allocators.prompt_features import PromptFeatures
+from predictor_cases import NAN, outcome, prompts, trained
+
 from gvm_ray.types import Float64Array, GroupOutcome, Prompt
 
 

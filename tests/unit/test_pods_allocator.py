@@ -3,8 +3,8 @@
 import pytest
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.config.allocator_base import RunShape
-from gvm_ray.config.selecting_allocators import PODSAllocatorConfig
+from gvm_ray.allocators.base import RunShape
+from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
 from tests.allocator_cases import NAN, outcome, prompts
 
 

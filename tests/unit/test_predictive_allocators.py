@@ -6,16 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from gvm_ray.allocators import AllocatorSteps, create_allocator
 from gvm_ray.allocators.predictive import PredictiveAllocator
+
+from gvm_ray.allocators import AllocatorSettings, AllocatorSteps, create_allocator
+from gvm_ray.allocators.gvm_pool import GVMOnlineAllocatorConfig, GVMPoolAllocatorConfig, NeymanAllocatorConfig
 from gvm_ray.config import parse_config
-from gvm_ray.config.allocators import AllocatorSettings
-from gvm_ray.config.predictive_allocators import (
-    GVMOnlineAllocatorConfig,
-    GVMPoolAllocatorConfig,
-    NeymanAllocatorConfig,
-)
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import Allocation, AllocationReport, FloatArray, GroupOutcome, GroupRef, Prompt, TrainedNorms
 

@@ -9,8 +9,7 @@ import pytest
 from predictor_cases import NAN, outcome, prompts, trained
 from scipy.special import expit
 
-from gvm_ray.allocators.predictor import StatsPredictor
-from gvm_ray.config.allocator_base import PredictorConfig
+from gvm_ray.allocators.predictor import PredictorConfig, StatsPredictor
 from gvm_ray.functional.calibration import brier_score
 from gvm_ray.types import Float64Array, FloatArray, GroupOutcome, Prompt
 

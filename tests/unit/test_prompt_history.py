@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from scripted_outcomes import outcome
-
 from gvm_ray.allocators.history import PromptHistory, sample_indices
+from scripted_outcomes import outcome
 
 
 def visit(history: PromptHistory, *rounds: dict[str, list[float]]) -> None:

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from gvm_ray.allocators.predictive import _beta_draws, score
+
+from gvm_ray.allocators.gvm_pool import Score
 from gvm_ray.allocators.predictor import PromptEstimates
-from gvm_ray.config.predictive_allocators import Score
 from gvm_ray.functional.allocation import gradient_deviation, gvm_weights, neyman_weights
 
 

@@ -5,8 +5,9 @@ from pydantic import ValidationError
 from scripted_outcomes import run_step
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.config.allocator_base import RunShape
-from gvm_ray.config.history_allocators import ReinforceAdaEstAllocatorConfig, ReinforceAdaSeqAllocatorConfig
+from gvm_ray.allocators.base import RunShape
+from gvm_ray.allocators.rivals.reinforce_ada_est import ReinforceAdaEstAllocatorConfig
+from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 
 NAN = float("nan")

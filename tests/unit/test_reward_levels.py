@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from gvm_ray.allocators.reward_levels import RewardLevels
+from gvm_ray.allocators.steps import AllocatorSteps
 from predictor_cases import NAN, outcome, prompts
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.allocators.reward_levels import RewardLevels
-from gvm_ray.allocators.steps import AllocatorSteps
-from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 
 
 def test_before_any_sample_and_with_rewards_of_0_and_1_a_reward_is_a_bernoulli_draw() -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.config.allocator_base import RunShape
-from gvm_ray.config.selecting_allocators import SPEEDAllocatorConfig
+from gvm_ray.allocators.base import RunShape
+from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from tests.allocator_cases import NAN, all_equal, run_step
 

@@ -7,9 +7,9 @@ import pytest
 from predictor_cases import outcome, prompts
 
 from gvm_ray.allocators import AllocatorSteps, create_allocator
+from gvm_ray.allocators.base import PromptStatesConfig
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config import parse_config
-from gvm_ray.config.allocator_base import PromptStatesConfig
-from gvm_ray.config.predictive_allocators import GVMPoolAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 
 RATES = (1.0, 0.5, 0.0)  # of prompts whose middle token is 0, 1 or 2

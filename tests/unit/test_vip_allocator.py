@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from scripted_outcomes import run_step
 
 from gvm_ray.allocators import create_allocator
-from gvm_ray.config.history_allocators import VIPAllocatorConfig
+from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
 from gvm_ray.functional.history_allocation import allocate_by_gain, variance_gains
 
 STATES = np.array([[0, 0], [4, 0], [0, 4]], dtype=np.float32)

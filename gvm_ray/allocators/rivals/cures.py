@@ -2,17 +2,75 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.config.history_allocators import CurESAllocatorConfig
+from gvm_ray.allocators.base import (
+    Allocator,
+    AllocatorConfig,
+    Report,
+    Rounds,
+    RunShape,
+    SmallestGroup,
+    Step,
+)
 from gvm_ray.functional.allocation import apportion
 from gvm_ray.functional.history_allocation import draw_by_learning_potential, policy_gradient_std
+from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability
 from gvm_ray.types import Float64Array, TrainedNorms
 
 _UNMEASURED = np.full((2, 2), np.nan)
+
+
+class CurESAllocatorConfig(AllocatorConfig):
+    """CurES (arXiv 2510.01037): draws prompts with probability ~ exp(sqrt(p (1 - p)) / temperature), then n ~ sigma.
+
+    sigma is the standard deviation of a sample's policy gradient, from the gradient norms of the prompt's correct and
+    wrong samples when it was last trained on; a class that has none gets the mean over the step's prompts.
+    Published, every prompt's p and norms come from samples drawn before training, which aren't trained on; here both
+    come from training itself, and a prompt begins with the prior. The temperature is the default of the released
+    sampler, which divides by 100 (1 + successes) instead, that is draws almost uniformly.
+    """
+
+    type: Literal["cures"] = "cures"
+    group_size: Count = 8  # mean n: budget // group_size prompts are drawn
+    candidates_per_step: Count | None = None  # prompts to draw from; none = prompts_per_step
+    min_samples: NonNegativeCount = 2  # of a drawn prompt
+    temperature: Positive = 0.1
+    decay: Probability = 1.0  # factor on a prompt's earlier counts at each visit; 1 forgets nothing, as published
+    prior_successes: Positive = 1.0
+    prior_failures: Positive = 1.0
+    training_gradient_norms: bool = True  # false: all norms count as equal, n ~ sqrt(p (1 - p))
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """From earlier visits."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """The lower bound."""
+        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
+
+    def check_fits(self, run: RunShape) -> None:
+        """There are as many candidates as groups, and a group holds its minimum."""
+        budget = run.prompts_per_step * run.samples_per_prompt
+        candidates = self.candidates_per_step or run.prompts_per_step
+        if not 1 <= budget // self.group_size <= candidates:
+            raise ValueError(
+                f"allocator.group_size={self.group_size} makes {budget // self.group_size} groups of a budget of "
+                f"{budget}, of {candidates} candidates; write group_size={run.samples_per_prompt}, or more "
+                "candidates_per_step"
+            )
+        if self.min_samples > self.group_size:
+            raise ValueError(
+                f"allocator.min_samples={self.min_samples} is above group_size={self.group_size}; "
+                f"write {self.group_size} or less"
+            )
+
+    def build(self, *, accept_threshold: float, seed: int) -> "CurESAllocator":
+        """The strategy."""
+        return CurESAllocator(self)
 
 
 class CurESAllocator(Allocator):

@@ -1,8 +1,57 @@
 """DAPO's dynamic sampling (arXiv 2503.14476, Section 3.2): groups that teach nothing are replaced by other prompts'."""
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
+from typing import Literal
+
+from gvm_ray.allocators.base import (
+    Allocator,
+    AllocatorConfig,
+    Report,
+    Rounds,
+    RunShape,
+    SmallestGroup,
+    Step,
+)
 from gvm_ray.allocators.selection import even_counts, reward_ranges
-from gvm_ray.config.selecting_allocators import DAPOAllocatorConfig
+from gvm_ray.settings import Count
+
+
+class DAPOAllocatorConfig(AllocatorConfig):
+    """DAPO's dynamic sampling (arXiv 2503.14476, Section 3.2): groups of equal rewards are dropped and replaced.
+
+    The candidates are prompts_per_step * max_batches, each sampled samples_per_prompt times. A step costs more than its
+    budget where groups are replaced, up to max_batches times as much, and everything is charged; max_batches = 1 drops
+    and doesn't replace, within the budget. A refill samples as many groups as are missing; the authors' recipe samples
+    whole batches and throws the surplus away. Groups count as equal by their reward, whatever its scale. The rest of
+    DAPO is in the algorithm: `token_mean`, its own upper clip, no KL term.
+    """
+
+    type: Literal["dapo"] = "dapo"
+    max_batches: Count = 3
+
+    @property
+    def max_budget_factor(self) -> int:
+        """One budget for each batch of candidates."""
+        return self.max_batches
+
+    def num_candidates(self, prompts_per_step: int) -> int:
+        """As many batches as may be drawn."""
+        return prompts_per_step * self.max_batches
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """All are alike."""
+        return SmallestGroup(setting="samples_per_prompt", value=run.samples_per_prompt)
+
+    def check_fits(self, run: RunShape) -> None:
+        """A group can have reward variance."""
+        if run.samples_per_prompt < 2:
+            raise ValueError(
+                "allocator.type='dapo' drops groups of equal rewards, and with samples_per_prompt=1 that is all of "
+                "them; write samples_per_prompt=2 or more"
+            )
+
+    def build(self, *, accept_threshold: float, seed: int) -> "DAPOAllocator":
+        """The strategy."""
+        return DAPOAllocator(self)
 
 
 class DAPOAllocator(Allocator):

@@ -1,15 +1,54 @@
 """GRESO (arXiv 2506.02177): prompts whose last visits all had zero variance are skipped, the likelier the more."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import model_validator
 
 from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.allocators.selection import even_counts, num_groups, reward_ranges
-from gvm_ray.config.selecting_allocators import GRESOAllocatorConfig
+from gvm_ray.allocators.selection import CandidateAllocatorConfig, even_counts, num_groups, reward_ranges
 from gvm_ray.functional.filtering import adjusted_exploration, sampling_probability, zero_variance_run
+from gvm_ray.settings import Positive, Probability
 from gvm_ray.types import GroupOutcome
+
+
+class GRESOAllocatorConfig(CandidateAllocatorConfig):
+    """GRESO (arXiv 2506.02177): a prompt is skipped with probability 1 - p^z, z its zero-variance visits in a row.
+
+    p is `easy_probability` where those visits were all solved and `hard_probability` where they all failed; after each
+    step either moves by `probability_step`, down where the share of such groups reached its target and up where not.
+    Defaults are the released code's: a zero-variance target of 25 %, a third of it easy, two thirds hard.
+
+    Left out: the refill until the batch is full of informative groups, and the batch size that adapts to it. A step
+    costs its budget, and skipped candidates fill up where too few are left.
+    """
+
+    type: Literal["greso"] = "greso"
+    easy_probability: Positive = 0.5  # where it begins
+    hard_probability: Positive = 0.5
+    target_easy_fraction: Probability = 0.25 / 3  # of a step's groups
+    target_hard_fraction: Probability = 0.5 / 3
+    probability_step: Probability = 0.01
+    min_probability: Positive = 0.05
+    max_probability: Probability = 0.95
+    min_sampling_probability: Probability = 0.01  # of a prompt, however long its run
+    drop_zero_variance: bool = True  # groups of equal rewards leave the batch, as published; false trains on them too
+
+    @model_validator(mode="after")
+    def _begins_within_bounds(self) -> "GRESOAllocatorConfig":
+        for name in ("easy_probability", "hard_probability"):
+            value = getattr(self, name)
+            if not self.min_probability <= value <= self.max_probability:
+                raise ValueError(
+                    f"{name}={value} is outside min_probability={self.min_probability} to "
+                    f"max_probability={self.max_probability}; write a number between them"
+                )
+        return self
+
+    def build(self, *, accept_threshold: float, seed: int) -> "GRESOAllocator":
+        """The strategy."""
+        return GRESOAllocator(self, accept_threshold=accept_threshold)
 
 
 class GRESOAllocator(Allocator):

@@ -1,14 +1,41 @@
 """Knapsack RL (arXiv 2509.25849): samples where they most raise the chance of a useful gradient."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.config.history_allocators import KnapsackAllocatorConfig
+from gvm_ray.allocators.base import (
+    Allocator,
+    BoundedAllocatorConfig,
+    Report,
+    Rounds,
+    Step,
+)
 from gvm_ray.functional.allocation import apportion
 from gvm_ray.functional.history_allocation import allocate_by_gain, knapsack_gains
 from gvm_ray.functional.statistics import divisible_rates
+from gvm_ray.settings import Count, Probability
 from gvm_ray.types import Float64Array
+
+
+class KnapsackAllocatorConfig(BoundedAllocatorConfig):
+    """Knapsack RL (arXiv 2509.25849): the n that maximise the sum of (1 - p^n - (1 - p)^n) p (1 - p)^2.
+
+    p is the accept rate of the prompt's last visit. Published, dynamic programming solves it; the value is concave in
+    n, so taking the largest marginal gains is exact. A prompt of p = 0 or 1 has no value: it gets min_samples, and what
+    the others leave when they are at max_samples goes to those of p = 0.
+    """
+
+    type: Literal["knapsack"] = "knapsack"
+    min_samples: Count = 2
+    max_samples: Count = 128
+    decay: Probability = 0.0  # factor on a prompt's earlier counts at each visit; 0 keeps none, as published
+    unseen_accept_rate: Probability = 0.5  # before the first visit
+
+    def build(self, *, accept_threshold: float, seed: int) -> "KnapsackAllocator":
+        """The strategy."""
+        return KnapsackAllocator(self)
 
 
 class KnapsackAllocator(Allocator):

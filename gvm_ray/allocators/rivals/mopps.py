@@ -1,9 +1,39 @@
 """MoPPS (arXiv 2507.04632): prompts whose accept rate, drawn from a posterior that forgets, is nearest the target."""
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.allocators.selection import even_counts, num_groups
-from gvm_ray.config.selecting_allocators import MoPPSAllocatorConfig
+from typing import Literal
+
+from gvm_ray.allocators.base import (
+    Allocator,
+    Report,
+    Rounds,
+    Step,
+)
+from gvm_ray.allocators.selection import CandidateAllocatorConfig, even_counts, num_groups
 from gvm_ray.functional.filtering import thompson_nearest
+from gvm_ray.settings import Positive, Probability
+
+
+class MoPPSAllocatorConfig(CandidateAllocatorConfig):
+    """MoPPS (arXiv 2507.04632): the candidates whose accept rate, drawn from a Beta posterior, is nearest the target.
+
+    At each visit a prompt's earlier counts are multiplied by `decay` (the paper's lambda), which draws the posterior
+    back toward the prior, and the accepted and rejected samples of the visit are added.
+    """
+
+    type: Literal["mopps"] = "mopps"
+    target_accept_rate: Probability = 0.5
+    decay: Probability = 0.5  # 1 forgets nothing
+    prior_successes: Positive = 1.0
+    prior_failures: Positive = 1.0
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """The posterior's means, from earlier visits."""
+        return True
+
+    def build(self, *, accept_threshold: float, seed: int) -> "MoPPSAllocator":
+        """The strategy."""
+        return MoPPSAllocator(self)
 
 
 class MoPPSAllocator(Allocator):

@@ -2,20 +2,80 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.allocators.selection import num_groups, reward_ranges, sample_indices
-from gvm_ray.config.selecting_allocators import OfflineFilterAllocatorConfig
+from gvm_ray.allocators.base import Allocator, GroupSize, Report, Rounds, RunShape, SmallestGroup, Step
+from gvm_ray.allocators.selection import CandidateAllocatorConfig, num_groups, reward_ranges, sample_indices
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.allocation import apportion
 from gvm_ray.functional.statistics import divisible_rates
+from gvm_ray.settings import Probability
 from gvm_ray.types import Allocation
 
 _ACCEPT_RATES = TypeAdapter(dict[str, Annotated[float, Field(ge=0, le=1)]])
+
+
+class OfflineFilterAllocatorConfig(CandidateAllocatorConfig):
+    """Only prompts whose accept rate was within bounds when it was measured, once; those outside are left out for good.
+
+    A prompt is measured at its first visit, within the step's budget; so it is charged, and spread over the first
+    epoch. Where a file gives the rates of a measurement before training, the cost of that one is not in the run's
+    costs. A step without any prompt inside the bounds takes the ones nearest to them.
+    """
+
+    type: Literal["offline_filter"] = "offline_filter"
+    min_accept_rate: Probability = 0.0  # a prompt is kept if min < rate < max
+    max_accept_rate: Probability = 1.0
+    measurement_samples: GroupSize = 8
+    train_on_measurements: bool = True  # they then count toward the prompt's group
+    accept_rates_path: str | None = None  # JSON object prompt_id -> accept rate
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """Those measured; samples that measure are then no part of the sum."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """A prompt outside the bounds has no more than its measurement."""
+        if self.train_on_measurements:
+            return SmallestGroup(setting="allocator.measurement_samples", value=self.measurement_samples)
+        return super().smallest_group(run)
+
+    @property
+    def first_visit_samples(self) -> int:
+        """What a prompt that isn't measured yet takes of the budget."""
+        return self.group_size if self.train_on_measurements else self.group_size + self.measurement_samples
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "OfflineFilterAllocatorConfig":
+        if self.min_accept_rate >= self.max_accept_rate:
+            raise ValueError(
+                f"min_accept_rate={self.min_accept_rate} is not below max_accept_rate={self.max_accept_rate}, so no "
+                "prompt would be kept; write e.g. min_accept_rate=0, max_accept_rate=1"
+            )
+        if self.train_on_measurements and self.measurement_samples > self.group_size:
+            raise ValueError(
+                f"measurement_samples={self.measurement_samples} is above group_size={self.group_size}, of which they "
+                f"are a part; write {self.group_size} or less, or train_on_measurements=false"
+            )
+        return self
+
+    def check_fits(self, run: RunShape) -> None:
+        """Likewise, and a prompt can be measured and sampled in one step."""
+        super().check_fits(run)
+        budget = run.prompts_per_step * run.samples_per_prompt
+        if self.first_visit_samples > budget:
+            raise ValueError(
+                f"allocator.measurement_samples={self.measurement_samples} + group_size={self.group_size} is above the "
+                f"step's budget of {budget} samples; write fewer of them"
+            )
+
+    def build(self, *, accept_threshold: float, seed: int) -> "OfflineFilterAllocator":
+        """The strategy."""
+        return OfflineFilterAllocator(self)
 
 
 class OfflineFilterAllocator(Allocator):

@@ -2,14 +2,49 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
+from gvm_ray.allocators.base import (
+    Allocator,
+    AllocatorConfig,
+    GroupSize,
+    Report,
+    Rounds,
+    RunShape,
+    SmallestGroup,
+    Step,
+)
 from gvm_ray.allocators.selection import even_counts
-from gvm_ray.config.selecting_allocators import PODSAllocatorConfig
 from gvm_ray.functional.filtering import max_variance_subset
 from gvm_ray.types import GroupOutcome
+
+
+class PODSAllocatorConfig(AllocatorConfig):
+    """PODS (arXiv 2504.13818): equal groups, trained on the subset of each whose rewards have the largest variance.
+
+    All samples are charged. Samples that aren't kept are no part of the group: its advantages are those of the subset.
+    """
+
+    type: Literal["pods"] = "pods"
+    kept_samples: GroupSize = 4  # m
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """What is left of a group."""
+        return SmallestGroup(setting="allocator.kept_samples", value=self.kept_samples)
+
+    def check_fits(self, run: RunShape) -> None:
+        """There is something to leave out."""
+        if self.kept_samples >= run.samples_per_prompt:
+            raise ValueError(
+                f"allocator.kept_samples={self.kept_samples} keeps all of samples_per_prompt={run.samples_per_prompt}; "
+                f"write fewer, or samples_per_prompt={4 * self.kept_samples}"
+            )
+
+    def build(self, *, accept_threshold: float, seed: int) -> "PODSAllocator":
+        """The strategy."""
+        return PODSAllocator(self)
 
 
 class PODSAllocator(Allocator):

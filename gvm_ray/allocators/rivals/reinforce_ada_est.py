@@ -1,10 +1,49 @@
 """Reinforce-Ada-Est (arXiv 2510.04996): the split for the log pass rate, from estimates kept over epochs."""
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.config.history_allocators import ReinforceAdaEstAllocatorConfig
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from gvm_ray.allocators.base import Allocator, BoundedAllocatorConfig, Report, Rounds, Step
 from gvm_ray.functional.allocation import apportion
 from gvm_ray.functional.history_allocation import log_objective_weights
 from gvm_ray.functional.statistics import divisible_rates
+from gvm_ray.settings import Count, NonNegative, Positive, Probability
+
+
+class ReinforceAdaEstAllocatorConfig(BoundedAllocatorConfig):
+    """Reinforce-Ada-Est (arXiv 2510.04996): n ~ 1 / sqrt(p + epsilon), p from the prompt's decayed counts.
+
+    `rescale_advantages` takes (r - p) / sqrt(p + epsilon) for the advantage, with the same p. With
+    weighting = "token_mean", under which a prompt counts in proportion to its samples, the two make the gradient of
+    ln p, as published; under "prompt_mean" the weight of a prompt is 1 / sqrt(p) instead of 1 / p.
+
+    A prompt's first visit has nothing but the prior to go by, so a first epoch is sampled evenly.
+    """
+
+    baseline_setting: ClassVar[str | None] = "rescale_advantages"
+
+    type: Literal["reinforce_ada_est"] = "reinforce_ada_est"
+    min_samples: Count = 4
+    max_samples: Count = 32
+    epsilon: Positive = 1e-6
+    decay: Probability = 0.9  # factor on a prompt's earlier counts at each visit; 1 forgets nothing
+    prior_successes: NonNegative = 1.0  # Beta prior of the accept rate, as in the released code
+    prior_failures: NonNegative = 16.0
+    rescale_advantages: bool = True
+
+    @model_validator(mode="after")
+    def _prior_tells(self) -> "ReinforceAdaEstAllocatorConfig":
+        if self.prior_successes + self.prior_failures == 0:
+            raise ValueError(
+                "prior_successes=0 with prior_failures=0 leaves a prompt's first visit without an accept rate; write "
+                "e.g. prior_successes=1, prior_failures=1"
+            )
+        return self
+
+    def build(self, *, accept_threshold: float, seed: int) -> "ReinforceAdaEstAllocator":
+        """The strategy."""
+        return ReinforceAdaEstAllocator(self)
 
 
 class ReinforceAdaEstAllocator(Allocator):

@@ -2,16 +2,63 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.config.history_allocators import ReinforceAdaSeqAllocatorConfig
+from gvm_ray.allocators.base import (
+    Allocator,
+    AllocatorConfig,
+    Report,
+    Rounds,
+    RunShape,
+    SmallestGroup,
+    Step,
+)
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.allocation import apportion
 from gvm_ray.functional.history_allocation import half_of_each_class
+from gvm_ray.settings import Count, NonNegativeCount
 from gvm_ray.types import BoolArray, GroupOutcome
+
+
+class ReinforceAdaSeqAllocatorConfig(AllocatorConfig):
+    """Reinforce-Ada-Seq (arXiv 2510.04996): rounds of samples, in which a prompt goes on until it has seen enough.
+
+    enough_negatives = 0 is the rule that the paper calls "positive", both above 0 "balance". Published, a prompt draws
+    up to max_rounds * round_samples samples and a step costs whatever that comes to. Here a step costs its budget: the
+    last round is cut to what is left of it, and what is left when the rounds are over or every prompt has stopped goes
+    evenly to the prompts that have not stopped, or to all. The samples of a stopped prompt are thus spent on others,
+    which round_samples below samples_per_prompt leaves room for (8 is published).
+    """
+
+    type: Literal["reinforce_ada_seq"] = "reinforce_ada_seq"
+    round_samples: Count = 4
+    max_rounds: Count = 4
+    enough_positives: Count = 2
+    enough_negatives: NonNegativeCount = 2
+    kept_samples: Count | None = 4  # of a prompt, half of each class, are trained on; none = all
+    pool_baseline: bool = True  # the advantage is r - mean reward of all the prompt's samples, kept or not
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """A prompt may stop after its first round, and what it is compared with is the pool or what is kept of it."""
+        if self.pool_baseline or self.kept_samples is None or self.round_samples <= self.kept_samples:
+            return SmallestGroup(setting="allocator.round_samples", value=self.round_samples)
+        return SmallestGroup(setting="allocator.kept_samples", value=self.kept_samples)
+
+    def check_fits(self, run: RunShape) -> None:
+        """The first round leaves something to allocate."""
+        if self.round_samples >= run.samples_per_prompt:
+            raise ValueError(
+                f"allocator.round_samples={self.round_samples} leaves nothing of "
+                f"samples_per_prompt={run.samples_per_prompt} to allocate; write "
+                f"round_samples={max(1, run.samples_per_prompt // 2)} or a larger samples_per_prompt"
+            )
+
+    def build(self, *, accept_threshold: float, seed: int) -> "ReinforceAdaSeqAllocator":
+        """The strategy."""
+        return ReinforceAdaSeqAllocator(self, accept_threshold=accept_threshold)
 
 
 class ReinforceAdaSeqAllocator(Allocator):

@@ -1,12 +1,63 @@
 """SPEED (arXiv 2506.09016): a few samples screen every prompt, the rest goes to those neither solved nor hopeless."""
 
+from typing import Literal
+
 import numpy as np
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
+from gvm_ray.allocators.base import (
+    Allocator,
+    AllocatorConfig,
+    GroupSize,
+    Report,
+    Rounds,
+    RunShape,
+    SmallestGroup,
+    Step,
+)
 from gvm_ray.allocators.selection import even_counts, sample_indices
-from gvm_ray.config.selecting_allocators import SPEEDAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.statistics import divisible_rates
+from gvm_ray.settings import Count
+
+
+class SPEEDAllocatorConfig(AllocatorConfig):
+    """SPEED (arXiv 2506.09016): every candidate is screened with N_init samples, those of 0 < p-hat < 1 continued.
+
+    Here a step costs its budget: the candidates' screening, and the rest in equal shares for the prompts that pass, so
+    that N_cont = rest / passed. Published, N_cont is fixed and the prompts that pass wait in a buffer for their batch.
+    The published schedule, which samples the continuation together with the next batch's screening, is a matter of
+    throughput, and generators that batch continuously have it from overlapping steps (max_staleness > 0).
+    """
+
+    type: Literal["speed"] = "speed"
+    candidates_per_step: Count | None = None  # prompts that are screened; none = prompts_per_step
+    screening_samples: GroupSize = 4  # N_init; trained on where the prompt passes
+    train_on_screened_out: bool = False  # true: also the screening samples of the prompts that don't pass
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """From the screening, which is then no part of the sum."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """A prompt's screening is part of its group."""
+        return SmallestGroup(setting="allocator.screening_samples", value=self.screening_samples)
+
+    def check_fits(self, run: RunShape) -> None:
+        """The screening leaves something to continue with."""
+        budget = run.prompts_per_step * run.samples_per_prompt
+        candidates = self.num_candidates(run.prompts_per_step)
+        if candidates * self.screening_samples >= budget:
+            raise ValueError(
+                f"screening {candidates} candidates with allocator.screening_samples={self.screening_samples} each "
+                f"leaves nothing of the step's budget of {budget} samples; write candidates_per_step="
+                f"{max(run.prompts_per_step, budget // (2 * self.screening_samples))}, fewer screening_samples or a "
+                "larger samples_per_prompt"
+            )
+
+    def build(self, *, accept_threshold: float, seed: int) -> "SPEEDAllocator":
+        """The strategy."""
+        return SPEEDAllocator(self)
 
 
 class SPEEDAllocator(Allocator):

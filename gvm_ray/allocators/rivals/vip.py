@@ -4,15 +4,51 @@ import base64
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.config.history_allocators import VIPAllocatorConfig
-from gvm_ray.functional.accept_rate_prediction import predict_accept_rates
+from gvm_ray.allocators.base import Allocator, BoundedAllocatorConfig, PromptStatesConfig, Report, Rounds, Step
 from gvm_ray.functional.history_allocation import allocate_by_gain, variance_gains
+from gvm_ray.settings import Count, Positive
 from gvm_ray.types import Float64Array, FloatArray
+
+
+class VIPAllocatorConfig(BoundedAllocatorConfig):
+    """VIP (arXiv 2602.01601): the n that minimise the variance of the gradient, p predicted by a Gaussian process.
+
+    The variance of a prompt is 4 p (1 - p) (n - 1) / n^2 with the group's mean as baseline ("grpo"), or
+    4 p (1 - p) / (n - 1) with the mean of the others ("rloo"). Published, the real-valued optimum is found by bisection
+    and rounded greedily; both being convex in n, taking the largest marginal gains finds the optimal integers instead.
+
+    The process sees the policy's hidden states of the prompts, where the paper takes a sentence encoder's embeddings,
+    and empirical logits with their noise, where it takes clipped ones with none. It is refitted to a window of
+    observations at each step, and its covariance isn't carried over from step to step.
+    """
+
+    type: Literal["vip"] = "vip"
+    baseline: Literal["grpo", "rloo"] = "grpo"
+    min_samples: Annotated[int, Field(ge=2)] = 4
+    max_samples: Count = 32
+    states: PromptStatesConfig = PromptStatesConfig()
+    window: Count = 512  # latest observations, one for each visit of a prompt; fitting takes its third power
+    prior_accept_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5  # far from all observations
+    prior_std: Positive = 2.0  # of the logit of the accept rate; 2 = most are within 2 % and 98 %
+    length_scale: Positive = 0.5  # of the kernel, in units of the median distance between observations
+
+    @model_validator(mode="after")
+    def _convex(self) -> "VIPAllocatorConfig":
+        if self.baseline == "grpo" and self.min_samples < 3:
+            raise ValueError(
+                f"min_samples={self.min_samples} with baseline='grpo': its variance is convex from 3 samples on; write "
+                "min_samples=3 or more, or baseline='rloo'"
+            )
+        return self
+
+    def build(self, *, accept_threshold: float, seed: int) -> "VIPAllocator":
+        """The strategy."""
+        return VIPAllocator(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,6 +111,8 @@ class VIPAllocator(Allocator):
         settings = self._settings
         if states is None or not self._observed:
             return np.full(num_prompts, settings.prior_accept_rate)
+        from gvm_ray.functional.accept_rate_prediction import predict_accept_rates  # late: scipy and scikit-learn
+
         return predict_accept_rates(
             states,
             observed_features=np.stack([each.state for each in self._observed]),

@@ -1,0 +1,56 @@
+"""An allocator of your own, by import path."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from gvm_ray.allocators.base import Allocator, AllocatorConfig, OptionalPromptStates, RunShape
+from gvm_ray.exceptions import ConfigError
+from gvm_ray.functional.import_path import import_object
+from gvm_ray.settings import Count
+
+_SHAPE = """
+    from gvm_ray.allocators import Allocator
+
+    class MyAllocator(Allocator):
+        def rounds(self, step):  # step.ids, .budget, .memory, .samples, .states, .rng
+            outcomes = yield {prompt_id: step.budget // len(step.ids) for prompt_id in step.ids}"""
+
+
+class CustomAllocatorConfig(AllocatorConfig):
+    """Any importable `module:Class` that satisfies `protocols.AllocatorStrategy`."""
+
+    type: Literal["custom"] = "custom"
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments besides accept_threshold
+    candidates_per_step: Count | None = None  # prompts it is shown in a step; none = prompts_per_step
+    states: OptionalPromptStates = None
+    training_gradient_norms: bool = False
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """As its reports say, which is checked when they come."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> None:
+        """Its own code decides; `groups/alone` counts what comes of it."""
+        return
+
+    def build(self, *, accept_threshold: float, seed: int) -> Allocator:
+        """An instance of the class.
+
+        Raises:
+            ConfigError: it can't be imported or made, or is no allocator.
+        """
+        try:
+            made = import_object(self.path)(**self.parameters)
+        except ImportError as error:
+            raise ConfigError(f"allocator.path: {error}") from error
+        except TypeError as error:
+            raise ConfigError(
+                f"allocator.path: {self.path!r} can't be called with {sorted(self.parameters)}: {error}; an allocator "
+                f"has this shape:{_SHAPE}"
+            ) from error
+        if not isinstance(made, Allocator):
+            raise ConfigError(f"allocator.path: {self.path!r} makes no Allocator; write{_SHAPE}")
+        return made

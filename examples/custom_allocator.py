@@ -6,7 +6,7 @@ This one gives prompts that have always been solved so far half of what the othe
         --set allocator.type=custom --set allocator.path=custom_allocator:FewerForSolved
 """
 
-from gvm_ray.allocators import Allocator, Rounds, Step
+from gvm_ray.allocators import Allocator, Report, Rounds, Step
 from gvm_ray.functional.allocation import apportion
 
 
@@ -17,4 +17,7 @@ class FewerForSolved(Allocator):
         """The whole budget at once."""
         successes, trials = step.memory.counts(step.ids)
         weights = [1.0 if 0 < total == solved else 2.0 for solved, total in zip(successes, trials, strict=True)]
+        # What algorithm.weighting = "inverse" divides by: of earlier visits, never of the samples that it weights.
+        rates = step.memory.accept_rates(step.ids, prior_successes=0.5, prior_failures=0.5)
         yield step.counts(apportion(weights, budget=step.budget))
+        return Report(accept_rates=dict(zip(step.ids, rates.tolist(), strict=True)))

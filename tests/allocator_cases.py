@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from gvm_ray.allocators import AllocatorSteps
-from gvm_ray.protocols import AllocatorStrategy
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, GroupRef, Prompt
 
 NAN = float("nan")
@@ -46,10 +45,10 @@ def all_equal(solved: str = "", failed: str = "") -> Rewards:
 
 
 def run_step(
-    strategy: AllocatorStrategy, ids: Iterable[str], *, budget: int, rewards: Rewards, step: int = 0
+    strategy: AllocationDriver, ids: Iterable[str], *, budget: int, rewards: Rewards, step: int = 0
 ) -> tuple[list[Allocation], AllocationReport]:
     """The rounds of a step whose samples get these rewards, and its report."""
-    steps = AllocatorSteps(strategy)
+    steps = strategy
     rounds = []
     allocation = steps.plan(prompts(ids), step=step, budget=budget)
     while allocation.total:

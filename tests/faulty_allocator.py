@@ -1,17 +1,13 @@
 """An allocator whose third step fails."""
 
-from collections.abc import Sequence
-from typing import Any
-
-from gvm_ray.allocators import UniformAllocator
-from gvm_ray.protocols import Rounds
-from gvm_ray.types import Prompt
+from gvm_ray.allocators import Rounds, Step
+from gvm_ray.allocators.uniform import UniformAllocator
 
 
 class NoSuchStep(UniformAllocator):
     """Uniform until then."""
 
-    def rounds(self, prompts: Sequence[Prompt], *, step: int, **rest: Any) -> Rounds:
-        if step == 2:
+    def rounds(self, step: Step) -> Rounds:
+        if step.number == 2:
             raise RuntimeError("the third step is one too many")
-        return super().rounds(prompts, step=step, **rest)
+        return super().rounds(step)

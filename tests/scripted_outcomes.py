@@ -5,13 +5,12 @@ from typing import Any
 
 from allocator_cases import outcome, prompts
 
-from gvm_ray.allocators import AllocatorSteps
-from gvm_ray.protocols import AllocatorStrategy
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.types import AllocationReport
 
 
 def run_step(
-    allocator: AllocatorStrategy,
+    allocator: AllocationDriver,
     ids: str,
     *,
     budget: int,
@@ -20,7 +19,7 @@ def run_step(
     **arguments: Any,
 ) -> tuple[list[dict[str, int]], AllocationReport]:
     """The counts of each round, and the report; a prompt's samples have its rewards in turn, over and over."""
-    steps = AllocatorSteps(allocator)
+    steps = allocator
     allocation = steps.plan(prompts(ids), step=step, budget=budget, **arguments)
     rounds: list[dict[str, int]] = []
     drawn = dict.fromkeys(ids, 0)

@@ -11,7 +11,7 @@ import pytest
 from scripted_outcomes import run_step as scripted_step
 
 from gvm_ray.algorithms.samples import scored_samples
-from gvm_ray.allocators import AllocatorSettings, AllocatorSteps, create_allocator
+from gvm_ray.allocators import AllocationDriver, AllocatorSettings
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.custom import CustomAllocatorConfig
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
@@ -33,7 +33,6 @@ from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocator
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
 from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
-from gvm_ray.protocols import AllocatorStrategy
 from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, GroupRef, Prompt
 
 CONFIGS: dict[str, AllocatorSettings] = {
@@ -119,7 +118,7 @@ def sample(
 
 
 def run_step(
-    allocator: AllocatorStrategy,
+    allocator: AllocationDriver,
     *,
     prompts: list[Prompt],
     upcoming: list[Prompt],
@@ -131,20 +130,19 @@ def run_step(
     rng = np.random.default_rng(seed)
     known = {prompt.prompt_id for prompt in [*prompts, *upcoming]}
     drawn: dict[str, int] = {}
-    steps = AllocatorSteps(allocator)
-    allocation = steps.plan(prompts, step=0, budget=budget, upcoming=upcoming)
+    allocation = allocator.plan(prompts, step=0, budget=budget, upcoming=upcoming)
     while allocation.total:
         assert set(allocation.counts) <= known
         for prompt_id, count in allocation.counts.items():
             assert type(count) is int
             assert count >= 0
             drawn[prompt_id] = drawn.get(prompt_id, 0) + count
-        allocation = steps.observe(sample(allocation, rate, rng), step=0)
-    return drawn, steps.report(step=0)
+        allocation = allocator.observe(sample(allocation, rate, rng), step=0)
+    return drawn, allocator.report(step=0)
 
 
 def run_block(
-    allocator: AllocatorStrategy, config: AllocatorSettings, *, rate: Rate, size: int, budget: int, first: int = 0
+    allocator: AllocationDriver, config: AllocatorSettings, *, rate: Rate, size: int, budget: int, first: int = 0
 ):
     """Samples drawn for each prompt over a block of steps."""
     steps = config.block_steps if isinstance(config, GVMAllocatorConfig) else 1
@@ -159,14 +157,10 @@ def run_block(
     return steps, drawn
 
 
-def test_it_is_an_allocator_strategy(config) -> None:
-    assert isinstance(create_allocator(config, accept_threshold=0.5), AllocatorStrategy)
-
-
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
 @pytest.mark.parametrize("size", [1, 8])
 def test_it_spends_exactly_the_budget(config, rate: Rate, size: int) -> None:
-    allocator = create_allocator(config, accept_threshold=0.5)
+    allocator = AllocationDriver.of(config, accept_threshold=0.5)
     for block in range(2):
         steps, drawn = run_block(allocator, config, rate=rate, size=size, budget=8 * size, first=100 * block)
         assert_spent(drawn, budget=steps * 8 * size, config=config)
@@ -174,7 +168,7 @@ def test_it_spends_exactly_the_budget(config, rate: Rate, size: int) -> None:
 
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
 def test_it_spends_exactly_the_budget_on_prompts_it_knows(config, rate: Rate) -> None:
-    allocator = create_allocator(config, accept_threshold=0.5)
+    allocator = AllocationDriver.of(config, accept_threshold=0.5)
     for _ in range(3):
         steps, drawn = run_block(allocator, config, rate=rate, size=8, budget=64)
         assert_spent(drawn, budget=steps * 64, config=config)
@@ -187,7 +181,7 @@ def assert_spent(drawn: dict[str, int], *, budget: int, config: AllocatorSetting
 
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
 def test_every_sampled_prompt_has_an_accept_rate_or_none_has(config, rate: Rate) -> None:
-    allocator = create_allocator(config, accept_threshold=0.5)
+    allocator = AllocationDriver.of(config, accept_threshold=0.5)
     prompts = make_prompts(0, 8)
     for _ in range(3):
         _, report = run_step(allocator, prompts=prompts, upcoming=[], budget=64, rate=rate)
@@ -204,7 +198,7 @@ def test_samples_that_are_averaged_over_have_no_part_in_their_accept_rates(confi
     ids, reports = "abcdefgh", []
     script = {id_: [float((row + i) % 3 == 0) for i in range(64)] for row, id_ in enumerate(ids)}
     for flipped in (False, True):
-        allocator = create_allocator(config, accept_threshold=0.5)
+        allocator = AllocationDriver.of(config, accept_threshold=0.5)
         scripted_step(allocator, ids, budget=64, rewards=script)  # a first visit, for those that learn from it
         pilots = reports[0].estimator.pilots if flipped else {}
         rewards = {
@@ -221,10 +215,10 @@ def test_no_trained_group_is_smaller_than_the_settings_say(config, rate: Rate) -
     shape = RunShape(prompts_per_step=8, samples_per_prompt=8, max_staleness=0, checkpoint_every_steps=6)
     smallest = config.smallest_group(shape)
     floor = 1 if smallest is None else max(smallest.value, 1)
-    allocator = create_allocator(config, accept_threshold=0.5)
+    allocator = AllocationDriver.of(config, accept_threshold=0.5)
     rng = np.random.default_rng(0)
     for step in range(4):
-        steps, trained = AllocatorSteps(allocator), []
+        steps, trained = allocator, []
         allocation = steps.plan(make_prompts(0, 8), step=step, budget=64)
         drawn: Counter[str] = Counter()
         while allocation.total:
@@ -242,17 +236,17 @@ def test_all_allocators_are_here() -> None:
 
 def test_the_decision_is_a_function_of_what_was_observed(config) -> None:
     runs = [
-        run_block(create_allocator(config, accept_threshold=0.5), config, rate=RATES["mixed"], size=8, budget=64)
+        run_block(AllocationDriver.of(config, accept_threshold=0.5), config, rate=RATES["mixed"], size=8, budget=64)
         for _ in range(2)
     ]
     assert runs[0] == runs[1]
 
 
 def test_its_memory_survives_json_and_it_goes_on_alike(config) -> None:
-    allocator = create_allocator(config, accept_threshold=0.5)
+    allocator = AllocationDriver.of(config, accept_threshold=0.5)
     run_block(allocator, config, rate=RATES["mixed"], size=8, budget=64)
     state = json.loads(json.dumps(allocator.state_dict(), allow_nan=False))
-    resumed = create_allocator(config, accept_threshold=0.5)
+    resumed = AllocationDriver.of(config, accept_threshold=0.5)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == allocator.state_dict() == state
     again = [
@@ -263,16 +257,16 @@ def test_its_memory_survives_json_and_it_goes_on_alike(config) -> None:
 
 
 def test_memory_counts_every_scored_sample(config) -> None:
-    allocator = create_allocator(config, accept_threshold=0.5)
+    allocator = AllocationDriver.of(config, accept_threshold=0.5)
     _, drawn = run_block(allocator, config, rate=RATES["p = 1"], size=8, budget=64)
     memory = allocator.state_dict()["prompts"]
-    assert {prompt_id: stats["trials"] for prompt_id, stats in memory.items()} == drawn
-    assert {prompt_id: stats["successes"] for prompt_id, stats in memory.items()} == drawn
+    assert {prompt_id: trials for prompt_id, (trials, _, _) in memory.items()} == drawn
+    assert {prompt_id: successes for prompt_id, (_, successes, _) in memory.items()} == drawn
 
 
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
 def test_metrics_and_histograms_describe_the_step(config, rate: Rate) -> None:
-    allocator = create_allocator(config, accept_threshold=0.5)
+    allocator = AllocationDriver.of(config, accept_threshold=0.5)
     _, report = run_step(allocator, prompts=make_prompts(0, 8), upcoming=[], budget=64, rate=rate)
     metrics, histograms = report.metrics, report.histograms
     counts = histograms["samples_per_prompt"]
@@ -289,7 +283,7 @@ def test_metrics_and_histograms_describe_the_step(config, rate: Rate) -> None:
 
 
 def test_overlapping_steps_give_what_each_gives_alone(config) -> None:
-    def observed(steps: AllocatorSteps, allocator: AllocatorStrategy, step: int):
+    def observed(steps: AllocationDriver, step: int):
         """One line for each round of the step, then its report and accept rates."""
         rng = np.random.default_rng(step)
         prompts, upcoming = make_prompts(100 * step, 8), make_prompts(100 * step + 8, 16)
@@ -303,10 +297,8 @@ def test_overlapping_steps_give_what_each_gives_alone(config) -> None:
 
     alone = []
     for step in (0, 1):
-        allocator = create_allocator(config, accept_threshold=0.5)
-        alone.append(list(observed(AllocatorSteps(allocator), allocator, step)))
-    allocator = create_allocator(config, accept_threshold=0.5)
-    steps = AllocatorSteps(allocator)
-    lines = zip_longest(observed(steps, allocator, 0), observed(steps, allocator, 1))
+        alone.append(list(observed(AllocationDriver.of(config, accept_threshold=0.5), step)))
+    steps = AllocationDriver.of(config, accept_threshold=0.5)
+    lines = zip_longest(observed(steps, 0), observed(steps, 1))
     together = zip(*lines, strict=True)
     assert [[line for line in lines_of_step if line is not None] for lines_of_step in together] == alone

@@ -188,7 +188,7 @@ def _groups(batch: TrainBatch) -> list[list[Any]]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values: NaN as None, arrays by their size, how many are finite, and the sums of these and of their squares."""
+    """JSON values: NaN as None, arrays by their size, how many are finite, and the sums of these and their squares."""
     return {name: _json(value) for name, value in values.items() if not name.startswith("time/")}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import RunConfig, load_config, parse_config
@@ -61,12 +61,11 @@ def test_compared_configs_differ_only_in_allocator_and_algorithm() -> None:
 
 def test_the_default_allocator_has_no_pilots_and_works_on_prompts_it_never_saw() -> None:
     config = parse_config(minimal())
-    allocator = create_allocator(config.allocator, accept_threshold=0.5, seed=0)
+    allocator = AllocationDriver.of(config.allocator, accept_threshold=0.5, seed=0)
     ids = [str(i) for i in range(config.candidates_per_step)]
     prompts = [Prompt(prompt_id=id_, text=id_, token_ids=np.zeros(3, np.int32), answer="1") for id_ in ids]
     states = np.random.default_rng(0).standard_normal((len(ids), 8)).astype(np.float32)
-    rounds = allocator.rounds(prompts, step=0, budget=config.samples_per_step, states=states)
-    first = next(rounds)
+    first = allocator.plan(prompts, step=0, budget=config.samples_per_step, states=states)
     assert not first.is_pilot
     assert first.total == config.samples_per_step == 512
     assert min(first.counts.values()) == 0  # it selects

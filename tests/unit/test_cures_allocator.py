@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 from scripted_outcomes import run_step
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.cures import CurESAllocatorConfig
-from gvm_ray.protocols import ObservesTraining
 from gvm_ray.types import TrainedNorms
 
 NAN = float("nan")
 
 
 def cures(*, seed: int = 0, **settings):
-    return create_allocator(CurESAllocatorConfig(**settings), accept_threshold=0.5, seed=seed)
+    return AllocationDriver.of(CurESAllocatorConfig(**settings), accept_threshold=0.5, seed=seed)
 
 
 def norms(prompt_id: str, positive: list[float], negative: list[float]) -> TrainedNorms:
@@ -57,7 +56,6 @@ def test_draws_follow_seed_and_step_and_the_probabilities() -> None:
 
 def test_samples_follow_the_norms_of_training() -> None:
     allocator = cures(min_samples=0)
-    assert isinstance(allocator, ObservesTraining)
     allocator.observe_training(
         [norms("a", [3, 3], [3]), norms("b", [1], [NAN]), norms("b", [], [1.0]), norms("z", [], [])]
     )
@@ -72,9 +70,9 @@ def test_later_norms_replace_those_of_their_class_alone() -> None:
     allocator = cures(min_samples=0)
     allocator.observe_training([norms("a", [4], [2])])
     allocator.observe_training([norms("a", [8, 8], [])])
-    assert allocator.state_dict()["norms"] == {"a": [[8, 0], [2, 0]]}
+    assert allocator.state_dict()["strategy"]["norms"] == {"a": [[8, 0], [2, 0]]}
     allocator.observe_training([norms("a", [], [1, 3])])
-    assert allocator.state_dict()["norms"] == {"a": [[8, 0], [2, 1]]}
+    assert allocator.state_dict()["strategy"]["norms"] == {"a": [[8, 0], [2, 1]]}
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 import pytest
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
 from tests.allocator_cases import NAN, all_equal, outcome, prompts, run_step
 
 
 def dapo(max_batches: int = 3):
-    return create_allocator(DAPOAllocatorConfig(max_batches=max_batches), accept_threshold=0.5)
+    return AllocationDriver.of(DAPOAllocatorConfig(max_batches=max_batches), accept_threshold=0.5)
 
 
 def test_groups_of_equal_rewards_are_replaced_until_none_is_missing() -> None:
@@ -51,11 +51,10 @@ def test_no_more_batches_of_an_uneven_number_of_candidates_than_allowed() -> Non
 
 def test_variance_is_of_the_scored_rewards_of_any_scale() -> None:
     strategy = dapo()
-    rounds = strategy.rounds(prompts("abcdefghi"), step=0, budget=12)
-    assert dict(next(rounds).counts) == {"a": 4, "b": 4, "c": 4}
+    assert dict(strategy.plan(prompts("abcdefghi"), step=0, budget=12).counts) == {"a": 4, "b": 4, "c": 4}
     # a differs below the threshold, and over two outcomes; b only by what is unscored; c is unscored
     outcomes = [outcome("a", [0.1, 0.1]), outcome("a", [0.2, 0.1]), outcome("b", [1, NAN]), outcome("c", [NAN] * 4)]
-    assert dict(rounds.send(outcomes).counts) == {"d": 4, "e": 4}
+    assert dict(strategy.observe(outcomes, step=0).counts) == {"d": 4, "e": 4}
 
 
 def test_the_settings_say_how_many_candidates_and_what_a_step_may_cost() -> None:

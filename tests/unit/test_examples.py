@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from gvm_ray.allocators import AllocatorSteps
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.cli import main
 from gvm_ray.config import RunConfig
 from gvm_ray.reporting import RunFolder
@@ -104,7 +104,7 @@ def test_brevity(num_tokens: int, expected: float) -> None:
 
 
 def test_fewer_samples_for_solved_prompts() -> None:
-    steps = AllocatorSteps(importlib.import_module("custom_allocator").FewerForSolved(accept_threshold=0.5))
+    steps = AllocationDriver(importlib.import_module("custom_allocator").FewerForSolved(), accept_threshold=0.5)
     prompts = [prompt(name) for name in "abc"]
     assert dict(steps.plan(prompts, step=0, budget=15).counts) == {"a": 5, "b": 5, "c": 5}
     assert steps.observe([outcome("a", 1.0, 1.0), outcome("b", 1.0, 0.0)], step=0).total == 0

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from gvm_ray.allocators.selection import even_counts, num_groups, reward_ranges, unique_ids
+from gvm_ray.allocators.selection import even_counts, num_groups, reward_ranges
 from gvm_ray.functional.filtering import (
     adjusted_exploration,
     max_variance_subset,
@@ -13,7 +13,7 @@ from gvm_ray.functional.filtering import (
     thompson_nearest,
     zero_variance_run,
 )
-from tests.allocator_cases import NAN, outcome, prompts
+from tests.allocator_cases import NAN, outcome
 
 
 @pytest.mark.parametrize("kind", ["binary", "graded", "continuous"])
@@ -98,7 +98,6 @@ def test_thompson_draws_have_the_mean_and_spread_of_the_posterior() -> None:
 def test_shares_of_groups() -> None:
     assert even_counts("abc", 11) == {"a": 4, "b": 4, "c": 3}
     assert [num_groups(budget, group_size=8, num_candidates=5) for budget in (7, 8, 31, 80)] == [1, 1, 3, 5]
-    assert unique_ids(prompts("abca")) == ["a", "b", "c"]
 
 
 def test_the_range_of_a_prompt_is_over_all_its_outcomes_and_scored_samples() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
 from tests.allocator_cases import all_equal, run_step
@@ -14,7 +14,7 @@ REWARDS = all_equal(solved="ab", failed="d")
 
 def greso(**settings):
     config = GRESOAllocatorConfig(**{"group_size": 4, "probability_step": 0, **settings})
-    return create_allocator(config, accept_threshold=0.5, seed=3)
+    return AllocationDriver.of(config, accept_threshold=0.5, seed=3)
 
 
 def counts(strategy, ids: str, *, budget: int = 8, step: int = 0) -> dict[str, int]:
@@ -27,14 +27,14 @@ def test_the_first_candidates_that_are_not_skipped_get_the_groups() -> None:
     assert counts(strategy, "abcdef") == {"a": 4, "b": 4}  # nothing is known yet
     assert counts(strategy, "abcdef") == {"c": 4, "d": 4}  # a and b had zero variance
     assert counts(strategy, "abcdef") == {"c": 4, "e": 4}  # and d; c had not
-    assert strategy.state_dict()["zero_variance_runs"] == {"a": 1, "b": 1, "c": 0, "d": -1, "e": 0}
+    assert strategy.state_dict()["strategy"]["zero_variance_runs"] == {"a": 1, "b": 1, "c": 0, "d": -1, "e": 0}
 
 
 def test_skipped_candidates_fill_up_and_the_budget_is_spent() -> None:
     strategy = greso(**SURE)
     counts(strategy, "abd", budget=12)
     assert counts(strategy, "abcd", budget=13) == {"c": 5, "a": 4, "b": 4}
-    assert strategy.state_dict()["zero_variance_runs"] == {"a": 2, "b": 2, "c": 0, "d": -1}
+    assert strategy.state_dict()["strategy"]["zero_variance_runs"] == {"a": 2, "b": 2, "c": 0, "d": -1}
 
 
 def test_a_prompt_with_a_run_is_sampled_as_often_as_its_probability_says() -> None:
@@ -42,9 +42,11 @@ def test_a_prompt_with_a_run_is_sampled_as_often_as_its_probability_says() -> No
     strategy.load_state_dict(
         {
             "prompts": {},
-            "zero_variance_runs": {"a": 2, "d": -1},
-            "easy_probability": 0.5,
-            "hard_probability": 0.8,
+            "strategy": {
+                "zero_variance_runs": {"a": 2, "d": -1},
+                "easy_probability": 0.5,
+                "hard_probability": 0.8,
+            },
         }
     )
     memory = strategy.state_dict()
@@ -70,12 +72,13 @@ def test_zero_variance_groups_leave_the_batch_unless_set_otherwise() -> None:
 def test_exploration_adapts_once_prompts_come_again() -> None:
     strategy = greso(probability_step=0.1, target_easy_fraction=0.5, target_hard_fraction=0.3)
     run_step(strategy, "abce", budget=16, rewards=REWARDS)
-    assert (strategy.state_dict()["easy_probability"], strategy.state_dict()["hard_probability"]) == (0.5, 0.5)
+    assert strategy.state_dict()["strategy"]["easy_probability"] == 0.5
+    assert strategy.state_dict()["strategy"]["hard_probability"] == 0.5
     # a, b solved, c, e neither: half are easy, which reaches the target; none is hard, which doesn't
     _, report = run_step(strategy, "abce", budget=16, rewards=REWARDS, step=1)
     assert report.metrics["allocation/easy_probability"] == 0.5  # what the step was decided with
-    assert strategy.state_dict()["easy_probability"] == pytest.approx(0.4)
-    assert strategy.state_dict()["hard_probability"] == pytest.approx(0.6)
+    assert strategy.state_dict()["strategy"]["easy_probability"] == pytest.approx(0.4)
+    assert strategy.state_dict()["strategy"]["hard_probability"] == pytest.approx(0.6)
 
 
 def test_settings_that_cannot_be_met_are_refused() -> None:

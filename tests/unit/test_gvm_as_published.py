@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from gvm_ray.allocators import AllocatorSteps, GVMAllocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.functional.allocation import apportion, gvm_weights
 from gvm_ray.types import GroupOutcome, GroupRef, Prompt
@@ -76,7 +76,7 @@ def test_an_allocator_set_as_published_draws_those_counts() -> None:
     """Pilots that only inform, p and G of the accepted pilots alone: the mean of their norms, and no prior."""
     rng = np.random.default_rng(5)
     config = GVMAllocatorConfig(pilot_samples=8, reuse_pilots=False, prior_successes=0, prior_failures=0)
-    steps = AllocatorSteps(GVMAllocator(config, accept_threshold=0.5))
+    steps = AllocationDriver.of(config, accept_threshold=0.5)
     ids = [str(index) for index in range(60)]
     steps.plan(
         [Prompt(prompt_id=id_, text="", token_ids=np.zeros(1, dtype=np.int32), answer="") for id_ in ids],

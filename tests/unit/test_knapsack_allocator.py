@@ -3,13 +3,13 @@
 import pytest
 from scripted_outcomes import run_step
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.knapsack import KnapsackAllocatorConfig
 
 
 def knapsack(**settings):
-    return create_allocator(KnapsackAllocatorConfig(**settings), accept_threshold=0.5)
+    return AllocationDriver.of(KnapsackAllocatorConfig(**settings), accept_threshold=0.5)
 
 
 REWARDS = {"a": [0, 0, 0, 1], "b": [1, 1, 1, 0], "c": [1], "d": [0]}

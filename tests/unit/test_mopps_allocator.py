@@ -2,24 +2,19 @@
 
 import pytest
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
 from tests.allocator_cases import accepted, all_equal, run_step
 
 
 def mopps(**settings):
     config = MoPPSAllocatorConfig(**{"group_size": 4, **settings})
-    return create_allocator(config, accept_threshold=0.5, seed=1)
+    return AllocationDriver.of(config, accept_threshold=0.5, seed=1)
 
 
 def known(**counts: tuple[float, float]) -> dict[str, object]:
     """A memory of successes and trials."""
-    return {
-        "prompts": {
-            id_: {"successes": s, "trials": t, "gradient_norm": None, "policy_version": 0}
-            for id_, (s, t) in counts.items()
-        }
-    }
+    return {"prompts": {id_: [t, s, None] for id_, (s, t) in counts.items()}, "strategy": {}}
 
 
 def test_the_prompts_nearest_the_target_get_equal_groups() -> None:
@@ -39,9 +34,9 @@ def test_earlier_counts_are_discounted_at_each_visit_and_only_then() -> None:
     strategy = mopps(decay=0.5)
     for step, (ids, number) in enumerate((("a", 1), ("b", 4), ("a", 3))):
         run_step(strategy, ids, budget=4, rewards=lambda _, n, number=number: accepted(number, n), step=step)
-    memory = strategy.state_dict()["prompts"]
-    assert (memory["a"]["successes"], memory["a"]["trials"]) == (0.5 * 1 + 3, 0.5 * 4 + 4)
-    assert (memory["b"]["successes"], memory["b"]["trials"]) == (4, 4)
+    successes, trials = strategy.memory.counts(["a", "b"])
+    assert successes.tolist() == [0.5 * 1 + 3, 4]
+    assert trials.tolist() == [0.5 * 4 + 4, 4]
 
 
 def test_candidates_that_got_no_samples_leave_no_trace() -> None:

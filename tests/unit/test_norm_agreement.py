@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from gvm_ray.allocators.norm_agreement import NormAgreement
 
-from gvm_ray.allocators.predictor import PromptEstimates
+from gvm_ray.allocators.predictor import NormAgreement, PromptEstimates
 from gvm_ray.types import TrainedNorms
 
 
@@ -15,7 +14,6 @@ def estimates(accepted_norms: list[float]) -> PromptEstimates:
         deviations=ones,
         accepted_norms=np.array(accepted_norms),
         rejected_norms=ones,
-        num_tokens=ones,
         learned=True,
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
 from gvm_ray.exceptions import ConfigError
@@ -17,7 +17,7 @@ REWARDS = all_equal(solved="a", failed="c")
 
 def offline_filter(**settings):
     config = OfflineFilterAllocatorConfig(**{"group_size": 4, "measurement_samples": 2, **settings})
-    return create_allocator(config, accept_threshold=0.5)
+    return AllocationDriver.of(config, accept_threshold=0.5)
 
 
 def counts(strategy, ids: str, *, budget: int, rewards=REWARDS) -> list[dict[str, int]]:
@@ -28,7 +28,7 @@ def test_prompts_are_measured_once_and_those_outside_the_bounds_left_out() -> No
     strategy = offline_filter()
     # twelve samples are three groups: a, b and c are measured, and only b stays: 6 more than its 2
     assert counts(strategy, "abcdef", budget=12) == [dict.fromkeys("abc", 2), {"b": 6}]
-    assert strategy.state_dict()["accept_rates"] == {"a": 1.0, "b": 0.5, "c": 0.0}
+    assert strategy.state_dict()["strategy"]["accept_rates"] == {"a": 1.0, "b": 0.5, "c": 0.0}
     # b is known; two groups are left, for d and e, which are measured
     assert counts(strategy, "abcdef", budget=12) == [{"d": 2, "e": 2}, {"b": 4, "d": 2, "e": 2}]
     # enough are known: one round
@@ -61,13 +61,13 @@ def test_measurements_apart_are_charged_and_not_trained_on() -> None:
 
 def test_bounds_are_exclusive() -> None:
     strategy = offline_filter(min_accept_rate=0.5, max_accept_rate=1.0)
-    strategy.load_state_dict({"prompts": {}, "accept_rates": {"a": 1.0, "b": 0.5, "c": 0.6, "d": 0.4}})
+    strategy.load_state_dict({"prompts": {}, "strategy": {"accept_rates": {"a": 1.0, "b": 0.5, "c": 0.6, "d": 0.4}}})
     assert counts(strategy, "abcd", budget=4) == [{"c": 4}]
 
 
 def test_without_any_prompt_inside_the_nearest_are_sampled() -> None:
     strategy = offline_filter(min_accept_rate=0.2, max_accept_rate=0.8)
-    strategy.load_state_dict({"prompts": {}, "accept_rates": {"a": 1.0, "b": 0.0, "c": 0.9, "d": 0.15}})
+    strategy.load_state_dict({"prompts": {}, "strategy": {"accept_rates": {"a": 1.0, "b": 0.0, "c": 0.9, "d": 0.15}}})
     assert counts(strategy, "abcd", budget=8) == [{"d": 4, "c": 4}]
 
 
@@ -75,7 +75,7 @@ def test_unscored_prompts_are_measured_again() -> None:
     strategy = offline_filter()
     unscored = counts(strategy, "ab", budget=8, rewards=lambda _, n: [NAN] * n)
     assert unscored == [{"a": 2, "b": 2}, {"a": 2, "b": 2}]
-    assert strategy.state_dict()["accept_rates"] == {}
+    assert strategy.state_dict()["strategy"]["accept_rates"] == {}
     assert counts(strategy, "ab", budget=8)[0] == {"a": 2, "b": 2}
 
 

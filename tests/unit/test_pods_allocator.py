@@ -2,7 +2,7 @@
 
 import pytest
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
 from tests.allocator_cases import NAN, outcome, prompts
@@ -10,12 +10,10 @@ from tests.allocator_cases import NAN, outcome, prompts
 
 def step(outcomes, *, kept_samples: int = 2):
     """The report of a step in which a and b get five samples each."""
-    strategy = create_allocator(PODSAllocatorConfig(kept_samples=kept_samples), accept_threshold=0.5)
-    rounds = strategy.rounds(prompts("ab"), step=0, budget=9)
-    assert dict(next(rounds).counts) == {"a": 5, "b": 4}
-    with pytest.raises(StopIteration) as done:
-        rounds.send(outcomes)
-    return done.value.value
+    strategy = AllocationDriver.of(PODSAllocatorConfig(kept_samples=kept_samples), accept_threshold=0.5)
+    assert dict(strategy.plan(prompts("ab"), step=0, budget=9).counts) == {"a": 5, "b": 4}
+    assert strategy.observe(outcomes, step=0).total == 0
+    return strategy.report(step=0)
 
 
 def test_the_subset_of_largest_variance_is_kept_of_each_group() -> None:

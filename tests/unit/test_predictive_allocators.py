@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gvm_ray.allocators.predictive import PredictiveAllocator
 
-from gvm_ray.allocators import AllocatorSettings, AllocatorSteps, create_allocator
-from gvm_ray.allocators.gvm_pool import GVMOnlineAllocatorConfig, GVMPoolAllocatorConfig, NeymanAllocatorConfig
+from gvm_ray.allocators import AllocationDriver, AllocatorSettings
+from gvm_ray.allocators.gvm_pool import (
+    GVMOnlineAllocatorConfig,
+    GVMPoolAllocatorConfig,
+    NeymanAllocatorConfig,
+)
 from gvm_ray.config import parse_config
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import Allocation, AllocationReport, FloatArray, GroupOutcome, GroupRef, Prompt, TrainedNorms
@@ -37,10 +40,8 @@ def pool(**settings: Any) -> GVMPoolAllocatorConfig:
     return GVMPoolAllocatorConfig(**{"candidates_per_step": 200, **settings})
 
 
-def create(config: AllocatorSettings, *, seed: int = 0) -> PredictiveAllocator:
-    allocator = create_allocator(config, accept_threshold=0.5, seed=seed)
-    assert isinstance(allocator, PredictiveAllocator)
-    return allocator
+def create(config: AllocatorSettings, *, seed: int = 0) -> AllocationDriver:
+    return AllocationDriver.of(config, accept_threshold=0.5, seed=seed)
 
 
 def levels(count: int) -> FloatArray:
@@ -53,7 +54,7 @@ def by_level(states: np.ndarray) -> np.ndarray:
 
 
 def run_steps(
-    allocator: PredictiveAllocator,
+    allocator: AllocationDriver,
     *,
     steps: range,
     size: int = 200,
@@ -65,7 +66,7 @@ def run_steps(
 
     With `norms` training measures them for the accepted samples, one for each level.
     """
-    under_way = AllocatorSteps(allocator)
+    under_way = allocator
     allocations, report = [], None
     for step in steps:
         rng = np.random.default_rng(step)
@@ -120,9 +121,8 @@ def test_every_candidate_keeps_a_chance() -> None:
     run_steps(allocator, steps=range(5))
     sampled = np.zeros(30)
     for step in range(5, 405):
-        rounds = allocator.rounds(prompts(range(30)), step=step, budget=64, states=levels(30))
-        sampled += np.array(list(next(rounds).counts.values())) > 0
-        rounds.close()
+        allocation = allocator.plan(prompts(range(30)), step=step, budget=64, states=levels(30))
+        sampled += np.array(list(allocation.counts.values())) > 0
     assert (sampled > 400 * 0.5 * 0.2 * 64 / 30 / 4).all()  # at least half of what the even share gives
     assert sampled[1::3].min() > 1.5 * sampled[0::3].max()
 
@@ -172,7 +172,7 @@ def test_a_single_prompt_gets_everything() -> None:
 
 def test_a_prompt_that_stands_twice_counts_once() -> None:
     allocator = create(GVMOnlineAllocatorConfig())
-    steps = AllocatorSteps(allocator)
+    steps = allocator
     allocation = steps.plan(prompts("aba"), step=0, budget=12, states=levels(3))
     assert allocation.counts == {"a": 6, "b": 6}
     steps.observe([outcome(id_, np.array([1.0, 0, 0, 0, 0, 0])) for id_ in "ab"], step=0)
@@ -184,22 +184,22 @@ def test_a_prompt_that_stands_twice_counts_once() -> None:
 
 def test_unscored_samples_teach_nothing() -> None:
     allocator = create(pool())
-    before = allocator.state_dict()["predictor"]["observations"]
+    before = allocator.state_dict()["strategy"]["predictor"]["observations"]
     _, report = run_steps(allocator, steps=range(2))
-    steps = AllocatorSteps(allocator)
+    steps = allocator
     allocation = steps.plan(prompts(range(5000, 5050)), step=2, budget=64, states=levels(50))
-    known = allocator.state_dict()["predictor"]
+    known = allocator.state_dict()["strategy"]["predictor"]
     nothing = [outcome(id_, np.full(count, np.nan)) for id_, count in allocation.counts.items() if count]
     steps.observe(nothing, step=2)
     report = steps.report(step=2)
-    assert allocator.state_dict()["predictor"] == known != before
+    assert allocator.state_dict()["strategy"]["predictor"] == known != before
     assert "allocation/brier" not in report.metrics
 
 
 def test_accept_rates_are_those_predicted_before_the_samples() -> None:
     allocator = create(pool())
     run_steps(allocator, steps=range(4))
-    steps = AllocatorSteps(allocator)
+    steps = allocator
     allocation = steps.plan(prompts(range(5000, 5050)), step=4, budget=64, states=levels(50))
     chosen = [id_ for id_, count in allocation.counts.items() if count]
     steps.observe([outcome(id_, np.ones(allocation.counts[id_])) for id_ in chosen], step=4)
@@ -252,9 +252,8 @@ def test_exploration_spreads_over_uncertain_prompts() -> None:
     run_steps(allocator, steps=range(3), size=24, budget=192, rates=lambda states: np.full(len(states), 0.95))
     splits = []
     for step in (3, 4):
-        rounds = allocator.rounds(prompts(range(9000, 9024)), step=step, budget=192, states=levels(24))
-        splits.append(list(next(rounds).counts.values()))
-        rounds.close()
+        allocation = allocator.plan(prompts(range(9000, 9024)), step=step, budget=192, states=levels(24))
+        splits.append(list(allocation.counts.values()))
     assert splits[0] != splits[1]
     assert len(set(splits[0])) > 3
 

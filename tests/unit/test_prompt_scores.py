@@ -4,16 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gvm_ray.allocators.predictive import _beta_draws, score
 
-from gvm_ray.allocators.gvm_pool import Score
+from gvm_ray.allocators.gvm_pool import Score, _beta_draws, score
 from gvm_ray.allocators.predictor import PromptEstimates
 from gvm_ray.functional.allocation import gradient_deviation, gvm_weights, neyman_weights
 
 
 def estimates(**fields: Any) -> PromptEstimates:
     ones = np.ones(3)
-    values = {"deviations": ones, "accepted_norms": ones, "rejected_norms": ones, "num_tokens": ones, "learned": True}
+    values = {"deviations": ones, "accepted_norms": ones, "rejected_norms": ones, "learned": True}
     return PromptEstimates(**{**values, "accept_rates": ones / 2, **fields})
 
 

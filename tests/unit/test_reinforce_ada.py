@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 from scripted_outcomes import run_step
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.reinforce_ada_est import ReinforceAdaEstAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
@@ -16,12 +16,12 @@ NAN = float("nan")
 def est(**settings):
     defaults = {"min_samples": 1, "prior_successes": 1, "prior_failures": 1, "epsilon": 1e-12}
     config = ReinforceAdaEstAllocatorConfig(**{**defaults, **settings})
-    return create_allocator(config, accept_threshold=0.5)
+    return AllocationDriver.of(config, accept_threshold=0.5)
 
 
 def seq(**settings):
     config = ReinforceAdaSeqAllocatorConfig(**settings)
-    return create_allocator(config, accept_threshold=0.5)
+    return AllocationDriver.of(config, accept_threshold=0.5)
 
 
 def shape(samples_per_prompt: int) -> RunShape:

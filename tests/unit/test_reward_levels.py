@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from gvm_ray.allocators.reward_levels import RewardLevels
-from gvm_ray.allocators.steps import AllocatorSteps
 from predictor_cases import NAN, outcome, prompts
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
+from gvm_ray.allocators.predictor import RewardLevels
 
 
 def test_before_any_sample_and_with_rewards_of_0_and_1_a_reward_is_a_bernoulli_draw() -> None:
@@ -57,8 +56,8 @@ def test_a_deviation_is_never_zero() -> None:
 def test_the_baseline_of_a_step_knows_nothing_of_its_samples() -> None:
     """Twice the reward for a right answer moves the baselines of the next step, not those of the step it came in."""
     config = GVMPoolAllocatorConfig(candidates_per_step=4, group_size=1, predicted_baseline=True, states=None)
-    allocator = create_allocator(config, accept_threshold=0.5, seed=0)
-    steps = AllocatorSteps(allocator)
+    allocator = AllocationDriver.of(config, accept_threshold=0.5, seed=0)
+    steps = allocator
     baselines = []
     for step in range(2):
         counts = steps.plan(prompts(4), step=step, budget=8).counts

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
 from gvm_ray.exceptions import ConfigError
@@ -10,7 +10,7 @@ from tests.allocator_cases import NAN, all_equal, run_step
 
 
 def speed(**settings):
-    return create_allocator(SPEEDAllocatorConfig(screening_samples=2, **settings), accept_threshold=0.5)
+    return AllocationDriver.of(SPEEDAllocatorConfig(screening_samples=2, **settings), accept_threshold=0.5)
 
 
 def test_the_rest_goes_to_the_prompts_that_pass_the_screening() -> None:

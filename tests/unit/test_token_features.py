@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from predictor_cases import outcome, prompts
 
-from gvm_ray.allocators import AllocatorSteps, create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import PromptStatesConfig
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config import parse_config
@@ -23,7 +23,7 @@ RUN = {
 
 def test_token_counts_alone_tell_the_prompts_near_one_half() -> None:
     config = GVMPoolAllocatorConfig.model_validate({"states": "none", "predictor": {"token_features": 8}})
-    steps = AllocatorSteps(create_allocator(config, accept_threshold=0.5, seed=0))
+    steps = AllocationDriver.of(config, accept_threshold=0.5, seed=0)
     share, brier = np.zeros(3), None
     for step in range(6):
         rng = np.random.default_rng(step)

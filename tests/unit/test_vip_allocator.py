@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from scripted_outcomes import run_step
 
-from gvm_ray.allocators import create_allocator
+from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
 from gvm_ray.functional.history_allocation import allocate_by_gain, variance_gains
 
@@ -16,7 +16,7 @@ REWARDS = {"a": [1, 0], "b": [1], "c": [0]}
 
 
 def vip(**settings):
-    return create_allocator(VIPAllocatorConfig(**settings), accept_threshold=0.5)
+    return AllocationDriver.of(VIPAllocatorConfig(**settings), accept_threshold=0.5)
 
 
 def test_without_observations_or_states_the_split_is_even() -> None:
@@ -43,7 +43,7 @@ def test_prompts_like_those_half_solved_get_more() -> None:
 def test_the_counts_are_those_of_the_predicted_rates() -> None:
     allocator = vip(baseline="rloo", min_samples=2, max_samples=9, window=2)
     run_step(allocator, "abc", budget=24, rewards=REWARDS, states=STATES)
-    assert len(allocator.state_dict()["observed"]) == 2
+    assert len(allocator.state_dict()["strategy"]["observed"]) == 2
     # b's logit is ln(8.5 / 0.5) with noise 2 + 2/17 under variance 4, c's the opposite, their covariance 4 exp(-2);
     # a is as far from either, so that they cancel: p = 1/2
     covariance = np.exp(-2)
@@ -58,7 +58,7 @@ def test_the_counts_are_those_of_the_predicted_rates() -> None:
 def test_unscored_samples_are_no_observation() -> None:
     allocator = vip()
     run_step(allocator, "ab", budget=16, rewards={"a": [float("nan")], "b": [1, float("nan")]}, states=STATES[:2])
-    observed = allocator.state_dict()["observed"]
+    observed = allocator.state_dict()["strategy"]["observed"]
     assert [(each["successes"], each["trials"]) for each in observed] == [(4, 4)]
 
 

@@ -109,7 +109,7 @@ class OfflineFilterAllocator(Allocator):
         inside = known + self._inside(list(measured))
         drawn = measured if settings.train_on_measurements else {}
         left = step.budget - sum(measured.values())
-        rest = _fill_evenly(inside or self._nearest(ids)[:wanted], drawn, budget=left)
+        rest = _fill_evenly(inside or self._outside(ids, drawn, budget=left), drawn, budget=left)
         yield rest
         return Report(
             kept={},
@@ -135,6 +135,16 @@ class OfflineFilterAllocator(Allocator):
         """Measured accept rates, none of them 0; of a prompt whose samples could not be scored, the prior's 1/2."""
         rates = divisible_rates([self._rates.get(id_, 0.5) for id_ in prompt_ids], self._settings.measurement_samples)
         return dict(zip(prompt_ids, rates.tolist(), strict=True))
+
+    def _outside(self, prompt_ids: Sequence[str], drawn: Mapping[str, int], *, budget: int) -> list[str]:
+        """As many of those nearest the bounds as the budget fills up to a group; else one that has samples already."""
+        chosen: list[str] = []
+        for prompt_id in self._nearest(prompt_ids):
+            budget -= self._settings.group_size - drawn.get(prompt_id, 0)
+            if budget < 0:
+                break
+            chosen.append(prompt_id)
+        return chosen or self._nearest(list(drawn) or prompt_ids)[:1]
 
     def _nearest(self, prompt_ids: Sequence[str]) -> list[str]:
         """By distance from the middle between the bounds, unmeasured prompts last."""

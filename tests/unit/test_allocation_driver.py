@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gvm_ray.allocators import AllocatorSteps, GVMAllocator, UniformAllocator
+from gvm_ray.allocators import AllocationDriver, Allocator, Report, Rounds, Step
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
+from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.protocols import Rounds
-from gvm_ray.types import Allocation, AllocationReport, EstimatorTerms, GroupOutcome, GroupRef, Prompt
+from gvm_ray.types import Allocation, EstimatorTerms, GroupOutcome, GroupRef, Prompt
 
 
 def prompts(ids: str) -> list[Prompt]:
@@ -31,26 +31,24 @@ def outcome(prompt_id: str, rewards: Sequence[float]) -> GroupOutcome:
     )
 
 
-class Scripted:
+class Scripted(Allocator):
     """An allocator whose steps are a generator function of the budget."""
 
     def __init__(self, script: Callable[[int], Any]) -> None:
         self.script = script
 
-    def rounds(self, prompts: Sequence[Prompt], *, budget: int, **step: Any) -> Rounds:
-        return self.script(budget)
+    def rounds(self, step: Step) -> Rounds:
+        return self.script(step.budget)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
-    def load_state_dict(self, state: Any) -> None: ...
+def scripted(script: Callable[[int], Any]) -> AllocationDriver:
+    return AllocationDriver(Scripted(script), accept_threshold=0.5)
 
 
 def test_overlapping_steps_that_share_a_prompt_don_t_mix_their_samples() -> None:
-    allocator = GVMAllocator(
+    steps = AllocationDriver.of(
         GVMAllocatorConfig(pilot_samples=2, prior_successes=0, prior_failures=0, alpha=1e-15), accept_threshold=0.5
     )
-    steps = AllocatorSteps(allocator)
     assert steps.plan(prompts("ab"), step=0, budget=12).counts == {"a": 2, "b": 2}
     assert steps.plan(prompts("bc"), step=1, budget=12).counts == {"b": 2, "c": 2}
     # step 0: p = 1, 1; step 1: p = 1/2, 1, so weights sqrt(2) and 1: 7.03 and 4.97
@@ -63,7 +61,7 @@ def test_overlapping_steps_that_share_a_prompt_don_t_mix_their_samples() -> None
     assert reports[1].estimator.accept_rates == {"b": 1 / 2, "c": 1}
     np.testing.assert_allclose(reports[0].histograms["accept_rate"], [2 / 6, 1])
     np.testing.assert_allclose(reports[1].histograms["accept_rate"], [6 / 7, 2 / 5])
-    assert allocator.state_dict()["prompts"]["b"]["trials"] == 13
+    assert steps.memory.counts(["b"])[1] == [13]
 
 
 def test_allocations_with_nothing_to_sample_are_passed_over() -> None:
@@ -72,29 +70,29 @@ def test_allocations_with_nothing_to_sample_are_passed_over() -> None:
     def script(budget: int) -> Rounds:
         for count in (0, budget, 0, 0, 1, 0):
             sent.append((yield Allocation(counts={"a": count})))
-        return AllocationReport(estimator=EstimatorTerms(num_prompts=1), metrics={"allocation/total": budget + 1.0})
+        return Report(metrics={"allocation/total": budget + 1.0})
 
-    steps = AllocatorSteps(Scripted(script))
+    steps = scripted(script)
     assert steps.plan(prompts("a"), step=5, budget=3).counts == {"a": 3}
     first, second = [outcome("a", [1, 1, 1])], [outcome("a", [1])]
     assert steps.observe(first, step=5).counts == {"a": 1}
     assert steps.observe(second, step=5).total == 0
     assert sent == [[], first, [], [], second, []]
-    assert steps.report(step=5).metrics == {"allocation/total": 4.0}
+    assert steps.report(step=5).metrics["allocation/total"] == 4.0  # as the strategy has it
 
 
 def test_a_step_that_needs_no_samples_is_finished_by_its_plan() -> None:
     def script(budget: int) -> Rounds:
-        return AllocationReport(estimator=EstimatorTerms(num_prompts=1), metrics={"allocation/total": 0.0})
+        return Report(metrics={"allocation/spent": 0.0})
         yield
 
-    steps = AllocatorSteps(Scripted(script))
+    steps = scripted(script)
     assert steps.plan(prompts("a"), step=0, budget=3).total == 0
-    assert steps.report(step=0).metrics == {"allocation/total": 0.0}
+    assert steps.report(step=0).metrics["allocation/spent"] == 0.0
 
 
 def test_calls_in_the_wrong_order_are_refused() -> None:
-    steps = AllocatorSteps(UniformAllocator(accept_threshold=0.5))
+    steps = AllocationDriver.of(UniformAllocatorConfig(), accept_threshold=0.5)
     with pytest.raises(AssertionError, match=r"step 3 waits for no outcomes; the steps under way are \[\]"):
         steps.observe([], step=3)
     steps.plan(prompts("a"), step=3, budget=2)
@@ -117,9 +115,9 @@ def test_a_failed_step_is_forgotten_and_can_be_planned_anew() -> None:
         outcomes = yield Allocation(counts={"a": budget})
         if not outcomes:
             raise ConfigError("no outcomes")
-        return AllocationReport(estimator=EstimatorTerms(num_prompts=1))
+        return None
 
-    steps = AllocatorSteps(Scripted(script))
+    steps = scripted(script)
     with pytest.raises(ConfigError, match="write 2 or more"):
         steps.plan(prompts("a"), step=0, budget=1)
     steps.plan(prompts("a"), step=0, budget=2)
@@ -129,11 +127,23 @@ def test_a_failed_step_is_forgotten_and_can_be_planned_anew() -> None:
     assert steps.observe([outcome("a", [1] * 4)], step=0).total == 0
 
 
-def test_a_strategy_without_a_report_is_told_so() -> None:
-    def script(budget: int):
-        yield Allocation(counts={"a": budget})
+def test_a_strategy_needs_no_report_and_can_give_only_one() -> None:
+    def script(budget: int) -> Any:
+        yield {"a": budget}
+        return None if budget > 1 else {"a": 1}
 
-    steps = AllocatorSteps(Scripted(script))
-    steps.plan(prompts("a"), step=0, budget=1)
-    with pytest.raises(ConfigError, match=r"Scripted.rounds returned None; end it with `return AllocationReport"):
-        steps.observe([outcome("a", [1])], step=0)
+    steps = scripted(script)
+    steps.plan(prompts("ab"), step=0, budget=2)
+    steps.observe([outcome("a", [1, 0])], step=0)
+    report = steps.report(step=0)
+    assert report.estimator == EstimatorTerms(num_prompts=1)
+    assert report.metrics == {
+        "allocation/min": 0,
+        "allocation/max": 2,
+        "allocation/zero": 1,
+        "allocation/total": 2,
+    }
+    np.testing.assert_array_equal(report.histograms["accept_rate"], [0.5, np.nan])
+    steps.plan(prompts("a"), step=1, budget=1)
+    with pytest.raises(ConfigError, match=r"Scripted.rounds returned \{'a': 1\}; end it with `return Report"):
+        steps.observe([outcome("a", [1])], step=1)

@@ -18,11 +18,11 @@ _SHAPE = """
 
 
 class CustomAllocatorConfig(AllocatorConfig):
-    """Any importable `module:Class` that satisfies `protocols.AllocatorStrategy`."""
+    """Any importable `module:Class` derived from `gvm_ray.allocators.Allocator`."""
 
     type: Literal["custom"] = "custom"
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
-    parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments besides accept_threshold
+    parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the class
     candidates_per_step: Count | None = None  # prompts it is shown in a step; none = prompts_per_step
     states: OptionalPromptStates = None
     training_gradient_norms: bool = False

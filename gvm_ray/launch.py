@@ -247,7 +247,7 @@ async def start_learners(
     """Learners up, and either restored from a checkpoint or, where asked and not cached, warm-started."""
     await learners.start()
     if restored is not None:
-        await learners.load(str(restored.learner), policy_version=restored.state.policy_version)
+        await learners.restore(str(restored.learner), policy_version=restored.state.policy_version)
     else:
         await warm_start(config, prepared, learners)
 

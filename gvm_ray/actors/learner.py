@@ -2,38 +2,25 @@
 
 import asyncio
 import contextlib
-import math
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import ray
 
+from gvm_ray.actors.commands import Command, LearnerCommands, Reset, SendWeights, Start, Stop
 from gvm_ray.actors.generator_fleet import GeneratorFleet
-from gvm_ray.actors.learner_rank import PromptStates, RankSetup, SendWeights, SupervisedUpdates
-from gvm_ray.actors.learner_trainer import absolute, check_ranks_fit, learner_setup, rank_trainer
+from gvm_ray.actors.learner_rank import RankSetup
+from gvm_ray.actors.learner_trainer import check_ranks_fit, learner_setup, rank_trainer
 from gvm_ray.actors.learner_turns import LearnerTurns
-from gvm_ray.actors.mailbox import Command, Mailbox, RankIdentity
+from gvm_ray.actors.mailbox import Mailbox, RankIdentity
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorDied, ActorFailure, SystemFailure
-from gvm_ray.functional.demonstration_batches import demonstration_batches
 from gvm_ray.learner.token_loss import TokenLoss
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import (
-    Delivery,
-    Demonstration,
-    FloatArray,
-    GroupOutcome,
-    Metrics,
-    Pooling,
-    Prompt,
-    TrainBatch,
-    TransferWorld,
-    UpdateResult,
-    WeightsRef,
     WeightTransfer,
 )
 
@@ -42,8 +29,8 @@ _CAUSE_S = 2.0  # for the mailbox to tell a rank's own error, after Ray Train ha
 _UPDATES_PER_COMMAND = 25  # of the warm start: few enough to report progress, enough to hide the round trip
 
 
-class LearnerGroup:
-    """Protocol `Learners` over a Ray Train `TorchTrainer`, whose blocking `fit()` runs in a thread.
+class LearnerGroup(LearnerCommands):
+    """Learners over a Ray Train `TorchTrainer`, whose blocking `fit()` runs in a thread.
 
     Args:
         config: the run.
@@ -88,13 +75,13 @@ class LearnerGroup:
         """
         nodes = await self._turns.nodes()
         name = f"learner-mailbox-{uuid.uuid4().hex[:8]}"  # a group that is being stopped may still hold a plain name
-        self._mailbox = Mailbox.options(name=name, namespace=self._namespace).remote(self._config.learner.num_workers)
+        self._mailbox = Mailbox.options(name=name, namespace=self._namespace).remote(self.config.learner.num_workers)
         self._ended = asyncio.get_running_loop().create_future()
         async with self._turns.alone():
             threading.Thread(
                 target=self._fit, args=(self._ended.get_loop(), nodes), daemon=True, name="learners"
             ).start()
-            await self._command("start", timeout_s=self._config.deadlines.start_s, setting="deadlines.start_s")
+            await self.do(Start())
         self._ranks = await self._mailbox.ranks.remote()
 
     async def stop(self) -> None:
@@ -103,7 +90,7 @@ class LearnerGroup:
         if mailbox is None or self._ended is None:
             return
         if not self._ended.done():
-            answer = asyncio.ensure_future(_result(mailbox.post.remote(Command(name="stop"))))
+            answer = asyncio.ensure_future(_result(mailbox.post.remote(Stop())))
             await asyncio.wait({self._ended}, timeout=_STOP_S)
             if not answer.cancel():
                 answer.exception()  # seen: the ranks had failed, and a command has said so
@@ -138,14 +125,14 @@ class LearnerGroup:
             ConfigError: the run asks for other ranks than these.
             ModelError: the model or its tokenizer can't be loaded; this ends the ranks.
         """
-        check_ranks_fit(config.learner, self._config.learner)
+        check_ranks_fit(config.learner, self.config.learner)
         setup = learner_setup(config, base_path=base_path, token_loss=token_loss, transfer=self._setup.transfer)
-        deadline = config.deadlines.start_s
-        await self._command("reset", ray.put(setup), timeout_s=deadline, setting="deadlines.start_s")
+        await self.do(Reset(setup=ray.put(setup)))
         self._setup = setup
 
     @property
-    def _config(self) -> RunConfig:
+    def config(self) -> RunConfig:
+        """The run's settings."""
         return self._setup.config
 
     def _fit(self, loop: asyncio.AbstractEventLoop, nodes: Sequence[str]) -> None:
@@ -162,119 +149,18 @@ class LearnerGroup:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(outcome)
 
-    # --- commands -----------------------------------------------------------------------------------------------------
-    async def update(self, batch: TrainBatch) -> UpdateResult:
-        """Train on the batch and publish the new policy under version batch.step + 1."""
-        with self._clock.phase("update"):
-            weights, metrics, gradient_norms = await self._command("update", batch)
-        # A step without a sample to train on has no log-probs to compare.
-        metrics = {"logprob_difference/mean": math.nan, **metrics}
-        return UpdateResult(weights=weights, metrics=metrics, gradient_norms=gradient_norms)
-
-    async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
-        """The outcomes with the gradient norms of their accepted samples; NaN for the other samples."""
-        threshold = self._config.rewards.accept_threshold
-        chosen = [i for i, outcome in enumerate(outcomes) if (outcome.rewards >= threshold).any()]
-        norms = {i: np.full(len(outcome.rewards), np.nan) for i, outcome in enumerate(outcomes)}
-        if chosen:
-            with self._clock.phase("gradient_norms"):
-                answer = await self._command("gradient_norms", [outcomes[i].ref for i in chosen])
-            norms |= dict(zip(chosen, answer, strict=True))
-        return [outcome.with_gradient_norms(norms[i]) for i, outcome in enumerate(outcomes)]
-
-    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
-        """[P, F] float32 pooled final hidden states of the prompts' tokens; see `Learner.prompt_states`."""
-        token_ids = ray.put(tuple(prompt.token_ids for prompt in prompts))
-        with self._clock.phase("prompt_states"):
-            return await self._command("prompt_states", PromptStates(token_ids=token_ids, pooling=pooling))
-
-    async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
-        """One warm-start update."""
-        updates = SupervisedUpdates(
-            demonstrations=ray.put(tuple(demonstrations)), batches=(np.arange(len(demonstrations)),)
-        )
-        return await self._command("supervised_updates", updates)
-
-    async def warm_start(
-        self,
-        demonstrations: Sequence[Demonstration],
-        *,
-        on_progress: Callable[[int, Metrics], None] | None = None,
-    ) -> Metrics:
-        """All updates of [warm_start], each on the next `batch_size` demonstrations of an epoch's random order.
-
-        Reinforcement learning then starts with a fresh optimizer, and with these weights as the reference.
-
-        Args:
-            demonstrations: at least one.
-            on_progress: called now and then with the number of updates made and the metrics of the last.
-
-        Returns:
-            The metrics of the last update.
-        """
-        settings = self._config.warm_start
-        assert settings is not None, "a warm start needs [warm_start]"
-        batches = demonstration_batches(
-            len(demonstrations),
-            batch_size=settings.batch_size,
-            num_updates=settings.num_updates,
-            seed=settings.seed,
-        )
-        shared, metrics = ray.put(tuple(demonstrations)), Metrics()
-        for start in range(0, len(batches), _UPDATES_PER_COMMAND):
-            part = tuple(batches[start : start + _UPDATES_PER_COMMAND])
-            metrics = await self._command("supervised_updates", SupervisedUpdates(demonstrations=shared, batches=part))
-            if on_progress is not None:
-                on_progress(start + len(part), metrics)
-        await self.finish_warm_start()
-        return metrics
-
-    async def finish_warm_start(self) -> None:
-        """A fresh optimizer, and the present weights as the reference."""
-        await self._command("finish_warm_start")
-
-    async def weights(self, policy_version: int) -> WeightsRef:
-        """Publish the present weights under this version."""
-        return await self._command("weights", policy_version)
-
-    async def stored_weights(self, policy_version: int) -> WeightsRef:
-        """The present weights in the object store, however else they travel; a later version where there is one."""
-        return await self._command("stored_weights", policy_version)
-
-    async def send(self, policy_version: int, world: TransferWorld) -> Delivery:
-        """Send the weights of this version to the generators; what these failed with is in the answer."""
-        payload, timeout_s = SendWeights(policy_version=policy_version, world=world), self._config.deadlines.transfer_s
-        return await self._command("send", payload, timeout_s=timeout_s, setting="deadlines.sync_s")
-
-    async def save(self, folder: str) -> None:
-        """Write model and optimizer shards under `folder`."""
-        await self._command("save", absolute(folder))
-
-    def checkpointed(self, folder: str) -> None:
-        """Nothing to do: these ranks end with their failure. See `RecoveringLearners`."""
-
-    async def load(self, folder: str) -> None:
-        """Restore what `save` wrote.
-
-        Raises:
-            CheckpointError: it is missing, damaged or of another model.
-        """
-        await self._command("load", absolute(folder))
-
-    async def export(self, folder: str) -> None:
-        """Write Hugging Face safetensors and the tokenizer into `folder`."""
-        await self._command("export", absolute(folder))
-
-    async def _command(
-        self, name: str, payload: Any = None, *, timeout_s: float | None = None, setting: str = "deadlines.update_s"
-    ) -> Any:
-        async with self._turns.turn(name):
-            return await wait_for(
-                self._post(Command(name=name, payload=payload)),
-                timeout_s=timeout_s or self._config.deadlines.update_s,
-                what=f"the learners' {name.replace('_', ' ')}",
-                setting=setting,
-            )
+    async def do(self, command: Command) -> Any:
+        """See `LearnerCommands.do`. The ranks serve one command after the other."""
+        deadlines = self.config.deadlines
+        timeout_s = deadlines.transfer_s if isinstance(command, SendWeights) else getattr(deadlines, command.deadline)
+        with self._clock.phase(command.phase) if command.phase else contextlib.nullcontext():
+            async with self._turns.turn(command):
+                return await wait_for(
+                    self._post(command),
+                    timeout_s=timeout_s,
+                    what=f"the learners' {command.what}",
+                    setting=f"deadlines.{command.deadline}",
+                )
 
     async def _post(self, command: Command) -> Any:
         """The ranks' answer; if they end first, the reason why."""
@@ -289,10 +175,10 @@ class LearnerGroup:
         answer.cancel()
         outcome = self._ended.result()
         if outcome is None:
-            raise ActorFailure(f"the learners ended before {command.name!r} was answered: they were stopped")
+            raise ActorFailure(f"the learners ended before {command.what!r} was answered: they were stopped")
         ranks = ", ".join(f"rank {rank} was {identity}" for rank, identity in sorted(self._ranks.items()))
         raise ActorDied(
-            f"the learners ended before {command.name!r} was answered: {type(outcome).__name__}: {outcome}\n({ranks})"
+            f"the learners ended before {command.what!r} was answered: {type(outcome).__name__}: {outcome}\n({ranks})"
         ) from outcome
 
 

@@ -7,11 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 
-from gvm_ray.actors.mailbox import Command, RankIdentity
+from gvm_ray.actors.commands import (
+    Command,
+    Export,
+    FinishWarmStart,
+    GradientNorms,
+    Load,
+    PromptStates,
+    Publish,
+    Reset,
+    Save,
+    SendWeights,
+    Start,
+    Stop,
+    SupervisedUpdates,
+    Update,
+)
+from gvm_ray.actors.mailbox import RankIdentity
 from gvm_ray.actors.weight_sync import ask_members, free_endpoint, publish
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorFailure, SystemFailure, UserError
@@ -20,14 +34,11 @@ from gvm_ray.types import (
     Delivery,
     Demonstration,
     Float64Array,
-    FloatArray,
     GroupRef,
     LiveWeights,
     Metrics,
-    Pooling,
     RolloutGroup,
     TrainBatch,
-    TransferWorld,
     WeightsRef,
     WeightTransfer,
 )
@@ -55,30 +66,6 @@ class RankSetup:
     mailbox: Any  # actor handle
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SupervisedUpdates:
-    """Some warm-start updates in one command."""
-
-    demonstrations: Any  # object ref to a tuple of Demonstration, nested so that the ranks fetch it themselves
-    batches: tuple[NDArray[np.int64], ...]  # one optimizer update each: indices into the demonstrations
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PromptStates:
-    """Which hidden states to measure."""
-
-    token_ids: Any  # object ref to a tuple of [T] token ids, one for each prompt
-    pooling: Pooling
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SendWeights:
-    """Which version to send to whom."""
-
-    policy_version: int
-    world: TransferWorld
-
-
 def run_rank(setup: dict[str, RankSetup]) -> None:
     """Serve commands until "stop". Ray Train calls it on every worker.
 
@@ -101,13 +88,13 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
         number = 0
         while True:
             command: Command = ray.get(mailbox.take.remote(number))
-            doing = command.name
+            doing = command.what
             answer = server.serve(command)
             if learner.config.generators_sleep:
                 _leave_room()
             if rank == 0:
                 ray.get(mailbox.answer.remote(number, answer))
-            if command.name == "stop":
+            if isinstance(command, Stop):
                 return
             number += 1
     except Exception as error:
@@ -131,34 +118,33 @@ class _RankServer:
 
     def serve(self, command: Command) -> Any:
         """Do the command; what rank 0 returns is its answer."""
-        payload = command.payload
-        match command.name:
-            case "start" | "stop":
+        match command:
+            case Start() | Stop():
                 return None
-            case "reset":
-                return self._reset(payload)
-            case "update":
-                return self._update(payload)
-            case "gradient_norms":
-                return self._gradient_norms(payload)
-            case "prompt_states":
-                return self._prompt_states(payload)
-            case "supervised_updates":
-                return self._supervised_updates(payload)
-            case "finish_warm_start":
+            case Reset(setup=setup):
+                return self._reset(setup)
+            case Update(batch=batch):
+                return self._update(batch)
+            case GradientNorms(refs=refs):
+                return self._learner.gradient_norms(_fetch(refs))
+            case PromptStates(token_ids=token_ids, pooling=pooling):
+                return self._learner.prompt_states(ray.get(token_ids), pooling=pooling)
+            case SupervisedUpdates():
+                return self._supervised_updates(command)
+            case FinishWarmStart():
                 return self._learner.finish_warm_start()
-            case "weights":
-                return self._publish(payload)
-            case "stored_weights":
-                return self._store(max(payload, self._version))  # an update may have come in between
-            case "send":
-                return self._send(payload)
-            case "save":
-                return self._learner.save(payload)
-            case "load":
-                return self._load(payload)
-            case "export":
-                return self._learner.export(payload)
+            case Publish(policy_version=version, stored=True):
+                return self._store(max(version, self._version))  # an update may have come in between
+            case Publish(policy_version=version):
+                return self._publish(version)
+            case SendWeights():
+                return self._send(command)
+            case Save(folder=folder):
+                return self._learner.save(folder)
+            case Load(folder=folder):
+                return self._load(folder)
+            case Export(folder=folder):
+                return self._learner.export(folder)
             case unknown:
                 raise AssertionError(f"no command {unknown!r}")
 
@@ -181,12 +167,6 @@ class _RankServer:
         done = self._learner.update(batch, groups)
         self._version = batch.step + 1
         return self._publish(self._version), done.metrics, done.gradient_norms
-
-    def _gradient_norms(self, refs: Sequence[GroupRef]) -> list[Float64Array]:
-        return self._learner.gradient_norms(_fetch(refs))
-
-    def _prompt_states(self, wanted: PromptStates) -> FloatArray:
-        return self._learner.prompt_states(ray.get(wanted.token_ids), pooling=wanted.pooling)
 
     def _supervised_updates(self, updates: SupervisedUpdates) -> Metrics:
         """The metrics of the last one."""

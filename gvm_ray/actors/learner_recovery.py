@@ -1,31 +1,20 @@
 """Learners that outlive their ranks: new ranks load the last checkpoint and train again on what came after it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+from gvm_ray.actors.commands import Command, LearnerCommands, Publish, SendWeights
 from gvm_ray.actors.learner import LearnerGroup
 from gvm_ray.actors.replay import Replayed
 from gvm_ray.actors.waiting import wait_for
+from gvm_ray.config import RunConfig
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.types import (
-    Delivery,
-    Demonstration,
-    FloatArray,
-    GroupOutcome,
-    LiveWeights,
-    Metrics,
-    Pooling,
-    Prompt,
-    TrainBatch,
-    TransferWorld,
-    UpdateResult,
-    WeightsRef,
-)
+from gvm_ray.types import Delivery, LiveWeights, TrainBatch, TransferWorld, UpdateResult, WeightsRef
 
 
-class RecoveringLearners:
-    """Protocol `Learners` over learner groups of which each takes the place of one that died or hung.
+class RecoveringLearners(LearnerCommands):
+    """Learners over learner groups of which each takes the place of one that died or hung.
 
     The batches since the last checkpoint are held by their refs, so no sample is paid twice. Ray Train's own restarts
     are not used: its workers would have to be told the same, and a rank that hangs is no failure to it.
@@ -52,36 +41,33 @@ class RecoveringLearners:
         """See `LearnerGroup.stop`."""
         await self._group.part.stop()
 
-    # --- what changes the policy --------------------------------------------------------------------------------------
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings."""
+        return self._group.part.config
+
+    async def do(self, command: Command) -> Any:
+        """See `LearnerCommands.do`; a command during which the ranks die or hang is given to those that take their
+        place."""
+        return await self._group.do(lambda group: group.do(command), changes_state=command.changes_policy)
+
     async def update(self, batch: TrainBatch) -> UpdateResult:
-        """See `LearnerGroup.update`."""
+        """See `LearnerCommands.update`."""
         await wait_for(
             self._sent.wait(),
             timeout_s=self._handover_s,
             what=f"sending weights version {self._version} before the next update",
             setting="deadlines.sync_s",
         )
-        result: UpdateResult = await self._group.do(lambda group: group.update(batch), changes_state=True)
+        result = await super().update(batch)
         self._version = result.weights.policy_version
         if isinstance(result.weights.location, LiveWeights):
             self._sent.clear()
         return result
 
-    async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
-        """See `LearnerGroup.supervised_update`."""
-        return await self._group.do(lambda group: group.supervised_update(demonstrations), changes_state=True)
-
-    async def warm_start(
-        self, demonstrations: Sequence[Demonstration], *, on_progress: Callable[[int, Metrics], None] | None = None
-    ) -> Metrics:
-        """See `LearnerGroup.warm_start`."""
-        return await self._group.do(
-            lambda group: group.warm_start(demonstrations, on_progress=on_progress), changes_state=True
-        )
-
-    async def load(self, folder: str, *, policy_version: int) -> None:
-        """See `LearnerGroup.load`; the policy that was saved there has this version."""
-        await self._group.do(lambda group: group.load(folder), changes_state=False)
+    async def restore(self, folder: str, *, policy_version: int) -> None:
+        """Begin with the policy of a checkpoint, which has this version; see `load`."""
+        await self.load(folder)
         self._version = policy_version
         self.checkpointed(folder)
 
@@ -89,44 +75,25 @@ class RecoveringLearners:
         """The policy of the last update is safe in `folder`, so a replacement begins there."""
         self._group.restart_journal(lambda group: group.load(folder))
 
-    # --- what asks for something --------------------------------------------------------------------------------------
-    async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
-        """See `LearnerGroup.gradient_norms`."""
-        return await self._ask(lambda group: group.gradient_norms(outcomes))
-
-    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
-        """See `LearnerGroup.prompt_states`."""
-        return await self._ask(lambda group: group.prompt_states(prompts, pooling=pooling))
-
     async def weights(self, policy_version: int) -> WeightsRef:
-        """See `LearnerGroup.weights`."""
+        """Publish the present weights under this version."""
         self._version = policy_version
-        return await self._ask(lambda group: group.weights(policy_version))
+        return await super().weights(policy_version)
 
     async def republish(self) -> WeightsRef:
         """The present weights in the object store: those that a dead rank published there are gone with it, and those
         that are sent never were there."""
-        return await self._ask(lambda group: group.stored_weights(self._version))
+        return await self.do(Publish(policy_version=self._version, stored=True))
 
     async def send(self, weights: WeightsRef, world: TransferWorld) -> Delivery:
-        """See `LearnerGroup.send`; the next update may begin afterwards."""
+        """Send the weights to the generators; what these failed with is in the answer. The next update may begin
+        afterwards."""
         try:
             if not world.members:
                 return Delivery(policy_version=weights.policy_version)
-            return await self._ask(lambda group: group.send(weights.policy_version, world))
+            return await self.do(SendWeights(policy_version=weights.policy_version, world=world))
         finally:
             self._sent.set()
-
-    async def save(self, folder: str) -> None:
-        """See `LearnerGroup.save`."""
-        await self._ask(lambda group: group.save(folder))
-
-    async def export(self, folder: str) -> None:
-        """See `LearnerGroup.export`."""
-        await self._ask(lambda group: group.export(folder))
-
-    async def _ask(self, command: Callable[[LearnerGroup], Awaitable[Any]]) -> Any:
-        return await self._group.do(command, changes_state=False)
 
     async def _replacement(self, old: LearnerGroup) -> LearnerGroup:
         await old.kill()

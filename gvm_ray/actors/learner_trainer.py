@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gvm_ray.actors.commands import absolute
 from gvm_ray.actors.learner_rank import LearnerSetup, RankSetup, run_rank
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import LearnerConfig
@@ -23,11 +24,6 @@ def learner_setup(
     """What the ranks' learners are made of."""
     path = absolute(base_path) if Path(base_path).is_dir() else base_path  # else a hub id
     return LearnerSetup(config=config, base_path=path, token_loss=token_loss, transfer=transfer)
-
-
-def absolute(folder: str) -> str:
-    """The ranks have another working directory than the driver."""
-    return str(Path(folder).absolute())
 
 
 def check_ranks_fit(wanted: LearnerConfig, present: LearnerConfig) -> None:

@@ -3,12 +3,8 @@
 import contextlib
 from collections.abc import Sequence
 
+from gvm_ray.actors.commands import Command
 from gvm_ray.actors.generator_fleet import GeneratorFleet
-
-# What fills a GPU for a while. The other commands copy tensor by tensor, and may come while samples are under way.
-_FILLS_GPU = frozenset(
-    ("reset", "load", "update", "gradient_norms", "prompt_states", "supervised_updates", "finish_warm_start")
-)
 
 
 class LearnerTurns:
@@ -21,13 +17,15 @@ class LearnerTurns:
         """Ray's id of the node of each GPU that is shared, once the generators have started there."""
         return () if self._generators is None else await self._generators.nodes()
 
-    def turn(self, command: str) -> contextlib.AbstractAsyncContextManager[None]:
+    def turn(self, command: Command) -> contextlib.AbstractAsyncContextManager[None]:
         """The GPUs as the command needs them: the generators away, or there to be sent weights, or either."""
-        if command in _FILLS_GPU:
-            return self.alone()
-        if self._generators is not None and command == "send":
-            return self._generators.at_work()
-        return contextlib.nullcontext()
+        match command.generators:
+            case "away":
+                return self.alone()
+            case "at_work" if self._generators is not None:
+                return self._generators.at_work()
+            case _:
+                return contextlib.nullcontext()
 
     def alone(self) -> contextlib.AbstractAsyncContextManager[None]:
         """The generators away, where they take turns with the ranks."""

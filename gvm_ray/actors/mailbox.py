@@ -6,13 +6,7 @@ from typing import Any
 
 import ray
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Command:
-    """What every rank is to do next. Object refs in the payload stay refs."""
-
-    name: str
-    payload: Any = None
+from gvm_ray.actors.commands import Command
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

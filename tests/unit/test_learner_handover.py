@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gvm_ray.actors.commands import Command, Publish, SendWeights, Update
 from gvm_ray.actors.learner_recovery import RecoveringLearners
 from gvm_ray.config.run import FaultsConfig
 from gvm_ray.exceptions import DeadlineExceeded
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.types import Delivery, LiveWeights, TrainBatch, TransferMember, TransferWorld, UpdateResult, WeightsRef
+from gvm_ray.types import Delivery, LiveWeights, TrainBatch, TransferMember, TransferWorld, WeightsRef
 
 WORLD = TransferWorld(generation=1, members=(TransferMember(name="generator-0", actor=None, num_workers=1),))
 
@@ -22,18 +23,19 @@ class FakeGroup:
         self.commands: list[str] = []
         self._location: Any = LiveWeights(transfer="nccl") if live else ()
 
-    async def update(self, batch: TrainBatch) -> UpdateResult:
-        self.commands.append(f"update {batch.step + 1}")
-        weights = WeightsRef(policy_version=batch.step + 1, location=self._location)
-        return UpdateResult(weights=weights, metrics={"loss": np.nan})
-
-    async def send(self, policy_version: int, world: TransferWorld) -> Delivery:
-        await asyncio.sleep(0.05)
-        self.commands.append(f"send {policy_version}")
-        return Delivery(policy_version=policy_version)
-
-    async def stored_weights(self, policy_version: int) -> WeightsRef:
-        return WeightsRef(policy_version=policy_version, location=("bucket",))
+    async def do(self, command: Command) -> Any:
+        match command:
+            case Update(batch=batch):
+                self.commands.append(f"update {batch.step + 1}")
+                return WeightsRef(policy_version=batch.step + 1, location=self._location), {"loss": np.nan}, ()
+            case SendWeights(policy_version=version):
+                await asyncio.sleep(0.05)
+                self.commands.append(f"send {version}")
+                return Delivery(policy_version=version)
+            case Publish(policy_version=version, stored=True):
+                return WeightsRef(policy_version=version, location=("bucket",))
+            case unexpected:
+                raise AssertionError(unexpected)
 
 
 def learners_over(group: Any, *, handover_s: float = 10.0) -> RecoveringLearners:

@@ -1,0 +1,269 @@
+"""What the driver asks of the learner ranks: one frozen type for each command, and the methods that issue them.
+
+A new command is a class here, a `case` in the rank, and a method below if the loop is to call it.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from gvm_ray.config import RunConfig
+from gvm_ray.functional.demonstration_batches import demonstration_batches
+from gvm_ray.types import (
+    Demonstration,
+    FloatArray,
+    GroupOutcome,
+    GroupRef,
+    Metrics,
+    Pooling,
+    Prompt,
+    TrainBatch,
+    TransferWorld,
+    UpdateResult,
+    WeightsRef,
+)
+
+# What a command wants of generators that share the ranks' GPUs: to be away while it fills them, to be at work, or none
+# of it. Commands that copy tensor by tensor may come while samples are under way.
+Generators = Literal["away", "at_work", "any"]
+
+_UPDATES_PER_COMMAND = 25  # of the warm start: few enough to report progress, enough to hide the round trip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Command:
+    """What every rank does next; rank 0's answer is the command's. Object refs in its fields stay refs."""
+
+    what: ClassVar[str]  # in words, for messages
+    changes_policy: ClassVar[bool] = False  # ranks that take these ones' place have to do it again
+    generators: ClassVar[Generators] = "any"
+    deadline: ClassVar[str] = "update_s"  # the setting in [deadlines] that bounds it
+    phase: ClassVar[str | None] = None  # that its time counts as
+
+
+class Start(Command):
+    """Answer once every rank holds its shard of the policy."""
+
+    what = "start"
+    deadline = "start_s"
+
+
+class Stop(Command):
+    """End."""
+
+    what = "stop"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reset(Command):
+    """Begin another run."""
+
+    what = "reset"
+    generators = "away"
+    deadline = "start_s"
+    setup: Any  # object ref to a LearnerSetup: the mailbox would import torch to hold the loss in it
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Update(Command):
+    """Train on a batch and publish the new policy."""
+
+    what = "update"
+    changes_policy = True
+    generators = "away"
+    phase = "update"
+    batch: TrainBatch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SupervisedUpdates(Command):
+    """Make some updates of the warm start."""
+
+    what = "supervised updates"
+    changes_policy = True
+    generators = "away"
+    demonstrations: Any  # object ref to a tuple of Demonstration, which the ranks fetch themselves
+    batches: tuple[NDArray[np.int64], ...]  # one optimizer update each: indices into the demonstrations
+
+
+class FinishWarmStart(Command):
+    """Take a fresh optimizer, and the present weights as the reference."""
+
+    what = "end of the warm start"
+    changes_policy = True
+    generators = "away"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GradientNorms(Command):
+    """Measure the gradient norm of every accepted sample."""
+
+    what = "gradient norms"
+    generators = "away"
+    phase = "gradient_norms"
+    refs: Sequence[GroupRef]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptStates(Command):
+    """Measure hidden states of prompts."""
+
+    what = "prompt states"
+    generators = "away"
+    phase = "prompt_states"
+    token_ids: Any  # object ref to a tuple of [T] token ids, one for each prompt
+    pooling: Pooling
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Publish(Command):
+    """Publish the present weights, as the run's transfer has them or in the object store."""
+
+    what = "weights"
+    policy_version: int
+    stored: bool = False  # in the object store, and under a later version where an update has come in between
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SendWeights(Command):
+    """Send the weights of a version to generators."""
+
+    what = "send"
+    generators = "at_work"
+    deadline = "sync_s"
+    policy_version: int
+    world: TransferWorld
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Save(Command):
+    """Write model and optimizer shards."""
+
+    what = "save"
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Load(Command):
+    """Restore what `Save` wrote."""
+
+    what = "load"
+    generators = "away"
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Export(Command):
+    """Write Hugging Face safetensors and the tokenizer."""
+
+    what = "export"
+    folder: str
+
+
+class LearnerCommands(ABC):
+    """The commands of learners as methods (protocol `Learners`); what does them says how."""
+
+    @property
+    @abstractmethod
+    def config(self) -> RunConfig:
+        """The run's settings."""
+
+    @abstractmethod
+    async def do(self, command: Command) -> Any:
+        """Rank 0's answer to a command.
+
+        Raises:
+            DeadlineExceeded: it took longer than its deadline.
+            ActorFailure: a rank died, or failed in it.
+        """
+
+    async def update(self, batch: TrainBatch) -> UpdateResult:
+        """Train on the batch and publish the new policy under version batch.step + 1."""
+        weights, metrics, gradient_norms = await self.do(Update(batch=batch))
+        # A step without a sample to train on has no log-probs to compare.
+        metrics = {"logprob_difference/mean": math.nan, **metrics}
+        return UpdateResult(weights=weights, metrics=metrics, gradient_norms=gradient_norms)
+
+    async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """The outcomes with the gradient norms of their accepted samples; NaN for the other samples."""
+        threshold = self.config.rewards.accept_threshold
+        chosen = [i for i, outcome in enumerate(outcomes) if (outcome.rewards >= threshold).any()]
+        norms = {i: np.full(len(outcome.rewards), np.nan) for i, outcome in enumerate(outcomes)}
+        if chosen:
+            answer = await self.do(GradientNorms(refs=[outcomes[i].ref for i in chosen]))
+            norms |= dict(zip(chosen, answer, strict=True))
+        return [outcome.with_gradient_norms(norms[i]) for i, outcome in enumerate(outcomes)]
+
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
+        """[P, F] float32 pooled final hidden states of the prompts' tokens; see `Learner.prompt_states`."""
+        token_ids = ray.put(tuple(prompt.token_ids for prompt in prompts))
+        return await self.do(PromptStates(token_ids=token_ids, pooling=pooling))
+
+    async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
+        """One warm-start update on all of these."""
+        everything = (np.arange(len(demonstrations)),)
+        return await self.do(SupervisedUpdates(demonstrations=ray.put(tuple(demonstrations)), batches=everything))
+
+    async def warm_start(
+        self, demonstrations: Sequence[Demonstration], *, on_progress: Callable[[int, Metrics], None] | None = None
+    ) -> Metrics:
+        """All updates of [warm_start], each on the next `batch_size` demonstrations of an epoch's random order.
+
+        Reinforcement learning then starts with a fresh optimizer, and with these weights as the reference.
+
+        Args:
+            demonstrations: at least one.
+            on_progress: called now and then with the number of updates made and the metrics of the last.
+
+        Returns:
+            Metrics of the last update.
+        """
+        settings = self.config.warm_start
+        assert settings is not None, "a warm start needs [warm_start]"
+        batches = demonstration_batches(
+            len(demonstrations), batch_size=settings.batch_size, num_updates=settings.num_updates, seed=settings.seed
+        )
+        shared, metrics = ray.put(tuple(demonstrations)), Metrics()
+        for start in range(0, len(batches), _UPDATES_PER_COMMAND):
+            some = tuple(batches[start : start + _UPDATES_PER_COMMAND])
+            metrics = await self.do(SupervisedUpdates(demonstrations=shared, batches=some))
+            if on_progress is not None:
+                on_progress(start + len(some), metrics)
+        await self.do(FinishWarmStart())
+        return metrics
+
+    async def weights(self, policy_version: int) -> WeightsRef:
+        """Publish the present weights under this version."""
+        return await self.do(Publish(policy_version=policy_version))
+
+    async def save(self, folder: str) -> None:
+        """Write model and optimizer shards under `folder`."""
+        await self.do(Save(folder=absolute(folder)))
+
+    async def load(self, folder: str) -> None:
+        """Restore what `save` wrote.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of another model.
+        """
+        await self.do(Load(folder=absolute(folder)))
+
+    async def export(self, folder: str) -> None:
+        """Write Hugging Face safetensors and the tokenizer into `folder`."""
+        await self.do(Export(folder=absolute(folder)))
+
+    def checkpointed(self, folder: str) -> None:
+        """What `save` wrote last is part of a complete checkpoint and lies here now; ranks end with their failure."""
+        return
+
+
+def absolute(folder: str) -> str:
+    """A folder as the ranks find it, which have another working directory than the driver."""
+    return str(Path(folder).absolute())

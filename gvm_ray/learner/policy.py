@@ -194,7 +194,8 @@ def load_policy(
     policy.eval()  # dropout would make two passes over the same tokens disagree
     if settings.activation_checkpointing and trainable:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        policy.train()  # transformers checkpoints in training mode only
+        for block in causal_lm.model.layers:
+            block.training = True  # as transformers wants it; what is inside stays as it is, without dropout
     placement: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(

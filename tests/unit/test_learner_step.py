@@ -1,5 +1,7 @@
 """One learner rank in this process: losses, gradients, updates, checkpoints, exports."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +247,26 @@ def test_activation_checkpointing_gives_the_same_update(base: str) -> None:
         learner.update(batch_of(groups), groups)
         results.append(_weights(learner))
     assert _largest_difference(*results) < 1e-5
+
+
+def test_activation_checkpointing_turns_no_dropout_on(base: str, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.5}))
+    groups = ragged_groups()
+    results, num_forwards = [], []
+    for checkpointing in (False, True):
+        learner = _learner(
+            str(tmp_path / "model"), learner={"activation_checkpointing": checkpointing, "optimizer": OPTIMIZER}
+        )
+        attention = learner.policy.causal_lm.model.layers[0].self_attn
+        passes: list[None] = []
+        attention.register_forward_hook(lambda *_, passes=passes: passes.append(None))
+        learner.update(batch_of(groups), groups)
+        results.append(_weights(learner))
+        num_forwards.append(len(passes))
+    assert _largest_difference(*results) < 1e-5
+    assert num_forwards[0] < num_forwards[1]  # the blocks were computed again on the way back
 
 
 def test_bfloat16_keeps_float32_master_weights(base: str) -> None:

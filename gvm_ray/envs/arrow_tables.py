@@ -78,7 +78,9 @@ def _reader(kind: "pyarrow.DataType", feature: Any) -> _Reader | None:
         return item and (lambda value: {key: item(each) for key, each in value.items()} if value else value)
     if hasattr(kind, "value_type"):  # lists of any kind, and what is encoded: by a dictionary, by the length of runs
         item = _reader(kind.value_type, feature.get("feature"))
-        return item and (lambda value: [item(each) for each in value] if isinstance(value, list) else item(value))
+        return item and (
+            lambda value: [item(each) for each in value] if isinstance(value, list | np.ndarray) else item(value)
+        )
     return None
 
 
@@ -95,12 +97,12 @@ def _in_struct(readers: Mapping[str, _Reader]) -> _Reader | None:
 
 
 def _float_of(precision: type[np.floating[Any]]) -> _Reader:
-    return lambda value: float(str(precision(value))) if isinstance(value, float) else value
+    return lambda value: float(str(precision(value))) if isinstance(value, float | np.floating) else value
 
 
 def _label_of(names: list[str]) -> _Reader:
     def name(value: Any) -> Any:
-        if not isinstance(value, int):
+        if not isinstance(value, int | np.integer):
             return value
         return names[value] if 0 <= value < len(names) else None  # -1 says that there is no label
 

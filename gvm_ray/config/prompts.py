@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from gvm_ray.config.base import Count, NonNegativeCount, Positive, Probability, Settings
 
@@ -10,6 +10,16 @@ from gvm_ray.config.base import Count, NonNegativeCount, Positive, Probability, 
 Half = Literal["both", "first", "second"]
 
 SYSTEM_PROMPTS = ("none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot")
+
+
+def _is_name_or_names(value: object) -> object:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError('write the name of a field, or a list of several: ["Body", "Question"]')
+    return value
+
+
+FieldNames = Annotated[str | tuple[str, ...], BeforeValidator(_is_name_or_names)]
 
 
 class TemplateConfig(Settings):
@@ -24,8 +34,8 @@ class FileSourceConfig(Settings):
 
     type: Literal["file"] = "file"
     path: str = Field(min_length=1)
-    prompt_field: str = "problem"
-    answer_field: str = "answer"
+    prompt_field: FieldNames = "problem"  # of several, as ["Body", "Question"], the texts are joined by a blank
+    answer_field: str = "answer"  # of any field: "reward_model.ground_truth" is a field in a field
     id_field: str | None = None  # without it the id is a hash of the content
     rationale_field: str | None = None  # reference rationales, for the warm start
     feature_fields: tuple[str, ...] = ()  # kept with the prompt, e.g. level, subject
@@ -39,7 +49,7 @@ class HuggingFaceSourceConfig(Settings):
     path: str = Field(min_length=1)
     name: str | None = None
     split: str = "train"
-    prompt_field: str = "problem"
+    prompt_field: FieldNames = "problem"
     answer_field: str = "answer"
     id_field: str | None = None
     rationale_field: str | None = None
@@ -56,7 +66,7 @@ class FunctionSourceConfig(Settings):
     type: Literal["function"] = "function"
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the function
-    prompt_field: str = "problem"
+    prompt_field: FieldNames = "problem"
     answer_field: str = "answer"
     id_field: str | None = None
     rationale_field: str | None = None

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +21,8 @@ from gvm_ray.data.report import DataReport, Dropped, Input, aligned, read_report
 from gvm_ray.data.tables import Table, file_sha256, find_tables
 from gvm_ray.data.verification import unverified
 from gvm_ray.data.writing import publish, write_incomplete
-from gvm_ray.envs.rows import Row
+from gvm_ray.envs.fields import field_names, field_value
+from gvm_ray.envs.rows import Row, names_of, problem_text
 from gvm_ray.exceptions import DataError, ModelError
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.reporting.summary import package_versions
@@ -116,18 +117,28 @@ def _evaluation_problems(tables: Sequence[Table], *, config: DataConfig) -> Eval
     problems = EvaluationProblems(ngram=config.ngram)
     for table in tables:
         first, rows = _opened(table)
-        given = config.prompt_field
-        name = given if given is not None and given in first[1] else problem_field(first[1])
+        names = _problem_fields(first[1], config=config)
         for where, row in rows:
-            problem = row.get(name)
-            if not isinstance(problem, str):
-                known = ", ".join(sorted(row))
+            try:
+                problem = problem_text({name: field_value(row, name) for name in names}, where=where)
+            except (KeyError, DataError):
                 raise DataError(
-                    f"{where}: field {name!r}, compared with the training problems, is no text; write --prompt-field "
-                    f"with one of its fields: {known}"
-                )
+                    f"{where}: field {', '.join(map(repr, names))}, compared with the training problems, is no text; "
+                    f"write --prompt-field with one of its fields: {field_names(row)}"
+                ) from None
             problems.add(problem, where=where)
     return problems
+
+
+def _problem_fields(first: Mapping[str, Any], *, config: DataConfig) -> tuple[str, ...]:
+    """The fields of an evaluation set's problem: those of the training data where it has them."""
+    given = () if config.prompt_field is None else names_of(config.prompt_field)
+    try:
+        for name in given:
+            field_value(first, name)
+    except KeyError:
+        return (problem_field(first),)
+    return given or (problem_field(first),)
 
 
 def _opened(table: Table) -> tuple[Row, Iterator[Row]]:

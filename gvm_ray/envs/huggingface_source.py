@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvm_ray.config.prompts import HuggingFaceSourceConfig
-from gvm_ray.envs.rows import Row, missing_field, tasks_from_rows, used_fields
+from gvm_ray.envs.arrow_tables import needed_columns, row_reader
+from gvm_ray.envs.rows import Row, tasks_from_rows, used_fields
 from gvm_ray.envs.task import Task
 from gvm_ray.exceptions import DataError
 
@@ -36,11 +37,12 @@ def dataset_rows(
         DataError: it doesn't have one of the fields.
     """
     origin = _origin(config)
-    for name, setting in (fields or {}).items():
-        if name not in dataset.column_names:
-            raise DataError(missing_field(name, setting=setting, where=origin, known=dataset.column_names))
-    rows: Any = dataset if fields is None else dataset.select_columns(list(fields))
-    return ((f"{origin}, row {number}", row) for number, row in enumerate(rows, start=1))
+    schema = dataset.features.arrow_schema
+    read = row_reader(schema)
+    rows: Any = dataset
+    if fields is not None:
+        rows = dataset.select_columns(needed_columns(schema, where=origin, fields=fields))
+    return ((f"{origin}, row {number}", read(row)) for number, row in enumerate(rows, start=1))
 
 
 def _origin(config: HuggingFaceSourceConfig) -> str:

@@ -19,7 +19,7 @@ _REASON_CHARACTERS = 300  # of a library's message, which can be pages
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model folder or hub id; its `eos_token_id` is the one token that ends a response.
+    """The tokenizer of a model folder or hub id; `load_end_token_ids` says which of its tokens end a response.
 
     Raises:
         ModelError: there is none, its vocabulary is missing, or it has no end-of-sequence token.
@@ -38,6 +38,56 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remot
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {str(path)!r} has no end-of-sequence token; set eos_token in its files")
     return tokenizer
+
+
+def load_end_token_ids(path: str | Path, *, tokenizer: Any, revision: str | None = None) -> frozenset[int]:
+    """Every token id that ends a response: those that the tokenizer, generation_config.json or config.json name.
+
+    Chat models end a turn with another token than a text, and often name it in one of these places only.
+
+    Args:
+        path: of the model folder, or a hub id.
+        tokenizer: of the model.
+        revision: of a hub id; None takes the newest.
+
+    Raises:
+        ModelError: a file can't be read, or names something that is no token id.
+    """
+    config = _json_file(path, "config.json", revision=revision)
+    text_config = config.get("text_config") or {}
+    generation_config = _json_file(path, "generation_config.json", revision=revision)
+    places = {"config.json": (config, text_config), "generation_config.json": (generation_config,)}
+    ids: set[int] = {tokenizer.eos_token_id}
+    for name, settings in places.items():
+        for value in (each.get("eos_token_id") for each in settings):
+            ids.update(_token_ids(value, where=f"eos_token_id in {name} of {str(path)!r}"))
+    # Some files hold -1 for none, or tokens of a larger model of the family: no model samples these.
+    vocab_size = text_config.get("vocab_size") or config.get("vocab_size") or len(tokenizer)
+    return frozenset(number for number in ids if 0 <= number < vocab_size)
+
+
+def _token_ids(value: Any, *, where: str) -> list[int]:
+    """What stands for one token id, several or none in a model's files."""
+    values = value if isinstance(value, list) else [value]
+    numbers = [number for number in values if number is not None]
+    if not all(isinstance(number, int) for number in numbers):
+        raise ModelError(f"{where} is {value!r}; write the number of a token, or a list of numbers")
+    return numbers
+
+
+def _json_file(path: str | Path, name: str, *, revision: str | None) -> dict[str, Any]:
+    """The content of a file of the model; empty where the model has no such file."""
+    from transformers.utils.hub import cached_file
+
+    with model_errors(name, path):
+        file = cached_file(
+            path,
+            name,
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,  # what must be there is missed by whoever loads it
+        )
+        return {} if file is None else dict(json.loads(Path(file).read_bytes()))
 
 
 def load_model_config(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

@@ -7,7 +7,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from gvm_ray.exceptions import ModelError
 from gvm_ray.functional.memory import ModelSizes
 
 _SHARDS_INDEX = "model.safetensors.index.json"
+_TEMPLATES = "chat_templates"  # folder of the chat templates besides the default one
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
 _REASON_CHARACTERS = 300  # of a library's message, which can be pages
 
 
@@ -229,8 +233,63 @@ def _is_hub_id(path: str) -> bool:
 def weights_digest(path: str | Path) -> str:
     """16 hex digits of the weights in a model folder; of a hub id, which isn't looked at, always the same."""
     digest = hashlib.sha256()
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with file.open("rb") as weights:
-            while piece := weights.read(2**24):
-                digest.update(piece)
+    for file in sorted(Path(path).glob("*")):
+        if file.suffix in _WEIGHTS:
+            with file.open("rb") as weights:
+                while piece := weights.read(2**24):
+                    digest.update(piece)
     return digest.hexdigest()[:16]
+
+
+def model_files(path: str | Path, *, revision: str | None = None, weights: bool = True) -> dict[str, str]:
+    """All that a model's samples depend on: 16 hex digits of each file of its folder, by name.
+
+    That is weights and adapters, configuration, generation settings, tokenizer, chat templates and code. Of a hub id
+    it is the commit.
+
+    Args:
+        path: of the model folder, or a hub id.
+        revision: of a hub id; None takes the newest.
+        weights: whether they count too.
+
+    Raises:
+        ModelError: the hub id's commit can't be told.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return {str(path): _commit(path, revision=revision)}
+    files = [file for where in (folder, folder / _TEMPLATES) for file in where.glob("[!.]*") if file.is_file()]
+    counted = [file for file in files if file.suffix != ".md" and (weights or file.suffix not in _WEIGHTS)]
+    return file_digests({str(file.relative_to(folder)): file for file in counted})
+
+
+def file_digests(files: Mapping[str, Path]) -> dict[str, str]:
+    """16 hex digits of each file's content, by its name in the mapping, in the order of names.
+
+    Hashing leaves Python's lock, so files go in parallel.
+    """
+    names = sorted(files)
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(names, threads.map(lambda name: _file_digest(files[name]), names), strict=True))
+
+
+def _file_digest(file: Path) -> str:
+    state = file.stat()
+    return _content_digest(file.resolve(), (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+
+
+@lru_cache(maxsize=4096)
+def _content_digest(file: Path, state: tuple[int, ...]) -> str:
+    """Read once in a process, as long as the file's state is the same."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
+
+
+def _commit(path: str | Path, *, revision: str | None) -> str:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    with model_errors("config.json", path):
+        commit = extract_commit_hash(cached_file(path, "config.json", revision=revision or "main"), None)
+        if commit is None:
+            raise ValueError("the file in the cache doesn't tell its commit")
+        return commit

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +16,14 @@ from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
-from gvm_ray.exceptions import ActorDied, DataError, DeadlineExceeded, ObjectsLost
+from gvm_ray.exceptions import ActorDied, CheckpointError, DataError, DeadlineExceeded, ObjectsLost
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.launch import Launched, launched, make_evaluator, start_pools
 from gvm_ray.loop import System
 from gvm_ray.loop import train as run_loop
+from gvm_ray.origins import differences, run_origins
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines
+from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines, with_date
 from gvm_ray.reporting import (
     Callback,
     CallbackSink,
@@ -68,12 +70,14 @@ def train(
         with tempfile.TemporaryDirectory() as scratch:  # a wrong setting must not cost the run that would be replaced
             prepare(config, run_dir=Path(scratch))
     folder.create(resume=resume, overwrite=overwrite)
+    config = with_date(config, earlier=_kept_date(folder) if resume else None)
     checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
     restored = checkpoints.latest() if resume else None
     if resume and restored is None:
         print("no checkpoint was completed yet: the run begins anew", flush=True)
     with folder.disk_errors():
         prepared = prepare(config, run_dir=folder.path)
+        _keep_origins(folder, run_origins(config, prepared.prompts), resumed=restored is not None)
         folder.save_config(config)
     print("\n".join(report_lines(prepared)), flush=True)
     with connected(config) as dashboard, folder.disk_errors():
@@ -81,6 +85,33 @@ def train(
             print(f"dashboard http://{dashboard} (`ray get-auth-token` prints its token)", flush=True)
         job = Job(config, folder=folder, checkpoints=checkpoints, callbacks=callbacks, arrange=arrange)
         return run_to_end(_train(job, prepared, restored=restored))
+
+
+def _kept_date(folder: RunFolder) -> date | None:
+    """The day that an earlier part of the run showed its chat template as today's."""
+    try:
+        saved = json.loads(folder.config.read_bytes())["prompts"]["template"].get("date")
+        return None if saved is None else date.fromisoformat(saved)
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{str(folder.config)!r} isn't what the run wrote ({error}); copy config.json of its last checkpoint there"
+        ) from error
+
+
+def _keep_origins(folder: RunFolder, origins: Mapping[str, Any], *, resumed: bool) -> None:
+    """Write down what the run is made of, or compare it with what it began with.
+
+    Raises:
+        CheckpointError: files of the model or prompts have changed since.
+    """
+    if resumed and folder.origins.is_file():
+        changed = differences(json.loads(folder.origins.read_bytes()), origins)
+        if changed:
+            raise CheckpointError(
+                f"the run in {str(folder.path)!r} began with another model or other prompts: {'; '.join(changed)}. Put "
+                "the files back to go on with it, or start a new run with --set name=..."
+            )
+    folder.origins.write_text(json.dumps(origins, indent=2) + "\n", encoding="utf-8")
 
 
 def evaluate(
@@ -106,7 +137,7 @@ def evaluate(
     sampling: dict[str, Any] = {"num_samples": num_samples}
     if temperature is not None:
         sampling["temperature"] = temperature
-    config = evaluation_config(config, model, {"evaluation": sampling})
+    config = with_date(evaluation_config(config, model, {"evaluation": sampling}))
     prepared = prepare(config, run_dir=Path(config.runs_dir).resolve() / config.name, learners=False)
     if not prepared.prompts.eval:
         raise DataError("the config has no [prompts.eval], so there is nothing to evaluate on; add a source there")

@@ -1,7 +1,9 @@
 """The task as a Gymnasium environment: `reset` gives a prompt, `step` takes a response and gives its reward."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -18,12 +20,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_OPENED_TAG = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
+
+
 class PromptEnv(gymnasium.Env[str, str | Completion]):
     """An action is what the policy writes in one turn; without an `environment` the first one ends the episode.
 
     The observation of `reset` is the prompt's text. With an environment that answers a turn, that of `step` is its
     answer and the reward 0; else the episode is over. `terminated` then says that the response was finished,
     `truncated` that it was cut at `max_tokens`, and the observation is the whole transcript from the prompt on.
+
+    Where the prompt ends with an opened `<think>`, rewards are given a response's text from that tag on.
 
     The info of `reset` has `prompt_id`. That of `step` has also `num_turns`, and at the end `reward_terms` (name ->
     value), `unscored` (True where the reward isn't known: it is NaN then, never 0) and, where known, `num_tokens` of
@@ -93,7 +100,7 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
             if answer is not None:
                 self._turns, self._response = completion.policy_turns, completion.text + answer
                 return answer, 0.0, False, False, info
-        reward, terms = _scored(self._reward, self._prompt, completion)
+        reward, terms = _scored(self._reward, self._prompt, _with_opened_tag(self._prompt, completion))
         info |= {"reward_terms": terms, "unscored": math.isnan(reward)}
         if len(completion.token_ids) or self._tokenizer is not None or isinstance(action, Completion):
             info["num_tokens"] = len(completion.token_ids)
@@ -136,6 +143,16 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
             text=text,
             turns=(*self._turns, turn) if self._turns else (),
         )
+
+
+def _with_opened_tag(prompt: Prompt, completion: Completion) -> Completion:
+    """The completion as a reward reads it: from the tag on with which the prompt began the model's thinking.
+
+    Some chat templates write `<think>` themselves, so that the response begins within it. A reward reads the same text
+    whoever has written the tag.
+    """
+    opened = _OPENED_TAG.search(prompt.text)
+    return completion if opened is None else replace(completion, text=opened[0] + completion.text)
 
 
 def _scored(

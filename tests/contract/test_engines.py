@@ -166,7 +166,7 @@ ENGINES = [
 
 @pytest.mark.parametrize("kind", ENGINES)
 def test_every_end_token_that_the_model_names_ends_a_response(kind: EngineKind, tmp_path: Path) -> None:
-    """The tokenizer names 1, config.json 40, generation_config.json 41 and 42; the latter three are plain characters."""
+    """The tokenizer names 1, config.json 40, generation_config.json 41 and 42; all but 1 are plain characters."""
     if kind == "vllm":
         pytest.importorskip("vllm")
     model_path = build_tiny_model(tmp_path, tied=True)

@@ -46,7 +46,9 @@ class SampleFile:
             _check_settings(folder / "settings.json", json.loads(json.dumps(settings)))
             rows = self._finished_rows()
         # prompt_id -> digest of the prompt
-        self._prompts: dict[str, str] = {prompt_id: of_prompt[0].get("prompt", "") for prompt_id, of_prompt in rows.items()}
+        self._prompts: dict[str, str] = {
+            prompt_id: of_prompt[0].get("prompt", "") for prompt_id, of_prompt in rows.items()
+        }
         self.finished = {prompt_id: tuple(_sample(row) for row in of_prompt) for prompt_id, of_prompt in rows.items()}
 
     def check_prompts(self, prompts: Iterable[Prompt]) -> None:

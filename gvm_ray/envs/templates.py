@@ -54,6 +54,7 @@ WORDINGS: dict[str, ChatWording] = {
 _PROBE, _ANSWER = "Problem4711", "Answer4711"  # nothing that a template would trim or escape
 _DATE = "strftime_now"  # the function by which chat templates ask for the day
 _OWN_NAMES = {"messages", "raise_exception", _DATE}  # what every template is given
+_PRINTED_PART = re.compile(r"""['"]type['"]: ?['"]text['"]""")  # a part of a content as a whole, not its text
 # A tag of transformers, which Jinja by itself doesn't know.
 _GENERATION_TAG = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
 
@@ -114,8 +115,9 @@ def end_token_id(
     Else the tokenizer's end of sequence.
     """
     chat = check_template(template, tokenizer=tokenizer)
-    written = [] if chat is None else tokenizer(chat.answer_end(), add_special_tokens=False)["input_ids"]
-    return written[0] if written and written[0] in end_token_ids else tokenizer.eos_token_id
+    written: Any = [] if chat is None else tokenizer(chat.answer_end(), add_special_tokens=False)["input_ids"]
+    end_of_sequence: Any = tokenizer.eos_token_id
+    return written[0] if written and written[0] in end_token_ids else end_of_sequence
 
 
 def longest_problem(max_tokens: int, *, tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -223,7 +225,11 @@ class Chat:
         """The first form in which system prompt and problem come out."""
         system, content = (self._wording.system or "").strip(), (_PROBE + self._wording.user_suffix).strip()
         texts = {form: self._text(_PROBE + self._wording.user_suffix, form=form) for form in _FORMS}
-        rendered = {form: text for form, text in texts.items() if isinstance(text, str) and content in text}
+        rendered = {
+            form: text
+            for form, text in texts.items()
+            if isinstance(text, str) and content in text and not _PRINTED_PART.search(text)
+        }
         for form, text in rendered.items():
             if system in text:
                 return form
@@ -289,7 +295,7 @@ def _chosen_source(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerB
     return named[name]
 
 
-def _variables(source: str) -> Collection[str]:
+def _variables(source: str) -> set[str]:
     """The names that a template reads from outside.
 
     Raises:

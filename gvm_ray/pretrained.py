@@ -17,7 +17,7 @@ from gvm_ray.exceptions import ModelError
 from gvm_ray.functional.memory import ModelSizes
 
 _SHARDS_INDEX = "model.safetensors.index.json"
-_TEMPLATES = "chat_templates"  # folder of the chat templates besides the default one
+_COUNTED = ("[!.]*", "*chat_templates/[!.]*")  # transformers reads additional_chat_templates/ besides the folder itself
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
 _REASON_CHARACTERS = 300  # of a library's message, which can be pages
 
@@ -258,7 +258,7 @@ def model_files(path: str | Path, *, revision: str | None = None, weights: bool 
     folder = Path(path)
     if not folder.is_dir():
         return {str(path): _commit(path, revision=revision)}
-    files = [file for where in (folder, folder / _TEMPLATES) for file in where.glob("[!.]*") if file.is_file()]
+    files = [file for pattern in _COUNTED for file in folder.glob(pattern) if file.is_file()]
     counted = [file for file in files if file.suffix != ".md" and (weights or file.suffix not in _WEIGHTS)]
     return file_digests({str(file.relative_to(folder)): file for file in counted})
 

@@ -49,7 +49,7 @@ def hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "tokenizer.model",
         "vocab.txt",
         "chat_template.jinja",
-        "chat_templates/rag.jinja",
+        "additional_chat_templates/rag.jinja",
         "modeling_tiny.py",
     ],
 )

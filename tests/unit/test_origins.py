@@ -203,7 +203,7 @@ def checked(tmp_path: Path, model: Path, rows: Path, **changes: Any) -> Any:
     [
         ("pytorch_model.bin", b"other weights"),
         ("chat_template.jinja", b"{{ messages[0].content }}"),
-        ("chat_templates/rag.jinja", b"{{ messages[0].content }}"),
+        ("additional_chat_templates/rag.jinja", b"{{ messages[0].content }}"),
         ("generation_config.json", b'{"eos_token_id": 40}'),
     ],
 )
@@ -211,7 +211,7 @@ def test_samples_of_a_model_are_not_those_of_its_changed_files(
     name: str, content: bytes, tmp_path: Path, model: Path, rows: Path
 ) -> None:
     (model / "pytorch_model.bin").write_bytes(b"some weights")
-    (model / "chat_templates").mkdir()
+    (model / "additional_chat_templates").mkdir()
     checked(tmp_path, model, rows)
     assert len(checked(tmp_path, model, rows).work["rows"].missing) == 8
     (model / name).write_bytes(content)

@@ -1,7 +1,6 @@
 """The task as a Gymnasium environment: `reset` gives a prompt, `step` takes a response and gives its reward."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,6 @@ from gvm_ray.types import Completion, FinishReason, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-_OPENED_TAG = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
 
 
 class PromptEnv(gymnasium.Env[str, str | Completion]):
@@ -100,7 +96,9 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
             if answer is not None:
                 self._turns, self._response = completion.policy_turns, completion.text + answer
                 return answer, 0.0, False, False, info
-        reward, terms = _scored(self._reward, self._prompt, _with_opened_tag(self._prompt, completion))
+        # A reward reads the same text whoever has written the tag that begins the thinking.
+        whole = replace(completion, text=self._prompt.opened_tag + completion.text)
+        reward, terms = _scored(self._reward, self._prompt, whole)
         info |= {"reward_terms": terms, "unscored": math.isnan(reward)}
         if len(completion.token_ids) or self._tokenizer is not None or isinstance(action, Completion):
             info["num_tokens"] = len(completion.token_ids)
@@ -143,16 +141,6 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
             text=text,
             turns=(*self._turns, turn) if self._turns else (),
         )
-
-
-def _with_opened_tag(prompt: Prompt, completion: Completion) -> Completion:
-    """The completion as a reward reads it: from the tag on with which the prompt began the model's thinking.
-
-    Some chat templates write `<think>` themselves, so that the response begins within it. A reward reads the same text
-    whoever has written the tag.
-    """
-    opened = _OPENED_TAG.search(prompt.text)
-    return completion if opened is None else replace(completion, text=opened[0] + completion.text)
 
 
 def _scored(

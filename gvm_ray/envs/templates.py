@@ -156,7 +156,7 @@ class _Form:
     user_parts: bool = False
 
 
-_FORMS = (_Form(), _Form(system_parts=True, user_parts=True), _Form(user_parts=True))
+_FORMS = (_Form(), _Form(system_parts=True), _Form(user_parts=True), _Form(system_parts=True, user_parts=True))
 
 
 class Chat:

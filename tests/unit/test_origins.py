@@ -14,6 +14,7 @@ from tiny_runs import tiny_config
 
 import gvm_ray.prepare
 import gvm_ray.run
+from gvm_ray.arena.slot import _warm_key
 from gvm_ray.benchmarks.evaluate import _checked
 from gvm_ray.benchmarks.files import find_benchmarks
 from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
@@ -190,6 +191,21 @@ def test_the_day_is_fixed_where_prompts_depend_on_it_and_no_setting_names_one(
     check_date(named, tokenizer)
     with pytest.raises(ConfigError, match=r"prints today's date, .*: prompts.template.date='2026-12-01'"):
         check_date(config, tokenizer)
+
+
+def test_actors_stay_up_for_another_base_only_if_its_responses_end_alike(
+    tmp_path: Path, model: Path, rows: Path
+) -> None:
+    config = run_config(tmp_path, model, rows)
+
+    def key() -> str:
+        return _warm_key(config, prepare(config, run_dir=tmp_path))
+
+    first = key()
+    (model / "model.safetensors").write_bytes(swapped(model))
+    assert key() == first
+    (model / "generation_config.json").write_text('{"eos_token_id": 40}')
+    assert key() != first
 
 
 def checked(tmp_path: Path, model: Path, rows: Path, **changes: Any) -> Any:

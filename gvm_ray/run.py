@@ -77,7 +77,7 @@ def train(
         print("no checkpoint was completed yet: the run begins anew", flush=True)
     with folder.disk_errors():
         prepared = prepare(config, run_dir=folder.path)
-        _keep_origins(folder, run_origins(config, prepared.prompts), resumed=restored is not None)
+        _keep_origins(folder, run_origins(config, prepared.prompts), resume=resume)
         folder.save_config(config)
     print("\n".join(report_lines(prepared)), flush=True)
     with connected(config) as dashboard, folder.disk_errors():
@@ -98,18 +98,18 @@ def _kept_date(folder: RunFolder) -> date | None:
         ) from error
 
 
-def _keep_origins(folder: RunFolder, origins: Mapping[str, Any], *, resumed: bool) -> None:
-    """Write down what the run is made of, or compare it with what it began with.
+def _keep_origins(folder: RunFolder, origins: Mapping[str, Any], *, resume: bool) -> None:
+    """Write down what the run is made of, or compare it with what it began with; its warm start may be done.
 
     Raises:
         CheckpointError: files of the model or prompts have changed since.
     """
-    if resumed and folder.origins.is_file():
+    if resume and folder.origins.is_file():
         changed = differences(json.loads(folder.origins.read_bytes()), origins)
         if changed:
             raise CheckpointError(
                 f"the run in {str(folder.path)!r} began with another model or other prompts: {'; '.join(changed)}. Put "
-                "the files back to go on with it, or start a new run with --set name=..."
+                "the files back to go on with it, or start a new run with --set name=..., or this one anew with --overwrite"
             )
     folder.origins.write_text(json.dumps(origins, indent=2) + "\n", encoding="utf-8")
 

@@ -89,13 +89,9 @@ def train(
 
 def _kept_date(folder: RunFolder) -> date | None:
     """The day that an earlier part of the run showed its chat template as today's."""
-    try:
-        saved = json.loads(folder.config.read_bytes())["prompts"]["template"].get("date")
-        return None if saved is None else date.fromisoformat(saved)
-    except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(
-            f"{str(folder.config)!r} isn't what the run wrote ({error}); copy config.json of its last checkpoint there"
-        ) from error
+    saved = _saved(folder.config, remedy="copy that of the last checkpoint there")
+    day = saved.get("prompts", {}).get("template", {}).get("date")
+    return None if day is None else date.fromisoformat(day)
 
 
 def _keep_origins(folder: RunFolder, origins: Mapping[str, Any], *, resume: bool) -> None:
@@ -105,13 +101,21 @@ def _keep_origins(folder: RunFolder, origins: Mapping[str, Any], *, resume: bool
         CheckpointError: files of the model or prompts have changed since.
     """
     if resume and folder.origins.is_file():
-        changed = differences(json.loads(folder.origins.read_bytes()), origins)
-        if changed:
+        before = _saved(folder.origins, remedy="remove it to go on without a comparison")
+        if changed := differences(before, origins):
             raise CheckpointError(
                 f"the run in {str(folder.path)!r} began with another model or other prompts: {'; '.join(changed)}. Put "
-                "the files back to go on with it, or start a new run with --set name=..., or this one anew with --overwrite"
+                "the files back to go on with it, or start a new run with --set name=..., or this one anew with "
+                "--overwrite"
             )
     folder.origins.write_text(json.dumps(origins, indent=2) + "\n", encoding="utf-8")
+
+
+def _saved(file: Path, *, remedy: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{str(file)!r} isn't what the run wrote ({error}); {remedy}") from error
 
 
 def evaluate(

@@ -256,7 +256,11 @@ async def warm_start(config: RunConfig, prepared: Prepared, learners: LearnerGro
     """Learn from demonstrations, where that is asked for and no cached result takes its place; the result is cached."""
     if config.warm_start is not None and prepared.base.warm_start_folder is not None:
         examples = demonstrations(
-            config.prompts, prepared.tokenizer, num=config.warm_start.num_demonstrations, seed=config.warm_start.seed
+            config.prompts,
+            prepared.tokenizer,
+            num=config.warm_start.num_demonstrations,
+            seed=config.warm_start.seed,
+            end_token_ids=prepared.end_token_ids,
         )
         await learners.warm_start(examples, on_progress=_print_progress(config.warm_start.num_updates))
         await learners.export(str(prepared.base.warm_start_folder))

@@ -1,5 +1,6 @@
 """Everything that can be found wrong before an actor starts: model, prompts, rewards, sizes."""
 
+import datetime
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from gvm_ray.config.prompts import FunctionSourceConfig
 from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
+from gvm_ray.envs.templates import reads_date
 from gvm_ray.exceptions import ConfigError, DataError
 from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
 from gvm_ray.learner.lora import check_target_modules
@@ -21,6 +23,7 @@ from gvm_ray.pretrained import (
     check_vocabulary,
     check_weight_files,
     empty_causal_lm,
+    load_end_token_ids,
     load_model_config,
     load_tokenizer,
     read_model_sizes,
@@ -50,6 +53,7 @@ class Prepared:
     tokenizer: Any
     engine_kind: EngineKind
     max_model_len: int  # prompt and response tokens
+    end_token_ids: frozenset[int] = frozenset()  # any of which ends a response
     transfer: WeightTransfer = "object_store"
 
 
@@ -94,10 +98,43 @@ def prepare(
         base=base,
         prompts=prompts,
         tokenizer=tokenizer,
+        end_token_ids=load_end_token_ids(base.path, tokenizer=tokenizer, revision=base.revision),
         engine_kind=engine_kind,
         max_model_len=max_model_len,
         transfer=transfer,
     )
+
+
+def with_date(config: RunConfig, *, earlier: datetime.date | None = None) -> RunConfig:
+    """The run with the day that its chat template prints as today's: `earlier`, or else today.
+
+    Unchanged where its settings name a day, or no prompt depends on it.
+
+    Raises:
+        UserError: the tokenizer or its chat template can't be used.
+    """
+    model, template = config.model, config.prompts.template
+    if template.type == "plain" or template.date is not None or not isinstance(model, PretrainedModelConfig):
+        return config
+    tokenizer = load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    if not reads_date(template, tokenizer=tokenizer):
+        return config
+    dated = template.model_copy(update={"date": earlier or datetime.date.today()})
+    return config.model_copy(update={"prompts": config.prompts.model_copy(update={"template": dated})})
+
+
+def check_date(config: RunConfig, tokenizer: Any) -> None:
+    """Refuse prompts that change overnight, for work of many runs and days.
+
+    Raises:
+        ConfigError: the chat template prints the day, and no setting names one.
+    """
+    template = config.prompts.template
+    if template.date is None and reads_date(template, tokenizer=tokenizer):
+        raise ConfigError(
+            "the tokenizer's chat template prints today's date, so prompts would change from day to day; name one for "
+            f"all runs: prompts.template.date='{datetime.date.today()}'"
+        )
 
 
 def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
@@ -120,7 +157,10 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     if config.warm_start is None:
         return None
     # What a function reads can't be known, nor whether it has changed since.
-    if not config.warm_start.cache or isinstance(config.prompts.train, FunctionSourceConfig):
+    by_function = any(
+        isinstance(source, FunctionSourceConfig) for source in (config.prompts.train, config.prompts.eval)
+    )
+    if not config.warm_start.cache or by_function:
         return run_dir / "warm_start"
     cache = os.environ.get("GVM_RAY_CACHE") or Path.home() / ".cache" / "gvm_ray"
     key = warm_start_key(config.model, prompts=config.prompts, warm_start=config.warm_start, dtype=config.learner.dtype)

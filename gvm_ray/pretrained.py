@@ -7,7 +7,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from gvm_ray.exceptions import ModelError
 from gvm_ray.functional.memory import ModelSizes
 
 _SHARDS_INDEX = "model.safetensors.index.json"
+_COUNTED = ("[!.]*", "*chat_templates/[!.]*")  # transformers reads additional_chat_templates/ besides the folder itself
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
 _REASON_CHARACTERS = 300  # of a library's message, which can be pages
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model folder or hub id; its `eos_token_id` is the one token that ends a response.
+    """The tokenizer of a model folder or hub id; `load_end_token_ids` says which of its tokens end a response.
 
     Raises:
         ModelError: there is none, its vocabulary is missing, or it has no end-of-sequence token.
@@ -38,6 +42,56 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remot
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {str(path)!r} has no end-of-sequence token; set eos_token in its files")
     return tokenizer
+
+
+def load_end_token_ids(path: str | Path, *, tokenizer: Any, revision: str | None = None) -> frozenset[int]:
+    """Every token id that ends a response: those that the tokenizer, generation_config.json or config.json name.
+
+    Chat models end a turn with another token than a text, and often name it in one of these places only.
+
+    Args:
+        path: of the model folder, or a hub id.
+        tokenizer: of the model.
+        revision: of a hub id; None takes the newest.
+
+    Raises:
+        ModelError: a file can't be read, or names something that is no token id.
+    """
+    config = _json_file(path, "config.json", revision=revision)
+    text_config = config.get("text_config") or {}
+    generation_config = _json_file(path, "generation_config.json", revision=revision)
+    places = {"config.json": (config, text_config), "generation_config.json": (generation_config,)}
+    ids: set[int] = {tokenizer.eos_token_id}
+    for name, settings in places.items():
+        for value in (each.get("eos_token_id") for each in settings):
+            ids.update(_token_ids(value, where=f"eos_token_id in {name} of {str(path)!r}"))
+    # Some files hold -1 for none, or tokens of a larger model of the family: no model samples these.
+    vocab_size = text_config.get("vocab_size") or config.get("vocab_size") or len(tokenizer)
+    return frozenset(number for number in ids if 0 <= number < vocab_size)
+
+
+def _token_ids(value: Any, *, where: str) -> list[int]:
+    """What stands for one token id, several or none in a model's files."""
+    values = value if isinstance(value, list) else [value]
+    numbers = [number for number in values if number is not None]
+    if not all(isinstance(number, int) for number in numbers):
+        raise ModelError(f"{where} is {value!r}; write the number of a token, or a list of numbers")
+    return numbers
+
+
+def _json_file(path: str | Path, name: str, *, revision: str | None) -> dict[str, Any]:
+    """The content of a file of the model; empty where the model has no such file."""
+    from transformers.utils.hub import cached_file
+
+    with model_errors(name, path):
+        file = cached_file(
+            path,
+            name,
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,  # what must be there is missed by whoever loads it
+        )
+        return {} if file is None else dict(json.loads(Path(file).read_bytes()))
 
 
 def load_model_config(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -179,8 +233,63 @@ def _is_hub_id(path: str) -> bool:
 def weights_digest(path: str | Path) -> str:
     """16 hex digits of the weights in a model folder; of a hub id, which isn't looked at, always the same."""
     digest = hashlib.sha256()
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with file.open("rb") as weights:
-            while piece := weights.read(2**24):
-                digest.update(piece)
+    for file in sorted(Path(path).glob("*")):
+        if file.suffix in _WEIGHTS:
+            with file.open("rb") as weights:
+                while piece := weights.read(2**24):
+                    digest.update(piece)
     return digest.hexdigest()[:16]
+
+
+def model_files(path: str | Path, *, revision: str | None = None, weights: bool = True) -> dict[str, str]:
+    """All that a model's samples depend on: 16 hex digits of each file of its folder, by name.
+
+    That is weights and adapters, configuration, generation settings, tokenizer, chat templates and code. Of a hub id
+    it is the commit.
+
+    Args:
+        path: of the model folder, or a hub id.
+        revision: of a hub id; None takes the newest.
+        weights: whether they count too.
+
+    Raises:
+        ModelError: the hub id's commit can't be told.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return {str(path): _commit(path, revision=revision)}
+    files = [file for pattern in _COUNTED for file in folder.glob(pattern) if file.is_file()]
+    counted = [file for file in files if file.suffix != ".md" and (weights or file.suffix not in _WEIGHTS)]
+    return file_digests({str(file.relative_to(folder)): file for file in counted})
+
+
+def file_digests(files: Mapping[str, Path]) -> dict[str, str]:
+    """16 hex digits of each file's content, by its name in the mapping, in the order of names.
+
+    Hashing leaves Python's lock, so files go in parallel.
+    """
+    names = sorted(files)
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(names, threads.map(lambda name: _file_digest(files[name]), names), strict=True))
+
+
+def _file_digest(file: Path) -> str:
+    state = file.stat()
+    return _content_digest(file.resolve(), (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+
+
+@lru_cache(maxsize=4096)
+def _content_digest(file: Path, state: tuple[int, ...]) -> str:
+    """Read once in a process, as long as the file's state is the same."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
+
+
+def _commit(path: str | Path, *, revision: str | None) -> str:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    with model_errors("config.json", path):
+        commit = extract_commit_hash(cached_file(path, "config.json", revision=revision or "main"), None)
+        if commit is None:
+            raise ValueError("the file in the cache doesn't tell its commit")
+        return commit

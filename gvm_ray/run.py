@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,13 +16,14 @@ from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
-from gvm_ray.exceptions import ActorDied, DataError, DeadlineExceeded, ObjectsLost
+from gvm_ray.exceptions import ActorDied, CheckpointError, DataError, DeadlineExceeded, ObjectsLost
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.launch import Launched, launched, make_evaluator, start_pools
 from gvm_ray.loop import System
 from gvm_ray.loop import train as run_loop
+from gvm_ray.origins import differences, run_origins
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines
+from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines, with_date
 from gvm_ray.reporting import (
     Callback,
     CallbackSink,
@@ -68,12 +70,14 @@ def train(
         with tempfile.TemporaryDirectory() as scratch:  # a wrong setting must not cost the run that would be replaced
             prepare(config, run_dir=Path(scratch))
     folder.create(resume=resume, overwrite=overwrite)
+    config = with_date(config, earlier=_kept_date(folder) if resume else None)
     checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
     restored = checkpoints.latest() if resume else None
     if resume and restored is None:
         print("no checkpoint was completed yet: the run begins anew", flush=True)
     with folder.disk_errors():
         prepared = prepare(config, run_dir=folder.path)
+        _keep_origins(folder, run_origins(config, prepared.prompts), resume=resume)
         folder.save_config(config)
     print("\n".join(report_lines(prepared)), flush=True)
     with connected(config) as dashboard, folder.disk_errors():
@@ -81,6 +85,37 @@ def train(
             print(f"dashboard http://{dashboard} (`ray get-auth-token` prints its token)", flush=True)
         job = Job(config, folder=folder, checkpoints=checkpoints, callbacks=callbacks, arrange=arrange)
         return run_to_end(_train(job, prepared, restored=restored))
+
+
+def _kept_date(folder: RunFolder) -> date | None:
+    """The day that an earlier part of the run showed its chat template as today's."""
+    saved = _saved(folder.config, remedy="copy that of the last checkpoint there")
+    day = saved.get("prompts", {}).get("template", {}).get("date")
+    return None if day is None else date.fromisoformat(day)
+
+
+def _keep_origins(folder: RunFolder, origins: Mapping[str, Any], *, resume: bool) -> None:
+    """Write down what the run is made of, or compare it with what it began with; its warm start may be done.
+
+    Raises:
+        CheckpointError: files of the model or prompts have changed since.
+    """
+    if resume and folder.origins.is_file():
+        before = _saved(folder.origins, remedy="remove it to go on without a comparison")
+        if changed := differences(before, origins):
+            raise CheckpointError(
+                f"the run in {str(folder.path)!r} began with another model or other prompts: {'; '.join(changed)}. Put "
+                "the files back to go on with it, or start a new run with --set name=..., or this one anew with "
+                "--overwrite"
+            )
+    folder.origins.write_text(json.dumps(origins, indent=2) + "\n", encoding="utf-8")
+
+
+def _saved(file: Path, *, remedy: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{str(file)!r} isn't what the run wrote ({error}); {remedy}") from error
 
 
 def evaluate(
@@ -106,7 +141,7 @@ def evaluate(
     sampling: dict[str, Any] = {"num_samples": num_samples}
     if temperature is not None:
         sampling["temperature"] = temperature
-    config = evaluation_config(config, model, {"evaluation": sampling})
+    config = with_date(evaluation_config(config, model, {"evaluation": sampling}))
     prepared = prepare(config, run_dir=Path(config.runs_dir).resolve() / config.name, learners=False)
     if not prepared.prompts.eval:
         raise DataError("the config has no [prompts.eval], so there is nothing to evaluate on; add a source there")

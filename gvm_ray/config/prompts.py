@@ -1,5 +1,6 @@
 """Where prompts come from and how they are rendered."""
 
+import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -27,6 +28,11 @@ class TemplateConfig(Settings):
 
     type: Literal["plain", "chat"] = "plain"
     system_prompt: Literal["none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot"] = "none"
+    name: str | None = None  # of one of the tokenizer's chat templates, where it has several; without it the default
+    arguments: dict[str, Any] = Field(default_factory=dict)  # of the chat template, e.g. {enable_thinking = false}
+    # The day, e.g. "2026-11-30", that a chat template is shown as today's if it prints that. Without it the day of the
+    # start, which the run keeps when it is resumed.
+    date: datetime.date | None = None
 
 
 class FileSourceConfig(Settings):

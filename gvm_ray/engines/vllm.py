@@ -13,7 +13,7 @@ from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.engines.vllm_weights import VLLMWeightReceiver
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
-from gvm_ray.pretrained import load_model_config, load_tokenizer
+from gvm_ray.pretrained import load_end_token_ids, load_model_config, load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters, WeightTransfer
 
 # Read while vLLM is imported. The engine runs in this process: as a child process it starts several times slower.
@@ -55,7 +55,8 @@ class VLLMEngine:
         transfer: WeightTransfer = "object_store",
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
-        self._open = OpenRequests(self._tokenizer, max_model_len=max_model_len)
+        self._end_token_ids = load_end_token_ids(model_path, tokenizer=self._tokenizer, revision=revision)
+        self._open = OpenRequests(self._tokenizer, end_token_ids=self._end_token_ids, max_model_len=max_model_len)
         self._in_process = config.tensor_parallel_size == 1
         self._policy_version = -1
         self._asleep: set[str] = set()  # what has left the GPU, by vLLM's names
@@ -204,7 +205,7 @@ class VLLMEngine:
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
                 seed=seed,
-                stop_token_ids=[self._tokenizer.eos_token_id],
+                stop_token_ids=sorted(self._end_token_ids),
                 logprobs=0,  # the sampled token's alone
                 flat_logprobs=True,
                 detokenize=False,  # once, at the end

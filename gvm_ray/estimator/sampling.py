@@ -18,7 +18,7 @@ from gvm_ray.exceptions import DataError
 from gvm_ray.functional.seeds import sample_seed
 from gvm_ray.learner.policy import GradientParameters
 from gvm_ray.learner.sequences import TrainSample
-from gvm_ray.prepare import Prepared, prepare
+from gvm_ray.prepare import Prepared, check_date, prepare
 from gvm_ray.rewards.sandbox import Scored
 from gvm_ray.types import Completion, Float64Array, Pooling, Prompt, SampleRequest, SamplingParameters
 
@@ -42,6 +42,7 @@ def draw_pool(
             scored sample.
     """
     prepared = prepare(base, run_dir=run_dir)
+    check_date(base, prepared.tokenizer)
     prompts = _chosen_prompts(estimator, prepared.prompts.train)
     path = warm_started_path(base, prepared, say=say)
     responses = _sampled(estimator, base, prepared, path=path, prompts=prompts)

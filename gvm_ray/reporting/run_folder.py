@@ -27,6 +27,11 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def origins(self) -> Path:
+        """Digests of the files and prompts that the run is made of, for a resumed run."""
+        return self.path / "origins.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object for each step."""
         return self.path / "metrics.jsonl"
@@ -134,6 +139,7 @@ class RunFolder:
         # By name: whatever else someone has put into the folder stays.
         for file in (
             self.config,
+            self.origins,
             self.metrics,
             self.histograms,
             self.samples,

@@ -191,6 +191,7 @@ def begun_run(path: Path) -> RunFolder:
     folder = RunFolder(path)
     folder.create()
     folder.save_config(run_config())
+    folder.origins.write_text("{}")
     folder.metrics.write_text('{"step": 0}\n')
     (folder.checkpoints / "step_000001").mkdir()
     (path / "notes.txt").write_text("mine")

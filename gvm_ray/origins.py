@@ -32,12 +32,15 @@ def run_origins(config: RunConfig, prompts: PromptSets) -> dict[str, Any]:
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
     """16 hex digits of prompts in their order."""
-    return _digest(*map(prompt_digest, prompts))
+    return hashlib.sha256("".join(map(prompt_digest, prompts)).encode()).hexdigest()[:16]
 
 
 def prompt_digest(prompt: Prompt) -> str:
     """16 hex digits of a prompt: its id, text, tokens and gold answer."""
-    return _digest(prompt.prompt_id, prompt.text, prompt.answer, prompt.token_ids.tolist())
+    digest = hashlib.sha256(prompt.token_ids.astype("<i4").tobytes())
+    for text in (prompt.prompt_id, prompt.text, prompt.answer):
+        digest.update(b"\0" + text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -50,7 +53,3 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         elif old != new:
             found.append(f"{name} was {old!r} and is {new!r}")
     return found
-
-
-def _digest(*values: Any) -> str:
-    return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:16]

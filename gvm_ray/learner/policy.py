@@ -25,6 +25,7 @@ from gvm_ray.functional.gradient_norms import (
     tied_gradient_inner_products,
 )
 from gvm_ray.functional.logprobs import token_logprobs
+from gvm_ray.functional.output_head import OutputHead
 from gvm_ray.learner.attention import AttentionKernels
 from gvm_ray.learner.lora import add_adapters, base_name, is_adapter, merged_tensor
 from gvm_ray.learner.sequences import SequenceBatch
@@ -54,6 +55,13 @@ class PolicyModule(nn.Module):
         """Whether the input embedding is the output head."""
         return bool(self.causal_lm.config.tie_word_embeddings)
 
+    @property
+    def head(self) -> OutputHead:
+        """The output head; whole inside the forward methods only."""
+        layer = self.causal_lm.lm_head
+        scale, soft_cap = logit_scale(self.causal_lm.config), logit_soft_cap(self.causal_lm.config)
+        return OutputHead(weight=layer.weight, bias=layer.bias, scale=scale, soft_cap=soft_cap)
+
     def forward(
         self,
         batch: SequenceBatch,
@@ -66,11 +74,11 @@ class PolicyModule(nn.Module):
 
         At the sampling temperature unless another is given.
         """
-        hidden = self._hidden(batch, input_ids=batch.input_ids)
+        hidden = self._hidden(batch)
         rows, columns = batch.mask.nonzero(as_tuple=True)
         logprobs, entropies = token_logprobs(
             hidden.flatten(0, 1)[batch.first_state[rows] + columns],
-            self.causal_lm.lm_head.weight,
+            self.head,
             batch.targets[rows, columns],
             temperature=temperature or self.temperature,
             chunk_tokens=self.chunk_tokens,
@@ -86,7 +94,7 @@ class PolicyModule(nn.Module):
 
         Their mean, the last one, or both end to end, mean first (F is the hidden size H, or 2H for both).
         """
-        hidden = batch.by_sample(self._hidden(batch, input_ids=batch.input_ids).float())
+        hidden = batch.by_sample(self._hidden(batch).float())
         last = (batch.first_state - batch.starts).unsqueeze(1)  # [B, 1] place of the prompt's last token in it
         pooled = []
         if pooling != "last":
@@ -101,18 +109,24 @@ class PolicyModule(nn.Module):
     ) -> tuple[Tensor, HeadGradients]:
         """The states [B, T, H] that predict the response tokens, and the head's gradients there.
 
-        With an `offset` [R, S, H] of zeros, which is added to the input embeddings, the states depend on it alone and
-        the head's gradients include those at the states: carried back from there, they give the objectives' gradient
-        at the embedding layer's output, and no parameter gets one.
+        With an `offset` [R, S, H] of zeros, which is added to the embedding layer's output, the states depend on it
+        alone and the head's gradients include those at the states: carried back from there, they give the objectives'
+        gradient at that output, and no parameter gets one.
         """
-        embeddings = self.causal_lm.model.embed_tokens(batch.input_ids).detach()
-        if offset is not None:
-            embeddings = embeddings + offset
-        hidden = self._hidden(batch, inputs_embeds=embeddings)
+
+        def shift(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            return output.detach() if offset is None else output.detach() + offset
+
+        # A hook rather than `inputs_embeds`, for some families do more with token ids than to look them up.
+        handle = self.causal_lm.get_input_embeddings().register_forward_hook(shift)
+        try:
+            hidden = self._hidden(batch)
+        finally:
+            handle.remove()
         states = hidden.flatten(0, 1)[batch.state_positions()]
         head = head_gradients(
             states,
-            self.causal_lm.lm_head.weight,
+            self.head,
             batch.targets,
             batch.mask,
             temperature=self.temperature,
@@ -123,24 +137,55 @@ class PolicyModule(nn.Module):
 
     @torch.no_grad()
     def tied_inner_products(
-        self, batch: SequenceBatch, states: Tensor, *, head: HeadGradients, activation_gradients: Tensor
+        self, batch: SequenceBatch, states: Tensor, *, gradients: HeadGradients, row_gradients: Tensor
     ) -> Tensor:
-        """[B] inner products of the shared matrix's two gradients; `activation_gradients` [R, S, H] are the embedding
-        layer's."""
+        """[B] inner products of the shared matrix's two gradients; `row_gradients` [R, S, H] are those of the rows that
+        are looked up."""
         return tied_gradient_inner_products(
             states,
-            self.causal_lm.lm_head.weight,
+            self.head,
             batch.targets,
             batch.mask,
-            head=head,
-            activation_gradients=batch.by_sample(activation_gradients),
+            gradients=gradients,
+            activation_gradients=batch.by_sample(row_gradients),
             input_ids=batch.by_sample(batch.input_ids),
             temperature=self.temperature,
         )
 
-    def _hidden(self, batch: SequenceBatch, **inputs: Tensor) -> Tensor:
+    def _hidden(self, batch: SequenceBatch) -> Tensor:
         """[R, S, H] final hidden states, after the final norm."""
-        return self.causal_lm.model(**inputs, **batch.attention_arguments, use_cache=False).last_hidden_state
+        arguments = batch.attention_arguments
+        return self.causal_lm.model(batch.input_ids, **arguments, use_cache=False).last_hidden_state
+
+
+def logit_scale(model_config: Any) -> float:
+    """Factor between the output head's products and the logits, by the names that the families have for it."""
+    if (multiplier := getattr(model_config, "lm_head_multiplier", None)) is not None:  # Falcon-H1
+        return float(multiplier)
+    if (divisor := getattr(model_config, "logits_scaling", None)) is not None:  # Granite
+        return 1 / divisor
+    scale = getattr(model_config, "logit_scale", None)  # Cohere
+    return 1.0 if scale is None else float(scale)
+
+
+def logit_soft_cap(model_config: Any) -> float | None:
+    """The bound that the logits come near to through a tanh (Gemma 2), None where there is none."""
+    names = ("final_logit_softcapping", "logits_soft_cap")
+    return next((cap for name in names if (cap := getattr(model_config, name, None)) is not None), None)
+
+
+def looked_up_gradients(embedding: Any, activation_gradients: Tensor, input_ids: Tensor) -> Tensor:
+    """Gradients [..., H] of the rows of an embedding matrix, one for each look-up, from those at the layer's output.
+
+    Gemma's layer scales what it looks up, and no layer trains the row of its padding token.
+    """
+    scale = getattr(embedding, "embed_scale", 1.0)
+    gradients = activation_gradients
+    if not isinstance(scale, float) or scale != 1.0:
+        gradients = gradients * torch.as_tensor(scale, dtype=gradients.dtype, device=gradients.device)
+    if embedding.padding_idx is not None:
+        gradients = gradients.masked_fill((input_ids == embedding.padding_idx).unsqueeze(-1), 0.0)
+    return gradients
 
 
 def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, parameters: GradientParameters) -> Tensor:
@@ -154,16 +199,26 @@ def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, paramet
         assert head.square_norms is not None
         square_norms = head.square_norms
     else:
-        width = policy.causal_lm.config.hidden_size
-        offset = torch.zeros(*batch.input_ids.shape, width, device=batch.input_ids.device, requires_grad=True)
-        states, head = policy.response_gradients(batch, square_norms=policy.tied, offset=offset)
-        assert head.state_gradients is not None
-        (gradients,) = torch.autograd.grad(states, offset, head.state_gradients.to(states.dtype))
+        states, head, gradients = embedding_row_gradients(policy, batch, square_norms=policy.tied)
         square_norms = embedding_gradient_square_norms(gradients, batch.input_ids, samples=batch.sample_indices)
         if head.square_norms is not None:
-            inner = policy.tied_inner_products(batch, states, head=head, activation_gradients=gradients)
+            inner = policy.tied_inner_products(batch, states, gradients=head, row_gradients=gradients)
             square_norms += head.square_norms + 2 * inner
     return square_norms.clamp(min=0).sqrt()  # rounding can leave a tied sum of three terms below 0
+
+
+def embedding_row_gradients(
+    policy: PolicyModule, batch: SequenceBatch, *, square_norms: bool
+) -> tuple[Tensor, HeadGradients, Tensor]:
+    """What `response_gradients` gives, and the objectives' gradients [R, S, H] at the embedding rows that are looked up,
+    one for each position."""
+    embedding: Any = policy.causal_lm.get_input_embeddings()
+    shape = (*batch.input_ids.shape, embedding.embedding_dim)
+    offset = torch.zeros(shape, device=batch.input_ids.device, requires_grad=True)
+    states, head = policy.response_gradients(batch, square_norms=square_norms, offset=offset)
+    assert head.state_gradients is not None
+    (gradients,) = torch.autograd.grad(states, offset, head.state_gradients.to(states.dtype))
+    return states, head, looked_up_gradients(embedding, gradients, batch.input_ids)
 
 
 def load_policy(

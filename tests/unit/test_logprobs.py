@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gvm_ray.functional.logprobs import token_logprobs
+from gvm_ray.functional.output_head import OutputHead
 
 
 def _operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -15,7 +16,7 @@ def _operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_uniform_logits_give_the_log_of_the_vocabulary_size() -> None:
     logprobs, entropies = token_logprobs(
-        torch.zeros(3, 4), torch.randn(8, 4), torch.tensor([0, 3, 7]), with_entropy=True
+        torch.zeros(3, 4), OutputHead(weight=torch.randn(8, 4)), torch.tensor([0, 3, 7]), with_entropy=True
     )
     expected = torch.full((3,), 2.0794415)  # ln 8
     torch.testing.assert_close(logprobs, -expected)
@@ -26,7 +27,7 @@ def test_uniform_logits_give_the_log_of_the_vocabulary_size() -> None:
 def test_equals_log_softmax_whatever_the_chunk(chunk_tokens: int) -> None:
     hidden, weight, targets = _operands()
     logprobs, entropies = token_logprobs(
-        hidden, weight, targets, temperature=0.7, chunk_tokens=chunk_tokens, with_entropy=True
+        hidden, OutputHead(weight=weight), targets, temperature=0.7, chunk_tokens=chunk_tokens, with_entropy=True
     )
     expected = (hidden @ weight.T / 0.7).log_softmax(-1)
     torch.testing.assert_close(logprobs, expected.gather(-1, targets.unsqueeze(-1)).squeeze(-1))
@@ -37,7 +38,7 @@ def test_equals_log_softmax_whatever_the_chunk(chunk_tokens: int) -> None:
 def test_gradients_equal_those_of_log_softmax(chunk_tokens: int) -> None:
     hidden, weight, targets = _operands()
     logprobs, entropies = token_logprobs(
-        hidden, weight, targets, temperature=0.7, chunk_tokens=chunk_tokens, with_entropy=True
+        hidden, OutputHead(weight=weight), targets, temperature=0.7, chunk_tokens=chunk_tokens, with_entropy=True
     )
     assert entropies is not None
     gradients = torch.autograd.grad((logprobs + 0.3 * entropies).sum(), (hidden, weight))
@@ -50,18 +51,18 @@ def test_gradients_equal_those_of_log_softmax(chunk_tokens: int) -> None:
 def test_entropies_without_gradient_leave_the_log_probs_gradient_alone() -> None:
     hidden, weight, targets = _operands()
     logprobs, entropies = token_logprobs(
-        hidden, weight, targets, chunk_tokens=4, with_entropy=True, entropy_gradient=False
+        hidden, OutputHead(weight=weight), targets, chunk_tokens=4, with_entropy=True, entropy_gradient=False
     )
     assert entropies is not None
     assert not entropies.requires_grad
     (gradient,) = torch.autograd.grad(logprobs.sum(), weight)
-    plain, _ = token_logprobs(hidden, weight, targets)
+    plain, _ = token_logprobs(hidden, OutputHead(weight=weight), targets)
     torch.testing.assert_close(gradient, torch.autograd.grad(plain.sum(), weight)[0])
 
 
 def test_no_token_at_all_keeps_the_graph() -> None:
     hidden, weight, _ = _operands()
-    logprobs, _ = token_logprobs(hidden[:0, 0], weight, torch.zeros(0, dtype=torch.long))
+    logprobs, _ = token_logprobs(hidden[:0, 0], OutputHead(weight=weight), torch.zeros(0, dtype=torch.long))
     assert logprobs.shape == (0,)
     (gradient,) = torch.autograd.grad(logprobs.sum(), weight)
     assert gradient.abs().sum() == 0

@@ -2,18 +2,16 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import PretrainedConfig
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.engines.vllm_weights import VLLMWeightReceiver
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
-from gvm_ray.pretrained import load_model_config, load_tokenizer
+from gvm_ray.pretrained import load_model_config, load_tokenizer, tensor_names, ties_embeddings
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters, WeightTransfer
 
 # Read while vLLM is imported. The engine runs in this process: as a child process it starts several times slower.
@@ -60,8 +58,8 @@ class VLLMEngine:
         self._policy_version = -1
         self._asleep: set[str] = set()  # what has left the GPU, by vLLM's names
         model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
-        self._names = _checkpoint_names(model_path)
-        self._tied = bool(model_config.tie_word_embeddings)
+        self._names = tensor_names(model_path)
+        self._tied = ties_embeddings(model_config)
         arguments = EngineArgs(
             model=model_path,
             revision=revision,
@@ -252,15 +250,6 @@ def _raw_sample(output: RequestOutput) -> RawSample:
         logprobs=sample.logprobs.logprobs,
         versions=[(int(span.version), span.start) for span in sample.weight_versions],
     )
-
-
-def _checkpoint_names(model_path: str) -> frozenset[str]:
-    """Names of the model's tensors, where it is a folder of safetensors; empty for a hub id."""
-    names: set[str] = set()
-    for file in Path(model_path).glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            names |= set(tensors.keys())
-    return frozenset(names)
 
 
 def _complete(

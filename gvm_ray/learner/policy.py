@@ -1,6 +1,7 @@
 """The trained model: a Hugging Face causal LM, sharded with FSDP2, that answers with log-probs instead of logits."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +29,9 @@ from gvm_ray.functional.logprobs import token_logprobs
 from gvm_ray.functional.output_head import OutputHead
 from gvm_ray.learner.attention import AttentionKernels
 from gvm_ray.learner.lora import add_adapters, base_name, is_adapter, merged_tensor
+from gvm_ray.learner.model_trial import check_gradient_norms, check_logprobs, trial
 from gvm_ray.learner.sequences import SequenceBatch
-from gvm_ray.pretrained import check_layout, model_errors
+from gvm_ray.pretrained import check_layout, load_generation_config, model_errors, ties_embeddings
 from gvm_ray.types import Pooling
 
 GradientParameters = Literal["embed_tokens", "lm_head"]
@@ -39,7 +41,8 @@ class PolicyModule(nn.Module):
     """The FSDP2 root around a causal LM: whatever needs the output head happens inside its forward methods.
 
     Sharded parameters are whole only there, and the head belongs to the root. Attention is causal and padding stands on
-    the right, so no token ever attends to padding and padded batches need no attention mask.
+    the right, so no token ever attends to padding and padded batches need no attention mask. `tied` says whether the
+    input embedding is the output head.
     """
 
     causal_lm: Any  # transformers' classes share no typed base with `model`, `lm_head` and `config`
@@ -49,18 +52,12 @@ class PolicyModule(nn.Module):
         self.causal_lm = causal_lm
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
-
-    @property
-    def tied(self) -> bool:
-        """Whether the input embedding is the output head."""
-        return bool(self.causal_lm.config.tie_word_embeddings)
+        self.tied = self.causal_lm.lm_head.weight is self.causal_lm.get_input_embeddings().weight
 
     @property
     def head(self) -> OutputHead:
         """The output head; whole inside the forward methods only."""
-        layer = self.causal_lm.lm_head
-        scale, soft_cap = logit_scale(self.causal_lm.config), logit_soft_cap(self.causal_lm.config)
-        return OutputHead(weight=layer.weight, bias=layer.bias, scale=scale, soft_cap=soft_cap)
+        return output_head(self.causal_lm)
 
     def forward(
         self,
@@ -158,20 +155,21 @@ class PolicyModule(nn.Module):
         return self.causal_lm.model(batch.input_ids, **arguments, use_cache=False).last_hidden_state
 
 
-def logit_scale(model_config: Any) -> float:
-    """Factor between the output head's products and the logits, by the names that the families have for it."""
-    if (multiplier := getattr(model_config, "lm_head_multiplier", None)) is not None:  # Falcon-H1
-        return float(multiplier)
-    if (divisor := getattr(model_config, "logits_scaling", None)) is not None:  # Granite
-        return 1 / divisor
-    scale = getattr(model_config, "logit_scale", None)  # Cohere
-    return 1.0 if scale is None else float(scale)
-
-
-def logit_soft_cap(model_config: Any) -> float | None:
-    """The bound that the logits come near to through a tanh (Gemma 2), None where there is none."""
-    names = ("final_logit_softcapping", "logits_soft_cap")
-    return next((cap for name in names if (cap := getattr(model_config, name, None)) is not None), None)
+def output_head(causal_lm: Any) -> OutputHead:
+    """The output head of a causal LM, with what its configuration says of a scale and a soft cap."""
+    layer, config = causal_lm.lm_head, causal_lm.config
+    scale = 1.0
+    for name, factor in {
+        "logit_scale": lambda value: value,  # Cohere
+        "logits_scaling": lambda value: 1 / value,  # Granite
+        "lm_head_multiplier": lambda value: value,  # Falcon-H1
+    }.items():
+        if getattr(config, name, None) is not None:
+            scale = float(factor(getattr(config, name)))
+    soft_cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    if soft_cap is None:
+        soft_cap = getattr(config, "logits_soft_cap", None)  # RecurrentGemma
+    return OutputHead(weight=layer.weight, bias=layer.bias, scale=scale, soft_cap=soft_cap)
 
 
 def looked_up_gradients(embedding: Any, activation_gradients: Tensor, input_ids: Tensor) -> Tensor:
@@ -210,8 +208,7 @@ def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, paramet
 def embedding_row_gradients(
     policy: PolicyModule, batch: SequenceBatch, *, square_norms: bool
 ) -> tuple[Tensor, HeadGradients, Tensor]:
-    """What `response_gradients` gives, and the objectives' gradients [R, S, H] at the embedding rows that are looked up,
-    one for each position."""
+    """What `response_gradients` gives, and the objectives' gradients [R, S, H] at the embedding row of each position."""
     embedding: Any = policy.causal_lm.get_input_embeddings()
     shape = (*batch.input_ids.shape, embedding.embedding_dim)
     offset = torch.zeros(shape, device=batch.input_ids.device, requires_grad=True)
@@ -228,6 +225,8 @@ def load_policy(
     settings: LearnerConfig,
     attention: AttentionKernels,
     temperature: float,
+    packed: bool = False,
+    gradient_parameters: Collection[GradientParameters] = (),
     trainable: bool = True,
     seed: int = 0,
     revision: str | None = None,
@@ -235,14 +234,19 @@ def load_policy(
 ) -> PolicyModule:
     """The causal LM of a Hugging Face folder or hub id, sharded over `mesh` block by block; master weights are float32.
 
-    With `settings.lora` only adapters, drawn from `seed`, are trainable.
+    With `settings.lora` only adapters, drawn from `seed`, are trainable. A trainable one is tried on random tokens
+    first: `packed` says how micro-batches will be laid out, `gradient_parameters` which gradient norms will be asked
+    for.
 
     Raises:
-        ModelError: there is no causal language model of the Llama layout (`model.layers`, `lm_head`).
+        ModelError: there is no causal language model of the Llama layout (`model.layers`, `lm_head`), or its log-probs
+            or gradient norms would be wrong.
         ConfigError: `settings.lora` names layers that the model doesn't have.
     """
     causal_lm = load_causal_lm(path, revision=revision, trust_remote_code=trust_remote_code, attention=attention)
     policy = PolicyModule(causal_lm, temperature=temperature, chunk_tokens=settings.logprob_chunk_tokens)
+    if trainable:
+        try_policy(policy, path, packed=packed, gradient_parameters=gradient_parameters)
     policy.requires_grad_(trainable)
     if settings.lora is not None:
         add_adapters(causal_lm, settings.lora, seed=seed)
@@ -269,6 +273,30 @@ def load_policy(
     for method in ("prompt_states", "response_gradients", "tied_inner_products"):
         register_fsdp_forward_method(policy, method)
     return policy
+
+
+def try_policy(
+    policy: PolicyModule,
+    path: str | Path,
+    *,
+    packed: bool = False,
+    gradient_parameters: Collection[GradientParameters] = (),
+) -> None:
+    """Compare a whole policy, on the CPU, with its model's own logits and their gradients.
+
+    Raises:
+        ModelError: its log-probs or gradient norms are wrong.
+    """
+    causal_lm = policy.causal_lm
+    kernels = causal_lm.config._attn_implementation
+    with trial(causal_lm, path):
+        causal_lm.set_attn_implementation("sdpa")  # flash kernels run on GPUs alone
+        check_logprobs(policy, path, packed=packed)
+        for name in sorted(gradient_parameters):
+            layer = causal_lm.lm_head if name == "lm_head" else causal_lm.get_input_embeddings()
+            measure = partial(sample_gradient_norms, policy, parameters=name)
+            check_gradient_norms(policy, path, parameter=layer.weight, measure=measure)
+        causal_lm.set_attn_implementation(kernels)
 
 
 def reshard(policy: PolicyModule) -> None:
@@ -336,6 +364,7 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # and say which, instead of pointing to a log
+            generation_config=load_generation_config(path, revision=revision)[0],
         )
     causal_lm, found = loaded
     check_layout(causal_lm, path)
@@ -344,6 +373,11 @@ def load_causal_lm(
         raise ModelError(
             f"{len(wrong)} weights of {str(path)!r} are missing or of another shape than its config.json says, among "
             f"them {wrong[0]!r}; put configuration and weights of one model there"
+        )
+    if ties_embeddings(causal_lm.config) and causal_lm.lm_head.weight is not causal_lm.get_input_embeddings().weight:
+        raise ModelError(
+            f'config.json of {str(path)!r} says "tie_word_embeddings": true, and its lm_head.weight is another matrix '
+            'than the input embedding; write "tie_word_embeddings": false there'
         )
     for name, parameter in causal_lm.named_parameters():
         if not parameter.isfinite().all():

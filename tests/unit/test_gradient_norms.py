@@ -67,7 +67,12 @@ def test_output_head(max_elements: int) -> None:
     model = _TinyModel(tied=False)
     sequences, _, states, targets, mask, _ = _padded_batch(model)
     head = head_gradients(
-        states, OutputHead(weight=model.head.detach()), targets, mask, temperature=TEMPERATURE, max_elements=max_elements
+        states,
+        OutputHead(weight=model.head.detach()),
+        targets,
+        mask,
+        temperature=TEMPERATURE,
+        max_elements=max_elements,
     )
     assert head.square_norms is not None
     np.testing.assert_allclose(head.square_norms.sqrt(), _reference(model, sequences, model.head), rtol=1e-5)
@@ -132,7 +137,9 @@ def test_nearly_certain_targets_keep_their_precision(length: int) -> None:
 
 def test_one_token_by_hand() -> None:
     """Two tokens of equal probability, h = (3, 4): d = (1/2, -1/2), so the squared norm is 1/2 * 25."""
-    head = head_gradients(torch.tensor([[[3.0, 4.0]]]), OutputHead(weight=torch.ones(2, 2)), torch.tensor([[0]]), torch.tensor([[True]]))
+    head = head_gradients(
+        torch.tensor([[[3.0, 4.0]]]), OutputHead(weight=torch.ones(2, 2)), torch.tensor([[0]]), torch.tensor([[True]])
+    )
     torch.testing.assert_close(head.square_norms, torch.tensor([12.5]))
     torch.testing.assert_close(head.misses, torch.tensor([[0.5]]))
 

@@ -98,7 +98,7 @@ def load_generation_config(path: str | Path, *, revision: str | None = None) -> 
         ModelError: the file is damaged.
     """
     from transformers import GenerationConfig
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     found: dict[str, Any] = {}
     with model_errors("generation settings", path):

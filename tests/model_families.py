@@ -85,7 +85,7 @@ _SIZES: dict[str, int] = {
     "v_head_dim": 8,
     "index_head_dim": 8,
     "index_n_heads": 2,
-    "index_topk": 4,
+    "index_topk": 64,
     "index_block_size": 4,
     # State spaces and linear attention.
     "mamba_n_heads": 8,
@@ -152,12 +152,12 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> Any:
     """A causal LM of the family; biases and norms are random too."""
-    causal_lm = AutoModelForCausalLM.from_config(tiny_config(family, **changes), attn_implementation="sdpa").eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        causal_lm = AutoModelForCausalLM.from_config(tiny_config(family, **changes), attn_implementation="sdpa").eval()
         for parameter in causal_lm.parameters():
             if parameter.is_floating_point():
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter += 0.1 * torch.randn(parameter.shape)
     return causal_lm
 
 

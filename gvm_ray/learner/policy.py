@@ -264,15 +264,19 @@ def load_policy(
         placement["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     for block in causal_lm.model.layers:
         if settings.compile:
-            # `forward` alone: FSDP2's hooks around it gather and free the weights, uncompiled. Isolated, because all
-            # blocks share the code, and together would soon meet the limit on its variants.
-            options: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
-            block.forward = torch.compile(block.forward, **options)
+            _compile(block)
         fully_shard(block, **placement)
     fully_shard(policy, **placement)
     for method in ("prompt_states", "response_gradients", "tied_inner_products"):
         register_fsdp_forward_method(policy, method)
     return policy
+
+
+def _compile(block: Any) -> None:
+    # `forward` alone: FSDP2's hooks around it gather and free the weights, uncompiled. Isolated, because all blocks
+    # share the code, and together would soon meet the limit on its variants.
+    options: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
+    block.forward = torch.compile(block.forward, **options)
 
 
 def try_policy(

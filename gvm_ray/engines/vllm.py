@@ -275,8 +275,8 @@ def _complete(
 def _with_tied_head(
     tensors: Iterable[tuple[str, torch.Tensor]], *, head_apart: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors, and the input embedding as the output head where vLLM has a module for it (for Gemma it hasn't): that
-    is packed apart and would keep its old weights."""
+    """The tensors, and the input embedding as the output head too where vLLM has a module for that (`head_apart`; for
+    Gemma it hasn't): it is packed apart and would keep its old weights."""
     for name, tensor in tensors:
         if name != "lm_head.weight":
             yield name, tensor

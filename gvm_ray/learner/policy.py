@@ -208,7 +208,7 @@ def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, paramet
 def embedding_row_gradients(
     policy: PolicyModule, batch: SequenceBatch, *, square_norms: bool
 ) -> tuple[Tensor, HeadGradients, Tensor]:
-    """What `response_gradients` gives, and the objectives' gradients [R, S, H] at the embedding row of each position."""
+    """What `response_gradients` gives, and the objectives' gradients [R, S, H] at each position's embedding row."""
     embedding: Any = policy.causal_lm.get_input_embeddings()
     shape = (*batch.input_ids.shape, embedding.embedding_dim)
     offset = torch.zeros(shape, device=batch.input_ids.device, requires_grad=True)
@@ -234,13 +234,11 @@ def load_policy(
 ) -> PolicyModule:
     """The causal LM of a Hugging Face folder or hub id, sharded over `mesh` block by block; master weights are float32.
 
-    With `settings.lora` only adapters, drawn from `seed`, are trainable. A trainable one is tried on random tokens
-    first: `packed` says how micro-batches will be laid out, `gradient_parameters` which gradient norms will be asked
-    for.
+    With `settings.lora` only adapters, drawn from `seed`, are trainable. A trainable one is first tried on random
+    tokens, in the layout of the micro-batches (`packed`) and in the gradient norms that will be asked for.
 
     Raises:
-        ModelError: there is no causal language model of the Llama layout (`model.layers`, `lm_head`), or its log-probs
-            or gradient norms would be wrong.
+        ModelError: it isn't a causal LM of the Llama layout, or its log-probs or gradient norms would be wrong.
         ConfigError: `settings.lora` names layers that the model doesn't have.
     """
     causal_lm = load_causal_lm(path, revision=revision, trust_remote_code=trust_remote_code, attention=attention)

@@ -168,3 +168,56 @@ def test_tied_weights() -> None:
     square_norms = head.square_norms + embedding_gradient_square_norms(gradients, input_ids) + 2 * inner
     np.testing.assert_allclose(square_norms.sqrt(), _reference(model, sequences, model.embedding), rtol=1e-5)
     assert inner.abs().min() > 1e-3  # the cross term matters here
+
+
+@pytest.mark.parametrize("max_elements", [1, 100, 2**20])
+@pytest.mark.parametrize("lengths", [(4, 4), (9, 9)], ids=["gram", "rows"])  # T = 9 > 2H
+@pytest.mark.parametrize(
+    "extras", [{"bias": True}, {"scale": 0.4}, {"soft_cap": 1.5}, {"bias": True, "scale": 3.0, "soft_cap": 2.0}]
+)
+def test_heads_with_bias_scale_and_soft_cap(
+    extras: dict[str, float], lengths: tuple[int, int], max_elements: int
+) -> None:
+    """Norms, gradients at the states and the tied matrix's inner product, against autograd."""
+    generator = torch.Generator().manual_seed(6)
+    num_samples, length, width = len(lengths), max(lengths), 4
+    weight = torch.randn(VOCABULARY, width, generator=generator, requires_grad=True)
+    bias = torch.randn(VOCABULARY, generator=generator) if extras.get("bias") else None
+    factors = {name: value for name, value in extras.items() if name != "bias"}
+    states = torch.randn(num_samples, length, width, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 4, (num_samples, length), generator=generator)
+    mask = torch.ones(num_samples, length, dtype=torch.bool)
+    mask[0, -1] = False
+    logits = states @ weight.T + (0 if bias is None else bias)
+    logits = logits * factors.get("scale", 1.0)
+    if (cap := factors.get("soft_cap")) is not None:
+        logits = cap * torch.tanh(logits / cap)
+    logprobs = (logits / TEMPERATURE).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1) * mask
+    by_head = [torch.autograd.grad(row.sum(), weight, retain_graph=True)[0] for row in logprobs]
+    (at_states,) = torch.autograd.grad(logprobs.sum(), states)
+
+    head = OutputHead(weight=weight.detach(), bias=bias, **factors)
+    found = head_gradients(
+        states.detach(), head, targets, mask, temperature=TEMPERATURE, state_gradients=True, max_elements=max_elements
+    )
+    assert found.square_norms is not None
+    np.testing.assert_allclose(found.square_norms.sqrt(), [float(g.norm()) for g in by_head], rtol=1e-4)
+    torch.testing.assert_close(found.state_gradients, at_states, rtol=1e-4, atol=1e-5)
+
+    input_ids = torch.randint(0, 6, (num_samples, 5), generator=generator)
+    activations = torch.randn(num_samples, 5, width, generator=generator)
+    inner = tied_gradient_inner_products(
+        states.detach(),
+        head,
+        targets,
+        mask,
+        gradients=found,
+        activation_gradients=activations,
+        input_ids=input_ids,
+        temperature=TEMPERATURE,
+    )
+    rows = [
+        torch.zeros_like(weight).index_add(0, ids, values) for ids, values in zip(input_ids, activations, strict=True)
+    ]
+    expected = [float((a * b).sum()) for a, b in zip(by_head, rows, strict=True)]
+    np.testing.assert_allclose(inner, expected, rtol=1e-3, atol=1e-5)

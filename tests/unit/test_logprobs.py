@@ -66,3 +66,29 @@ def test_no_token_at_all_keeps_the_graph() -> None:
     assert logprobs.shape == (0,)
     (gradient,) = torch.autograd.grad(logprobs.sum(), weight)
     assert gradient.abs().sum() == 0
+
+
+def test_bias_scale_and_soft_cap_by_hand() -> None:
+    """h = 1 over the rows 1 and 3, plus biases 1 and -1, times 2: 4 and 4; capped at 5: 5 tanh(4/5) each."""
+    head = OutputHead(weight=torch.tensor([[1.0], [3.0]]), bias=torch.tensor([1.0, -1.0]), scale=2.0, soft_cap=5.0)
+    torch.testing.assert_close(head.logits(torch.ones(1, 1)), torch.full((1, 2), 3.3201838))
+    logprobs, entropies = token_logprobs(torch.ones(1, 1), head, torch.tensor([0]), with_entropy=True)
+    torch.testing.assert_close(logprobs, torch.tensor([-0.6931472]))
+    torch.testing.assert_close(entropies, torch.tensor([0.6931472]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_gradients_pass_bias_scale_and_soft_cap(temperature: float) -> None:
+    hidden, weight, targets = _operands()
+    bias = torch.randn(11, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    head = OutputHead(weight=weight, bias=bias, scale=0.3, soft_cap=2.0)
+    logprobs, _ = token_logprobs(hidden, head, targets, temperature=temperature, chunk_tokens=3)
+    logits = 2 * torch.tanh((hidden @ weight.T + bias) * 0.3 / 2) / temperature
+    expected = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(logprobs, expected)
+    operands = (hidden, weight, bias)
+    pairs = zip(
+        torch.autograd.grad(logprobs.sum(), operands), torch.autograd.grad(expected.sum(), operands), strict=True
+    )
+    for gradient, reference in pairs:
+        torch.testing.assert_close(gradient, reference)

@@ -1,10 +1,13 @@
 """Tiny models of the decoder families that transformers has, with random weights everywhere."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from gvm_ray.learner.character_tokenizer import build_character_tokenizer
 
 # By the names that configurations have for them; each family takes those that it knows.
 _SIZES: dict[str, int] = {
@@ -159,6 +162,15 @@ def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> Any:
             if parameter.is_floating_point():
                 parameter += 0.1 * torch.randn(parameter.shape)
     return causal_lm
+
+
+def build_family(folder: Path, family: str, **changes: Any) -> Path:
+    """The folder of a tiny model with the character tokenizer."""
+    tokenizer = build_character_tokenizer()
+    tokenizer.save_pretrained(folder)
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    tiny_model(family, **(ids | changes)).save_pretrained(folder)
+    return folder
 
 
 def _sizes(config_class: Any) -> dict[str, Any]:

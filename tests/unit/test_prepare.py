@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.exceptions import ConfigError, DataError, ModelError, ResourceError
-from gvm_ray.learner.character_tokenizer import build_character_tokenizer
 from gvm_ray.learner.step import Learner
 from gvm_ray.prepare import prepare, report_lines
 from gvm_ray.pretrained import load_generation_config
 from tests.learner_cases import SurrogateLoss, build_tiny_model
-from tests.model_families import tiny_model
+from tests.model_families import build_family
 
 
 def run_config(**changes: Any) -> RunConfig:
@@ -79,15 +78,6 @@ def test_a_wrong_setting_does_not_cost_the_run_it_would_replace(tmp_path: Path) 
 
 def pretrained(folder: Path, **changes: Any) -> RunConfig:
     return run_config(model={"type": "pretrained", "path": str(folder)}, **changes)
-
-
-def family_folder(folder: Path, family: str, **changes: Any) -> Path:
-    """A tiny model of a family, with the character tokenizer."""
-    tokenizer = build_character_tokenizer()
-    tokenizer.save_pretrained(folder)
-    ids = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
-    tiny_model(family, **ids, **changes).save_pretrained(folder)
-    return folder
 
 
 def rewrite(file: Path, **changes: Any) -> None:
@@ -168,7 +158,7 @@ def test_code_that_comes_with_a_model_goes_with_its_export(tmp_path: Path) -> No
 
 
 def test_a_model_that_makes_other_logits_of_its_states_is_refused(tmp_path: Path) -> None:
-    folder = family_folder(tmp_path / "model", "hyperclovax", logits_scaling=8.0)
+    folder = build_family(tmp_path / "model", "hyperclovax", logits_scaling=8.0)
     with pytest.raises(ModelError, match=r"HyperCLOVAXForCausalLM, .*its own logits differ .*; use a text model"):
         prepare(pretrained(folder), run_dir=tmp_path)
     rewrite(folder / "config.json", logits_scaling=1.0)
@@ -177,7 +167,7 @@ def test_a_model_that_makes_other_logits_of_its_states_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize("family", ["gemma2", "granite", "cohere", "phi", "gemma", "mixtral", "olmo2"])
 def test_families_with_heads_of_their_own_pass(tmp_path: Path, family: str) -> None:
-    folder = family_folder(tmp_path / "model", family)
+    folder = build_family(tmp_path / "model", family)
     prepare(pretrained(folder), run_dir=tmp_path / "run")
     Learner(pretrained(folder), base_path=str(folder), token_loss=SurrogateLoss()).export(str(tmp_path / "export"))
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, tmp_path / "export"))
@@ -187,14 +177,14 @@ def test_families_with_heads_of_their_own_pass(tmp_path: Path, family: str) -> N
 
 def test_experts_can_not_be_sent_to_vllm(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    folder = family_folder(tmp_path / "model", "mixtral")
+    folder = build_family(tmp_path / "model", "mixtral")
     with pytest.raises(ModelError, match=r"'model\.layers\.0\.block_sparse_moe.*write engine\.type = \"transformers\""):
         prepare(pretrained(folder, engine={"type": "vllm"}), run_dir=tmp_path)
     prepare(pretrained(folder, engine={"type": "vllm"}), run_dir=tmp_path, learners=False)  # nothing is sent
 
 
 def test_layers_that_read_over_packed_samples_are_refused_at_load(tmp_path: Path) -> None:
-    folder = family_folder(tmp_path / "model", "qwen3_5_text")
+    folder = build_family(tmp_path / "model", "qwen3_5_text")
     for packing in ("padded", "packed"):
         config = pretrained(folder, learner={"packing": packing})
         if packing == "padded":

@@ -87,10 +87,13 @@ def prepare(
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
     model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     _check_context_length(model_config, max_model_len)
-    check_vocabulary(tokenizer, model_config)
+    empty = empty_causal_lm(
+        model_config, trust_remote_code=base.trust_remote_code, attention="sdpa" if learners else None
+    )
+    check_vocabulary(tokenizer, empty.config)
     check_weight_files(base.path)
-    check_tied_weights(base.path, model_config)
-    left_out = _try_training(config, base, model_config, tokenizer=tokenizer, kind=engine_kind) if learners else ()
+    check_tied_weights(base.path, empty.config)
+    left_out = _try_training(config, base, empty, tokenizer=tokenizer, kind=engine_kind) if learners else ()
     sizes = read_model_sizes(base.path, revision=base.revision)
     plan_resources(config, sizes, find_hardware(config), learners=learners).check()
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
@@ -109,19 +112,22 @@ def prepare(
 
 
 def _try_training(
-    config: RunConfig, base: BaseModel, model_config: Any, *, tokenizer: Any, kind: EngineKind
+    config: RunConfig, base: BaseModel, causal_lm: Any, *, tokenizer: Any, kind: EngineKind
 ) -> tuple[str, ...]:
     """Try what learners do with the model, without its weights; the generation settings that can't be exported."""
-    trusted = base.trust_remote_code
-    check_not_quantized(model_config)
-    causal_lm = empty_causal_lm(model_config, trust_remote_code=trusted, attention="sdpa")
+    check_not_quantized(causal_lm.config)
     check_output(causal_lm, output_head, base.path)
     if config.learner.lora is not None:
         check_target_modules(causal_lm, config.learner.lora)
     if kind == "vllm":
         check_published_names(causal_lm, base.path)
     generation_config, left_out = load_generation_config(base.path, revision=base.revision)
-    try_model_folder(causal_lm, generation_config=generation_config, tokenizer=tokenizer, trust_remote_code=trusted)
+    try_model_folder(
+        causal_lm,
+        generation_config=generation_config,
+        tokenizer=tokenizer,
+        trust_remote_code=base.trust_remote_code,
+    )
     return left_out
 
 

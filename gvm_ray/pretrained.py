@@ -107,7 +107,7 @@ def load_generation_config(path: str | Path, *, revision: str | None = None) -> 
                 path,
                 name,
                 revision=revision or "main",
-                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_connection_errors=False,  # without network there is what the cache has
                 _raise_exceptions_for_missing_entries=False,
             )
             if file is not None:

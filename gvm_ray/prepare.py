@@ -19,11 +19,18 @@ from gvm_ray.envs.templates import reads_date
 from gvm_ray.exceptions import ConfigError, DataError
 from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
 from gvm_ray.learner.lora import check_target_modules
+from gvm_ray.learner.model_folder import try_model_folder
+from gvm_ray.learner.model_trial import check_output
+from gvm_ray.learner.policy import output_head
 from gvm_ray.pretrained import (
+    check_not_quantized,
+    check_published_names,
+    check_tied_weights,
     check_vocabulary,
     check_weight_files,
     empty_causal_lm,
     load_end_token_ids,
+    load_generation_config,
     load_model_config,
     load_tokenizer,
     read_model_sizes,
@@ -55,6 +62,7 @@ class Prepared:
     max_model_len: int  # prompt and response tokens
     end_token_ids: frozenset[int] = frozenset()  # any of which ends a response
     transfer: WeightTransfer = "object_store"
+    left_out_of_export: tuple[str, ...] = ()  # generation settings that contradict others
 
 
 def prepare(
@@ -83,11 +91,13 @@ def prepare(
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
     model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     _check_context_length(model_config, max_model_len)
-    empty = empty_causal_lm(model_config, trust_remote_code=base.trust_remote_code)
-    if config.learner.lora is not None and learners:
-        check_target_modules(empty, config.learner.lora)
-    check_vocabulary(tokenizer, model_config)
+    empty = empty_causal_lm(
+        model_config, trust_remote_code=base.trust_remote_code, attention="sdpa" if learners else None
+    )
+    check_vocabulary(tokenizer, empty.config)
     check_weight_files(base.path)
+    check_tied_weights(base.path, empty.config)
+    left_out = _try_training(config, base, empty, tokenizer=tokenizer, kind=engine_kind) if learners else ()
     sizes = read_model_sizes(base.path, revision=base.revision)
     plan_resources(config, sizes, find_hardware(config), learners=learners).check()
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
@@ -102,6 +112,7 @@ def prepare(
         engine_kind=engine_kind,
         max_model_len=max_model_len,
         transfer=transfer,
+        left_out_of_export=left_out,
     )
 
 
@@ -135,6 +146,26 @@ def check_date(config: RunConfig, tokenizer: Any) -> None:
             "the tokenizer's chat template prints today's date, so prompts would change from day to day; name one for "
             f"all runs: prompts.template.date='{datetime.date.today()}'"
         )
+
+
+def _try_training(
+    config: RunConfig, base: BaseModel, causal_lm: Any, *, tokenizer: Any, kind: EngineKind
+) -> tuple[str, ...]:
+    """Try what learners do with the model, without its weights; the generation settings that can't be exported."""
+    check_not_quantized(causal_lm.config)
+    check_output(causal_lm, output_head, base.path)
+    if config.learner.lora is not None:
+        check_target_modules(causal_lm, config.learner.lora)
+    if kind == "vllm":
+        check_published_names(causal_lm, base.path)
+    generation_config, left_out = load_generation_config(base.path, revision=base.revision)
+    try_model_folder(
+        causal_lm,
+        generation_config=generation_config,
+        tokenizer=tokenizer,
+        trust_remote_code=base.trust_remote_code,
+    )
+    return left_out
 
 
 def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
@@ -199,4 +230,14 @@ def report_lines(prepared: Prepared) -> Sequence[str]:
         *prepared.prompts.report.lines(),
         f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),
         f"engine {prepared.engine_kind}, weights by {prepared.transfer}",
+        *_left_out_lines(prepared),
+    ]
+
+
+def _left_out_lines(prepared: Prepared) -> Sequence[str]:
+    if not (names := prepared.left_out_of_export):
+        return []
+    return [
+        f"warning: generation settings of {prepared.base.path} that contradict the others there aren't exported: "
+        + ", ".join(names)
     ]

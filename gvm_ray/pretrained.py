@@ -6,19 +6,20 @@ Broken files make the libraries raise errors of every kind; each becomes a Model
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from gvm_ray.exceptions import ModelError
 from gvm_ray.functional.memory import ModelSizes
 
-_SHARDS_INDEX = "model.safetensors.index.json"
 _COUNTED = ("[!.]*", "*chat_templates/[!.]*")  # transformers reads additional_chat_templates/ besides the folder itself
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
+_EMBEDDING_AND_HEAD = ("embed_tokens.weight", "lm_head.weight")
 _REASON_CHARACTERS = 300  # of a library's message, which can be pages
 
 
@@ -135,18 +136,83 @@ def _model_sizes(values: Mapping[str, Any]) -> ModelSizes:
     )
 
 
-def empty_causal_lm(model_config: Any, *, trust_remote_code: bool = False) -> Any:
-    """The model that a configuration describes, on the meta device: no weight is read or allocated.
+def ties_embeddings(model_config: Any) -> bool:
+    """Whether a configuration says that the input embedding is the output head; some have no word for it."""
+    return bool(getattr(model_config.get_text_config(), "tie_word_embeddings", False))
+
+
+def load_generation_config(path: str | Path, *, revision: str | None = None) -> tuple[Any, tuple[str, ...]]:
+    """The model's generation settings, and the names of those that had to be left out.
+
+    Files often hold contradictions (a temperature without do_sample), which transformers reads and doesn't write.
+    Where there is no generation_config.json, the settings are those that config.json has.
 
     Raises:
-        ModelError: it isn't a causal language model of the Llama layout.
+        ModelError: the file is damaged.
+    """
+    from transformers import GenerationConfig
+    from transformers.utils.hub import cached_file
+
+    found: dict[str, Any] = {}
+    with model_errors("generation settings", path):
+        for name in ("generation_config.json", "config.json"):
+            file = cached_file(
+                path,
+                name,
+                revision=revision or "main",
+                _raise_exceptions_for_connection_errors=False,  # without network there is what the cache has
+                _raise_exceptions_for_missing_entries=False,
+            )
+            if file is not None:
+                values: dict[str, Any] = json.loads(Path(file).read_bytes())
+                known = vars(GenerationConfig()) if name == "config.json" else values
+                found = {key: value for key, value in values.items() if key in known and value is not None}
+                break
+    return _without_contradictions(found)
+
+
+def _without_contradictions(values: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """A GenerationConfig that can be saved, with as many of the values as go together; and the names of the others."""
+    from transformers import GenerationConfig
+    from transformers.utils import logging
+
+    modes = ("do_sample", "num_beams", "return_dict_in_generate", "use_cache")  # what others depend on
+    ours = ("_from_model_config", "_commit_hash", "transformers_version")
+    kept: dict[str, Any] = {}
+    dropped: list[str] = []
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would warn of every attempt
+    try:
+        for name in sorted(values.keys() - {*ours}, key=lambda name: (name not in modes, name)):
+            try:
+                GenerationConfig(**kept, **{name: values[name]}).validate(strict=True)
+                kept[name] = values[name]
+            except Exception:  # which of them a wrong value raises depends on the setting
+                dropped.append(name)
+        return GenerationConfig(**kept), tuple(dropped)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def empty_causal_lm(model_config: Any, *, trust_remote_code: bool = False, attention: str | None = None) -> Any:
+    """The model that a configuration describes, on the meta device: no weight is read or allocated.
+
+    Args:
+        model_config: of transformers.
+        trust_remote_code: run code that the model brings.
+        attention: kernels that it has to run on; None takes any.
+
+    Raises:
+        ModelError: it isn't a causal language model of the Llama layout, or lacks these kernels.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     path = model_config.name_or_path
     with model_errors("causal language model", path), torch.device("meta"):
-        causal_lm = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
+        causal_lm = AutoModelForCausalLM.from_config(
+            model_config, trust_remote_code=trust_remote_code, attn_implementation=attention
+        )
     check_layout(causal_lm, path)
     return causal_lm
 
@@ -155,12 +221,47 @@ def check_layout(causal_lm: Any, path: str | Path) -> None:
     """Refuse a model that the learners can't shard and ask for log-probs.
 
     Raises:
-        ModelError: it has no `model.layers` or no `lm_head`.
+        ModelError: it has no `model.layers`, no `lm_head` of one matrix, or no table of input embeddings.
     """
-    if not hasattr(getattr(causal_lm, "model", None), "layers") or not hasattr(causal_lm, "lm_head"):
+    from torch import nn
+
+    plain = isinstance(getattr(causal_lm, "lm_head", None), nn.Linear) and isinstance(
+        causal_lm.get_input_embeddings(), nn.Embedding
+    )
+    if not hasattr(getattr(causal_lm, "model", None), "layers") or not plain:
         raise ModelError(
-            f"{str(path)!r} holds a {type(causal_lm).__name__} without `model.layers` and `lm_head`; "
-            "use a model of the Llama, Qwen2, Qwen3 or Mistral family"
+            f"{str(path)!r} holds a {type(causal_lm).__name__} without `model.layers`, a linear `lm_head` and a table "
+            "of input embeddings; use a text model of the Llama, Qwen2, Qwen3, Gemma or Mistral family"
+        )
+
+
+def check_not_quantized(model_config: Any) -> None:
+    """Refuse weights that can't be trained.
+
+    Raises:
+        ModelError: they are quantized.
+    """
+    settings = getattr(model_config, "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, Mapping) else settings.quant_method
+        raise ModelError(
+            f"the weights of {model_config.name_or_path!r} are quantized ({method}), and can't be trained; use the "
+            "model that they were made from"
+        )
+
+
+def check_published_names(causal_lm: Any, path: str | Path) -> None:
+    """Refuse a folder whose tensors have other names than the learners' weights: vLLM is sent these by name.
+
+    A hub id is not looked at.
+
+    Raises:
+        ModelError: mostly a mixture of experts, whose experts transformers keeps in one tensor.
+    """
+    if unknown := sorted(tensor_names(path) - causal_lm.state_dict().keys()):
+        raise ModelError(
+            f"the weights in {str(path)!r} have names that the learners' don't have, among them {unknown[0]!r}, so "
+            'that vLLM could not be sent new ones; write engine.type = "transformers", or use a dense text model'
         )
 
 
@@ -194,12 +295,7 @@ def check_weight_files(path: str | Path) -> None:
     folder = Path(path)
     if not folder.is_dir():
         return
-    files = {*folder.glob("*.safetensors")}
-    if (folder / _SHARDS_INDEX).is_file():
-        with model_errors("index of the weights", path):
-            files |= {
-                folder / name for name in json.loads((folder / _SHARDS_INDEX).read_bytes())["weight_map"].values()
-            }
+    files = {*folder.glob("*.safetensors"), *_indexed(folder, "model.safetensors.index.json")}
     if not files and not any(folder.glob("*.bin")):
         raise ModelError(
             f"there are no weights in {str(path)!r}: neither *.safetensors nor *.bin; put the model's files there"
@@ -208,6 +304,79 @@ def check_weight_files(path: str | Path) -> None:
         damaged = f"weights (file {file.name!r} is missing or damaged; fetch it anew)"
         with model_errors(damaged, path), safe_open(file, framework="np"):
             pass
+
+
+def tensor_names(path: str | Path) -> frozenset[str]:
+    """Names of the weights in a model folder that transformers loads; none of a hub id, which isn't looked at."""
+    names = set(_stored_tensors(Path(path)))
+    return frozenset(name for name in names if not name.endswith("rotary_emb.inv_freq"))  # which models compute
+
+
+def check_tied_weights(path: str | Path, model_config: Any) -> None:
+    """Refuse a folder whose weights contradict what its config.json says of the output head. A hub id is not looked at.
+
+    Libraries disagree on what such files mean: some take the head, some the embeddings.
+
+    Raises:
+        ModelError: the head is there and another matrix than the embeddings it is said to be, or isn't there at all.
+    """
+    tied = ties_embeddings(model_config)
+    stored = _stored_tensors(Path(path))
+    if not tied and "model.embed_tokens.weight" in stored and all(name.startswith("model.") for name in stored):
+        raise ModelError(
+            f"the weights in {str(path)!r} have no lm_head.weight, and config.json there says "
+            '"tie_word_embeddings": false; write true there if the output head is the input embedding, or add the '
+            "missing weights"
+        )
+    pair = [min((name for name in stored if name.endswith(end)), key=len, default=None) for end in _EMBEDDING_AND_HEAD]
+    if tied and None not in pair and not _equal(*(stored[name]() for name in pair if name is not None)):
+        raise ModelError(
+            f'config.json in {str(path)!r} says "tie_word_embeddings": true, and the lm_head.weight in the files there '
+            'is another matrix than the input embedding; write "tie_word_embeddings": false there to use it, or take '
+            "it out of the files"
+        )
+
+
+def _equal(first: Any, second: Any) -> bool:
+    return first.shape == second.shape and first.float().equal(second.float())
+
+
+def _stored_tensors(folder: Path) -> dict[str, Callable[[], Any]]:
+    """By name what reads a tensor of a model folder."""
+    import torch
+    from safetensors import safe_open
+
+    found: dict[str, Callable[[], Any]] = {}
+    for file in _weight_files(folder):
+        with model_errors(f"weights (file {file.name!r} is missing or damaged; fetch it anew)", folder):
+            if file.suffix == ".safetensors":
+                tensors = safe_open(file, framework="pt")
+                found |= {name: partial(tensors.get_tensor, name) for name in tensors.keys()}  # noqa: SIM118
+            else:  # tensors of the newer, zipped format are read when they are looked at
+                weights = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+                found |= {name: partial(weights.get, name) for name in weights}
+    return found
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of a model folder that transformers reads weights from."""
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if (folder / single).is_file():
+            return [folder / single]
+        if files := _indexed(folder, index):
+            return sorted(files)
+    return []
+
+
+def _indexed(folder: Path, index: str) -> set[Path]:
+    """The files that an index of shards names; none without one."""
+    if not (folder / index).is_file():
+        return set()
+    with model_errors("index of the weights", folder):
+        return {folder / name for name in json.loads((folder / index).read_bytes())["weight_map"].values()}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.exceptions import ModelError, SystemFailure
-from gvm_ray.pretrained import load_end_token_ids, load_tokenizer
+from gvm_ray.pretrained import load_end_token_ids, load_generation_config, load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
 # Ended rows leave once so few are left: to copy the cache without them costs more than to decode a few in vain.
@@ -81,6 +81,7 @@ class TransformersEngine:
                 revision=revision or "main",
                 dtype=getattr(torch, config.dtype),
                 trust_remote_code=trust_remote_code,
+                generation_config=load_generation_config(model_path, revision=revision)[0],
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"transformers can't run {model_path!r}: {error}") from error

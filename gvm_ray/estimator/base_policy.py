@@ -7,7 +7,7 @@ from gvm_ray.algorithms import token_loss
 from gvm_ray.config import RunConfig
 from gvm_ray.envs.prompt_set import demonstrations
 from gvm_ray.functional.demonstration_batches import demonstration_batches
-from gvm_ray.learner.policy import PolicyModule, load_causal_lm
+from gvm_ray.learner.policy import PolicyModule, load_causal_lm, try_policy
 from gvm_ray.learner.step import Learner
 from gvm_ray.prepare import Prepared
 
@@ -46,6 +46,8 @@ def load_whole_policy(config: RunConfig, prepared: Prepared, path: str) -> Polic
         revision=prepared.base.revision if of_hub else None,
         trust_remote_code=prepared.base.trust_remote_code,
     )
-    return PolicyModule(
+    policy = PolicyModule(
         causal_lm, temperature=config.sampling.temperature, chunk_tokens=config.learner.logprob_chunk_tokens
-    ).eval()
+    )
+    try_policy(policy, path, gradient_parameters=("embed_tokens",))
+    return policy.eval()

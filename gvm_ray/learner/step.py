@@ -27,7 +27,14 @@ from gvm_ray.learner.metric_sums import MetricSums
 from gvm_ray.learner.micro_batch_loss import CrossEntropy, MicroBatchLoss, PolicyLoss
 from gvm_ray.learner.model_folder import write_model_folder
 from gvm_ray.learner.optimizer import PolicyOptimizer
-from gvm_ray.learner.policy import PolicyModule, copy_weights, load_policy, named_full_tensors, reshard
+from gvm_ray.learner.policy import (
+    GradientParameters,
+    PolicyModule,
+    copy_weights,
+    load_policy,
+    named_full_tensors,
+    reshard,
+)
 from gvm_ray.learner.process_group import process_group_backend
 from gvm_ray.learner.sequences import (
     BatchLayout,
@@ -261,6 +268,7 @@ class Learner:
                 generation_config=causal_lm.generation_config,
                 tensors=tensors,
                 tokenizer=self._tokenizer,
+                causal_lm=causal_lm,
             )
         else:
             for _ in tensors:  # gathering is a collective call
@@ -274,6 +282,8 @@ class Learner:
             settings=self._config.learner,
             attention=self._attention,
             temperature=self._config.sampling.temperature,
+            packed=self._layout.packed,
+            gradient_parameters=measured_parameters(self._config),
             trainable=trainable,
             seed=self._config.seed,
             revision=self._revision,
@@ -288,6 +298,17 @@ class Learner:
             total_updates=total_updates,
             max_skipped_updates=self._config.max_skipped_updates,
         )
+
+
+def measured_parameters(config: RunConfig) -> frozenset[GradientParameters]:
+    """The matrices that the run's allocator has gradient norms measured in."""
+    allocator = config.allocator
+    names: set[GradientParameters] = set()
+    if isinstance(allocator, GVMAllocatorConfig):
+        names.add(allocator.gradient_parameters)
+    if config.training_gradient_norms:
+        names.add("embed_tokens")
+    return frozenset(names)
 
 
 def _by_group(values: Float64Array, batch: TrainBatch) -> tuple[Float64Array, ...]:

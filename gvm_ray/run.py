@@ -83,7 +83,7 @@ def train(
         prepared = prepare(config, run_dir=folder.path)
         folder.save_config(config)
     print("\n".join(report_lines(prepared)), flush=True)
-    with connected(config) as dashboard, folder.disk_errors():
+    with connected(config, ray_log=folder.ray_log) as dashboard, folder.disk_errors():
         if dashboard:
             print(f"dashboard http://{dashboard} (`ray get-auth-token` prints its token)", flush=True)
         job = Job(config, folder=folder, checkpoints=checkpoints, callbacks=callbacks, arrange=arrange)

@@ -16,6 +16,7 @@ from gvm_ray.reporting.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
+RAY_LOG = "ray.log"  # beside what a command leaves: Ray's own lines, and the causes of failures in full
 _TRIAL_BYTES = 2**20  # written and removed again before a run: the few files of a step take less
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -50,6 +51,11 @@ class RunFolder:
     def base_evaluation(self) -> Path:
         """The starting policy's evaluation, for the summary of a resumed run."""
         return self.path / "base_evaluation.json"
+
+    @property
+    def ray_log(self) -> Path:
+        """Ray's own lines and the causes of failures in full; absent where there were none."""
+        return self.path / RAY_LOG
 
     @property
     def tensorboard(self) -> Path:
@@ -171,6 +177,7 @@ class RunFolder:
             self.samples,
             self.summary,
             self.base_evaluation,
+            self.ray_log,
         ):
             file.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.checkpoints, self.base, self.warm_start, self.model, self.report):

@@ -200,6 +200,25 @@ def test_a_driver_that_is_ended_again_and_again_is_resumed_as_if_nothing_had_hap
 
 
 @pytest.mark.slow
+def test_a_killed_actor_is_one_sentence_on_the_console(runs_dir: Path) -> None:
+    folder = RunFolder(runs_dir / "told")
+    with command_line(runs_dir, "told") as run:
+        wait_for_rows(folder, 1, run)
+        for process in processes_named("ray::AllocatorActor", of=run.pid):
+            process.kill()
+        output = run.communicate(timeout=300)[0]
+        assert run.returncode == 0, output
+    told = [line for line in output.splitlines() if line.startswith("allocator failed and is replaced: ")]
+    assert len(told) == 1
+    assert len(told[0]) < 400
+    assert "(raylet)" not in output
+    assert "Some common causes" not in output
+    kept = folder.ray_log.read_text()
+    assert "A worker died or was killed while executing a task" in kept
+    assert "allocator failed: " in kept
+
+
+@pytest.mark.slow
 def test_a_driver_that_is_killed_within_a_block_and_after_an_epoch(ray_cluster: None, runs_dir: Path) -> None:
     """Two steps share one pilot round, and the first epoch ends in the step before the one in which it is killed."""
     changes = ("allocator.block_steps=2", "allocator.reuse_pilots=false", "prompts.train.size=20")

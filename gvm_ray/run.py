@@ -267,7 +267,7 @@ async def _evaluate(config: RunConfig, prepared: Prepared) -> EvaluationResult:
     pools = start_pools(config, prepared)
     try:
         await pools.start()
-        evaluator = make_evaluator(config, prepared, pools)
+        evaluator = make_evaluator(config, prepared, pools, by_time=config.reporting.progress)
         outcomes = await evaluator.sample()
         groups = await fetch_groups(outcomes, timeout_s=config.deadlines.sample_s)
         return EvaluationResult.of(groups, accept_threshold=config.rewards.accept_threshold, seed=config.seed)

@@ -80,8 +80,8 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
         ),
         (
             ["allocator.candidates_per_step=1024"],
-            "at most 1,024 prompts x 64 tokens = 65,536 a step, charged as 19,661; generated are at most 8,192; a lower "
-            "allocator.candidates_per_step saves most of it",
+            "at most 1,024 prompts x 64 tokens = 65,536 a step, charged as 19,661; generated are at most 8,192; a "
+            "lower allocator.candidates_per_step saves most of it",
         ),
     ],
 )

@@ -170,7 +170,7 @@ def test_a_driver_that_is_ended_again_and_again_is_resumed_as_if_nothing_had_hap
     undisturbed: RunFolder, runs_dir: Path
 ) -> None:
     folder = RunFolder(runs_dir / "ended")
-    with command_line(runs_dir, "ended") as run:  # in the middle of the warm start
+    with command_line(runs_dir, "ended") as run:  # at the end of the warm start
         assert run.stdout is not None
         assert any(line.startswith("warm start") for line in run.stdout)
         family = working_processes(run.pid)

@@ -35,6 +35,7 @@ STEP_METRICS = {  # in every step's row
     "logprob_difference/max": "difference of a token's log-prob between learner and engine, largest, nats",
     "importance/effective_sample_size": "effective sample size under the importance weights, as a fraction",
     **{f"time/{phase}_s": f"seconds of the step with {phase} under way" for phase in PHASES},
+    "time/step_s": "seconds of the step",
     "time/idle_s": "seconds of the step with nothing under way",
 }
 OPTIONAL_METRICS = {  # of runs that evaluate, or whose allocator estimates or samples pilots

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,7 +40,8 @@ from gvm_ray.types import (
 
 _STOP_S = 60.0  # for the ranks to end by themselves
 _CAUSE_S = 2.0  # for the mailbox to tell a rank's own error, after Ray Train has told that the ranks ended
-_UPDATES_PER_COMMAND = 25  # of the warm start: few enough to report progress, enough to hide the round trip
+# Of a command of the warm start: few enough to report progress by time, enough to hide the round trip.
+_UPDATES_PER_COMMAND, _COMMAND_S = 25, 5.0
 
 
 class LearnerGroup:
@@ -221,11 +223,14 @@ class LearnerGroup:
             seed=settings.seed,
         )
         shared, metrics = ray.put(tuple(demonstrations)), Metrics()
-        for start in range(0, len(batches), _UPDATES_PER_COMMAND):
-            part = tuple(batches[start : start + _UPDATES_PER_COMMAND])
+        done, size = 0, 1
+        while part := tuple(batches[done : done + size]):
+            began = time.monotonic()
             metrics = await self._command("supervised_updates", SupervisedUpdates(demonstrations=shared, batches=part))
+            done += len(part)
+            size = updates_per_command(len(part), seconds=time.monotonic() - began)
             if on_progress is not None:
-                on_progress(start + len(part), metrics)
+                on_progress(done, metrics)
         await self.finish_warm_start()
         return metrics
 
@@ -294,6 +299,11 @@ class LearnerGroup:
         raise ActorDied(
             f"the learners ended before {command.name!r} was answered: {type(outcome).__name__}: {outcome}\n({ranks})"
         ) from outcome
+
+
+def updates_per_command(number: int, *, seconds: float) -> int:
+    """How many updates the next command of the warm start gets, after one of so many that took so long."""
+    return max(1, min(_UPDATES_PER_COMMAND, int(number * _COMMAND_S / max(seconds, 1e-3))))
 
 
 async def _result(ref: Any) -> Any:

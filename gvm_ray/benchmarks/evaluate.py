@@ -20,6 +20,7 @@ from gvm_ray.exceptions import ConfigError
 from gvm_ray.launch import make_evaluator, start_pools
 from gvm_ray.prepare import Prepared, prepare, with_date
 from gvm_ray.pretrained import model_files
+from gvm_ray.reporting.run_folder import RAY_LOG
 from gvm_ray.run import evaluation_config, run_to_end
 from gvm_ray.types import Prompt, RolloutGroup
 
@@ -75,7 +76,7 @@ def evaluate_benchmarks(
     checked = [_checked(name, path, found, config=config, folder=folder) for name, path in named.items()]
     waiting = [model for model in checked if any(work.missing for work in model.work.values())]
     if waiting:
-        with connected(waiting[0].config, learners=False):
+        with connected(waiting[0].config, learners=False, ray_log=folder / RAY_LOG):
             for model in waiting:
                 run_to_end(_sample(model))
     report = BenchmarkReport(models=tuple(map(_result, checked)), settings=_shown_settings(checked[0]))

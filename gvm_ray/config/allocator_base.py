@@ -37,6 +37,9 @@ class RunShape:
     samples_per_prompt: int
     max_staleness: int
     checkpoint_every_steps: int
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 3072
+    prefill_price: float = 1.0  # generated tokens charged for a prefilled one
 
 
 class AllocatorConfig(Settings):
@@ -50,6 +53,10 @@ class AllocatorConfig(Settings):
     def num_candidates(self, prompts_per_step: int) -> int:
         """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
         return getattr(self, "candidates_per_step", None) or prompts_per_step
+
+    def num_candidates_of(self, run: RunShape) -> int:
+        """The same, of an allocator whose choice depends on more of the run."""
+        return self.num_candidates(run.prompts_per_step)
 
     def check_fits(self, run: RunShape) -> None:
         """Refuse a run whose budget these settings can't spend.

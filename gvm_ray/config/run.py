@@ -186,7 +186,19 @@ class RunConfig(Settings):
     @property
     def candidates_per_step(self) -> int:
         """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
-        return self.allocator.num_candidates(self.prompts_per_step)
+        return self.allocator.num_candidates_of(self._shape)
+
+    @property
+    def _shape(self) -> RunShape:
+        return RunShape(
+            prompts_per_step=self.prompts_per_step,
+            samples_per_prompt=self.samples_per_prompt,
+            max_staleness=self.max_staleness,
+            checkpoint_every_steps=self.checkpoint.every_steps,
+            max_prompt_tokens=self.prompts.max_tokens,
+            max_response_tokens=self.sampling.max_tokens,
+            prefill_price=self.prefill_price,
+        )
 
     @property
     def generators_sleep(self) -> bool:
@@ -234,14 +246,7 @@ class RunConfig(Settings):
                 f"allocator.candidates_per_step={self.candidates_per_step} is below "
                 f"prompts_per_step={self.prompts_per_step}; write a multiple of it, e.g. {self.prompts_per_step * 16}"
             )
-        self.allocator.check_fits(
-            RunShape(
-                prompts_per_step=self.prompts_per_step,
-                samples_per_prompt=self.samples_per_prompt,
-                max_staleness=self.max_staleness,
-                checkpoint_every_steps=self.checkpoint.every_steps,
-            )
-        )
+        self.allocator.check_fits(self._shape)
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from gvm_ray.functional.demonstration_batches import demonstration_batches
 from gvm_ray.learner.policy import PolicyModule, load_causal_lm, try_policy
 from gvm_ray.learner.step import Learner
 from gvm_ray.prepare import Prepared
+from gvm_ray.reporting.progress import ProgressLines
 
 Say = Callable[[str], None]
 
@@ -31,8 +32,10 @@ def warm_started_path(config: RunConfig, prepared: Prepared, *, say: Say) -> str
     )
     learner = Learner(config, base_path=prepared.base.path, token_loss=token_loss(config.algorithm))
     metrics: dict[str, Any] = {}
+    lines = ProgressLines("warm start", len(batches), say=say)
     for indices in batches:
         metrics = learner.supervised_update([examples[index] for index in indices])
+        lines.add(note=f"loss {metrics['loss']:.3f}")
     say(f"warm start of {len(batches)} updates, loss {metrics['loss']:.3f}")
     learner.export(str(target))
     return str(target)

@@ -45,6 +45,7 @@ def draw_pool(
     check_date(base, prepared.tokenizer)
     prompts = _chosen_prompts(estimator, prepared.prompts.train)
     path = warm_started_path(base, prepared, say=say)
+    say(f"sampling {len(prompts)} prompts x {estimator.num_samples}")
     responses = _sampled(estimator, base, prepared, path=path, prompts=prompts)
     say(f"{len(prompts)} prompts with {estimator.num_samples} samples each, {len(responses.prompts)} different ones")
     rewards = _scored(base, responses)
@@ -57,6 +58,7 @@ def draw_pool(
         TrainSample(prompt_ids=prompt.token_ids, response_ids=completion.token_ids, engine_logprobs=completion.logprobs)
         for prompt, completion in zip(responses.prompts, responses.completions, strict=True)
     ]
+    say(f"measuring the gradients of {len(train_samples)} responses")
     num_target_rows = 1 + max(int(own.max()) for own in responses.samples[:num_targets])
     parameters: set[GradientParameters] = {"embed_tokens"}
     parameters |= {arm.allocator.gradient_parameters for arm in arms if isinstance(arm.allocator, GVMAllocatorConfig)}

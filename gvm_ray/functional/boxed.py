@@ -11,6 +11,8 @@ _SEPARATOR = re.compile(
     re.IGNORECASE,
 )
 
+_BLANK = re.compile(r"(?:[\s~{}$]|\\[\\,;:!> ]|\\(?:q?quad|text|mathrm|mbox)(?![a-zA-Z]))*+")
+
 
 def _boxed_spans(text: str) -> list[tuple[int, int, int]]:
     r"""(start, content start, end) of every complete \boxed{...}, in order of start; one pass over the text."""
@@ -45,12 +47,12 @@ def final_boxed(text: str) -> str | None:
     r"""The answer in the last boxes of `text`, stripped; None where no box holds anything.
 
     Boxes that only punctuation, layout, "and" or "or" part, or nothing, are one answer, joined by ", " and each named
-    once: "\boxed{1} and \boxed{2}" gives "1, 2". Empty boxes are passed over, and a box inside another is part of it.
+    once: "\boxed{1} and \boxed{2}" gives "1, 2". Blank boxes are passed over, and a box inside another is part of it.
     """
     group: list[tuple[int, int, int]] = []
     for span in reversed(_outer(_boxed_spans(text))):
         _, start, end = span
-        if not text[start : end - 1].strip():
+        if _BLANK.fullmatch(text, start, end - 1):
             continue
         if group and not _SEPARATOR.fullmatch(text, end, group[-1][0]):
             break

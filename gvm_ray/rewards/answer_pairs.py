@@ -1,5 +1,4 @@
-r"""The table of rules that decide about two answers before Math-Verify is asked: what their spelling says and their value
-doesn't.
+r"""The table of rules on two answers, asked before Math-Verify: what their spelling says and their value doesn't.
 
 The library reads words as products of letters, drops the base of a number, divides ratios, and forgets the order and
 the count of a list. Each rule says whether the answers are equal, or None where it has nothing to say. Both answers
@@ -119,7 +118,7 @@ def _ratios(gold: str, answer: str) -> bool | None:
 
 
 def _is_time(answer: str) -> bool:
-    """Whether "10:30" is rather a time: with a half of the day, a minute such as 05, or as a ratio not in lowest terms."""
+    """Whether "10:30" is a time: with a half of the day, a minute such as 05, or as a ratio not in lowest terms."""
     time = _TIME.fullmatch(_HALF_OF_DAY.sub("", answer))
     if time is None:
         return False
@@ -141,7 +140,7 @@ def _capitals(gold: str, answer: str) -> bool | None:
 
 
 def _shape(answer: str) -> tuple[str, int]:
-    r"""The bracket around the whole answer ("" for none, "{" for \{), and the items that commas part; ± counts twice."""
+    r"""The bracket around the answer ("" for none, "{" for \{), and the number of items in it; ± counts twice."""
     depth, commas, signs, closes = 0, [0, 0], [0, 0], -1
     text = answer.replace(r"\{", "{").replace(r"\}", "}")
     for position, character in enumerate(text):

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - look-alike signs are what the first rule is about
 r"""The table of rules by which an answer is rewritten before Math-Verify reads it, in order, each with its reason.
 
 A rule changes the spelling and keeps the value. Gold answers and responses go through the same table. What can be said
@@ -51,16 +52,18 @@ _SIGNS = {
     **{"∠": r"\angle ", "△": r"\triangle ", "′": "'", "ϕ": r"\phi ", "µ": r"\mu "},
 }
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|\w))")
-_NUMBER_WORDS = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-)
+_NUMBER_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10} | {
+    "eleven": 11,
+    "twelve": 12,
+    "sixteen": 16,
+}
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|[a-z]|\\[a-z]+)\s*\^\s*\\circ(?![a-zA-Z])")
 _UNIT = r"\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?"
 
 
 def _unicode(text: str) -> str:
-    r"""TeX for Unicode: its signs, Greek letters, fractions (½), powers (x²) and indices; else what NFKC makes of it."""
+    r"""TeX for Unicode's signs, Greek letters, fractions, powers and indices; else what NFKC makes of it."""
     if text.isascii():
         return text
     text = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2] or root[3]}}}", text)
@@ -97,8 +100,7 @@ def _repeating(match: re.Match[str]) -> str:
 
 
 def _base(match: re.Match[str]) -> str:
-    word = match[2].lower()
-    return f"{match[1]}_{{{_NUMBER_WORDS.index(word) + 2 if word in _NUMBER_WORDS else word}}}"
+    return f"{match[1]}_{{{_NUMBER_WORDS.get(match[2].lower(), match[2])}}}"
 
 
 def _radians(text: str) -> str:
@@ -196,7 +198,11 @@ RULES = (
     Rule(
         name="minus infinity",
         reason="-∞ in words",
-        apply=_sub(r"(?:\\text\s*\{\s*)?(?i:negative|minus)\s*\}?\s*\\infty|\\text\s*\{\s*(?i:(?:negative |minus |-)(?:infinity|inf))\s*\}", r"-\\infty"),
+        apply=_sub(
+            r"\\text\s*\{\s*(?i:(?:negative |minus |-)(?:infinity|inf))\s*\}"
+            r"|(?:\\text\s*\{\s*)?(?i:negative|minus)\s*\}?\s*\\infty",
+            r"-\\infty ",
+        ),
     ),
     Rule(
         name="names",
@@ -237,7 +243,8 @@ RULES = (
         name="degrees",
         reason="one spelling of the degree",
         apply=_sub(
-            r"\s*\\text\s*\{\s*degrees?\s*\}|\s*\^\s*\{\s*\\circ\s*\}|\s*\\degree(?![a-zA-Z])|(?<=\d) ?degrees?(?![a-z])",
+            r"\s*\\text\s*\{\s*degrees?\s*\}|\s*\^\s*\{\s*\\circ\s*\}|\s*\\degree(?![a-zA-Z])"
+            r"|(?<=\d) ?degrees?(?![a-z])",
             r"^\\circ ",
         ),
     ),
@@ -273,7 +280,8 @@ RULES = (
         name="bases",
         reason="one spelling of digits with a base: 1011_two, (1011)_{2}",
         apply=_sub(
-            r"^(?:\\text\s*\{\s*)?\(?([0-9A-Fa-f]+)\)?\s*\}?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?\(?(?:base )?\s*\}?(\d+|[a-zA-Z]{3,})\)?[\s}]*$",
+            r"^(?:\\text\s*\{\s*)?\(?([0-9A-Fa-f]+)\)?\s*\}?\s*_\s*"
+            r"\{?\s*(?:\\text\s*\{\s*)?\(?(?:base )?\s*\}?(\d+|[a-zA-Z]{3,})\)?[\s}]*$",
             _base,
         ),
     ),
@@ -281,7 +289,9 @@ RULES = (
         name="bases in words",
         reason="the library drops the base: 101 (base 2)",
         apply=_sub(
-            r"^([0-9A-Fa-f]+)[\s(]*(?:\\text\s*\{[\s(]*)?(?i:in )?(?i:base)[ -]?(?:\})?\s*\{?(\d+|[a-zA-Z]{3,})[)\s}]*$", _base
+            r"^([0-9A-Fa-f]+)[\s(]*(?:\\text\s*\{[\s(]*)?"
+            r"(?i:in )?(?i:base)[ -]?(?:\})?\s*\{?(\d+|[a-zA-Z]{3,})[)\s}]*$",
+            _base,
         ),
     ),
     Rule(

@@ -11,8 +11,21 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
-from sympy import Basic, Expr, Float, Integer, Interval, MatrixBase, Mul, Pow, Rational, Tuple, UnevaluatedExpr
-from sympy import Add, Number, Set, Symbol, factorial
+from sympy import (
+    Add,
+    Basic,
+    Expr,
+    Float,
+    Integer,
+    Interval,
+    MatrixBase,
+    Mul,
+    Pow,
+    Rational,
+    Tuple,
+    UnevaluatedExpr,
+    factorial,
+)
 from sympy import FiniteSet as SympyFiniteSet
 from sympy.core.relational import Relational
 

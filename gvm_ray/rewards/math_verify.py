@@ -11,14 +11,15 @@ import itertools
 import logging
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
-from math_verify import LatexExtractionConfig, parse, verify
 from latex2sympy2_extended.logic import And
+from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.grader import is_relation
 from sympy import Eq, Expr, I, MatrixBase, Symbol, Tuple, pi
 
+from gvm_ray.config.rewards import TruncatedGrading
 from gvm_ray.functional.boxed import final_boxed
 from gvm_ray.functional.final_answer import final_answer
 from gvm_ray.rewards.answer_pairs import decided, has_rule
@@ -46,8 +47,6 @@ _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:percent|pct)\s*\}|\bpercent|
 _NATURAL = re.compile(r"\\ln(?![a-zA-Z])")
 _BARE_LOGARITHM = re.compile(r"\\log(?![a-zA-Z]|\s*_)")
 
-Truncated = Literal["boxed_only", "wrong", "as_finished"]
-
 
 class MathVerifyReward:
     r"""1 if the response's final answer equals the gold answer, else 0.
@@ -60,7 +59,7 @@ class MathVerifyReward:
     deep, or with a number of more than 2**17 bits, is right only if it spells the gold answer.
     """
 
-    def __init__(self, *, require_boxed: bool = False, truncated: Truncated = "boxed_only") -> None:
+    def __init__(self, *, require_boxed: bool = False, truncated: TruncatedGrading = "boxed_only") -> None:
         r"""The reward.
 
         Args:
@@ -161,7 +160,7 @@ def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
     if not isinstance(one, Expr) or not isinstance(other, Expr):
         return [(one, other)]
     gold_degrees, answer_degrees = r"\circ" in gold, r"\circ" in answer
-    if gold_degrees != answer_degrees and (answer_degrees and one.has(pi) or gold_degrees and other.has(pi)):
+    if gold_degrees != answer_degrees and ((answer_degrees and one.has(pi)) or (gold_degrees and other.has(pi))):
         return [(one * pi / 180, other) if gold_degrees else (one, other * pi / 180)]
     if gold_percent != answer_percent:
         return [(one, other), (one / 100, other) if gold_percent else (one, other / 100)]
@@ -185,7 +184,7 @@ def _judged(gold: Any, answer: Any) -> bool:
 
 
 def _compared_relations(gold: Any, answer: Any) -> tuple[Any, Any]:
-    """Values for two assignments of numbers (x = 5 and y = 5), solutions for two chains of inequalities, or as given."""
+    """The numbers of two assignments (x = 5, y = 5), the solutions of two chains of inequalities, or as given."""
     if all(isinstance(value, Eq) and value.lhs.is_Symbol and value.rhs.is_number for value in (gold, answer)):
         return gold.rhs, answer.rhs
     if all(isinstance(value, And) for value in (gold, answer)) and gold.free_symbols == answer.free_symbols:

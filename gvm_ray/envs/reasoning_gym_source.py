@@ -4,7 +4,7 @@ import difflib
 import itertools
 import random
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -109,7 +109,7 @@ def generous_tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 def _pays_for_any_text(task: str, entries: Sequence[Mapping[str, Any]]) -> bool:
     import reasoning_gym
 
-    score = reasoning_gym.get_score_answer_fn(task)
+    score: Callable[..., float] = reasoning_gym.get_score_answer_fn(task)
     try:
         return all(float(score(text, entry)) > FORM_CREDIT for entry in entries for text in NONSENSE)
     except Exception:  # a scorer that raises on nonsense doesn't pay for it; the reward counts such answers

@@ -2,8 +2,8 @@
 
 The library subtracts in floating point and takes what lies below 1e-15 for zero. Here rational numbers are compared as
 fractions, other numbers to a thousand digits, and formulas at a few points. A number of more than 2**17 bits, which
-might never be finished, isn't worked out. Decimal fractions, exact as they look, are roundings: they keep the library's
-convention of six decimals.
+might never be finished, isn't worked out. Decimals keep the library's convention of six places against each other and
+against irrational numbers, which they can only approach; a fraction they must equal.
 """
 
 import math
@@ -15,8 +15,8 @@ from sympy import (
     Add,
     Basic,
     Expr,
+    FiniteSet,
     Float,
-    Integer,
     Interval,
     MatrixBase,
     Mul,
@@ -26,7 +26,6 @@ from sympy import (
     UnevaluatedExpr,
     factorial,
 )
-from sympy import FiniteSet as SympyFiniteSet
 from sympy.core.relational import Relational
 
 _MAX_BITS = 2**17
@@ -86,24 +85,20 @@ def contradicted(gold: Any, answer: Any) -> bool:
         return _differ(gold.start, answer.start) or _differ(gold.end, answer.end)
     if isinstance(gold, MatrixBase) and isinstance(answer, MatrixBase):
         return _some_differ(gold.flat(), answer.flat())
-    if isinstance(gold, SympyFiniteSet) and isinstance(answer, SympyFiniteSet):
+    if isinstance(gold, FiniteSet) and isinstance(answer, FiniteSet):
         return not (_covered(gold.args, answer.args) and _covered(answer.args, gold.args))
     if isinstance(gold, Relational) and isinstance(answer, Relational):
         if type(gold) is not type(answer) or gold.lhs != answer.lhs:
             return False
         return _differ(gold.rhs, answer.rhs)
-    ordered = [_ordered(value) for value in (gold, answer)]
-    if ordered[0] is not None and ordered[1] is not None:
-        return _some_differ(*ordered)
+    if isinstance(gold, Tuple | Interval) and isinstance(answer, Tuple | Interval):
+        return _some_differ(_items(gold), _items(answer))
     return _differ(gold, answer)
 
 
-def _ordered(value: Any) -> Iterable[Any] | None:
-    if isinstance(value, Tuple):
-        return value.args
-    if isinstance(value, Interval) and value.is_open:
-        return (value.start, value.end)
-    return None
+def _items(value: Any) -> Iterable[Any]:
+    """The coordinates of a point; the library reads (1, 2) as an interval."""
+    return value.args[:2] if isinstance(value, Interval) else value.args
 
 
 def _some_differ(gold: Iterable[Any], answer: Iterable[Any]) -> bool:
@@ -122,16 +117,8 @@ def _differ(gold: Any, answer: Any) -> bool:
         return False
     if gold.free_symbols != answer.free_symbols:
         return False
-    for point in _points(gold.free_symbols):
-        one, other = gold.xreplace(point), answer.xreplace(point)
-        exact = rational(one), rational(other)
-        if None not in exact:
-            if exact[0] != exact[1]:
-                return True
-            continue
-        if _numbers_differ(one, other):
-            return True
-    return False
+    points = _points(gold.free_symbols)
+    return any(_numbers_differ(gold.xreplace(point), answer.xreplace(point)) for point in points)
 
 
 def _right_side(value: Any) -> Any:
@@ -144,20 +131,32 @@ def _points(symbols: set[Basic]) -> list[dict[Basic, Basic]]:
     return [{symbol: Rational(2 * i + offset, 7) for i, symbol in enumerate(ordered)} for offset in offsets]
 
 
-def _numbers_differ(gold: Expr, answer: Expr) -> bool:
-    """Whether two numbers differ, to a thousand digits or, where one is a decimal, by more than rounding hides."""
+def _numbers_differ(gold: Any, answer: Any) -> bool:
+    """Whether two numbers differ: as fractions, to a thousand digits, or by more than rounding a decimal hides."""
     if gold.has(UnevaluatedExpr) or answer.has(UnevaluatedExpr):  # percentages, which may be meant either way
         return False
-    rounded = gold.has(Float) or answer.has(Float)
+    decimals = gold.has(Float), answer.has(Float)
+    if not all(decimals):
+        exact = rational(_as_written(gold)), rational(_as_written(answer))
+        if None not in exact:
+            return exact[0] != exact[1]
+    digits, tolerance = (20, _RELATIVE_TOLERANCE) if any(decimals) else (_DIGITS, Pow(10, 10 - _DIGITS).evalf(5))
     try:
-        one, other = (value.evalf(20 if rounded else _DIGITS, maxn=2 * _DIGITS) for value in (gold, answer))
-        size, distance = abs(one), abs(one - other)
-        if not size.is_Float or not distance.is_number:
-            return False
-        tolerance = _RELATIVE_TOLERANCE if rounded else Pow(Integer(10), 10 - _DIGITS).evalf(5)
-        return bool(distance > tolerance * size)
+        values = [value.evalf(digits, maxn=2 * _DIGITS) for value in (gold, answer)]
+        size = max(abs(value) for value in values)
+        return bool(abs(values[0] - values[1]) > tolerance * size) and not all(map(_is_noise, values))
     except (TypeError, ValueError, OverflowError, AttributeError, ArithmeticError):
         return False
+
+
+def _is_noise(value: Any) -> bool:
+    """Whether nothing is left of a number but the error of its evaluation: it is 0."""
+    return value == 0 or (value.is_Float and value._prec < 10)
+
+
+def _as_written(value: Any) -> Any:
+    """The value with its decimals as the fractions that they spell."""
+    return value.xreplace({decimal: Rational(str(decimal)) for decimal in value.atoms(Float)})
 
 
 def _bounded(value: Fraction) -> Fraction:

@@ -53,10 +53,11 @@ class MathVerifyReward:
 
     The final answer is that of `functional.final_answer`: boxed, or, unless a box is required, in <answer> tags, after
     "the answer is" or at the end. The gold answer is plain LaTeX with or without dollar signs, or a solution with
-    \boxed{}; one that is labelled as in "(A) 5" is right by its label or its value. Units are dropped and decimals
-    compared to six places, as Math-Verify does: 5 cm is 5 m, and 0.333333 is 1/3. All other numbers are compared
-    exactly. An answer of more than 2000 characters (and twice the gold answer's) is wrong; one nested more than 12
-    deep, or with a number of more than 2**17 bits, is right only if it spells the gold answer.
+    \boxed{}; to one that is labelled, as in "(A) 5", its label and its value are right. Two conventions are
+    Math-Verify's: units are dropped (5 cm is 5 m), and decimals are compared to six places with decimals and
+    irrational numbers (1.414214 is \sqrt{2}). Other numbers are compared exactly: 0.333333 is not 1/3. An answer of
+    more than 2000 characters (and twice the gold answer's) is wrong; one nested more than 12 deep, or with a number of
+    more than 2**17 bits, is right only if it spells the gold answer.
     """
 
     def __init__(self, *, require_boxed: bool = False, truncated: TruncatedGrading = "boxed_only") -> None:

@@ -207,7 +207,12 @@ RULES = (
     Rule(
         name="names",
         reason="functions and letters whose backslash is missing",
-        apply=_sub(r"(?<![\\a-zA-Z{])(pi|sqrt|theta|alpha|beta|gamma|lambda|omega)(?![a-zA-Z])", r"\\\1 "),
+        apply=_sub(r"(?<![\\a-zA-Z{])(pi|theta|alpha|beta|gamma|lambda|omega)(?![a-zA-Z])", r"\\\1 "),
+    ),
+    Rule(
+        name="roots",
+        reason=r"sqrt(3) and \sqrt(3), as programs write \sqrt{3}",
+        apply=_sub(r"(?<![a-zA-Z\\])\\?sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     ),
     Rule(
         name="e-notation",

@@ -49,7 +49,11 @@ REWRITTEN = {
         [(r"-\infty", r"\text{negative infinity}"), (r"-\infty", "minus infinity"), (r"-\infty", "-∞")],
         [(r"\infty", r"\text{minus infinity}")],
     ),
-    "names": ([(r"2\pi", "2pi"), (r"\sqrt{3}", "sqrt(3)"), (r"\theta", "theta")], [(r"2\pi", "3pi")]),
+    "names": ([(r"2\pi", "2pi"), ("2\\pi r", "2pi r"), (r"\theta", "theta")], [(r"2\pi", "3pi")]),
+    "roots": (
+        [(r"\sqrt{3}", "sqrt(3)"), (r"2\sqrt{3}", r"2\sqrt(3)"), (r"\frac{\sqrt{5}}{2}", "sqrt(5)/2")],
+        [(r"\sqrt{3}", "sqrt(5)")],
+    ),
     "e-notation": ([("1e-8", "10^{-8}"), ("3e8", "300000000"), ("1.5e3", "1500")], [("1e-8", "2e-8")]),
     "bare points": ([("1/3", "1./3"), ("5", "5."), ("-1./3", r"-\frac13")], [("1/3", "1./4")]),
     "repeating decimals": (

@@ -1,4 +1,4 @@
-"""Exact comparison of what Math-Verify found equal.
+"""Exact comparison, beside Math-Verify's.
 
 The library subtracts in floating point and takes what lies below 1e-15 for zero. Here rational numbers are compared as
 fractions, other numbers to a thousand digits, and formulas at a few points. A number of more than 2**17 bits, which
@@ -80,7 +80,7 @@ def check_sizes(value: Any) -> None:
 
 
 def contradicted(gold: Any, answer: Any) -> bool:
-    """Whether two values that the library found equal differ after all."""
+    """Whether two values differ for certain, whatever the library finds."""
     if isinstance(gold, Interval) and isinstance(answer, Interval):
         return _differ(gold.start, answer.start) or _differ(gold.end, answer.end)
     if isinstance(gold, MatrixBase) and isinstance(answer, MatrixBase):

@@ -2,8 +2,8 @@ r"""Mathematical equality of the final answer and the gold answer, by the Math-V
 
 Math-Verify's own time limits use SIGALRM, which works in no thread and interrupts no long C call; they are off here,
 and the process that runs the reward is killed from outside instead. The library is the judge. Before it, both answers
-are rewritten (`answer_rules`) and what spelling decides is decided (`answer_pairs`); after it, what it found equal is
-compared exactly (`exact_values`).
+are rewritten (`answer_rules`) and what spelling decides is decided (`answer_pairs`); beside it, numbers are compared
+exactly, and what differs is not equal whatever it says (`exact_values`).
 """
 
 import functools
@@ -169,7 +169,7 @@ def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
 
 
 def _judged(gold: Any, answer: Any) -> bool:
-    """Math-Verify's verdict, where exact numbers don't give it at once, and unless they contradict it."""
+    """Math-Verify's verdict, unless exact comparison contradicts it, or gives it at once."""
     check_sizes(gold)
     check_sizes(answer)
     exact = rational(gold), rational(answer)
@@ -179,9 +179,9 @@ def _judged(gold: Any, answer: Any) -> bool:
         gold, answer = _as_tuple(gold), _as_tuple(answer)
     elif is_relation(gold) and is_relation(answer):
         gold, answer = _compared_relations(gold, answer)
-    if not verify(gold, answer, timeout_seconds=0, allow_set_relation_comp=True):
+    if contradicted(gold, answer):  # asked first, for the library's simplifying takes a hundred times as long
         return False
-    return not contradicted(gold, answer)
+    return verify(gold, answer, timeout_seconds=0, allow_set_relation_comp=True)
 
 
 def _compared_relations(gold: Any, answer: Any) -> tuple[Any, Any]:

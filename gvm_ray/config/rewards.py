@@ -14,7 +14,7 @@ class MathVerifyRewardConfig(Settings):
 
     type: Literal["math_verify"] = "math_verify"
     weight: float = 1.0
-    require_boxed: bool = False  # true: an answer outside \\boxed{} is wrong; for prompts that ask for a box
+    require_boxed: bool = False  # true: an answer outside \boxed{} is wrong; for prompts that ask for a box
     # A response cut at sampling.max_tokens: "boxed_only" takes what it boxed before the cut, "wrong" is 0, and
     # "as_finished" takes its last number too, where it was cut by accident.
     truncated: TruncatedGrading = "boxed_only"

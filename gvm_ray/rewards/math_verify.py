@@ -141,7 +141,7 @@ def _labelled_equal(gold: _Answer, answer: _Answer) -> bool:
 def _equal(gold: str, answer: str) -> bool:
     if _spelling(answer) == _spelling(gold):
         return gold != ""
-    if not gold or not answer or _depth(answer) > _MAX_DEPTH or len(gold) > _GOLD_CHARACTERS:
+    if not gold or not answer or max(map(_depth, (gold, answer))) > _MAX_DEPTH or len(gold) > _GOLD_CHARACTERS:
         return False
     by_rule = decided(gold, answer)
     if by_rule is not None:
@@ -219,7 +219,9 @@ def _parsed(answer: str) -> Any:
 
 
 def _understood(gold: str) -> bool:
-    return 0 < len(gold) <= _GOLD_CHARACTERS and (has_rule(gold) or _parsed(_without_percent(gold)[0]) is not None)
+    if not 0 < len(gold) <= _GOLD_CHARACTERS or _depth(gold) > _MAX_DEPTH:
+        return False
+    return bool(has_rule(gold) or _parsed(_without_percent(gold)[0]) is not None)
 
 
 def _without_percent(answer: str) -> tuple[str, bool]:

@@ -1,14 +1,15 @@
 """What grading costs on the benchmarks: their gold answers as responses, spelt as they are and of the next problem."""
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gvm_ray.functional.boxed import final_boxed
 from gvm_ray.rewards.math_verify import equal_answers
 
-pytest.importorskip("pytest_benchmark")
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 FILES = ("aime24", "amc23", "math500", "minerva_math", "olympiad_bench")
 pytestmark = pytest.mark.skipif(
@@ -24,12 +25,12 @@ def gold_answers() -> list[str]:
     return [final_boxed(answer) or answer for answer in answers]
 
 
-def test_right_answers(benchmark, gold_answers: list[str]) -> None:
+def test_right_answers(benchmark: Any, gold_answers: list[str]) -> None:
     right = benchmark(lambda: sum(equal_answers(gold, gold) for gold in gold_answers))
     assert right == len(gold_answers) == 1517
 
 
-def test_answers_of_the_next_problem(benchmark, gold_answers: list[str]) -> None:
-    pairs = list(zip(gold_answers, gold_answers[1:], strict=False))[::5]
+def test_answers_of_the_next_problem(benchmark: Any, gold_answers: list[str]) -> None:
+    pairs = list(itertools.pairwise(gold_answers))[::5]
     right = benchmark.pedantic(lambda: sum(equal_answers(*pair) for pair in pairs), rounds=1, iterations=1)
     assert right <= 0.02 * len(pairs)

@@ -48,6 +48,7 @@ LIVE_METRICS = {  # gauges alone: they change while a step is under way
 }
 FAILURE_METRICS = {  # once there was one
     "faults/total": "failures of actors and nodes that the run recovered from",
+    "rewards/malformed": "samples so far that are worth 0 because the task's scorer couldn't read them",
     "rewards/unscored_timeout": "samples so far whose reward took too long",
     "rewards/unscored_memory": "samples so far whose reward needed too much memory",
     "rewards/unscored_error": "samples so far whose reward raised an error",

@@ -37,6 +37,7 @@ from gvm_ray.reporting import (
     write_summary,
 )
 from gvm_ray.reporting.json_text import json_text
+from gvm_ray.rewards.votes import merged_votes
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.types import CheckpointState
 
@@ -302,9 +303,11 @@ async def _evaluate(config: RunConfig, prepared: Prepared) -> EvaluationResult:
         evaluator = make_evaluator(config, prepared, pools, by_time=config.reporting.progress)
         outcomes = await evaluator.sample()
         groups = await fetch_groups(outcomes, timeout_s=config.deadlines.sample_s)
-        return EvaluationResult.of(groups, accept_threshold=config.rewards.accept_threshold, seed=config.seed)
     finally:
         pools.close()
+    return EvaluationResult.of(
+        groups, merge_votes=merged_votes, accept_threshold=config.rewards.accept_threshold, seed=config.seed
+    )
 
 
 def run_to_end(coroutine: Coroutine[Any, Any, Result]) -> Result:

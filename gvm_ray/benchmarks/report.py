@@ -171,7 +171,7 @@ def _detail_cells(result: BenchmarkResult) -> dict[str, str]:
         **{name: _percent(each.mean, (each.low, each.high)) for name, each in overall.metrics.items()},
         "mean tokens": f"{result.mean_tokens:.0f}",
         "truncated": _percent(result.truncated, None),
-        "nothing boxed": _percent(result.unanswered, None),
+        "no answer": _percent(result.unanswered, None),
         "unscored": _percent(overall.num_unscored / num_samples, None),
     }
 

@@ -20,7 +20,7 @@ class Sample:
 
     sample_index: int
     reward: float | None  # None = unscored
-    answer: str | None  # what it boxes last
+    answer: str | None  # its final answer, boxed or not
     num_tokens: int
     finish_reason: FinishReason
 
@@ -145,7 +145,7 @@ def _rows(group: RolloutGroup) -> Iterator[dict[str, Any]]:
         sample = Sample(
             sample_index=group.sample_indices[index],
             reward=None if reward != reward else reward,
-            answer=final_answer(text),
+            answer=final_answer(text, truncated=bool(group.truncated[index])),
             num_tokens=int(group.num_tokens[index]),
             finish_reason="length" if group.truncated[index] else "stop",
         )

@@ -10,6 +10,7 @@ import numpy as np
 from gvm_ray.config.prompts import GeneratedSourceConfig, PromptsConfig
 from gvm_ray.envs.prompt_report import PromptReport, SourceReport
 from gvm_ray.envs.prompt_source import generated_demonstrations, load_tasks
+from gvm_ray.envs.reasoning_gym_source import generous_tasks
 from gvm_ray.envs.task import Task, normalised
 from gvm_ray.envs.templates import check_template, end_token_id, longest_problem, render_all, token_ids
 from gvm_ray.exceptions import DataError, ModelError
@@ -124,6 +125,7 @@ def _prompts(
         overlapping_ids=tuple(cleaned.overlapping_ids),
         too_long_ids=tuple(too_long),
         unparsable_answer_ids=tuple(unparsable),
+        generous_tasks=generous_tasks([entry for task in tasks if (entry := task.features.get("reasoning_gym"))]),
     )
     if not prompts:
         raise DataError(

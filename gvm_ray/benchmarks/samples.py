@@ -145,7 +145,7 @@ def _rows(group: RolloutGroup) -> Iterator[dict[str, Any]]:
         sample = Sample(
             sample_index=group.sample_indices[index],
             reward=None if reward != reward else reward,
-            answer=final_answer(text, truncated=bool(group.truncated[index])),
+            answer=final_answer(group.prompt.opened_tag + text, truncated=bool(group.truncated[index])),
             num_tokens=int(group.num_tokens[index]),
             finish_reason="length" if group.truncated[index] else "stop",
         )

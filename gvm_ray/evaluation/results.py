@@ -67,7 +67,8 @@ class EvaluationResult:
             assert group.rewards is not None, "groups are scored before they are evaluated"
             rewards.setdefault(group.prompt.prompt_id, []).extend(group.rewards)
             answers.setdefault(group.prompt.prompt_id, []).extend(
-                final_answer(text, truncated=bool(cut)) for text, cut in zip(group.texts, group.truncated, strict=True)
+                final_answer(group.prompt.opened_tag + text, truncated=bool(cut))
+                for text, cut in zip(group.texts, group.truncated, strict=True)
             )
         return cls.of_rewards(
             list(rewards.values()),

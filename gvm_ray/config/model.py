@@ -50,7 +50,10 @@ ModelSettings = Annotated[PretrainedModelConfig | ScratchModelConfig, Field(disc
 
 
 class ScheduleConfig(Settings):
-    """Learning rate over optimizer updates: linear warm-up, then constant, or linear/cosine decay to min_ratio."""
+    """Learning rate over optimizer updates: linear warm-up, then constant, or linear/cosine decay toward min_ratio.
+
+    Of w warm-up updates the first has the rate 1 / (w + 1). Decay would reach min_ratio one update after the last.
+    """
 
     type: Literal["constant", "linear", "cosine"] = "constant"
     warmup_updates: NonNegativeCount = 0

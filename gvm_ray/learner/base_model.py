@@ -10,7 +10,7 @@ from gvm_ray.config.prompts import PromptsConfig
 from gvm_ray.learner.character_tokenizer import EOS_TOKEN, PAD_TOKEN, build_character_tokenizer
 from gvm_ray.learner.model_folder import write_model_folder
 
-CACHE_FORMAT = 1  # raised whenever the same settings give another model, tokenizer or warm start
+CACHE_FORMAT = 2  # raised whenever the same settings give another model, tokenizer or warm start
 
 
 def build_scratch_model(config: ScratchModelConfig, folder: str | Path) -> None:

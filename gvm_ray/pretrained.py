@@ -5,17 +5,21 @@ Broken files make the libraries raise errors of every kind; each becomes a Model
 
 import hashlib
 import json
-import re
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gvm_ray.exceptions import ModelError
+from gvm_ray.exceptions import ModelError, likely_paths, may_be_hub_id
 from gvm_ray.functional.memory import ModelSizes
 
 _SHARDS_INDEX = "model.safetensors.index.json"
 _REASON_CHARACTERS = 300  # of a library's message, which can be pages
+_WRITE_FOLDER = (
+    "write model.path as a folder with config.json, weights and tokenizer files, or as a hub id that this machine can "
+    "reach"
+)
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -158,22 +162,34 @@ def check_weight_files(path: str | Path) -> None:
 
 @contextmanager
 def model_errors(what: str, path: str | Path) -> Iterator[None]:
-    """Whatever a library raises inside becomes a ModelError about `what` of the model at `path`."""
+    """Whatever a library raises inside becomes a ModelError about `what` of the model at `path`.
+
+    So does, before, a path where no folder is and that no hub can have.
+    """
+    is_folder, may_be_remote = os.path.isdir(path), may_be_hub_id(str(path))
+    if path and not is_folder and (os.path.exists(path) or not may_be_remote):
+        raise ModelError(f"{_no_folder(path)}; {_WRITE_FOLDER}")
     try:
         yield
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
-        fetch = f"; without network fetch it elsewhere (hf download {path} --local-dir FOLDER) and write FOLDER"
+        where = f"no {what} can be loaded from {str(path)!r}"
+        if is_folder or not path:
+            raise ModelError(f"{where} ({reason}); {_WRITE_FOLDER}") from error
+        if "/" in str(path) and Path(path).parent.is_dir():  # a misspelt folder rather than an owner on a hub
+            raise ModelError(f"{_no_folder(path)}, and no hub that answers has it; {_WRITE_FOLDER}") from error
         raise ModelError(
-            f"no {what} can be loaded from {str(path)!r} ({reason}); write model.path as a "
-            "folder with config.json, weights and tokenizer files, or as a hub id that this machine can reach"
-            + (fetch if _is_hub_id(str(path)) else "")
+            f"{where} ({reason}); {_WRITE_FOLDER}; without network fetch it elsewhere (hf download {path} --local-dir "
+            "FOLDER) and write FOLDER"
         ) from error
 
 
-def _is_hub_id(path: str) -> bool:
-    """Whether it reads like one rather than like a folder that isn't there."""
-    return bool(re.fullmatch(r"\w[\w-]*/\w[\w.-]*", path)) and not Path(path).parent.exists()
+def _no_folder(path: str | Path) -> str:
+    if os.path.exists(path):
+        return f"{str(path)!r} is a file, not a model's folder; did you mean {str(Path(path).parent)!r}?"
+    parent = os.path.dirname(os.path.abspath(path))
+    nor = "" if os.path.isdir(parent) else f", nor is there a folder {parent!r}"
+    return f"there is no folder {str(path)!r}{nor}{likely_paths(path)}"
 
 
 def weights_digest(path: str | Path) -> str:

@@ -35,10 +35,12 @@ class FewerForSolved:
         ids = [prompt.prompt_id for prompt in prompts]
         weights = [1.0 if self._solved(prompt_id) else 2.0 for prompt_id in ids]
         counts = sum_by_prompt(ids, apportion(weights, budget=budget))
+        # What algorithm.weighting = "inverse" divides by: of earlier visits, never of the samples that it weights.
+        rates = self._history.accept_rates(ids, prior_successes=0.5, prior_failures=0.5)
         outcomes = yield Allocation(counts=counts)
         samples = self._history.start_step(list(counts))
         samples.fold(outcomes)
-        terms = EstimatorTerms(num_prompts=len(counts), accept_rates=samples.known_accept_rates(list(counts)))
+        terms = EstimatorTerms(num_prompts=len(counts), accept_rates=dict(zip(ids, rates.tolist(), strict=True)))
         return report_counts(counts, accept_rates=samples.accept_rates(), estimator=terms)
 
     def state_dict(self) -> dict[str, Any]:

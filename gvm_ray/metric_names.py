@@ -21,6 +21,7 @@ STEP_METRICS = {  # in every step's row
     "allocation/zero": "prompts without a sample",
     "groups/with_signal": "prompts whose samples give a gradient",
     "groups/no_signal": "prompts whose samples give none",
+    "groups/alone": "prompts with a single sample, which no other is there to be compared with",
     "cost/generated_samples": "samples generated so far, pilots included",
     "cost/generated_tokens": "tokens generated so far, pilots included",
     "cost/charged_tokens": "tokens charged so far: generated ones, and the prefilled ones at their price",

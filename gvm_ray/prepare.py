@@ -16,7 +16,7 @@ from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
 from gvm_ray.envs.templates import reads_date
-from gvm_ray.exceptions import ConfigError, DataError
+from gvm_ray.exceptions import ConfigError, DataError, obstacle_to_writing
 from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
 from gvm_ray.learner.lora import check_target_modules
 from gvm_ray.learner.model_folder import try_model_folder
@@ -193,9 +193,15 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     )
     if not config.warm_start.cache or by_function:
         return run_dir / "warm_start"
-    cache = os.environ.get("GVM_RAY_CACHE") or Path.home() / ".cache" / "gvm_ray"
+    cache = os.environ.get("GVM_RAY_CACHE") or os.path.expanduser("~/.cache/gvm_ray")
     key = warm_start_key(config.model, prompts=config.prompts, warm_start=config.warm_start, dtype=config.learner.dtype)
-    return Path(cache) / "warm_start" / key
+    folder = Path(cache) / "warm_start" / key
+    if not folder.is_dir() and (obstacle := obstacle_to_writing(folder.parent)):
+        raise ConfigError(
+            f"the cache of warm starts {str(folder.parent)!r} can't be written ({obstacle}); set GVM_RAY_CACHE to a "
+            "folder that can be, or write warm_start.cache=false, which keeps the result in the run's folder"
+        )
+    return folder
 
 
 def _transfer(config: RunConfig, engine_kind: EngineKind) -> WeightTransfer:

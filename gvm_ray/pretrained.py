@@ -5,7 +5,7 @@ Broken files make the libraries raise errors of every kind; each becomes a Model
 
 import hashlib
 import json
-import re
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
-from gvm_ray.exceptions import ModelError
+from gvm_ray.exceptions import ModelError, likely_paths, may_be_hub_id
 from gvm_ray.functional.memory import ModelSizes
 
 _COUNTED = ("[!.]*", "*chat_templates/[!.]*")  # transformers reads additional_chat_templates/ besides the folder itself
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
 _EMBEDDING_AND_HEAD = ("embed_tokens.weight", "lm_head.weight")
 _REASON_CHARACTERS = 300  # of a library's message, which can be pages
+_WRITE_FOLDER = (
+    "write model.path as a folder with config.json, weights and tokenizer files, or as a hub id that this machine can "
+    "reach"
+)
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -381,22 +385,34 @@ def _indexed(folder: Path, index: str) -> set[Path]:
 
 @contextmanager
 def model_errors(what: str, path: str | Path) -> Iterator[None]:
-    """Whatever a library raises inside becomes a ModelError about `what` of the model at `path`."""
+    """Whatever a library raises inside becomes a ModelError about `what` of the model at `path`.
+
+    So does, before, a path where no folder is and that no hub can have.
+    """
+    is_folder, may_be_remote = os.path.isdir(path), may_be_hub_id(str(path))
+    if path and not is_folder and (os.path.exists(path) or not may_be_remote):
+        raise ModelError(f"{_no_folder(path)}; {_WRITE_FOLDER}")
     try:
         yield
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
-        fetch = f"; without network fetch it elsewhere (hf download {path} --local-dir FOLDER) and write FOLDER"
+        where = f"no {what} can be loaded from {str(path)!r}"
+        if is_folder or not path:
+            raise ModelError(f"{where} ({reason}); {_WRITE_FOLDER}") from error
+        if "/" in str(path) and Path(path).parent.is_dir():  # a misspelt folder rather than an owner on a hub
+            raise ModelError(f"{_no_folder(path)}, and no hub that answers has it; {_WRITE_FOLDER}") from error
         raise ModelError(
-            f"no {what} can be loaded from {str(path)!r} ({reason}); write model.path as a "
-            "folder with config.json, weights and tokenizer files, or as a hub id that this machine can reach"
-            + (fetch if _is_hub_id(str(path)) else "")
+            f"{where} ({reason}); {_WRITE_FOLDER}; without network fetch it elsewhere (hf download {path} --local-dir "
+            "FOLDER) and write FOLDER"
         ) from error
 
 
-def _is_hub_id(path: str) -> bool:
-    """Whether it reads like one rather than like a folder that isn't there."""
-    return bool(re.fullmatch(r"\w[\w-]*/\w[\w.-]*", path)) and not Path(path).parent.exists()
+def _no_folder(path: str | Path) -> str:
+    if os.path.exists(path):
+        return f"{str(path)!r} is a file, not a model's folder; did you mean {str(Path(path).parent)!r}?"
+    parent = os.path.dirname(os.path.abspath(path))
+    nor = "" if os.path.isdir(parent) else f", nor is there a folder {parent!r}"
+    return f"there is no folder {str(path)!r}{nor}{likely_paths(path)}"
 
 
 def weights_digest(path: str | Path) -> str:

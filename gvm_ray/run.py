@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gvm_ray.actors.metrics import RayGaugeSink
-from gvm_ray.actors.placement import connected, names_are_free
+from gvm_ray.actors.placement import check_home, connected, names_are_free
 from gvm_ray.actors.pools import fetch_groups
 from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_settings
 from gvm_ray.config import RunConfig, parse_config
@@ -70,6 +70,7 @@ def train(
         SystemFailure: a part of the running system failed.
         RunStopped: SIGTERM or Ctrl-C ended it, after the step under way and its checkpoint.
     """
+    check_home(config)
     folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
     folder.check_start(resume=resume, overwrite=overwrite)
     config = with_date(config, earlier=_kept_date(folder) if resume else None)

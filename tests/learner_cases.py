@@ -30,7 +30,7 @@ def build_tiny_model(folder: Path, *, tied: bool = True) -> str:
     return str(folder)
 
 
-def learner_config(**tables: dict[str, Any]) -> RunConfig:
+def learner_config(**tables: Any) -> RunConfig:
     """A configuration with a fast optimizer; `tables` replace or add tables."""
     values: dict[str, Any] = {
         "name": "learner",

@@ -16,7 +16,7 @@ from ray._private import worker as ray_worker
 
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
-from gvm_ray.exceptions import ResourceError
+from gvm_ray.exceptions import ResourceError, obstacle_to_writing
 from gvm_ray.failure_log import details
 from gvm_ray.resources import ActorGroup, actor_groups
 
@@ -158,11 +158,33 @@ def _initialise(config: RunConfig, groups: Sequence[ActorGroup]) -> str | None:
     return _start_local(config, groups)
 
 
+def check_home(config: RunConfig) -> None:
+    """Refuse a home folder that can't be written where Ray would write there: a local cluster's token, unless there is
+    one already.
+
+    Raises:
+        ResourceError: which folder, and what to set.
+    """
+    environment = os.environ
+    elsewhere = config.cluster.address or environment.get("RAY_ADDRESS")
+    has_token = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
+    if elsewhere or has_token or environment.get("RAY_AUTH_MODE", "token") != "token":
+        return
+    folder = Path(os.path.expanduser("~")) / ".ray"
+    if not (folder / "auth_token").is_file() and (obstacle := obstacle_to_writing(folder)):
+        raise ResourceError(
+            f"the home folder {str(folder.parent)!r} can't be written ({obstacle}), and Ray keeps the token of a local "
+            "cluster there, as other libraries do their caches; set HOME to a folder that can be written, e.g. "
+            "HOME=/tmp/home before the command"
+        )
+
+
 def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int = 2) -> str | None:
     """Ray gives its own processes 15 s to come up, which on a busy machine may be too little once.
 
     Returns host:port of its dashboard. Where 8265 is in use, Ray takes the next port that is free.
     """
+    check_home(config)
     needed = math.ceil(sum(group.number * group.cpus for group in groups))
     others = set(psutil.Process().children(recursive=True))
     try:

@@ -32,5 +32,5 @@ class Raft:
             step=step,
             advantages=samples.accepted.astype(float),
             weights=weights,
-            keep=samples.accepted,
+            keep=samples.accepted & (weights > 0),  # pilots may be part of no sum
         )

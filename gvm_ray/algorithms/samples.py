@@ -1,6 +1,6 @@
 """The scored samples of a step as flat arrays, and the way back to a TrainBatch of group refs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,13 @@ class ScoredSamples:
         """[P] scored samples of each prompt."""
         return self.count(np.ones(len(self.rewards), dtype=np.bool_))
 
+    @property
+    def is_pilot(self) -> BoolArray:
+        """[N] True for the samples that their prompt's accept rate was told by."""
+        chosen = [_indices_in(outcome, self.terms.pilots) for outcome in self.outcomes]
+        stops = np.cumsum([0, *(len(outcome.rewards) for outcome in self.outcomes)])
+        return _concatenate(chosen, np.bool_)[stops[self.outcome_index] + self.sample_index]
+
     def count(self, mask: BoolArray) -> IndexArray:
         """[P] samples of each prompt where `mask` [N] is True."""
         return np.bincount(self.prompt_index[mask], minlength=len(self.prompt_ids))
@@ -71,7 +78,12 @@ def _kept(outcome: GroupOutcome, terms: EstimatorTerms) -> BoolArray:
     """[n] True for the samples that the allocator keeps."""
     if outcome.prompt_id not in terms.kept:
         return np.ones(len(outcome.rewards), dtype=np.bool_)
-    return np.isin(outcome.sample_indices, terms.kept[outcome.prompt_id])
+    return _indices_in(outcome, terms.kept)
+
+
+def _indices_in(outcome: GroupOutcome, chosen: Mapping[str, tuple[int, ...]]) -> BoolArray:
+    """[n] True for the samples that `chosen` names, prompt_id -> sample indices."""
+    return np.isin(outcome.sample_indices, chosen.get(outcome.prompt_id, ()))
 
 
 def train_batch(
@@ -121,6 +133,7 @@ def _metrics(samples: ScoredSamples, *, advantages: Float64Array, keep: BoolArra
         "reward/accept_rate": _mean(samples.accepted),
         "groups/with_signal": float(with_signal),
         "groups/no_signal": float(samples.terms.num_prompts - with_signal),
+        "groups/alone": float((samples.group_sizes == 1).sum()),
         "samples/kept": float(keep.sum()),
         "samples/unscored": float(len(lengths) - num_scored),
         "samples/not_kept": float(num_scored - len(samples.rewards)),

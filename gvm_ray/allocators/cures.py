@@ -58,7 +58,9 @@ class CurESAllocator:
         samples_each[drawn] = apportion(sigma, budget=budget, minimum=config.min_samples)
         counts = dict(zip(ids, samples_each.tolist(), strict=True))
         samples = yield from self._history.sample_once(counts)
-        terms = EstimatorTerms(num_prompts=num_drawn, accept_rates=samples.known_accept_rates(ids))
+        terms = EstimatorTerms(
+            num_prompts=num_drawn, accept_rates={ids[row]: float(rates[row]) for row in drawn.tolist()}
+        )
         return report_counts(
             counts,
             accept_rates=samples.accept_rates(),

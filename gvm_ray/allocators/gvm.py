@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gvm_ray.allocators.counts import report_counts, sum_by_prompt
-from gvm_ray.allocators.history import PromptHistory, StepHistory
+from gvm_ray.allocators.history import PromptHistory, StepHistory, sample_indices
 from gvm_ray.config.allocators import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.allocation import apportion, gvm_weights
+from gvm_ray.functional.statistics import divisible_rates
 from gvm_ray.protocols import Rounds
 from gvm_ray.types import Allocation, AllocationReport, EstimatorTerms, Float64Array, FloatArray, Prompt
 
@@ -27,7 +28,9 @@ class _Block:
     num_samples: NDArray[np.int64]  # n_i, the samples to train on: pilots included where they are reused
     remaining: NDArray[np.int64]  # of them, not drawn with the pilots
     accept_rates: Float64Array  # p-hat of the pilots
+    divisors: Float64Array  # p-hat, none of them 0
     gradient_norms: Float64Array  # G-hat of the pilots
+    pilots: dict[str, tuple[int, ...]]  # prompt_id -> indices of its pilots, until a step trains on them
     reserved: dict[str, list[int]]  # prompt_id -> its rows that no step has taken yet
 
     def take(self, prompt_ids: Sequence[str]) -> list[int] | None:
@@ -85,7 +88,7 @@ class GVMAllocator:
             )
             samples = self._history.start_step(block_ids)
             samples.fold(outcomes)
-            block, rows = self._decide(samples, block_budget), np.arange(len(ids))
+            block, rows = self._decide(samples, block_budget, pilots=sample_indices(outcomes)), np.arange(len(ids))
             self._reserve(block, block_ids, first=len(ids))
         else:
             block, rows = reserved
@@ -102,7 +105,7 @@ class GVMAllocator:
         self._history.load_state_dict(state)
         self._open_blocks.clear()
 
-    def _decide(self, samples: StepHistory, budget: int) -> _Block:
+    def _decide(self, samples: StepHistory, budget: int, *, pilots: dict[str, tuple[int, ...]]) -> _Block:
         """The block's allocation from its pilots."""
         config = self._config
         rates = samples.accept_rates()
@@ -120,7 +123,9 @@ class GVMAllocator:
             num_samples=counts,
             remaining=counts - config.pilot_samples if config.reuse_pilots else counts,
             accept_rates=rates,
+            divisors=divisible_rates(rates, config.pilot_samples),
             gradient_norms=norms,
+            pilots=pilots,
             reserved={},
         )
 
@@ -175,7 +180,9 @@ def _report(block: _Block, prompt_ids: Sequence[str], rows: NDArray[np.int64]) -
         sum_by_prompt(prompt_ids, block.num_samples[rows]),
         accept_rates=np.array(list(rates.values()), dtype=np.float64),
         estimator=EstimatorTerms(
-            num_prompts=len(prompt_ids), accept_rates=block.samples.known_accept_rates(prompt_ids)
+            num_prompts=len(prompt_ids),
+            accept_rates=dict(zip(prompt_ids, block.divisors[rows].tolist(), strict=True)),
+            pilots={prompt_id: block.pilots.pop(prompt_id, ()) for prompt_id in rates},
         ),
         estimates={
             "allocation/p_hat_mean": float(block.accept_rates[rows].mean()),

@@ -93,17 +93,17 @@ class StepHistory:
         """Posterior means [P]; without samples, the prior's mean, or 0."""
         return self._history._posterior_means(self._table, self._rows)
 
-    def known_accept_rates(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        """Those of the prompts that have scored samples here, where above 0."""
-        seen = [prompt_id for prompt_id in prompt_ids if prompt_id in self._table]
-        rows = self._table.rows(seen)
-        rates = self._history._posterior_means(self._table, rows)
-        known = (self._table.columns["trials"][rows] > 0) & (rates > 0)
-        return {prompt_id: float(p) for prompt_id, p, use in zip(seen, rates, known, strict=True) if use}
-
     def gradient_norms(self) -> Float64Array:
         """G [P], the mean norm over a round's accepted samples; NaN where none was measured."""
         return self._table.columns["gradient_norm"][self._rows]
+
+
+def sample_indices(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[int, ...]]:
+    """prompt_id -> indices of its samples in a round."""
+    indices: dict[str, tuple[int, ...]] = {}
+    for outcome in outcomes:
+        indices[outcome.prompt_id] = (*indices.get(outcome.prompt_id, ()), *outcome.sample_indices)
+    return indices
 
 
 def _count_round(outcomes: Sequence[GroupOutcome], *, accept_threshold: float) -> PromptTable:

@@ -11,6 +11,7 @@ from gvm_ray.allocators.history import PromptHistory
 from gvm_ray.config.history_allocators import KnapsackAllocatorConfig
 from gvm_ray.functional.allocation import apportion
 from gvm_ray.functional.history_allocation import allocate_by_gain, knapsack_gains
+from gvm_ray.functional.statistics import divisible_rates
 from gvm_ray.protocols import Rounds
 from gvm_ray.types import EstimatorTerms, Float64Array, FloatArray, Prompt
 
@@ -34,9 +35,10 @@ class KnapsackAllocator:
         """The whole budget at once."""
         ids = [prompt.prompt_id for prompt in prompts]
         rates = np.nan_to_num(self._history.accept_rates(ids), nan=self._config.unseen_accept_rate)
+        divisors = divisible_rates(rates, self._history.all.look_up(ids)["trials"])
         counts = sum_by_prompt(ids, self._split(rates, budget))
         samples = yield from self._history.sample_once(counts)
-        terms = EstimatorTerms(num_prompts=len(counts), accept_rates=samples.known_accept_rates(list(counts)))
+        terms = EstimatorTerms(num_prompts=len(counts), accept_rates=dict(zip(ids, divisors.tolist(), strict=True)))
         return report_counts(
             counts,
             accept_rates=samples.accept_rates(),

@@ -9,6 +9,7 @@ from gvm_ray.allocators.history import PromptHistory
 from gvm_ray.allocators.selection import even_counts, num_groups, report_selection, unique_ids
 from gvm_ray.config.selecting_allocators import MoPPSAllocatorConfig
 from gvm_ray.functional.filtering import thompson_nearest
+from gvm_ray.functional.statistics import beta_posterior_mean
 from gvm_ray.protocols import Rounds
 from gvm_ray.types import Allocation, FloatArray, Prompt
 
@@ -47,7 +48,14 @@ class MoPPSAllocator:
         outcomes = yield Allocation(counts=counts)
         samples = self._history.start_step(ids)
         samples.fold(outcomes)
-        return report_selection(samples, ids, counts)
+        rates = beta_posterior_mean(
+            seen["successes"],
+            seen["trials"],
+            prior_successes=config.prior_successes,
+            prior_failures=config.prior_failures,
+        )
+        accept_rates = {ids[row]: float(rates[row]) for row in chosen.tolist()}
+        return report_selection(samples, ids, counts, accept_rates=accept_rates)
 
     def state_dict(self) -> dict[str, Any]:
         """The decayed counts of every prompt sampled."""

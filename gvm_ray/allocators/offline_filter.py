@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from gvm_ray.allocators.history import PromptHistory
+from gvm_ray.allocators.history import PromptHistory, sample_indices
 from gvm_ray.allocators.selection import num_groups, report_selection, reward_ranges, unique_ids
 from gvm_ray.config.selecting_allocators import OfflineFilterAllocatorConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.allocation import apportion
+from gvm_ray.functional.statistics import divisible_rates
 from gvm_ray.protocols import Rounds
 from gvm_ray.types import Allocation, FloatArray, Prompt
 
@@ -60,12 +61,15 @@ class OfflineFilterAllocator:
         self._rates |= {prompt_id: rates[prompt_id] for prompt_id in reward_ranges(outcomes)}
         inside = known + self._inside(list(measured))
         drawn = measured if config.train_on_measurements else {}
-        rest = _fill_evenly(inside or self._nearest(ids)[:wanted], drawn, budget=budget - sum(measured.values()))
+        left = budget - sum(measured.values())
+        rest = _fill_evenly(inside or self._outside(ids, drawn, budget=left), drawn, budget=left)
         samples.fold((yield Allocation(counts=rest)))
         return report_selection(
             samples,
             ids,
             {prompt_id: drawn.get(prompt_id, 0) + rest.get(prompt_id, 0) for prompt_id in [*drawn, *rest]},
+            accept_rates=self._divisors([*drawn, *rest]),
+            pilots=sample_indices(outcomes),
             estimates={"allocation/measured": float(len(measured)), "allocation/inside": float(len(inside))},
         )
 
@@ -82,6 +86,21 @@ class OfflineFilterAllocator:
         """Those measured within the bounds."""
         low, high = self._config.min_accept_rate, self._config.max_accept_rate
         return [id_ for id_ in prompt_ids if id_ in self._rates and low < self._rates[id_] < high]
+
+    def _divisors(self, prompt_ids: Sequence[str]) -> dict[str, float]:
+        """Measured accept rates, none of them 0; of a prompt whose samples could not be scored, the prior's 1/2."""
+        rates = divisible_rates([self._rates.get(id_, 0.5) for id_ in prompt_ids], self._config.measurement_samples)
+        return dict(zip(prompt_ids, rates.tolist(), strict=True))
+
+    def _outside(self, prompt_ids: Sequence[str], drawn: Mapping[str, int], *, budget: int) -> list[str]:
+        """As many of those nearest the bounds as the budget fills up to a group; else one that has samples already."""
+        chosen: list[str] = []
+        for prompt_id in self._nearest(prompt_ids):
+            budget -= self._config.group_size - drawn.get(prompt_id, 0)
+            if budget < 0:
+                break
+            chosen.append(prompt_id)
+        return chosen or self._nearest(list(drawn) or prompt_ids)[:1]
 
     def _nearest(self, prompt_ids: Sequence[str]) -> list[str]:
         """By distance from the middle between the bounds, unmeasured prompts last."""

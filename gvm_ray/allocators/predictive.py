@@ -69,8 +69,7 @@ class PredictiveAllocator(ABC):
         samples = self._history.start_step(sampled)
         samples.fold(outcomes)
         self._predictor.observe(prompts, rows, outcomes, step=step)
-        rates = samples.known_accept_rates(sampled)
-        terms = self._terms(prompts, sizes, estimates, weights, rates=rates)
+        terms = self._terms(prompts, sizes, estimates, weights)
         self._levels.observe(outcomes)  # after the baselines: none knows of the samples it is for
         successes, trials = samples.counts()
         scored = trials > 0
@@ -130,8 +129,6 @@ class PredictiveAllocator(ABC):
         sizes: NDArray[np.int64],
         estimates: PromptEstimates,
         weights: Float64Array | None,
-        *,
-        rates: Mapping[str, float],
     ) -> EstimatorTerms:
         """The estimator averages over the prompts that were sampled."""
         chosen = np.flatnonzero(sizes)
@@ -143,7 +140,7 @@ class PredictiveAllocator(ABC):
             scales = dict(zip(ids, deviations.tolist(), strict=True))
         return EstimatorTerms(
             num_prompts=len(chosen),
-            accept_rates=rates,
+            accept_rates=dict(zip(ids, estimates.accept_rates[chosen].tolist(), strict=True)),
             baselines=baselines,
             scales=scales,
             prompt_weights={} if weights is None else dict(zip(ids, weights[chosen].tolist(), strict=True)),

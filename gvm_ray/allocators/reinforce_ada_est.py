@@ -8,6 +8,7 @@ from gvm_ray.allocators.history import PromptHistory
 from gvm_ray.config.history_allocators import ReinforceAdaEstAllocatorConfig
 from gvm_ray.functional.allocation import apportion
 from gvm_ray.functional.history_allocation import log_objective_weights
+from gvm_ray.functional.statistics import divisible_rates
 from gvm_ray.protocols import Rounds
 from gvm_ray.types import EstimatorTerms, FloatArray, Prompt
 
@@ -34,6 +35,8 @@ class ReinforceAdaEstAllocator:
         rates = self._history.accept_rates(
             ids, prior_successes=config.prior_successes, prior_failures=config.prior_failures
         )
+        prior_samples = config.prior_successes + config.prior_failures
+        divisors = divisible_rates(rates, self._history.all.look_up(ids)["trials"] + prior_samples)
         weights = log_objective_weights(rates, epsilon=config.epsilon)
         counts = sum_by_prompt(
             ids, apportion(weights, budget=budget, minimum=config.min_samples, maximum=config.max_samples)
@@ -42,7 +45,7 @@ class ReinforceAdaEstAllocator:
         rescale = config.rescale_advantages
         terms = EstimatorTerms(
             num_prompts=len(counts),
-            accept_rates=samples.known_accept_rates(list(counts)),
+            accept_rates=dict(zip(ids, divisors.tolist(), strict=True)),
             baselines=dict(zip(ids, rates.tolist(), strict=True)) if rescale else {},
             scales=dict(zip(ids, (1 / weights).tolist(), strict=True)) if rescale else {},
         )

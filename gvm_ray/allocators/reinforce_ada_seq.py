@@ -54,7 +54,6 @@ class ReinforceAdaSeqAllocator:
         config = self._config
         terms = EstimatorTerms(
             num_prompts=len(ids),
-            accept_rates=samples.known_accept_rates(ids),
             baselines=pool.mean_rewards() if config.pool_baseline else {},
             kept=pool.keep(config.kept_samples) if config.kept_samples is not None else {},
         )

@@ -43,6 +43,8 @@ def report_selection(
     counts: Mapping[str, int],
     *,
     kept: Mapping[str, tuple[int, ...]] | None = None,
+    accept_rates: Mapping[str, float] | None = None,
+    pilots: Mapping[str, tuple[int, ...]] | None = None,
     estimates: Mapping[str, float] | None = None,
 ) -> AllocationReport:
     """The report of a step in which some candidates got samples, and the others none.
@@ -55,6 +57,8 @@ def report_selection(
         candidate_ids: [P] the prompts that were to choose from.
         counts: prompt_id -> n of those that got any.
         kept: prompt_id -> sample indices to train on, of the prompts with others besides.
+        accept_rates: as in `EstimatorTerms`, where the allocator has them.
+        pilots: likewise.
         estimates: further metrics.
     """
     kept = kept or {}
@@ -63,7 +67,8 @@ def report_selection(
     sampled = np.fromiter(all_counts.values(), dtype=np.int64) > 0
     terms = EstimatorTerms(
         num_prompts=int(sampled.sum()) - len(dropped),
-        accept_rates=samples.known_accept_rates(candidate_ids),
+        accept_rates=accept_rates or {},
+        pilots=pilots or {},
         kept=kept,
     )
     return report_counts(

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gvm_ray.allocators.history import PromptHistory
+from gvm_ray.allocators.history import PromptHistory, sample_indices
 from gvm_ray.allocators.selection import even_counts, report_selection, unique_ids
 from gvm_ray.config.selecting_allocators import SPEEDAllocatorConfig
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.functional.statistics import divisible_rates
 from gvm_ray.protocols import Rounds
 from gvm_ray.types import Allocation, FloatArray, Prompt
 
@@ -42,8 +43,11 @@ class SPEEDAllocator:
                 "samples_per_prompt"
             )
         samples = self._history.start_step(ids)
-        samples.fold((yield Allocation(counts=screening)))
-        passed = [id_ for id_, p in zip(ids, samples.accept_rates(), strict=True) if 0 < p < 1]
+        outcomes = yield Allocation(counts=screening)
+        samples.fold(outcomes)
+        rates = samples.accept_rates()
+        accept_rates = dict(zip(ids, divisible_rates(rates, samples.counts()[1]).tolist(), strict=True))
+        passed = [id_ for id_, p in zip(ids, rates, strict=True) if 0 < p < 1]
         continuation = even_counts(passed or ids, left)
         samples.fold((yield Allocation(counts=continuation)))
         trained = screening if self._config.train_on_screened_out else continuation
@@ -52,6 +56,8 @@ class SPEEDAllocator:
             ids,
             {prompt_id: count + continuation.get(prompt_id, 0) for prompt_id, count in screening.items()},
             kept={prompt_id: () for prompt_id in ids if prompt_id not in trained},
+            accept_rates=accept_rates,
+            pilots=sample_indices(outcomes),
             estimates={"allocation/passed": float(len(passed))},
         )
 

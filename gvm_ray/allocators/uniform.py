@@ -32,8 +32,9 @@ class UniformAllocator:
         samples_each[: budget % len(prompts)] += 1
         counts = sum_by_prompt([prompt.prompt_id for prompt in prompts], samples_each)
         samples = yield from self._history.sample_once(counts)
-        terms = EstimatorTerms(num_prompts=len(counts), accept_rates=samples.known_accept_rates(list(counts)))
-        return report_counts(counts, accept_rates=samples.accept_rates(), estimator=terms)
+        return report_counts(
+            counts, accept_rates=samples.accept_rates(), estimator=EstimatorTerms(num_prompts=len(counts))
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The counts of every prompt seen."""

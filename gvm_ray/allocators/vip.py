@@ -55,7 +55,7 @@ class VIPAllocator:
         samples = yield from self._history.sample_once(counts)
         if states is not None:
             self._observe(dict(zip(ids, states, strict=True)), samples)
-        terms = EstimatorTerms(num_prompts=len(counts), accept_rates=samples.known_accept_rates(list(counts)))
+        terms = EstimatorTerms(num_prompts=len(counts), accept_rates=dict(zip(ids, rates.tolist(), strict=True)))
         return report_counts(
             counts,
             accept_rates=samples.accept_rates(),

@@ -5,8 +5,9 @@ is shown in a step and selects from; `states`, the hidden states it is shown of 
 whether training measures the norm of every sample's gradient for it.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -42,8 +43,29 @@ class RunShape:
     prefill_price: float = 1.0  # generated tokens charged for a prefilled one
 
 
-class AllocatorConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class SmallestGroup:
+    """The fewest samples that a prompt which is trained on may get, and the setting that says so."""
+
+    setting: str  # with its table, as "allocator.min_samples"
+    value: int  # of the setting; one that is 0 allows groups of one
+
+
+class AllocatorConfig(Settings, ABC):
     """The base of every allocator's settings."""
+
+    baseline_setting: ClassVar[str | None] = (
+        None  # name of one that, set, gives every prompt a baseline before sampling
+    )
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """Whether every sampled prompt has an accept rate that the samples averaged over had no part in."""
+        return False
+
+    @abstractmethod
+    def smallest_group(self, run: RunShape) -> SmallestGroup | None:
+        """What keeps groups from being small; None where the settings can't tell."""
 
     @property
     def max_budget_factor(self) -> int:

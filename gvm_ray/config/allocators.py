@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gvm_ray.config.allocator_base import AllocatorConfig, OptionalPromptStates, RunShape
+from gvm_ray.config.allocator_base import AllocatorConfig, OptionalPromptStates, RunShape, SmallestGroup
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive
 from gvm_ray.config.history_allocators import (
     CurESAllocatorConfig,
@@ -33,9 +33,17 @@ class UniformAllocatorConfig(AllocatorConfig):
 
     type: Literal["uniform"] = "uniform"
 
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """All are alike."""
+        return SmallestGroup(setting="samples_per_prompt", value=run.samples_per_prompt)
+
 
 class GVMAllocatorConfig(AllocatorConfig):
-    """Gradient variance minimization (arXiv 2505.02391): pilots, then n ~ G / sqrt(p + alpha / p^(beta - 1))."""
+    """Gradient variance minimization (arXiv 2505.02391): pilots, then n ~ G / sqrt(p + alpha / p^(beta - 1)).
+
+    Under weighting = "inverse" the pilots tell p and are no part of the sum, so that a prompt whose n_i are all pilots
+    adds nothing: min_samples above pilot_samples (or above 0 with reuse_pilots = false) gives every prompt a sample.
+    """
 
     type: Literal["gvm"] = "gvm"
     pilot_samples: Count = 4  # N', drawn from every prompt first; part of the budget
@@ -59,6 +67,17 @@ class GVMAllocatorConfig(AllocatorConfig):
                 f"write max_samples={self.min_samples} or more"
             )
         return self
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """From the pilots."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """Reused pilots are part of every group."""
+        if self.reuse_pilots and self.pilot_samples >= self.min_samples:
+            return SmallestGroup(setting="allocator.pilot_samples", value=self.pilot_samples)
+        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
 
     def check_fits(self, run: RunShape) -> None:
         """Pilots leave something to allocate, the bounds admit the mean, and reused pilots are fresh enough."""
@@ -99,6 +118,15 @@ class CustomAllocatorConfig(AllocatorConfig):
     candidates_per_step: Count | None = None  # prompts it is shown in a step; none = prompts_per_step
     states: OptionalPromptStates = None
     training_gradient_norms: bool = False
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """As its reports say, which is checked when they come."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> None:
+        """Its own code decides; `groups/alone` counts what comes of it."""
+        return
 
 
 AllocatorSettings = Annotated[

@@ -1,10 +1,10 @@
 """Settings of the allocators that decide from what a prompt's earlier samples, or those of the round before, said."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from gvm_ray.config.allocator_base import AllocatorConfig, PromptStatesConfig, RunShape
+from gvm_ray.config.allocator_base import AllocatorConfig, PromptStatesConfig, RunShape, SmallestGroup
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Probability
 
 
@@ -13,6 +13,15 @@ class BoundedAllocatorConfig(AllocatorConfig):
 
     min_samples: Count
     max_samples: Count
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """Those that it decides by, from earlier visits or other prompts."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """The lower bound."""
+        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
 
     def check_fits(self, run: RunShape) -> None:
         """The bounds admit the mean."""
@@ -34,6 +43,8 @@ class ReinforceAdaEstAllocatorConfig(BoundedAllocatorConfig):
 
     A prompt's first visit has nothing but the prior to go by, so a first epoch is sampled evenly.
     """
+
+    baseline_setting: ClassVar[str | None] = "rescale_advantages"
 
     type: Literal["reinforce_ada_est"] = "reinforce_ada_est"
     min_samples: Count = 4
@@ -71,6 +82,12 @@ class ReinforceAdaSeqAllocatorConfig(AllocatorConfig):
     enough_negatives: NonNegativeCount = 2
     kept_samples: Count | None = 4  # of a prompt, half of each class, are trained on; none = all
     pool_baseline: bool = True  # the advantage is r - mean reward of all the prompt's samples, kept or not
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """A prompt may stop after its first round, and what it is compared with is the pool or what is kept of it."""
+        if self.pool_baseline or self.kept_samples is None or self.round_samples <= self.kept_samples:
+            return SmallestGroup(setting="allocator.round_samples", value=self.round_samples)
+        return SmallestGroup(setting="allocator.kept_samples", value=self.kept_samples)
 
     def check_fits(self, run: RunShape) -> None:
         """The first round leaves something to allocate."""
@@ -148,6 +165,15 @@ class CurESAllocatorConfig(AllocatorConfig):
     prior_successes: Positive = 1.0
     prior_failures: Positive = 1.0
     training_gradient_norms: bool = True  # false: all norms count as equal, n ~ sqrt(p (1 - p))
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """From earlier visits."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """The lower bound."""
+        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
 
     def check_fits(self, run: RunShape) -> None:
         """There are as many candidates as groups, and a group holds its minimum."""

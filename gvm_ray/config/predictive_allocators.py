@@ -1,6 +1,6 @@
 """Settings of the allocators that predict a prompt's statistics before they sample it, without pilots."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from gvm_ray.config.allocator_base import (
     PredictorConfig,
     PromptStatesConfig,
     RunShape,
+    SmallestGroup,
 )
 from gvm_ray.config.base import Count, NonNegativeCount, Positive, Probability
 
@@ -36,9 +37,16 @@ class _PredictiveConfig(AllocatorConfig):
     predictor: PredictorConfig = PredictorConfig()
     training_gradient_norms: bool = True
 
+    @property
+    def knows_accept_rates(self) -> bool:
+        """Those predicted before the samples are drawn."""
+        return True
+
 
 class GVMPoolAllocatorConfig(_PredictiveConfig):
     """Selects and sizes groups out of a pool of candidates by their predicted share of the gradient's variance."""
+
+    baseline_setting: ClassVar[str | None] = "predicted_baseline"
 
     type: Literal["gvm_pool"] = "gvm_pool"
     score: Score = "norm_neyman"
@@ -68,6 +76,10 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
         paid = budget * run.max_response_tokens / (run.max_prompt_tokens * run.prefill_price)
         return min(max(int(paid), fewest), most)
 
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """A prompt gets none, or at least so many."""
+        return SmallestGroup(setting="allocator.group_size", value=self.group_size)
+
     def check_fits(self, run: RunShape) -> None:
         """The budget makes at least one group."""
         budget = run.prompts_per_step * run.samples_per_prompt
@@ -91,6 +103,10 @@ class GVMOnlineAllocatorConfig(_PredictiveConfig):
     min_samples: NonNegativeCount = 0
     max_samples: Count | None = None
 
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """The lower bound."""
+        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
+
     def check_fits(self, run: RunShape) -> None:
         """The bounds admit the mean."""
         check_bounds(self.min_samples, self.max_samples, run)
@@ -106,6 +122,10 @@ class NeymanAllocatorConfig(_PredictiveConfig):
     training_gradient_norms: bool = False
     min_samples: NonNegativeCount = 2  # a group of one has no baseline
     max_samples: Count | None = None
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """The lower bound."""
+        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
 
     def check_fits(self, run: RunShape) -> None:
         """The bounds admit the mean."""

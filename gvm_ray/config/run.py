@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from gvm_ray.config.allocator_base import PromptStatesConfig, RunShape
 from gvm_ray.config.allocators import AllocatorSettings, GVMAllocatorConfig
 from gvm_ray.config.base import Count, NonNegative, NonNegativeCount, Positive, Settings
-from gvm_ray.config.baselines import check_baselines
+from gvm_ray.config.baselines import check_accept_rates, check_baselines
 from gvm_ray.config.environment import EnvironmentSettings, SingleTurnConfig
 from gvm_ray.config.gpus import check_gpus
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
@@ -247,11 +247,8 @@ class RunConfig(Settings):
                 f"prompts_per_step={self.prompts_per_step}; write a multiple of it, e.g. {self.prompts_per_step * 16}"
             )
         self.allocator.check_fits(self._shape)
-        return self
-
-    @model_validator(mode="after")
-    def _samples_have_a_baseline(self) -> "RunConfig":
-        check_baselines(self.allocator, self.algorithm, samples_per_prompt=self.samples_per_prompt)
+        check_baselines(self.allocator, self.algorithm, self._shape)
+        check_accept_rates(self.allocator, self.algorithm)
         return self
 
     @model_validator(mode="after")

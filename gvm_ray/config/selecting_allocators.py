@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gvm_ray.config.allocator_base import AllocatorConfig, RunShape
+from gvm_ray.config.allocator_base import AllocatorConfig, RunShape, SmallestGroup
 from gvm_ray.config.base import Count, Positive, Probability
 
 GroupSize = Annotated[int, Field(ge=2)]  # one sample alone has no reward variance
@@ -18,6 +18,10 @@ class CandidateAllocatorConfig(AllocatorConfig):
 
     candidates_per_step: Count | None = None
     group_size: GroupSize = 8  # n of a selected prompt; the budget's left-over samples go one each to the first
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """All are alike."""
+        return SmallestGroup(setting="allocator.group_size", value=self.group_size)
 
     def check_fits(self, run: RunShape) -> None:
         """There is a group to sample, and a candidate to leave out."""
@@ -57,6 +61,10 @@ class DAPOAllocatorConfig(AllocatorConfig):
         """As many batches as may be drawn."""
         return prompts_per_step * self.max_batches
 
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """All are alike."""
+        return SmallestGroup(setting="samples_per_prompt", value=run.samples_per_prompt)
+
     def check_fits(self, run: RunShape) -> None:
         """A group can have reward variance."""
         if run.samples_per_prompt < 2:
@@ -79,6 +87,15 @@ class SPEEDAllocatorConfig(AllocatorConfig):
     candidates_per_step: Count | None = None  # prompts that are screened; none = prompts_per_step
     screening_samples: GroupSize = 4  # N_init; trained on where the prompt passes
     train_on_screened_out: bool = False  # true: also the screening samples of the prompts that don't pass
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """From the screening, which is then no part of the sum."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """A prompt's screening is part of its group."""
+        return SmallestGroup(setting="allocator.screening_samples", value=self.screening_samples)
 
     def check_fits(self, run: RunShape) -> None:
         """The screening leaves something to continue with."""
@@ -140,6 +157,11 @@ class MoPPSAllocatorConfig(CandidateAllocatorConfig):
     prior_successes: Positive = 1.0
     prior_failures: Positive = 1.0
 
+    @property
+    def knows_accept_rates(self) -> bool:
+        """The posterior's means, from earlier visits."""
+        return True
+
 
 class PODSAllocatorConfig(AllocatorConfig):
     """PODS (arXiv 2504.13818): equal groups, trained on the subset of each whose rewards have the largest variance.
@@ -149,6 +171,10 @@ class PODSAllocatorConfig(AllocatorConfig):
 
     type: Literal["pods"] = "pods"
     kept_samples: GroupSize = 4  # m
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """What is left of a group."""
+        return SmallestGroup(setting="allocator.kept_samples", value=self.kept_samples)
 
     def check_fits(self, run: RunShape) -> None:
         """There is something to leave out."""
@@ -173,6 +199,17 @@ class OfflineFilterAllocatorConfig(CandidateAllocatorConfig):
     measurement_samples: GroupSize = 8
     train_on_measurements: bool = True  # they then count toward the prompt's group
     accept_rates_path: str | None = None  # JSON object prompt_id -> accept rate
+
+    @property
+    def knows_accept_rates(self) -> bool:
+        """Those measured; samples that measure are then no part of the sum."""
+        return True
+
+    def smallest_group(self, run: RunShape) -> SmallestGroup:
+        """A prompt outside the bounds has no more than its measurement."""
+        if self.train_on_measurements:
+            return SmallestGroup(setting="allocator.measurement_samples", value=self.measurement_samples)
+        return super().smallest_group(run)
 
     @property
     def first_visit_samples(self) -> int:

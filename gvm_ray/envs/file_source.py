@@ -13,7 +13,7 @@ from gvm_ray.envs.arrow_tables import needed_columns, row_reader
 from gvm_ray.envs.fields import check_unique
 from gvm_ray.envs.rows import Row, tasks_from_rows, used_fields
 from gvm_ray.envs.task import Task
-from gvm_ray.exceptions import DataError
+from gvm_ray.exceptions import DataError, likely_paths
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 DATA_SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".csv")
@@ -44,7 +44,8 @@ def file_rows(path: str, *, fields: Mapping[str, str] | None = None) -> Iterator
     """
     file = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
     if obstacle := _obstacle(file):
-        raise DataError(f"data file {path!r} {obstacle}; write the path of a .jsonl, .parquet or .csv file")
+        near = "" if os.path.lexists(file) else likely_paths(file)
+        raise DataError(f"data file {path!r} {obstacle}; write the path of a .jsonl, .parquet or .csv file{near}")
     suffix = file.suffix.lower()
     if suffix not in DATA_SUFFIXES:
         raise DataError(f"data file {path!r} is neither .jsonl nor .parquet nor .csv; convert it to one of these")

@@ -9,7 +9,7 @@ from gvm_ray.config.prompts import HuggingFaceSourceConfig
 from gvm_ray.envs.arrow_tables import needed_columns, row_reader
 from gvm_ray.envs.rows import Row, tasks_from_rows, used_fields
 from gvm_ray.envs.task import Task
-from gvm_ray.exceptions import DataError
+from gvm_ray.exceptions import DataError, likely_paths, may_be_hub_id
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,6 +60,8 @@ def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
 
     folder = Path(config.path).expanduser()
     try:
+        if not folder.exists() and not may_be_hub_id(config.path):
+            raise ValueError(f"there is no folder {config.path!r}{likely_paths(folder)}")
         if (folder / "dataset_dict.json").is_file():
             return _load_saved(folder / config.split, known=json.loads((folder / "dataset_dict.json").read_text()))
         if (folder / "state.json").is_file():

@@ -25,6 +25,17 @@ def beta_posterior_mean(
     return np.divide(s + prior_successes, total, out=np.zeros_like(total), where=total > 0)
 
 
+def divisible_rates(rates: ArrayLike, trials: ArrayLike) -> NDArray[np.float64]:
+    """Success rates that can be divided by: 0 becomes half a success, (1/2) / (t + 1), as under Jeffreys' prior.
+
+    Args:
+        rates: in [0, 1].
+        trials: t behind each, >= 0.
+    """
+    values = np.asarray(rates, dtype=np.float64)
+    return np.where(values > 0, values, 0.5 / (np.asarray(trials, dtype=np.float64) + 1))
+
+
 def binned_mean(
     x: NDArray[np.float64], y: NDArray[np.float64], *, num_bins: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:

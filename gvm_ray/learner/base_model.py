@@ -12,7 +12,7 @@ from gvm_ray.learner.character_tokenizer import EOS_TOKEN, PAD_TOKEN, build_char
 from gvm_ray.learner.model_folder import write_model_folder
 from gvm_ray.pretrained import file_digests, model_files
 
-CACHE_FORMAT = 1  # raised whenever the same settings give another model, tokenizer or warm start
+CACHE_FORMAT = 2  # raised whenever the same settings give another model, tokenizer or warm start
 
 
 def build_scratch_model(config: ScratchModelConfig, folder: str | Path) -> None:

@@ -128,7 +128,7 @@ class Learner:
         finite = [value for value in grad_norms if np.isfinite(value)]
         metrics = sums.reduce() | {
             "grad_norm": float(np.mean(finite)) if finite else 0.0,
-            "learning_rate": self._optimizer.learning_rate,
+            "learning_rate": self._optimizer.last_learning_rate,
             "num_updates": float(applied),
             "num_skipped_updates": float(num_parts - applied),
         }
@@ -169,7 +169,7 @@ class Learner:
         sums = MetricSums(self._device)
         self._accumulate_gradients(samples_of_demonstrations(demonstrations), CrossEntropy(self._policy), sums=sums)
         grad_norm = self._warm_start_optimizer.apply(where="an update of the warm start")
-        return sums.reduce() | {"grad_norm": grad_norm, "learning_rate": self._warm_start_optimizer.learning_rate}
+        return sums.reduce() | {"grad_norm": grad_norm, "learning_rate": self._warm_start_optimizer.last_learning_rate}
 
     def finish_warm_start(self) -> None:
         """Start reinforcement learning from here: a fresh optimizer, and the present weights as the reference."""

@@ -35,7 +35,10 @@ class EstimatorTerms:
     algorithm's own."""
 
     num_prompts: int  # that the estimator averages over
-    accept_rates: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> estimate of p in (0, 1]
+    # prompt_id -> p in (0, 1], known without the samples that are averaged over: from before they were drawn, or from
+    # the prompt's `pilots`. Empty where the allocator has none.
+    accept_rates: Mapping[str, float] = field(default_factory=dict)
+    pilots: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # prompt_id -> samples that its p was told by
     baselines: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> b of the advantage r - b
     scales: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> s > 0: the advantage is divided by it
     prompt_weights: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> factor on its samples' weights

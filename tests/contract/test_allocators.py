@@ -1,14 +1,18 @@
 """What every allocator must do, whatever the prompts turn out to be."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from itertools import zip_longest
+from typing import get_args
 
 import numpy as np
 import pytest
+from scripted_outcomes import run_step as scripted_step
 
+from gvm_ray.algorithms.samples import scored_samples
 from gvm_ray.allocators import AllocatorSteps, create_allocator
-from gvm_ray.config.allocator_base import PredictorConfig
+from gvm_ray.config.allocator_base import PredictorConfig, RunShape
 from gvm_ray.config.allocators import (
     AllocatorSettings,
     CustomAllocatorConfig,
@@ -49,6 +53,7 @@ CONFIGS: dict[str, AllocatorSettings] = {
         candidates_per_step=8, exploration="thompson", group_size=1, predicted_baseline=True, undo_selection=True
     ),
     "gvm_online": GVMOnlineAllocatorConfig(),
+    "gvm_online, no singles": GVMOnlineAllocatorConfig(min_samples=2),
     "neyman": NeymanAllocatorConfig(score="log_neyman"),
     "reinforce-ada-est": ReinforceAdaEstAllocatorConfig(),
     "reinforce-ada-seq": ReinforceAdaSeqAllocatorConfig(),
@@ -64,6 +69,7 @@ CONFIGS: dict[str, AllocatorSettings] = {
     "greso": GRESOAllocatorConfig(group_size=16),
     "mopps": MoPPSAllocatorConfig(group_size=16),
     "pods": PODSAllocatorConfig(),
+    "pods, pairs": PODSAllocatorConfig(kept_samples=2),
     "offline filter": OfflineFilterAllocatorConfig(group_size=16, measurement_samples=4),
     "offline filter apart": OfflineFilterAllocatorConfig(measurement_samples=4, train_on_measurements=False),
     "the example": CustomAllocatorConfig(path="examples.custom_allocator:FewerForSolved"),
@@ -89,9 +95,13 @@ def make_prompts(first: int, count: int) -> list[Prompt]:
     ]
 
 
-def sample(allocation: Allocation, rate: Rate, rng: np.random.Generator) -> list[GroupOutcome]:
-    """What generators, rewards and learners would answer, read-only as from an object store."""
+def sample(
+    allocation: Allocation, rate: Rate, rng: np.random.Generator, *, drawn: Counter[str] | None = None
+) -> list[GroupOutcome]:
+    """What generators, rewards and learners would answer, read-only as from an object store; indices go on from those
+    `drawn` in the step's earlier rounds."""
     outcomes = []
+    drawn = Counter() if drawn is None else drawn
     for prompt_id, count in allocation.counts.items():
         p = rate(int(prompt_id) % 8)
         rewards = np.where(rng.random(count) < p, 1.0, 0.0) if np.isfinite(p) else np.full(count, np.nan)
@@ -101,7 +111,7 @@ def sample(allocation: Allocation, rate: Rate, rng: np.random.Generator) -> list
         outcomes.append(
             GroupOutcome(
                 prompt_id=prompt_id,
-                sample_indices=tuple(range(count)),
+                sample_indices=tuple(range(drawn[prompt_id], drawn[prompt_id] + count)),
                 rewards=rewards,
                 num_tokens=np.full(count, 5, dtype=np.int32),
                 policy_versions=np.zeros(count, dtype=np.int32),
@@ -110,6 +120,7 @@ def sample(allocation: Allocation, rate: Rate, rng: np.random.Generator) -> list
                 gradient_norms=norms if allocation.needs_gradient_norms else None,
             )
         )
+        drawn[prompt_id] += count
     return outcomes
 
 
@@ -181,18 +192,58 @@ def assert_spent(drawn: dict[str, int], *, budget: int, config: AllocatorSetting
 
 
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
-def test_accept_rates_are_probabilities_of_the_step_s_prompts(config, rate: Rate) -> None:
+def test_every_sampled_prompt_has_an_accept_rate_or_none_has(config, rate: Rate) -> None:
     allocator = create_allocator(config, accept_threshold=0.5)
     prompts = make_prompts(0, 8)
-    _, report = run_step(allocator, prompts=prompts, upcoming=[], budget=64, rate=rate)
-    rates = report.estimator.accept_rates
-    assert set(rates) <= {prompt.prompt_id for prompt in prompts}
-    assert all(0 < p <= 1 for p in rates.values())
-    assert all(p > 0.8 for prompt_id, p in rates.items() if rate(int(prompt_id)) == 1)
-    if rate(0) == 1:
-        assert rates
-    if np.isnan(rate(0)):
-        assert rates == {}
+    for _ in range(3):
+        _, report = run_step(allocator, prompts=prompts, upcoming=[], budget=64, rate=rate)
+        rates, counts = report.estimator.accept_rates, report.histograms["samples_per_prompt"]
+        assert all(0 < p <= 1 for p in rates.values())
+        if config.knows_accept_rates:
+            assert {prompt.prompt_id for prompt, n in zip(prompts, counts, strict=True) if n} <= set(rates)
+        else:
+            assert rates == {}
+
+
+def test_samples_that_are_averaged_over_have_no_part_in_their_accept_rates(config) -> None:
+    """Other rewards of all samples but the pilots change no accept rate of the step."""
+    ids, reports = "abcdefgh", []
+    script = {id_: [float((row + i) % 3 == 0) for i in range(64)] for row, id_ in enumerate(ids)}
+    for flipped in (False, True):
+        allocator = create_allocator(config, accept_threshold=0.5)
+        scripted_step(allocator, ids, budget=64, rewards=script)  # a first visit, for those that learn from it
+        pilots = reports[0].estimator.pilots if flipped else {}
+        rewards = {
+            id_: [1 - r if flipped and i not in pilots.get(id_, ()) else r for i, r in enumerate(values)]
+            for id_, values in script.items()
+        }
+        reports.append(scripted_step(allocator, ids, budget=64, rewards=rewards, step=1)[1])
+    assert reports[0].estimator.accept_rates == reports[1].estimator.accept_rates
+    assert reports[0].estimator.pilots == reports[1].estimator.pilots
+
+
+@pytest.mark.parametrize("rate", [RATES["p = 0"], RATES["p = 1"], RATES["mixed"]])
+def test_no_trained_group_is_smaller_than_the_settings_say(config, rate: Rate) -> None:
+    shape = RunShape(prompts_per_step=8, samples_per_prompt=8, max_staleness=0, checkpoint_every_steps=6)
+    smallest = config.smallest_group(shape)
+    floor = 1 if smallest is None else max(smallest.value, 1)
+    allocator = create_allocator(config, accept_threshold=0.5)
+    rng = np.random.default_rng(0)
+    for step in range(4):
+        steps, trained = AllocatorSteps(allocator), []
+        allocation = steps.plan(make_prompts(0, 8), step=step, budget=64)
+        drawn: Counter[str] = Counter()
+        while allocation.total:
+            outcomes = sample(allocation, rate, rng, drawn=drawn)
+            trained += outcomes if allocation.trained_on else []
+            allocation = steps.observe(outcomes, step=step)
+        samples = scored_samples(trained, accept_threshold=0.5, terms=steps.report(step=step).estimator)
+        assert all(size == 0 or size >= floor for size in samples.group_sizes)
+
+
+def test_all_allocators_are_here() -> None:
+    members = get_args(get_args(AllocatorSettings)[0])
+    assert {type(config) for config in CONFIGS.values()} == set(members)
 
 
 def test_the_decision_is_a_function_of_what_was_observed(config) -> None:

@@ -1,6 +1,8 @@
 """Batches of every algorithm against hand-computed advantages and weights; the token losses they go with."""
 
+import dataclasses
 import functools
+import itertools
 import math
 import pickle
 from collections.abc import Sequence
@@ -21,7 +23,9 @@ from gvm_ray.config.strategy import (
     RaftPlusPlusConfig,
     ReinforcePlusPlusConfig,
     RLOOConfig,
+    Weighting,
 )
+from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.losses import ImportanceCorrection
 from gvm_ray.protocols import Algorithm
 from gvm_ray.types import EstimatorTerms, GroupOutcome, GroupRef, TrainBatch
@@ -83,30 +87,82 @@ def test_weights_of_raft() -> None:
     # prompt_mean: 1 / (m k), k = 2 accepted of a, 2 of b
     batch = build(RaftConfig(weighting="prompt_mean"), OUTCOMES)
     assert by_ref(batch, "weights") == {"a1": [1 / 8], "b": [1 / 8, 1 / 8], "a2": [1 / 8]}
-    # inverse: 1 / (m n p): a has n = 4 scored and p from the allocator; b's own rate is 1, n = 2
-    batch = build(RaftConfig(weighting="inverse"), OUTCOMES, accept_rates={"a": 0.25})
+    # inverse: 1 / (m n p), p from the allocator: a has n = 4 scored samples and b 2
+    batch = build(RaftConfig(weighting="inverse"), OUTCOMES, accept_rates={"a": 0.25, "b": 1, "c": 0.5})
     assert by_ref(batch, "weights") == {"a1": [1 / 4], "b": [1 / 8, 1 / 8], "a2": [1 / 4]}
     # token_mean: 1 / (2 + 6 + 8 + 3) accepted tokens
     batch = build(RaftConfig(weighting="token_mean"), OUTCOMES)
     np.testing.assert_allclose(np.concatenate([g.weights for g in batch.groups]), [1 / 19] * 4)
 
 
-def test_inverse_weighting_with_the_groups_own_rates_is_the_prompt_mean() -> None:
-    inverse = build(RaftConfig(weighting="inverse"), OUTCOMES)
-    prompt_mean = build(RaftConfig(weighting="prompt_mean"), OUTCOMES)
-    assert by_ref(inverse, "weights") == by_ref(prompt_mean, "weights")
+# A policy with three responses to each prompt: probability, reward, and gradient of ln pi.
+RESPONSES = {"a": ((0.2, 1.0, 3.0), (0.1, 1.0, -6.0), (0.7, 0.0, 5.0)), "b": ((0.5, 1.0, 2.0), (0.5, 0.0, 7.0))}
+TRUE_RATES = {"a": 0.3, "b": 0.5}
+# Mean gradient of the accepted responses: a (0.2 * 3 - 0.1 * 6) / 0.3 = 0, b 2
+MEAN_GRADIENTS = {"a": 0.0, "b": 2.0}
 
 
-def test_inverse_weighting_is_unbiased_for_the_sum_over_prompts() -> None:
-    """E[sum of weights of a prompt's accepted samples] = 1 / m whatever n is, when p is the true rate."""
-    p, n = 0.3, 5
-    expected = 0.0
-    for accepted in range(n + 1):
-        probability = math.comb(n, accepted) * p**accepted * (1 - p) ** (n - accepted)
-        rewards = [1.0] * accepted + [0.0] * (n - accepted)
-        batch = build(RaftConfig(weighting="inverse"), [outcome("a", rewards)], accept_rates={"a": p}, num_prompts=2)
-        expected += probability * sum(group.weights.sum() for group in batch.groups)
-    assert expected == pytest.approx(1 / 2, rel=1e-12)
+def expectation(weighting: Weighting, sizes: dict[str, int], **terms) -> tuple[float, dict[str, float]]:
+    """E[sum of weight x gradient] over all that can be sampled of RESPONSES, and E[sum of weights] of each prompt."""
+    estimate, masses = 0.0, dict.fromkeys(sizes, 0.0)
+    per_prompt = [itertools.product(RESPONSES[id_], repeat=n) for id_, n in sizes.items()]
+    for drawn in itertools.product(*per_prompt):
+        outcomes = [outcome(id_, [r for _, r, _ in group]) for id_, group in zip(sizes, drawn, strict=True)]
+        probability = math.prod(p for group in drawn for p, _, _ in group)
+        batch = build(RaftConfig(weighting=weighting), outcomes, num_prompts=len(sizes), **terms)
+        for group in batch.groups:
+            gradients = [drawn[list(sizes).index(group.prompt_id)][i][2] for i in group.sample_indices]
+            estimate += probability * float(group.weights @ gradients)
+            masses[group.prompt_id] += probability * float(group.weights.sum())
+    return estimate, masses
+
+
+def test_inverse_weighting_is_unbiased_with_the_true_accept_rates() -> None:
+    """Lemma 1 by exact enumeration: every prompt's mean accepted gradient counts 1 / m, whatever n is."""
+    estimate, masses = expectation("inverse", {"a": 3, "b": 2}, accept_rates=TRUE_RATES)
+    assert estimate == pytest.approx((MEAN_GRADIENTS["a"] + MEAN_GRADIENTS["b"]) / 2, rel=1e-12)
+    assert masses == pytest.approx({"a": 1 / 2, "b": 1 / 2}, rel=1e-12)
+
+
+def test_an_accept_rate_that_is_off_scales_its_prompt_alone() -> None:
+    _, masses = expectation("inverse", {"a": 3, "b": 2}, accept_rates={"a": 0.6, "b": 0.5})
+    assert masses == pytest.approx({"a": 0.3 / 0.6 / 2, "b": 1 / 2}, rel=1e-12)
+
+
+def test_the_prompt_mean_leaves_out_prompts_without_accepted_samples() -> None:
+    """So would dividing by the samples' own rate: each prompt counts as often as it has an accepted sample."""
+    estimate, masses = expectation("prompt_mean", {"a": 3, "b": 2})
+    assert masses == pytest.approx({"a": (1 - 0.7**3) / 2, "b": (1 - 0.5**2) / 2}, rel=1e-12)
+    assert estimate == pytest.approx(0.75 * MEAN_GRADIENTS["b"] / 2, rel=1e-12)
+
+
+def test_inverse_weighting_leaves_the_pilots_out_of_the_sum() -> None:
+    """Whatever the pilots were, and the accept rate that they told, the sum is that of the other samples."""
+    first = outcome("a", [1.0, 1.0])
+    second = dataclasses.replace(outcome("a", [1.0, 0.0, 1.0], ref="a2"), sample_indices=(2, 3, 4))
+    terms = {"accept_rates": {"a": 0.75}, "pilots": {"a": (0, 1)}}
+    batch = build(RaftConfig(weighting="inverse"), [first, second], num_prompts=1, **terms)
+    assert by_ref(batch, "sample_indices") == {"a2": [0, 2]}
+    assert by_ref(batch, "weights")["a2"] == pytest.approx([1 / (3 * 0.75)] * 2)
+    assert batch.metrics["samples/kept"] == 2
+    everything = build(RaftConfig(), [first, second], num_prompts=1, **terms)  # other weightings take them all
+    assert by_ref(everything, "weights") == {"a": [1 / 4, 1 / 4], "a2": [1 / 4, 1 / 4]}
+    only_pilots = build(RaftConfig(weighting="inverse"), [first], num_prompts=1, **terms)
+    assert only_pilots.groups == ()
+
+
+def test_inverse_weighting_counts_kept_samples_and_takes_an_empty_group() -> None:
+    outcomes = [outcome("a", [1.0, 1.0, 0.0, NAN]), outcome("b", [])]
+    rates = {"a": 0.5, "b": 0.5}
+    batch = build(RaftConfig(weighting="inverse"), outcomes, accept_rates=rates, kept={"a": (0, 2, 3)}, num_prompts=2)
+    assert by_ref(batch, "weights") == {"a": [1 / (2 * 2 * 0.5)]}
+
+
+@pytest.mark.parametrize("rate", [None, 0.0, 1.5, NAN])
+def test_inverse_weighting_refuses_a_prompt_without_an_accept_rate(rate: float | None) -> None:
+    rates = {"a": 0.5, "c": 0.5} | ({} if rate is None else {"b": rate})
+    with pytest.raises(ConfigError, match=rf"reports {rate} for 'b'; give every sampled prompt one in \(0, 1\]"):
+        build(RaftConfig(weighting="inverse"), OUTCOMES, accept_rates=rates)
 
 
 def test_grpo_statistics_span_the_rounds_of_a_prompt() -> None:
@@ -166,6 +222,7 @@ def test_metrics() -> None:
             "reward/accept_rate": 0.5,
             "groups/with_signal": 1,
             "groups/no_signal": 3,
+            "groups/alone": 0,
             "samples/kept": 4,
             "samples/not_kept": 0,
             "samples/unscored": 1,
@@ -193,8 +250,10 @@ def test_every_algorithm_on_ragged_groups(config_class, weighting: str) -> None:
     outcomes = [outcome(str(n), rng.integers(0, 2, n).tolist()) for n in (0, 1, 2, 37)]
     algorithm = create_algorithm(config_class(weighting=weighting), accept_threshold=0.5)
     assert isinstance(algorithm, Algorithm)
-    batch = algorithm.build_batch(outcomes, step=0, terms=EstimatorTerms(num_prompts=4))
+    terms = EstimatorTerms(num_prompts=4, accept_rates={outcome.prompt_id: 0.5 for outcome in outcomes})
+    batch = algorithm.build_batch(outcomes, step=0, terms=terms)
     assert 0 < batch.num_samples <= 40
+    assert batch.metrics["groups/alone"] == 1
     for group in batch.groups:
         assert len(group.sample_indices) == len(group.advantages) == len(group.weights) == len(group.num_tokens)
         assert group.sample_indices.dtype == np.int32
@@ -284,7 +343,9 @@ def test_the_allocator_s_baseline_takes_the_group_s_place(config_class) -> None:
 
 @pytest.mark.parametrize("weighting", ["prompt_mean", "inverse", "token_mean"])
 def test_prompt_weights_multiply_the_samples_weights(weighting) -> None:
-    plain = by_ref(build(RaftConfig(weighting=weighting), OUTCOMES), "weights")
-    given = by_ref(build(RaftConfig(weighting=weighting), OUTCOMES, prompt_weights={"a": 3.0}), "weights")
+    rates = {"a": 0.5, "b": 0.5, "c": 0.5}
+    plain = by_ref(build(RaftConfig(weighting=weighting), OUTCOMES, accept_rates=rates), "weights")
+    weighted = build(RaftConfig(weighting=weighting), OUTCOMES, accept_rates=rates, prompt_weights={"a": 3.0})
+    given = by_ref(weighted, "weights")
     assert given["a1"] == pytest.approx([3 * weight for weight in plain["a1"]])
     assert given["b"] == plain["b"]

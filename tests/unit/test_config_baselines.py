@@ -1,10 +1,11 @@
-"""A prompt's only sample has nothing to be compared with."""
+"""What an algorithm needs of the allocator: samples to compare a sample with, and accept rates to divide by."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from gvm_ray.config import parse_config
+from gvm_ray.config.allocators import AllocatorSettings
 from gvm_ray.exceptions import ConfigError
 
 RUN: dict[str, Any] = {
@@ -25,6 +26,28 @@ RUN: dict[str, Any] = {
             {"allocator": {"type": "gvm_pool", "group_size": 1}},
             "group_size=1 gives .*; write .*predicted_baseline=true",
         ),
+        ({"allocator": {"type": "gvm_online"}}, "min_samples=0 gives .*; write allocator.min_samples=2 or more"),
+        ({"allocator": {"type": "gvm_online", "min_samples": 1}}, "min_samples=1 gives "),
+        ({"allocator": {"type": "neyman", "min_samples": 1}}, "min_samples=1 gives "),
+        (
+            {"allocator": {"type": "gvm", "pilot_samples": 1}},
+            "pilot_samples=1 gives .*; write allocator.pilot_samples=2",
+        ),
+        (
+            {"allocator": {"type": "gvm", "reuse_pilots": False}},
+            "min_samples=0 gives .*; write allocator.min_samples=2",
+        ),
+        ({"allocator": {"type": "knapsack", "min_samples": 1}}, "min_samples=1 gives "),
+        ({"allocator": {"type": "cures", "min_samples": 0}}, "min_samples=0 gives "),
+        (
+            {"allocator": {"type": "reinforce_ada_est", "min_samples": 1, "rescale_advantages": False}},
+            "min_samples=1 gives .*; write .*rescale_advantages=true",
+        ),
+        ({"allocator": {"type": "reinforce_ada_seq", "round_samples": 1}}, "round_samples=1 gives "),
+        (
+            {"allocator": {"type": "reinforce_ada_seq", "kept_samples": 1, "pool_baseline": False}},
+            "kept_samples=1 gives ",
+        ),
     ],
 )
 def test_groups_of_one_are_refused_where_the_group_is_the_baseline(
@@ -42,8 +65,58 @@ def test_groups_of_one_are_refused_where_the_group_is_the_baseline(
         ("raft++", {"allocator": {"type": "gvm_pool", "group_size": 1}}),
         ("grpo", {"allocator": {"type": "gvm_pool", "group_size": 1, "predicted_baseline": True}}),
         ("grpo", {"samples_per_prompt": 2, "allocator": {"type": "uniform"}}),
+        ("raft++", {"allocator": {"type": "gvm_online"}}),
+        ("grpo", {"allocator": {"type": "gvm_online", "min_samples": 2}}),
+        ("grpo", {"allocator": {"type": "gvm", "pilot_samples": 1, "min_samples": 2}}),
+        ("grpo", {"allocator": {"type": "reinforce_ada_est", "min_samples": 1}}),
+        ("grpo", {"allocator": {"type": "reinforce_ada_seq", "kept_samples": 1}}),
+        ("grpo", {"allocator": {"type": "custom", "path": "examples.custom_allocator:FewerForSolved"}}),
     ],
 )
 def test_groups_of_one_are_taken_where_something_else_is(algorithm: str, settings: dict[str, Any]) -> None:
     config = parse_config({**RUN, **settings, "algorithm": {"type": algorithm}})
     assert config.algorithm.type == algorithm
+
+
+KNOW_ACCEPT_RATES = {
+    "gvm",
+    "gvm_pool",
+    "gvm_online",
+    "neyman",
+    "reinforce_ada_est",
+    "vip",
+    "knapsack",
+    "cures",
+    "speed",
+    "mopps",
+    "offline_filter",
+    "custom",
+}
+
+
+@pytest.mark.parametrize(
+    "allocator", [m.model_fields["type"].default for m in get_args(get_args(AllocatorSettings)[0])]
+)
+@pytest.mark.parametrize("algorithm", ["raft", "raft++"])
+def test_inverse_weighting_needs_accept_rates_from_elsewhere(algorithm: str, allocator: str) -> None:
+    settings: dict[str, Any] = {"type": allocator, "candidates_per_step": 64}
+    if allocator in ("uniform", "gvm", "gvm_online", "neyman", "dapo", "pods", "vip", "knapsack") or "ada" in allocator:
+        settings.pop("candidates_per_step")
+    if allocator == "speed":
+        settings |= {"candidates_per_step": 8}
+    if allocator == "custom":
+        settings |= {"path": "examples.custom_allocator:FewerForSolved"}
+    run = {**RUN, "allocator": settings}
+    assert parse_config({**run, "algorithm": {"type": algorithm}}).allocator.type == allocator
+    inverse = {**run, "algorithm": {"type": algorithm, "weighting": "inverse"}}
+    if allocator in KNOW_ACCEPT_RATES:
+        assert parse_config(inverse).algorithm.weighting == "inverse"
+    else:
+        with pytest.raises(ConfigError, match=rf"'inverse' divides .*type='{allocator}' has none .*; write .*gvm_pool"):
+            parse_config(inverse)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "rloo", "reinforce++"])
+def test_without_rejected_samples_inverse_weighting_needs_none(algorithm: str) -> None:
+    run = {**RUN, "allocator": {"type": "uniform"}, "algorithm": {"type": algorithm, "weighting": "inverse"}}
+    assert parse_config(run).algorithm.weighting == "inverse"

@@ -35,7 +35,9 @@ def test_prompts_of_medium_difficulty_are_drawn() -> None:
     rounds, report = run_step(allocator, "abcd", budget=16, rewards=rewards, step=1)
     assert rounds == [{"a": 0, "b": 8, "c": 0, "d": 8}]
     assert report.estimator.num_prompts == 2
-    assert report.estimator.accept_rates == {"b": 0.5, "d": 0.5}
+    assert report.estimator.accept_rates == {"b": 0.5, "d": 0.5}  # (4 + 1) / (8 + 2), of the first visit
+    _, report = run_step(allocator, "abcd", budget=16, rewards={id_: [1] for id_ in "abcd"}, step=2)
+    assert report.estimator.accept_rates == pytest.approx({"b": 9 / 18, "d": 9 / 18})
     assert report.metrics["allocation/zero"] == 2
 
 

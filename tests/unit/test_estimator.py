@@ -19,7 +19,7 @@ RATES = [0.1, 0.4, 0.6, 0.9, 1.0, 0.0]
 ALLOCATORS: list[dict[str, Any]] = [
     {"type": "uniform"},
     {"type": "gvm"},
-    {"type": "gvm_online"},
+    {"type": "gvm_online", "min_samples": 2},
     {"type": "neyman"},
     {"type": "gvm_pool", "group_size": 4},
 ]

@@ -168,12 +168,13 @@ def test_a_block_of_steps_shares_one_pilot_round() -> None:
     assert steps.observe([outcome("a", [1, 1])], step=0).total == 0
     report = steps.report(step=0)
     assert report.metrics["allocation/total"] == 6
-    assert report.estimator.accept_rates == pytest.approx({"a": 3 / 6})
+    assert report.estimator.accept_rates == {"a": 1 / 4}  # of the pilots, which are named
+    assert report.estimator.pilots == {"a": (0, 1, 2, 3)}
     later = steps.plan(prompts("b"), step=1, budget=8)
     assert later.counts == {"b": 2}
     assert not later.needs_gradient_norms
     assert steps.observe([outcome("b", [1, 0])], step=1).total == 0
-    assert steps.report(step=1).estimator.accept_rates == pytest.approx({"b": 5 / 6})
+    assert steps.report(step=1).estimator.accept_rates == {"b": 1}
     assert steps.plan(prompts("c"), step=2, budget=8, upcoming=prompts("xy")).counts == {"c": 8}
     assert steps.observe([], step=2).total == 0
     assert steps.report(step=2).metrics["allocation/total"] == 12
@@ -226,12 +227,26 @@ def test_a_prompt_that_stands_twice_gets_a_share_for_each_time() -> None:
     np.testing.assert_allclose(histograms["accept_rate"], [1, 13 / 16])
 
 
+def test_pilots_are_named_to_the_step_that_trains_on_them() -> None:
+    """A prompt that stands in two steps of a block has all its pilots in the first of them."""
+    _, steps = gvm(config(block_steps=2))
+    steps.plan(prompts("ab"), step=0, budget=16, upcoming=prompts("ac"))
+    steps.observe([outcome("a", [1] * 8, 1.0), outcome("b", [0] * 4, 1.0), outcome("c", [1] * 4, 1.0)], step=0)
+    steps.observe([], step=0)
+    terms = steps.report(step=0).estimator
+    assert terms.pilots == {"a": tuple(range(8)), "b": (0, 1, 2, 3)}
+    assert terms.accept_rates == {"a": 1, "b": 0.5 / 5}  # no accepted pilot counts as half of one
+    steps.plan(prompts("ac"), step=1, budget=16)
+    steps.observe([], step=1)
+    assert steps.report(step=1).estimator.pilots == {"a": (), "c": (0, 1, 2, 3)}
+
+
 def test_nothing_left_after_the_pilots_ends_the_step() -> None:
     _, steps = gvm(config())
     steps.plan(prompts("abc"), step=0, budget=12)
     assert steps.observe(pilots(PILOTS), step=0).total == 0
     report = steps.report(step=0)
-    assert report.estimator.accept_rates["a"] == 0.25  # folded, though no second round will be observed
+    assert report.histograms["accept_rate"][0] == 0.25  # folded, though no second round will be observed
     assert report.metrics["allocation/total"] == 12
     assert steps.plan(prompts("abc"), step=1, budget=24).counts == {"a": 4, "b": 4, "c": 4}
     assert steps.observe(pilots(PILOTS), step=1).counts == {"a": 2, "b": 2, "c": 8}
@@ -245,7 +260,7 @@ def test_memory_accumulates_over_blocks_and_keeps_the_latest_norm() -> None:
         steps.observe([outcome("a", [1, 1, 0, 0], version=version)], step=version)
     state = json.loads(json.dumps(allocator.state_dict()))
     assert state["prompts"]["a"] == {"trials": 14.0, "successes": 6.0, "gradient_norm": 3.0, "policy_version": 1}
-    assert steps.report(step=1).estimator.accept_rates == pytest.approx({"a": 3 / 7})
+    assert steps.report(step=1).histograms["accept_rate"] == pytest.approx([3 / 7])
 
 
 def test_histograms_are_aligned_by_prompt() -> None:

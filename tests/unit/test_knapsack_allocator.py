@@ -52,6 +52,10 @@ def test_a_prompt_not_seen_before_has_the_rate_of_the_settings() -> None:
     rounds, report = run_step(allocator, "ax", budget=8, rewards={"a": [0, 1], "x": [1]}, step=1)
     assert rounds == [{"a": 6, "x": 2}]
     assert report.estimator.accept_rates == {"a": 0.5, "x": 1.0}
+    _, report = run_step(allocator, "ax", budget=8, rewards={"a": [0], "x": [0]}, step=2)
+    assert report.estimator.accept_rates == {"a": 0.5, "x": 1.0}  # of the last visit
+    _, report = run_step(allocator, "ax", budget=8, rewards={"a": [1], "x": [1]}, step=3)
+    assert report.estimator.accept_rates == pytest.approx({"a": 0.5 / 7, "x": 0.5 / 3})  # none of 6, none of 2
 
 
 def test_bounds_admit_the_mean() -> None:

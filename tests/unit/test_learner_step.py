@@ -204,6 +204,25 @@ def test_save_and_load_go_on_as_if_nothing_had_happened(base: str, tmp_path: Pat
     assert _largest_difference(_weights(resumed), _weights(learner)) == 0
 
 
+def test_the_rate_that_is_logged_is_that_of_the_last_update_made(base: str) -> None:
+    groups = ragged_groups()
+    learner = Learner(
+        learner_config(
+            num_steps=2,
+            algorithm={"type": "raft++", "updates_per_batch": 2},
+            learner={"optimizer": {"learning_rate": 0.008, "schedule": {"type": "linear"}}},
+            warm_start={"num_updates": 2, "optimizer": {"learning_rate": 0.5, "schedule": {"type": "linear"}}},
+        ),
+        base_path=base,
+        token_loss=SurrogateLoss(),
+    )
+    warm = [learner.supervised_update(copy_demonstrations())["learning_rate"] for _ in range(2)]
+    assert warm == pytest.approx([0.5, 0.25])
+    learner.finish_warm_start()
+    rates = [learner.update(batch_of(groups, step=step), groups).metrics["learning_rate"] for step in range(2)]
+    assert rates == pytest.approx([0.006, 0.002])  # of four updates with 4, 3, 2, 1 quarters
+
+
 def test_a_fresh_optimizer_survives_the_round_trip(base: str, tmp_path: Path) -> None:
     groups = ragged_groups()
     learner, resumed = _learner(base), _learner(base)

@@ -29,6 +29,7 @@ def test_the_prompts_nearest_the_target_get_equal_groups() -> None:
     assert [dict(allocation.counts) for allocation in rounds] == [{"b": 5, "d": 4}]
     assert report.estimator.num_prompts == 2
     assert report.metrics["allocation/zero"] == 2
+    assert report.estimator.accept_rates == pytest.approx({"b": 0.5, "d": 0.4}, abs=1e-6)  # of the earlier visits
     strategy = mopps(target_accept_rate=1.0)
     strategy.load_state_dict(known(a=(0, 1e6), b=(5e5, 1e6), c=(1e6, 1e6), d=(4e5, 1e6)))
     assert list(run_step(strategy, "abcd", budget=9, rewards=all_equal())[0][0].counts) == ["c", "b"]

@@ -44,6 +44,8 @@ def test_measurements_are_part_of_the_report() -> None:
     np.testing.assert_array_equal(report.histograms["accept_rate"], [1, 0.5, 0, np.nan, np.nan, np.nan])
     assert report.estimator.num_prompts == 3
     assert report.estimator.kept == {}
+    assert report.estimator.accept_rates == pytest.approx({"a": 1, "b": 0.5, "c": 0.5 / 3})
+    assert report.estimator.pilots == dict.fromkeys("abc", (0, 1))
     assert (report.metrics["allocation/measured"], report.metrics["allocation/inside"]) == (3, 1)
 
 

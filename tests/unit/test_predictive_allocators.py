@@ -183,7 +183,7 @@ def test_a_prompt_that_stands_twice_counts_once() -> None:
     steps.observe([outcome(id_, np.array([1.0, 0, 0, 0, 0, 0])) for id_ in "ab"], step=0)
     report = steps.report(step=0)
     assert report.histograms["accept_rate"].shape == report.histograms["samples_per_prompt"].shape == (2,)
-    assert report.estimator.accept_rates == pytest.approx({"a": 1 / 6, "b": 1 / 6})
+    assert report.estimator.accept_rates == {"a": 0.5, "b": 0.5}  # predicted, not that of these samples
     assert report.estimator.num_prompts == 2
 
 
@@ -199,7 +199,19 @@ def test_unscored_samples_teach_nothing() -> None:
     report = steps.report(step=2)
     assert allocator.state_dict()["predictor"] == known != before
     assert "allocation/brier" not in report.metrics
-    assert report.estimator.accept_rates == {}
+
+
+def test_accept_rates_are_those_predicted_before_the_samples() -> None:
+    allocator = create(pool())
+    run_steps(allocator, steps=range(4))
+    steps = AllocatorSteps(allocator)
+    allocation = steps.plan(prompts(range(5000, 5050)), step=4, budget=64, states=levels(50))
+    chosen = [id_ for id_, count in allocation.counts.items() if count]
+    steps.observe([outcome(id_, np.ones(allocation.counts[id_])) for id_ in chosen], step=4)
+    report = steps.report(step=4)
+    predicted = dict(zip(allocation.counts, report.histograms["accept_rate"], strict=True))
+    assert report.estimator.accept_rates == {id_: predicted[id_] for id_ in chosen}
+    assert min(report.estimator.accept_rates.values()) < 0.9  # though every sample was accepted
 
 
 def test_predicted_baselines_and_weights_reach_the_estimator() -> None:

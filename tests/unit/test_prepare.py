@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from gvm_ray.actors.placement import check_home
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.exceptions import ConfigError, DataError, ModelError, ResourceError
 from gvm_ray.learner.step import Learner
 from gvm_ray.prepare import prepare, report_lines
 from gvm_ray.pretrained import load_generation_config
+from gvm_ray.run import train
 from tests.learner_cases import SurrogateLoss, build_tiny_model
 from tests.model_families import build_family
 
@@ -199,3 +201,68 @@ def test_quantized_weights_are_refused(tmp_path: Path) -> None:
     rewrite(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(ModelError, match=r"are quantized \(gptq\)"):
         prepare(pretrained(folder), run_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("models/Qwen2.5-0.5", "there is no folder 'models/Qwen2.5-0.5'; did you mean 'models/Qwen2.5-0.5B'"),
+        ("./models/qwen2.5-0.5b/", r"did you mean 'models/Qwen2.5-0.5B'"),
+        ("./qwen", "there is no folder './qwen'; write model.path"),
+        ("~/models/x", "there is no folder '{home}/models/x'"),
+        ("nowhere/else/x", "there is no folder 'nowhere/else/x', nor is there a folder '.*nowhere/else'; write"),
+        ("models/weights.gguf", "'models/weights.gguf' is a file, not a model's folder; did you mean 'models'"),
+    ],
+)
+def test_a_misspelt_model_folder_is_told_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, expected: str
+) -> None:
+    (tmp_path / "models" / "Qwen2.5-0.5B").mkdir(parents=True)
+    (tmp_path / "models" / "weights.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(ModelError, match=expected.format(home=tmp_path / "home")) as error:
+        prepare(run_config(model={"type": "pretrained", "path": path}), run_dir=tmp_path / "run")
+    assert "connect" not in str(error.value)
+
+
+def test_a_model_that_only_a_hub_can_have_is_told_as_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"can be loaded from 'owner/name' .*hf download owner/name --local-dir FOLDER"
+    ):
+        prepare(run_config(model={"type": "pretrained", "path": "owner/name"}), run_dir=tmp_path / "run")
+
+
+def test_a_model_below_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    base = prepare(run_config(), run_dir=tmp_path).base.path
+    config = run_config(model={"type": "pretrained", "path": f"~/{Path(base).name}"})
+    assert prepare(config, run_dir=tmp_path / "run").base.path == base
+
+
+@pytest.mark.parametrize("obstacle", ["/proc/nope", "file"])
+def test_a_home_folder_that_cannot_be_written_is_named_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    home = tmp_path / obstacle  # "/proc/nope" stands alone
+    if obstacle == "file":
+        home.touch()
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "GVM_RAY_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    config = run_config(runs_dir=str(tmp_path / "runs"), warm_start={})
+    with pytest.raises(ResourceError, match=f"the home folder '{home}' can't be written .*set HOME to a folder"):
+        train(config)
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ConfigError, match=r"the cache of warm starts .* can't be written .*; set GVM_RAY_CACHE"):
+        prepare(config, run_dir=tmp_path / "run")
+    monkeypatch.setenv("GVM_RAY_CACHE", str(tmp_path / "cache"))
+    assert prepare(config, run_dir=tmp_path / "run").base.warm_start_folder is not None
+
+
+def test_a_home_folder_is_not_needed_where_a_cluster_has_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/proc/nope")
+    check_home(run_config(cluster={"address": "10.0.0.1:6379"}))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    check_home(run_config())

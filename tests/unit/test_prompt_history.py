@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scripted_outcomes import outcome
 
-from gvm_ray.allocators.history import PromptHistory
+from gvm_ray.allocators.history import PromptHistory, sample_indices
 
 
 def visit(history: PromptHistory, *rounds: dict[str, list[float]]) -> None:
@@ -67,12 +67,16 @@ def test_a_step_knows_what_it_saw_itself() -> None:
     successes, trials = samples.counts()
     assert successes.tolist() == [2, 0, 2, 0, 0]
     assert trials.tolist() == [3, 1, 3, 0, 0]
-    # Neither a rate of 0, nor one of an earlier step or of another prompt
-    assert samples.known_accept_rates(["a", "b", "c", "d", "x"]) == {"a": 2 / 3}
+    assert samples.accept_rates().tolist() == [2 / 3, 0, 2 / 3, 0, 0]  # c's is of an earlier step
 
 
-def test_a_prior_makes_every_seen_prompts_rate_positive() -> None:
+def test_a_prior_makes_every_rate_of_a_step_positive() -> None:
     history = PromptHistory(accept_threshold=0.5, prior_successes=1, prior_failures=1)
     samples = history.start_step(["a", "b"])
     samples.fold([outcome("a", [0, 0])])
-    assert samples.known_accept_rates(["a", "b"]) == {"a": 1 / 4}
+    assert samples.accept_rates().tolist() == [1 / 4, 1 / 2]
+
+
+def test_sample_indices_of_a_prompt_are_joined() -> None:
+    outcomes = [outcome("a", [1, 0]), outcome("b", [1]), outcome("a", [float("nan")], first_index=2)]
+    assert sample_indices(outcomes) == {"a": (0, 1, 2), "b": (0,)}

@@ -21,8 +21,9 @@ def test_the_rest_goes_to_the_prompts_that_pass_the_screening() -> None:
     assert report.estimator.kept == {"a": (), "c": ()}
     assert report.estimator.num_prompts == 2
     assert report.metrics["allocation/passed"] == 2
-    # b: 1 of 2, then 2 of 5
-    assert report.estimator.accept_rates == pytest.approx({"a": 1, "b": 3 / 7, "d": 0.5})
+    # Of the screening alone, which is named; none accepted of 2 counts as half of one of 3
+    assert report.estimator.accept_rates == pytest.approx({"a": 1, "b": 0.5, "c": 0.5 / 3, "d": 0.5})
+    assert report.estimator.pilots == dict.fromkeys("abcd", (0, 1))
 
 
 def test_screened_out_prompts_are_trained_on_where_that_is_set() -> None:

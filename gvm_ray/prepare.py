@@ -22,12 +22,11 @@ from gvm_ray.learner.lora import check_target_modules
 from gvm_ray.learner.model_folder import try_model_folder
 from gvm_ray.learner.model_trial import check_output
 from gvm_ray.learner.policy import output_head
+from gvm_ray.model_files import check_tied_weights, check_weight_files
 from gvm_ray.pretrained import (
     check_not_quantized,
     check_published_names,
-    check_tied_weights,
     check_vocabulary,
-    check_weight_files,
     empty_causal_lm,
     load_end_token_ids,
     load_generation_config,

@@ -23,9 +23,9 @@ from gvm_ray.exceptions import ConfigError
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.launch import make_evaluator, prompt_stream, sharing, start_allocator, start_pools, warm_start
 from gvm_ray.loop import System, train
+from gvm_ray.model_files import model_files, weights_digest
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared, check_date, find_base_model, prepare
-from gvm_ray.pretrained import model_files, weights_digest
 from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.types import CheckpointState
 

@@ -18,8 +18,8 @@ from gvm_ray.config.benchmarks import benchmark_defaults
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.launch import make_evaluator, start_pools
+from gvm_ray.model_files import model_files
 from gvm_ray.prepare import Prepared, prepare, with_date
-from gvm_ray.pretrained import model_files
 from gvm_ray.reporting.run_folder import RAY_LOG
 from gvm_ray.run import evaluation_config, run_to_end
 from gvm_ray.types import Prompt, RolloutGroup

@@ -11,7 +11,8 @@ from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.engines.vllm_weights import VLLMWeightReceiver, has_output_head
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
-from gvm_ray.pretrained import load_end_token_ids, load_model_config, load_tokenizer, tensor_names, ties_embeddings
+from gvm_ray.model_files import tensor_names, ties_embeddings
+from gvm_ray.pretrained import load_end_token_ids, load_model_config, load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters, WeightTransfer
 
 # Read while vLLM is imported. The engine runs in this process: as a child process it starts several times slower.

@@ -10,7 +10,7 @@ from gvm_ray.config.model import DType, ModelSettings, PretrainedModelConfig, Sc
 from gvm_ray.config.prompts import FileSourceConfig, HuggingFaceSourceConfig, PromptsConfig, SourceSettings
 from gvm_ray.learner.character_tokenizer import EOS_TOKEN, PAD_TOKEN, build_character_tokenizer
 from gvm_ray.learner.model_folder import write_model_folder
-from gvm_ray.pretrained import file_digests, model_files
+from gvm_ray.model_files import file_digests, model_files
 
 CACHE_FORMAT = 2  # raised whenever the same settings give another model, tokenizer or warm start
 

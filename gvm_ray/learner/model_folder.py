@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvm_ray.exceptions import ModelError, StorageFailure
-from gvm_ray.pretrained import empty_causal_lm, load_model_config, load_tokenizer, ties_embeddings
+from gvm_ray.model_files import ties_embeddings
+from gvm_ray.pretrained import empty_causal_lm, load_model_config, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

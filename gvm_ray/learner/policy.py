@@ -31,7 +31,8 @@ from gvm_ray.learner.attention import AttentionKernels
 from gvm_ray.learner.lora import add_adapters, base_name, is_adapter, merged_tensor
 from gvm_ray.learner.model_trial import check_gradient_norms, check_logprobs, trial
 from gvm_ray.learner.sequences import SequenceBatch
-from gvm_ray.pretrained import check_layout, load_generation_config, model_errors, ties_embeddings
+from gvm_ray.model_files import model_errors, ties_embeddings
+from gvm_ray.pretrained import check_layout, load_generation_config
 from gvm_ray.types import Pooling
 
 GradientParameters = Literal["embed_tokens", "lm_head"]

@@ -9,7 +9,8 @@ import pytest
 from tiny_models import build_tiny_model
 
 from gvm_ray.exceptions import ModelError
-from gvm_ray.pretrained import load_end_token_ids, load_tokenizer, model_files, weights_digest
+from gvm_ray.model_files import model_files, weights_digest
+from gvm_ray.pretrained import load_end_token_ids, load_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

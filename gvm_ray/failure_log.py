@@ -10,6 +10,11 @@ from gvm_ray.exceptions import TooManyFailures
 from gvm_ray.types import Metrics
 
 logger = logging.getLogger(__name__)
+details = logging.getLogger(f"{__name__}.details")  # causes in full, for a file: nobody reads them as they come
+details.setLevel(logging.INFO)
+details.propagate = False
+
+_RAYS_GUESSES = " Some common causes include"  # what follows is the same for every process that dies
 
 
 class FailureLog:
@@ -27,6 +32,7 @@ class FailureLog:
         Raises:
             TooManyFailures: there were more than `max_failures` within `window_s`.
         """
+        details.info("%s failed: %s", part, cause)
         now = self._clock()
         self._counts[part] += 1
         self._recent.append((now, part))
@@ -36,9 +42,9 @@ class FailureLog:
             parts = ", ".join(f"{name} {count} times" for name, count in Counter(p for _, p in self._recent).items())
             raise TooManyFailures(
                 f"{len(self._recent)} failures within {self._config.window_s:g} s, more than "
-                f"faults.max_failures={self._config.max_failures}: {parts}; the last one: {cause}"
+                f"faults.max_failures={self._config.max_failures}: {parts}; the last one: {in_short(cause)}"
             )
-        logger.warning("%s failed and is replaced: %s", part, cause)
+        logger.warning("%s failed and is replaced: %s", part, in_short(cause))
 
     @property
     def metrics(self) -> Metrics:
@@ -49,3 +55,10 @@ class FailureLog:
     def counts(self) -> Counter[str]:
         """By part, since the start."""
         return self._counts.copy()
+
+
+def in_short(cause: BaseException | str) -> str:
+    """A failure in one line: what failed, and of a report of many lines its last, which says what of."""
+    lines = [line.partition(_RAYS_GUESSES)[0].strip() for line in str(cause).splitlines()]
+    lines = [line for line in lines if line and not (line.startswith("(rank ") and line.endswith(")"))]
+    return " ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else type(cause).__name__

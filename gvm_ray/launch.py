@@ -28,6 +28,7 @@ from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared
 from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.reporting import Reporter
+from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.rollouts import SampleTexts
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.types import CheckpointState, Metrics, SamplingParameters
@@ -72,7 +73,7 @@ async def launched(
         states = CachedPromptStates(learners=learners, config=config.prompt_states)
         start = await starting_state(stream, states, allocator, restored=restored)
         await pools.publish(await learners.weights(start.policy_version))
-        evaluator = make_evaluator(config, prepared, pools)
+        evaluator = make_evaluator(config, prepared, pools, by_time=config.reporting.progress)
         system = System(
             prompts=stream,
             states=states,
@@ -256,21 +257,27 @@ async def warm_start(config: RunConfig, prepared: Prepared, learners: LearnerGro
     """Learn from demonstrations, where that is asked for and no cached result takes its place; the result is cached."""
     if config.warm_start is not None and prepared.base.warm_start_folder is not None:
         examples = demonstrations(
-            config.prompts, prepared.tokenizer, num=config.warm_start.num_demonstrations, seed=config.warm_start.seed
+            config.prompts,
+            prepared.tokenizer,
+            num=config.warm_start.num_demonstrations,
+            seed=config.warm_start.seed,
+            end_token_ids=prepared.end_token_ids,
         )
-        await learners.warm_start(examples, on_progress=_print_progress(config.warm_start.num_updates))
+        tell = _warm_start_lines(config.warm_start.num_updates, by_time=config.reporting.progress)
+        await learners.warm_start(examples, on_progress=tell)
         await learners.export(str(prepared.base.warm_start_folder))
 
 
-def _print_progress(num_updates: int) -> Callable[[int, Metrics], None]:
-    """A line of the warm start each tenth of the way."""
-    printed = 0
+def _warm_start_lines(num_updates: int, *, by_time: bool) -> Callable[[int, Metrics], None]:
+    """Prints what came of the warm start, and with `by_time` on the way how far it is."""
+    lines = ProgressLines("warm start", num_updates)
 
     def on_progress(done: int, metrics: Metrics) -> None:
-        nonlocal printed
-        if done * 10 // num_updates > printed:
-            printed = done * 10 // num_updates
-            print(f"warm start {done}/{num_updates}  loss {metrics['loss']:.3f}", flush=True)
+        loss = f"loss {metrics['loss']:.3f}"
+        if by_time:
+            lines.at(done, note=loss)
+        if done == num_updates:
+            print(f"warm start {done}/{num_updates}  {loss}", flush=True)
 
     return on_progress
 
@@ -283,8 +290,10 @@ def sample_texts(config: RunConfig) -> SampleTexts:
     )
 
 
-def make_evaluator(config: RunConfig, prepared: Prepared, pools: SamplingPools) -> HeldOutEvaluator:
-    """The evaluator of prompts.eval with the run's evaluation settings."""
+def make_evaluator(
+    config: RunConfig, prepared: Prepared, pools: SamplingPools, *, by_time: bool = False
+) -> HeldOutEvaluator:
+    """The evaluator of prompts.eval with the run's evaluation settings; with `by_time` it prints how far it is."""
     return HeldOutEvaluator(
         prompts=prepared.prompts.eval[: config.evaluation.num_prompts],
         pools=pools,
@@ -294,6 +303,7 @@ def make_evaluator(config: RunConfig, prepared: Prepared, pools: SamplingPools) 
             max_tokens=config.sampling.max_tokens,
         ),
         num_samples=config.evaluation.num_samples,
+        progress=(lambda total: ProgressLines("evaluation, samples", total).add) if by_time else None,
         accept_threshold=config.rewards.accept_threshold,
         seed=config.seed,
     )

@@ -36,6 +36,7 @@ STEP_METRICS = {  # in every step's row
     "logprob_difference/max": "difference of a token's log-prob between learner and engine, largest, nats",
     "importance/effective_sample_size": "effective sample size under the importance weights, as a fraction",
     **{f"time/{phase}_s": f"seconds of the step with {phase} under way" for phase in PHASES},
+    "time/step_s": "seconds of the step",
     "time/idle_s": "seconds of the step with nothing under way",
 }
 OPTIONAL_METRICS = {  # of runs that evaluate, or whose allocator estimates or samples pilots
@@ -48,6 +49,7 @@ LIVE_METRICS = {  # gauges alone: they change while a step is under way
 }
 FAILURE_METRICS = {  # once there was one
     "faults/total": "failures of actors and nodes that the run recovered from",
+    "rewards/malformed": "samples so far that are worth 0 because the task's scorer couldn't read them",
     "rewards/unscored_timeout": "samples so far whose reward took too long",
     "rewards/unscored_memory": "samples so far whose reward needed too much memory",
     "rewards/unscored_error": "samples so far whose reward raised an error",

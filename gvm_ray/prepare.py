@@ -1,5 +1,6 @@
 """Everything that can be found wrong before an actor starts: model, prompts, rewards, sizes."""
 
+import datetime
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,21 @@ from gvm_ray.config.prompts import FunctionSourceConfig
 from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
-from gvm_ray.exceptions import ConfigError, DataError
+from gvm_ray.envs.templates import reads_date
+from gvm_ray.exceptions import ConfigError, DataError, obstacle_to_writing
 from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
 from gvm_ray.learner.lora import check_target_modules
+from gvm_ray.learner.model_folder import try_model_folder
+from gvm_ray.learner.model_trial import check_output
+from gvm_ray.learner.policy import output_head
+from gvm_ray.model_files import check_tied_weights, check_weight_files
 from gvm_ray.pretrained import (
+    check_not_quantized,
+    check_published_names,
     check_vocabulary,
-    check_weight_files,
     empty_causal_lm,
+    load_end_token_ids,
+    load_generation_config,
     load_model_config,
     load_tokenizer,
     read_model_sizes,
@@ -49,7 +58,9 @@ class Prepared:
     tokenizer: Any
     engine_kind: EngineKind
     max_model_len: int  # prompt and response tokens
+    end_token_ids: frozenset[int] = frozenset()  # any of which ends a response
     transfer: WeightTransfer = "object_store"
+    left_out_of_export: tuple[str, ...] = ()  # generation settings that contradict others
 
 
 def prepare(
@@ -78,11 +89,13 @@ def prepare(
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
     model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     _check_context_length(model_config, max_model_len)
-    empty = empty_causal_lm(model_config, trust_remote_code=base.trust_remote_code)
-    if config.learner.lora is not None and learners:
-        check_target_modules(empty, config.learner.lora)
-    check_vocabulary(tokenizer, model_config)
+    empty = empty_causal_lm(
+        model_config, trust_remote_code=base.trust_remote_code, attention="sdpa" if learners else None
+    )
+    check_vocabulary(tokenizer, empty.config)
     check_weight_files(base.path)
+    check_tied_weights(base.path, empty.config)
+    left_out = _try_training(config, base, empty, tokenizer=tokenizer, kind=engine_kind) if learners else ()
     sizes = read_model_sizes(base.path, revision=base.revision)
     plan_resources(config, sizes, find_hardware(config), learners=learners).check()
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
@@ -93,10 +106,64 @@ def prepare(
         base=base,
         prompts=prompts,
         tokenizer=tokenizer,
+        end_token_ids=load_end_token_ids(base.path, tokenizer=tokenizer, revision=base.revision),
         engine_kind=engine_kind,
         max_model_len=max_model_len,
         transfer=transfer,
+        left_out_of_export=left_out,
     )
+
+
+def with_date(config: RunConfig, *, earlier: datetime.date | None = None) -> RunConfig:
+    """The run with the day that its chat template prints as today's: `earlier`, or else today.
+
+    Unchanged where its settings name a day, or no prompt depends on it.
+
+    Raises:
+        UserError: the tokenizer or its chat template can't be used.
+    """
+    model, template = config.model, config.prompts.template
+    if template.type == "plain" or template.date is not None or not isinstance(model, PretrainedModelConfig):
+        return config
+    tokenizer = load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    if not reads_date(template, tokenizer=tokenizer):
+        return config
+    dated = template.model_copy(update={"date": earlier or datetime.date.today()})
+    return config.model_copy(update={"prompts": config.prompts.model_copy(update={"template": dated})})
+
+
+def check_date(config: RunConfig, tokenizer: Any) -> None:
+    """Refuse prompts that change overnight, for work of many runs and days.
+
+    Raises:
+        ConfigError: the chat template prints the day, and no setting names one.
+    """
+    template = config.prompts.template
+    if template.date is None and reads_date(template, tokenizer=tokenizer):
+        raise ConfigError(
+            "the tokenizer's chat template prints today's date, so prompts would change from day to day; name one for "
+            f"all runs: prompts.template.date='{datetime.date.today()}'"
+        )
+
+
+def _try_training(
+    config: RunConfig, base: BaseModel, causal_lm: Any, *, tokenizer: Any, kind: EngineKind
+) -> tuple[str, ...]:
+    """Try what learners do with the model, without its weights; the generation settings that can't be exported."""
+    check_not_quantized(causal_lm.config)
+    check_output(causal_lm, output_head, base.path)
+    if config.learner.lora is not None:
+        check_target_modules(causal_lm, config.learner.lora)
+    if kind == "vllm":
+        check_published_names(causal_lm, base.path)
+    generation_config, left_out = load_generation_config(base.path, revision=base.revision)
+    try_model_folder(
+        causal_lm,
+        generation_config=generation_config,
+        tokenizer=tokenizer,
+        trust_remote_code=base.trust_remote_code,
+    )
+    return left_out
 
 
 def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
@@ -119,11 +186,20 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     if config.warm_start is None:
         return None
     # What a function reads can't be known, nor whether it has changed since.
-    if not config.warm_start.cache or isinstance(config.prompts.train, FunctionSourceConfig):
+    by_function = any(
+        isinstance(source, FunctionSourceConfig) for source in (config.prompts.train, config.prompts.eval)
+    )
+    if not config.warm_start.cache or by_function:
         return run_dir / "warm_start"
-    cache = os.environ.get("GVM_RAY_CACHE") or Path.home() / ".cache" / "gvm_ray"
+    cache = os.environ.get("GVM_RAY_CACHE") or os.path.expanduser("~/.cache/gvm_ray")
     key = warm_start_key(config.model, prompts=config.prompts, warm_start=config.warm_start, dtype=config.learner.dtype)
-    return Path(cache) / "warm_start" / key
+    folder = Path(cache) / "warm_start" / key
+    if not folder.is_dir() and (obstacle := obstacle_to_writing(folder.parent)):
+        raise ConfigError(
+            f"the cache of warm starts {str(folder.parent)!r} can't be written ({obstacle}); set GVM_RAY_CACHE to a "
+            "folder that can be, or write warm_start.cache=false, which keeps the result in the run's folder"
+        )
+    return folder
 
 
 def _transfer(config: RunConfig, engine_kind: EngineKind) -> WeightTransfer:
@@ -158,4 +234,14 @@ def report_lines(prepared: Prepared) -> Sequence[str]:
         *prepared.prompts.report.lines(),
         f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),
         f"engine {prepared.engine_kind}, weights by {prepared.transfer}",
+        *_left_out_lines(prepared),
+    ]
+
+
+def _left_out_lines(prepared: Prepared) -> Sequence[str]:
+    if not (names := prepared.left_out_of_export):
+        return []
+    return [
+        f"warning: generation settings of {prepared.base.path} that contradict the others there aren't exported: "
+        + ", ".join(names)
     ]

@@ -3,23 +3,18 @@
 Broken files make the libraries raise errors of every kind; each becomes a ModelError here, with its cause.
 """
 
-import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gvm_ray.exceptions import ModelError
 from gvm_ray.functional.memory import ModelSizes
-
-_SHARDS_INDEX = "model.safetensors.index.json"
-_REASON_CHARACTERS = 300  # of a library's message, which can be pages
+from gvm_ray.model_files import model_errors, tensor_names
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model folder or hub id; its `eos_token_id` is the one token that ends a response.
+    """The tokenizer of a model folder or hub id; `load_end_token_ids` says which of its tokens end a response.
 
     Raises:
         ModelError: there is none, its vocabulary is missing, or it has no end-of-sequence token.
@@ -38,6 +33,56 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remot
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {str(path)!r} has no end-of-sequence token; set eos_token in its files")
     return tokenizer
+
+
+def load_end_token_ids(path: str | Path, *, tokenizer: Any, revision: str | None = None) -> frozenset[int]:
+    """Every token id that ends a response: those that the tokenizer, generation_config.json or config.json name.
+
+    Chat models end a turn with another token than a text, and often name it in one of these places only.
+
+    Args:
+        path: of the model folder, or a hub id.
+        tokenizer: of the model.
+        revision: of a hub id; None takes the newest.
+
+    Raises:
+        ModelError: a file can't be read, or names something that is no token id.
+    """
+    config = _json_file(path, "config.json", revision=revision)
+    text_config = config.get("text_config") or {}
+    generation_config = _json_file(path, "generation_config.json", revision=revision)
+    places = {"config.json": (config, text_config), "generation_config.json": (generation_config,)}
+    ids: set[int] = {tokenizer.eos_token_id}
+    for name, settings in places.items():
+        for value in (each.get("eos_token_id") for each in settings):
+            ids.update(_token_ids(value, where=f"eos_token_id in {name} of {str(path)!r}"))
+    # Some files hold -1 for none, or tokens of a larger model of the family: no model samples these.
+    vocab_size = text_config.get("vocab_size") or config.get("vocab_size") or len(tokenizer)
+    return frozenset(number for number in ids if 0 <= number < vocab_size)
+
+
+def _token_ids(value: Any, *, where: str) -> list[int]:
+    """What stands for one token id, several or none in a model's files."""
+    values = value if isinstance(value, list) else [value]
+    numbers = [number for number in values if number is not None]
+    if not all(isinstance(number, int) for number in numbers):
+        raise ModelError(f"{where} is {value!r}; write the number of a token, or a list of numbers")
+    return numbers
+
+
+def _json_file(path: str | Path, name: str, *, revision: str | None) -> dict[str, Any]:
+    """The content of a file of the model; empty where the model has no such file."""
+    from transformers.utils.hub import cached_file
+
+    with model_errors(name, path):
+        file = cached_file(
+            path,
+            name,
+            revision=revision or "main",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,  # what must be there is missed by whoever loads it
+        )
+        return {} if file is None else dict(json.loads(Path(file).read_bytes()))
 
 
 def load_model_config(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -81,18 +126,78 @@ def _model_sizes(values: Mapping[str, Any]) -> ModelSizes:
     )
 
 
-def empty_causal_lm(model_config: Any, *, trust_remote_code: bool = False) -> Any:
-    """The model that a configuration describes, on the meta device: no weight is read or allocated.
+def load_generation_config(path: str | Path, *, revision: str | None = None) -> tuple[Any, tuple[str, ...]]:
+    """The model's generation settings, and the names of those that had to be left out.
+
+    Files often hold contradictions (a temperature without do_sample), which transformers reads and doesn't write.
+    Where there is no generation_config.json, the settings are those that config.json has.
 
     Raises:
-        ModelError: it isn't a causal language model of the Llama layout.
+        ModelError: the file is damaged.
+    """
+    from transformers import GenerationConfig
+    from transformers.utils.hub import cached_file
+
+    found: dict[str, Any] = {}
+    with model_errors("generation settings", path):
+        for name in ("generation_config.json", "config.json"):
+            file = cached_file(
+                path,
+                name,
+                revision=revision or "main",
+                _raise_exceptions_for_connection_errors=False,  # without network there is what the cache has
+                _raise_exceptions_for_missing_entries=False,
+            )
+            if file is not None:
+                values: dict[str, Any] = json.loads(Path(file).read_bytes())
+                known = vars(GenerationConfig()) if name == "config.json" else values
+                found = {key: value for key, value in values.items() if key in known and value is not None}
+                break
+    return _without_contradictions(found)
+
+
+def _without_contradictions(values: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """A GenerationConfig that can be saved, with as many of the values as go together; and the names of the others."""
+    from transformers import GenerationConfig
+    from transformers.utils import logging
+
+    modes = ("do_sample", "num_beams", "return_dict_in_generate", "use_cache")  # what others depend on
+    ours = ("_from_model_config", "_commit_hash", "transformers_version")
+    kept: dict[str, Any] = {}
+    dropped: list[str] = []
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would warn of every attempt
+    try:
+        for name in sorted(values.keys() - {*ours}, key=lambda name: (name not in modes, name)):
+            try:
+                GenerationConfig(**kept, **{name: values[name]}).validate(strict=True)
+                kept[name] = values[name]
+            except Exception:  # which of them a wrong value raises depends on the setting
+                dropped.append(name)
+        return GenerationConfig(**kept), tuple(dropped)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def empty_causal_lm(model_config: Any, *, trust_remote_code: bool = False, attention: str | None = None) -> Any:
+    """The model that a configuration describes, on the meta device: no weight is read or allocated.
+
+    Args:
+        model_config: of transformers.
+        trust_remote_code: run code that the model brings.
+        attention: kernels that it has to run on; None takes any.
+
+    Raises:
+        ModelError: it isn't a causal language model of the Llama layout, or lacks these kernels.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     path = model_config.name_or_path
     with model_errors("causal language model", path), torch.device("meta"):
-        causal_lm = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
+        causal_lm = AutoModelForCausalLM.from_config(
+            model_config, trust_remote_code=trust_remote_code, attn_implementation=attention
+        )
     check_layout(causal_lm, path)
     return causal_lm
 
@@ -101,12 +206,47 @@ def check_layout(causal_lm: Any, path: str | Path) -> None:
     """Refuse a model that the learners can't shard and ask for log-probs.
 
     Raises:
-        ModelError: it has no `model.layers` or no `lm_head`.
+        ModelError: it has no `model.layers`, no `lm_head` of one matrix, or no table of input embeddings.
     """
-    if not hasattr(getattr(causal_lm, "model", None), "layers") or not hasattr(causal_lm, "lm_head"):
+    from torch import nn
+
+    plain = isinstance(getattr(causal_lm, "lm_head", None), nn.Linear) and isinstance(
+        causal_lm.get_input_embeddings(), nn.Embedding
+    )
+    if not hasattr(getattr(causal_lm, "model", None), "layers") or not plain:
         raise ModelError(
-            f"{str(path)!r} holds a {type(causal_lm).__name__} without `model.layers` and `lm_head`; "
-            "use a model of the Llama, Qwen2, Qwen3 or Mistral family"
+            f"{str(path)!r} holds a {type(causal_lm).__name__} without `model.layers`, a linear `lm_head` and a table "
+            "of input embeddings; use a text model of the Llama, Qwen2, Qwen3, Gemma or Mistral family"
+        )
+
+
+def check_not_quantized(model_config: Any) -> None:
+    """Refuse weights that can't be trained.
+
+    Raises:
+        ModelError: they are quantized.
+    """
+    settings = getattr(model_config, "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, Mapping) else settings.quant_method
+        raise ModelError(
+            f"the weights of {model_config.name_or_path!r} are quantized ({method}), and can't be trained; use the "
+            "model that they were made from"
+        )
+
+
+def check_published_names(causal_lm: Any, path: str | Path) -> None:
+    """Refuse a folder whose tensors have other names than the learners' weights: vLLM is sent these by name.
+
+    A hub id is not looked at.
+
+    Raises:
+        ModelError: mostly a mixture of experts, whose experts transformers keeps in one tensor.
+    """
+    if unknown := sorted(tensor_names(path) - causal_lm.state_dict().keys()):
+        raise ModelError(
+            f"the weights in {str(path)!r} have names that the learners' don't have, among them {unknown[0]!r}, so "
+            'that vLLM could not be sent new ones; write engine.type = "transformers", or use a dense text model'
         )
 
 
@@ -127,60 +267,3 @@ def check_vocabulary(tokenizer: Any, model_config: Any) -> None:
             f"the tokenizer of {tokenizer.name_or_path!r} has tokens up to number {largest}, and the model "
             f"embeddings for {model_config.vocab_size} (vocab_size in config.json); put the model's own tokenizer there"
         )
-
-
-def check_weight_files(path: str | Path) -> None:
-    """Look at the headers of a folder's safetensors files; no weight is read. A hub id is not looked at.
-
-    Raises:
-        ModelError: a file is missing, or cut short.
-    """
-    from safetensors import safe_open
-
-    folder = Path(path)
-    if not folder.is_dir():
-        return
-    files = {*folder.glob("*.safetensors")}
-    if (folder / _SHARDS_INDEX).is_file():
-        with model_errors("index of the weights", path):
-            files |= {
-                folder / name for name in json.loads((folder / _SHARDS_INDEX).read_bytes())["weight_map"].values()
-            }
-    if not files and not any(folder.glob("*.bin")):
-        raise ModelError(
-            f"there are no weights in {str(path)!r}: neither *.safetensors nor *.bin; put the model's files there"
-        )
-    for file in sorted(files):
-        damaged = f"weights (file {file.name!r} is missing or damaged; fetch it anew)"
-        with model_errors(damaged, path), safe_open(file, framework="np"):
-            pass
-
-
-@contextmanager
-def model_errors(what: str, path: str | Path) -> Iterator[None]:
-    """Whatever a library raises inside becomes a ModelError about `what` of the model at `path`."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
-        fetch = f"; without network fetch it elsewhere (hf download {path} --local-dir FOLDER) and write FOLDER"
-        raise ModelError(
-            f"no {what} can be loaded from {str(path)!r} ({reason}); write model.path as a "
-            "folder with config.json, weights and tokenizer files, or as a hub id that this machine can reach"
-            + (fetch if _is_hub_id(str(path)) else "")
-        ) from error
-
-
-def _is_hub_id(path: str) -> bool:
-    """Whether it reads like one rather than like a folder that isn't there."""
-    return bool(re.fullmatch(r"\w[\w-]*/\w[\w.-]*", path)) and not Path(path).parent.exists()
-
-
-def weights_digest(path: str | Path) -> str:
-    """16 hex digits of the weights in a model folder; of a hub id, which isn't looked at, always the same."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with file.open("rb") as weights:
-            while piece := weights.read(2**24):
-                digest.update(piece)
-    return digest.hexdigest()[:16]

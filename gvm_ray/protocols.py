@@ -5,7 +5,7 @@ without a cluster. The loop sees the asynchronous side (``Allocator``, ``Rollout
 `gvm_ray.actors` implements over Ray and a unit test implements in process.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
@@ -167,11 +167,16 @@ class RolloutPools(Protocol):
     """Generators and reward actors: requests in, outcomes out; weights in."""
 
     async def sample_and_score(
-        self, requests: Sequence[SampleRequest], sampling: SamplingParameters
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: SamplingParameters,
+        *,
+        on_scored: Callable[[int], None] = lambda number: None,
     ) -> list[GroupOutcome]:
         """The outcomes of the requests, in order (a request that was split over generators has several).
 
-        Token-sized data stays behind each outcome's ref.
+        Token-sized data stays behind each outcome's ref. `on_scored` is told the number of samples that just got their
+        reward.
         """
         ...
 

@@ -5,23 +5,25 @@ import json
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gvm_ray.actors.metrics import RayGaugeSink
-from gvm_ray.actors.placement import connected, names_are_free
+from gvm_ray.actors.placement import check_home, connected, names_are_free
 from gvm_ray.actors.pools import fetch_groups
-from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
+from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_settings
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
-from gvm_ray.exceptions import ActorDied, DataError, DeadlineExceeded, ObjectsLost
+from gvm_ray.exceptions import ActorDied, CheckpointError, DataError, DeadlineExceeded, ObjectsLost
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.launch import Launched, launched, make_evaluator, start_pools
-from gvm_ray.loop import System
+from gvm_ray.loop import System, is_over
 from gvm_ray.loop import train as run_loop
-from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines
+from gvm_ray.origins import differences, run_origins
+from gvm_ray.phase_clock import PHASES, PhaseClock
+from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines, with_date
 from gvm_ray.reporting import (
     Callback,
     CallbackSink,
@@ -29,11 +31,15 @@ from gvm_ray.reporting import (
     Reporter,
     RunFolder,
     read_steps,
+    read_summary,
     summary_lines,
     write_plots,
     write_summary,
 )
+from gvm_ray.reporting.json_text import json_text
+from gvm_ray.rewards.votes import merged_votes
 from gvm_ray.stop_request import StopRequest
+from gvm_ray.types import CheckpointState
 
 Result = TypeVar("Result")
 
@@ -52,7 +58,8 @@ def train(
 
     Args:
         config: the run.
-        resume: go on from the last checkpoint of the run of this name; from its beginning where it has none yet.
+        resume: go on from the last checkpoint of the run of this name; from its beginning where it has none yet. Of a
+            run that has ended nothing is touched, and its summary is returned.
         overwrite: replace an earlier run of this name.
         callbacks: each is called with the index and the metrics of every step that is completed. A step that is done
             again, from the last checkpoint, comes again.
@@ -63,24 +70,58 @@ def train(
         SystemFailure: a part of the running system failed.
         RunStopped: SIGTERM or Ctrl-C ended it, after the step under way and its checkpoint.
     """
+    check_home(config)
     folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
+    folder.check_start(resume=resume, overwrite=overwrite)
+    config = with_date(config, earlier=_kept_date(folder) if resume else None)
+    checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
+    restored = _restored(config, folder, checkpoints) if resume else None
+    if resume and (summary := _ended(config, folder, has_checkpoint=restored is not None)) is not None:
+        return summary
     if overwrite and folder.has_begun:
         with tempfile.TemporaryDirectory() as scratch:  # a wrong setting must not cost the run that would be replaced
             prepare(config, run_dir=Path(scratch))
     folder.create(resume=resume, overwrite=overwrite)
-    checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
-    restored = checkpoints.latest() if resume else None
     if resume and restored is None:
         print("no checkpoint was completed yet: the run begins anew", flush=True)
     with folder.disk_errors():
         prepared = prepare(config, run_dir=folder.path)
+        _keep_origins(folder, run_origins(config, prepared.prompts), resume=resume)
         folder.save_config(config)
     print("\n".join(report_lines(prepared)), flush=True)
-    with connected(config) as dashboard, folder.disk_errors():
+    with connected(config, ray_log=folder.ray_log) as dashboard, folder.disk_errors():
         if dashboard:
             print(f"dashboard http://{dashboard} (`ray get-auth-token` prints its token)", flush=True)
         job = Job(config, folder=folder, checkpoints=checkpoints, callbacks=callbacks, arrange=arrange)
         return run_to_end(_train(job, prepared, restored=restored))
+
+
+def _kept_date(folder: RunFolder) -> date | None:
+    """The day that an earlier part of the run showed its chat template as today's."""
+    day = folder.read_config().get("prompts", {}).get("template", {}).get("date")
+    return None if day is None else date.fromisoformat(day)
+
+
+def _keep_origins(folder: RunFolder, origins: Mapping[str, Any], *, resume: bool) -> None:
+    """Write down what the run is made of, or compare it with what it began with; its warm start may be done.
+
+    Raises:
+        CheckpointError: files of the model or prompts have changed since.
+    """
+    if resume and folder.origins.is_file():
+        try:
+            before = dict(json.loads(folder.origins.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{str(folder.origins)!r} isn't what the run wrote ({error}); remove it to go on without a comparison"
+            ) from error
+        if changed := differences(before, origins):
+            raise CheckpointError(
+                f"the run in {str(folder.path)!r} began with another model or other prompts: {'; '.join(changed)}. Put "
+                "the files back to go on with it, or start a new run with --set name=..., or this one anew with "
+                "--overwrite"
+            )
+    folder.origins.write_text(json.dumps(origins, indent=2) + "\n", encoding="utf-8")
 
 
 def evaluate(
@@ -106,14 +147,14 @@ def evaluate(
     sampling: dict[str, Any] = {"num_samples": num_samples}
     if temperature is not None:
         sampling["temperature"] = temperature
-    config = evaluation_config(config, model, {"evaluation": sampling})
+    config = with_date(evaluation_config(config, model, {"evaluation": sampling}))
     prepared = prepare(config, run_dir=Path(config.runs_dir).resolve() / config.name, learners=False)
     if not prepared.prompts.eval:
         raise DataError("the config has no [prompts.eval], so there is nothing to evaluate on; add a source there")
     with connected(config, learners=False):
         result = run_to_end(_evaluate(config, prepared))
     if output is not None:
-        Path(output).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+        Path(output).write_text(json_text(result.as_dict(), indent=2) + "\n", encoding="utf-8")
     return result
 
 
@@ -125,6 +166,39 @@ def evaluation_config(config: RunConfig, model: str, changes: Mapping[str, Any])
     """
     values = {**json.loads(config.model_dump_json()), "model": {"type": "pretrained", "path": model}}
     return parse_config(merged(values, {**changes, "warm_start": None}), origin="the evaluation's settings")
+
+
+def _restored(config: RunConfig, folder: RunFolder, checkpoints: CheckpointFolder) -> RestoredCheckpoint | None:
+    """Where a resumed run goes on; None where no checkpoint was completed. Either way its settings are the run's."""
+    restored = checkpoints.latest()
+    if restored is None:
+        check_settings(config, folder.read_config(), origin=f"the run in {str(folder.path)!r}")
+    return restored
+
+
+def _ended(config: RunConfig, folder: RunFolder, *, has_checkpoint: bool) -> dict[str, Any] | None:
+    """The summary of a run that has no step left to make and has exported its model; None for one to go on with.
+
+    Raises:
+        CheckpointError: it could go on, but has no checkpoint left to go on from.
+    """
+    summary = read_summary(folder.path)
+    if summary is None:
+        return None
+    if is_over(config, summary["num_steps"], summary) and (folder.model / "config.json").is_file():
+        print(
+            f"nothing to do: run {config.name!r} ended after {summary['num_steps']} steps; a larger num_steps, or "
+            "token_budget where it has one, goes on from there",
+            flush=True,
+        )
+        return summary
+    if not has_checkpoint:
+        raise CheckpointError(
+            f"--resume: the run in {str(folder.path)!r} ended after {summary['num_steps']} steps, and none of its "
+            "checkpoints is left to go on from; start a new run from its model/ with --set name=..., or begin at the "
+            "beginning with --overwrite"
+        )
+    return None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -183,39 +257,31 @@ async def _train_once(job: Job, prepared: Prepared, *, restored: RestoredCheckpo
             failures=job.failures,
             stop=stop,
         ) as run:
-            base_accuracy = await _base_accuracy(run, folder)
+            base_accuracy = await _base_accuracy(run, folder, reporter)
             clock.restart()
             with stop.steps():
                 await run_loop(job.arrange(run.system), config, start=run.start)
-            steps_s, phases = clock.elapsed, clock.seconds()
             if stop.is_set:
                 raise asyncio.CancelledError
             await run.learners.export(str(folder.model))
-    return _close(config, folder, base_accuracy, steps_s=steps_s, phases=phases)
+    return _close(folder, run.start, base_accuracy)
 
 
-async def _base_accuracy(run: Launched, folder: RunFolder) -> float | None:
-    """Accuracy of the starting policy; a resumed run reads what its beginning measured."""
-    if run.start.step > 0:
-        return json.loads(folder.base_evaluation.read_text(encoding="utf-8")).get("eval/accuracy")
-    metrics = await run.evaluator.evaluate()
-    folder.base_evaluation.write_text(json.dumps(metrics) + "\n", encoding="utf-8")
-    if metrics:
-        print(f"base held-out accuracy {metrics['eval/accuracy']:.3f}", flush=True)
-    return metrics.get("eval/accuracy")
+async def _base_accuracy(run: Launched, folder: RunFolder, reporter: Reporter) -> float | None:
+    """Accuracy of the starting policy, where it is known; a resumed run reads what its beginning measured."""
+    if run.start.step == 0:
+        reporter.log_base_evaluation(await run.evaluator.evaluate())
+    return folder.read_base_accuracy()
 
 
-def _close(
-    config: RunConfig,
-    folder: RunFolder,
-    base_accuracy: float | None,
-    *,
-    steps_s: float,
-    phases: Mapping[str, float],
-) -> dict[str, Any]:
-    """Plots and summary of a finished run."""
+def _close(folder: RunFolder, start: CheckpointState, base_accuracy: float | None) -> dict[str, Any]:
+    """Plots and summary of a finished run; `start` is where it went on the last time."""
     rows = read_steps(folder.metrics)
-    last = rows[-1]
+    last = {"step": start.step - 1, "time_s": 0.0, **start.costs, **(rows[-1] if rows else {})}
+
+    def seconds(name: str) -> float:
+        return sum(row.get(f"time/{name}_s") or 0.0 for row in rows)
+
     plots = write_plots(folder, base_accuracy=base_accuracy)
     summary = write_summary(
         folder.path,
@@ -223,8 +289,8 @@ def _close(
         final_accuracy=last.get("eval/accuracy"),
         num_steps=last["step"] + 1,  # a token budget may end a run early
         time_s=last["time_s"],
-        steps_s=steps_s,
-        phases=phases,
+        steps_s=seconds("step"),
+        phases={name: seconds(name) for name in (*PHASES, "idle")},
         costs={name: value for name, value in last.items() if name.startswith("cost/")},
     )
     print("\n".join(summary_lines(summary, run_dir=folder.path, plots=plots)), flush=True)
@@ -235,12 +301,14 @@ async def _evaluate(config: RunConfig, prepared: Prepared) -> EvaluationResult:
     pools = start_pools(config, prepared)
     try:
         await pools.start()
-        evaluator = make_evaluator(config, prepared, pools)
+        evaluator = make_evaluator(config, prepared, pools, by_time=config.reporting.progress)
         outcomes = await evaluator.sample()
         groups = await fetch_groups(outcomes, timeout_s=config.deadlines.sample_s)
-        return EvaluationResult.of(groups, accept_threshold=config.rewards.accept_threshold, seed=config.seed)
     finally:
         pools.close()
+    return EvaluationResult.of(
+        groups, merge_votes=merged_votes, accept_threshold=config.rewards.accept_threshold, seed=config.seed
+    )
 
 
 def run_to_end(coroutine: Coroutine[Any, Any, Result]) -> Result:

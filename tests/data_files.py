@@ -24,6 +24,20 @@ MATH = [
     },
     {"problem": "Find $2^{10}$.", "level": "Level ?", "type": "Number Theory", "solution": "$2^{10}=\\boxed{1024}$."},
 ]
+VERL = [
+    {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"role": "user", "content": question}],
+        "reward_model": {"style": "rule", "ground_truth": gold},
+        "extra_info": {"split": "train", "index": index, "question": question, "answer": solution},
+    }
+    for index, (question, gold, solution) in enumerate(
+        [
+            ("How many are 70 and 2?", "72", "70+2=72\n#### 72"),
+            ("How many are 1,000 and 234?", "1234", "1000+234=1234\n#### 1,234"),
+        ]
+    )
+]
 
 
 def numina(problem: str, solution: str, *, source: str = "olympiads", **fields: Any) -> dict[str, Any]:

@@ -33,6 +33,13 @@ def faulty(prompt: Prompt, completion: Completion) -> float:
     return float(len(completion.text))
 
 
+def raises_on_evaluation(prompt: Prompt, completion: Completion) -> float:
+    """The parity of the response's length; of a prompt whose answer is `eval` an error."""
+    if prompt.answer == "eval":
+        raise RuntimeError("a fault")
+    return float(len(completion.text) % 2)
+
+
 def slow(prompt: Prompt, completion: Completion) -> float:
     """0, after a minute."""
     time.sleep(60)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gvm_ray.allocators.base import Needs, RunShape
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.model import ScratchModelConfig
@@ -30,7 +32,7 @@ def build_tiny_model(folder: Path, *, tied: bool = True) -> str:
     return str(folder)
 
 
-def learner_config(**tables: dict[str, Any]) -> RunConfig:
+def learner_config(**tables: Any) -> RunConfig:
     """A configuration with a fast optimizer; `tables` replace or add tables."""
     values: dict[str, Any] = {
         "name": "learner",
@@ -47,7 +49,8 @@ def learner_config(**tables: dict[str, Any]) -> RunConfig:
 class TrainingNormsConfig(GVMAllocatorConfig):
     """An allocator that asks for the gradient norms of the samples that are trained on."""
 
-    training_gradient_norms: bool = True
+    def needs(self, run: RunShape) -> Needs:
+        return replace(super().needs(run), training_norms=True)
 
 
 def with_training_norms(config: RunConfig) -> RunConfig:

@@ -4,6 +4,7 @@ A new command is a class here, a `case` in the rank, and a method below if the l
 """
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ from gvm_ray.types import (
 # of it. Commands that copy tensor by tensor may come while samples are under way.
 Generators = Literal["away", "at_work", "any"]
 
-_UPDATES_PER_COMMAND = 25  # of the warm start: few enough to report progress, enough to hide the round trip
+# Of a command of the warm start: few enough to report progress by time, enough to hide the round trip.
+_UPDATES_PER_COMMAND, _COMMAND_S = 25, 5.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -231,11 +233,14 @@ class LearnerCommands(ABC):
             len(demonstrations), batch_size=settings.batch_size, num_updates=settings.num_updates, seed=settings.seed
         )
         shared, metrics = ray.put(tuple(demonstrations)), Metrics()
-        for start in range(0, len(batches), _UPDATES_PER_COMMAND):
-            some = tuple(batches[start : start + _UPDATES_PER_COMMAND])
+        done, size = 0, 1
+        while some := tuple(batches[done : done + size]):
+            began = time.monotonic()
             metrics = await self.do(SupervisedUpdates(demonstrations=shared, batches=some))
+            done += len(some)
+            size = updates_per_command(len(some), seconds=time.monotonic() - began)
             if on_progress is not None:
-                on_progress(start + len(some), metrics)
+                on_progress(done, metrics)
         await self.do(FinishWarmStart())
         return metrics
 
@@ -262,6 +267,11 @@ class LearnerCommands(ABC):
     def checkpointed(self, folder: str) -> None:
         """What `save` wrote last is part of a complete checkpoint and lies here now; ranks end with their failure."""
         return
+
+
+def updates_per_command(number: int, *, seconds: float) -> int:
+    """Updates of the warm start's next command, after one of `number` updates that took `seconds`."""
+    return max(1, min(_UPDATES_PER_COMMAND, int(number * _COMMAND_S / max(seconds, 1e-3))))
 
 
 def absolute(folder: str) -> str:

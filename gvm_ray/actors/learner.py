@@ -26,7 +26,6 @@ from gvm_ray.types import (
 
 _STOP_S = 60.0  # for the ranks to end by themselves
 _CAUSE_S = 2.0  # for the mailbox to tell a rank's own error, after Ray Train has told that the ranks ended
-_UPDATES_PER_COMMAND = 25  # of the warm start: few enough to report progress, enough to hide the round trip
 
 
 class LearnerGroup(LearnerCommands):

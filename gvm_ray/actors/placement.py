@@ -6,14 +6,18 @@ import math
 import os
 import socket
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
+from ray._private import worker as ray_worker
 
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
-from gvm_ray.exceptions import ResourceError
+from gvm_ray.exceptions import ResourceError, obstacle_to_writing
+from gvm_ray.failure_log import details
 from gvm_ray.resources import ActorGroup, actor_groups
 
 logger = logging.getLogger(__name__)
@@ -67,11 +71,12 @@ def namespace_of(config: RunConfig) -> str:
 
 
 @contextmanager
-def connected(config: RunConfig, *, learners: bool = True) -> Iterator[str | None]:
+def connected(config: RunConfig, *, learners: bool = True, ray_log: Path | None = None) -> Iterator[str | None]:
     """A Ray connection: to `cluster.address`, to RAY_ADDRESS (as inside a job), or to a local cluster started here.
 
     Gives host:port of the cluster's dashboard, where it has one and this is no connection inside another. Without
-    `learners` there is to be room for the generators and the reward actors alone.
+    `learners` there is to be room for the generators and the reward actors alone. What Ray itself has to say in the
+    meantime goes to the file `ray_log`, where one is given and the connection is made here.
 
     Raises:
         ResourceError: there is no such cluster, or it is too small for the run.
@@ -79,14 +84,48 @@ def connected(config: RunConfig, *, learners: bool = True) -> Iterator[str | Non
     groups = actor_groups(config, learners=learners)
     was_connected = ray.is_initialized()
     dashboard = None if was_connected else _initialise(config, groups)
-    try:
+    with ExitStack() as stack:
+        if not was_connected:
+            stack.enter_context(_rays_lines_in(ray_log))
+            stack.callback(_disconnect)
         resources = ray.cluster_resources()
         check_room(groups, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
         check_nodes(config, gpus_by_node=[node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]])
         yield dashboard
+
+
+@contextmanager
+def _rays_lines_in(path: Path | None) -> Iterator[None]:
+    """Ray's own lines of processes that died, and causes of failures in full, go to a file in place of the console,
+    where one sentence says it; the file is made with the first line.
+
+    What processes print is not among them: it comes by another way, and only where Ray was told to send it.
+    """
+    if path is None:
+        yield
+        return
+    file = logging.FileHandler(path, encoding="utf-8", delay=True)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ray_logger, print_lines = logging.getLogger("ray"), ray_worker.print_worker_logs
+    before = ray_logger.handlers[:]
+
+    def print_or_keep(data: dict[str, Any], *arguments: Any, **named: Any) -> None:
+        if data.get("pid") != "raylet":
+            print_lines(data, *arguments, **named)
+            return
+        for line in data["lines"]:
+            ray_logger.warning("%s", line)
+
+    ray_logger.handlers[:] = [file]
+    details.addHandler(file)
+    ray_worker.print_worker_logs = print_or_keep
+    try:
+        yield
     finally:
-        if not was_connected:
-            _disconnect()
+        ray_worker.print_worker_logs = print_lines
+        details.removeHandler(file)
+        ray_logger.handlers[:] = before
+        file.close()
 
 
 def _connect(address: str, *, namespace: str) -> str | None:
@@ -119,11 +158,33 @@ def _initialise(config: RunConfig, groups: Sequence[ActorGroup]) -> str | None:
     return _start_local(config, groups)
 
 
+def check_home(config: RunConfig) -> None:
+    """Refuse a home folder that can't be written where Ray would write there: a local cluster's token, unless there is
+    one already.
+
+    Raises:
+        ResourceError: which folder, and what to set.
+    """
+    environment = os.environ
+    elsewhere = config.cluster.address or environment.get("RAY_ADDRESS")
+    has_token = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
+    if elsewhere or has_token or environment.get("RAY_AUTH_MODE", "token") != "token":
+        return
+    folder = Path(os.path.expanduser("~")) / ".ray"
+    if not (folder / "auth_token").is_file() and (obstacle := obstacle_to_writing(folder)):
+        raise ResourceError(
+            f"the home folder {str(folder.parent)!r} can't be written ({obstacle}), and Ray keeps the token of a local "
+            "cluster there, as other libraries do their caches; set HOME to a folder that can be written, e.g. "
+            "HOME=/tmp/home before the command"
+        )
+
+
 def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int = 2) -> str | None:
     """Ray gives its own processes 15 s to come up, which on a busy machine may be too little once.
 
     Returns host:port of its dashboard. Where 8265 is in use, Ray takes the next port that is free.
     """
+    check_home(config)
     needed = math.ceil(sum(group.number * group.cpus for group in groups))
     others = set(psutil.Process().children(recursive=True))
     try:

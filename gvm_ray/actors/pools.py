@@ -1,7 +1,7 @@
 """Generators and reward actors as one: requests in, outcomes out; token-sized data goes by ref between them."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ray
@@ -34,14 +34,18 @@ class SamplingPools:
     num_in_flight: int = field(default=0, init=False)  # samples that were asked for and have no reward yet
 
     async def sample_and_score(
-        self, requests: Sequence[SampleRequest], sampling: SamplingParameters
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: SamplingParameters,
+        *,
+        on_scored: Callable[[int], None] = lambda number: None,
     ) -> list[GroupOutcome]:
         """Groups go to the reward actors as they are finished; they never pass through the driver.
 
         Where an environment answers, all samples of these requests take their turns together: so what an engine's batch
         is made of doesn't depend on the clock.
         """
-        outcomes, episodes = _apart(await self._sample(requests, sampling))
+        outcomes, episodes = _apart(await self._sample(requests, sampling, on_scored=on_scored))
         if not episodes:
             return outcomes
         position = {
@@ -51,24 +55,23 @@ class SamplingPools:
         }
         while episodes:
             try:
-                more, episodes = _apart(await self._next_turns(requests, sampling, episodes))
+                refs = _refs_by_sample(episodes)
+                turns = self._sample(_among(requests, refs), sampling, refs, on_scored=on_scored)
+                more, episodes = _apart(await turns)
             except ObjectsLost:  # with the same seeds the episodes come to the same turns again
                 lost = {(episode.prompt_id, index) for episode in episodes for index in episode.sample_indices}
-                more, episodes = _apart(await self._sample(_among(requests, lost), sampling))
+                again = self._sample(_among(requests, lost), sampling, on_scored=on_scored)
+                more, episodes = _apart(await again)
             outcomes += more
         return sorted(outcomes, key=lambda o: (position[o.prompt_id, o.sample_indices[0]], o.sample_indices))
-
-    async def _next_turns(
-        self, requests: Sequence[SampleRequest], sampling: SamplingParameters, episodes: Sequence[OpenOutcome]
-    ) -> list[Outcome]:
-        refs = {(episode.prompt_id, index): episode.ref.ref for episode in episodes for index in episode.sample_indices}
-        return await self._sample(_among(requests, refs), sampling, refs)
 
     async def _sample(
         self,
         requests: Sequence[SampleRequest],
         sampling: SamplingParameters,
         episodes: Mapping[SampleKey, ray.ObjectRef] | None = None,
+        *,
+        on_scored: Callable[[int], None],
     ) -> list[Outcome]:
         """One turn of all samples."""
         waiting = sum(len(request.seeds) for request in requests)
@@ -80,6 +83,7 @@ class SamplingPools:
             done = sum(len(outcome.sample_indices) for outcome in outcomes)
             waiting -= done
             self._count(-done)
+            on_scored(sum(len(outcome.sample_indices) for outcome in _apart(outcomes)[0]))
             return outcomes
 
         try:
@@ -118,6 +122,11 @@ def _apart(outcomes: Sequence[Outcome]) -> tuple[list[GroupOutcome], list[OpenOu
     """Those that are over, and those that go on."""
     over = [outcome for outcome in outcomes if isinstance(outcome, GroupOutcome)]
     return over, [outcome for outcome in outcomes if isinstance(outcome, OpenOutcome)]
+
+
+def _refs_by_sample(episodes: Sequence[OpenOutcome]) -> dict[SampleKey, ray.ObjectRef]:
+    """Where each sample is on its way."""
+    return {(episode.prompt_id, index): episode.ref.ref for episode in episodes for index in episode.sample_indices}
 
 
 def _among(requests: Sequence[SampleRequest], keys: Collection[SampleKey]) -> list[SampleRequest]:

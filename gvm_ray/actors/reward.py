@@ -67,6 +67,7 @@ class RewardActor:
                 for i, episodes in enumerate(open_)
             ],
             unscored=Counter(failure.reason for failure in unscored),
+            num_malformed=sum(map(_is_malformed, results)),
         )
         return scored, open_, numbers
 
@@ -78,6 +79,7 @@ class _Numbers:
     outcomes: list[GroupOutcome]
     open: list[OpenOutcome]
     unscored: Counter[str]  # samples by reason
+    num_malformed: int  # samples worth 0 because their scorer couldn't read them
 
 
 class RewardPool:
@@ -108,6 +110,7 @@ class RewardPool:
         self._lives = [0] * config.num_actors  # how often each was found dead
         self._restarts: dict[int, asyncio.Future[None]] = {}  # under way, or failed
         self._unscored: Counter[str] = Counter()
+        self._num_malformed = 0
 
     async def start(self) -> None:
         """Return when every actor's reward process runs.
@@ -185,6 +188,7 @@ class RewardPool:
             setting="deadlines.sample_s",
         )
         self._unscored.update(told.unscored)
+        self._num_malformed += told.num_malformed
         return [
             *(replace(outcome, ref=replace(outcome.ref, ref=scored)) for outcome in told.outcomes),
             *(replace(outcome, ref=replace(outcome.ref, ref=open_)) for outcome in told.open),
@@ -192,13 +196,20 @@ class RewardPool:
 
     @property
     def metrics(self) -> Metrics:
-        """Unscored samples since the start, by reason."""
-        return {f"rewards/unscored_{reason}": float(count) for reason, count in sorted(self._unscored.items())}
+        """Unscored samples since the start, by reason, and malformed ones; none where there was none."""
+        unscored = {f"rewards/unscored_{reason}": float(count) for reason, count in sorted(self._unscored.items())}
+        return unscored | ({"rewards/malformed": float(self._num_malformed)} if self._num_malformed else {})
 
     def close(self) -> None:
         """Kill the actors; their processes die with them."""
         for actor in self._actors:
             ray.kill(actor)
+
+
+def _is_malformed(result: Result) -> bool:
+    """Whether a term of the reward says so (`CombinedReward.terms`)."""
+    terms = result.terms.items() if isinstance(result, Scored) else ()
+    return any(name.endswith("_malformed") and value > 0 for name, value in terms)
 
 
 async def _result(ref: Any) -> Any:

@@ -14,7 +14,16 @@ from pydantic import BeforeValidator, Field
 
 from gvm_ray.allocators.memory import PromptMemory
 from gvm_ray.settings import Count, Settings
-from gvm_ray.types import Allocation, Float64Array, FloatArray, GroupOutcome, Metrics, Prompt, TrainedNorms
+from gvm_ray.types import (
+    Allocation,
+    Float64Array,
+    FloatArray,
+    GradientParameters,
+    GroupOutcome,
+    Metrics,
+    Prompt,
+    TrainedNorms,
+)
 
 GroupSize = Annotated[int, Field(ge=2)]  # one sample alone has no reward variance
 
@@ -43,6 +52,20 @@ class RunShape:
     samples_per_prompt: int
     max_staleness: int
     checkpoint_every_steps: int
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 3072
+    prefill_price: float = 1.0  # generated tokens charged for a prefilled one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a run provides for an allocator."""
+
+    candidates: int  # prompts it is shown in a step; one that doesn't select samples all of them
+    states: PromptStatesConfig | None = None  # hidden states of the candidates
+    training_norms: bool = False  # gradient norms of every sample, measured while it is trained on
+    pilot_norms: GradientParameters | None = None  # the matrix in which a pilot's gradient is measured
+    block_steps: int = 1  # steps that share one allocation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +79,8 @@ class SmallestGroup:
 class AllocatorConfig(Settings, ABC):
     """The base of every allocator's settings."""
 
-    baseline_setting: ClassVar[str | None] = (
-        None  # name of one that, set, gives every prompt a baseline before sampling
-    )
+    # Name of a setting that, if true, gives every prompt a baseline before it is sampled.
+    baseline_setting: ClassVar[str | None] = None
 
     @property
     def knows_accept_rates(self) -> bool:
@@ -83,9 +105,9 @@ class AllocatorConfig(Settings, ABC):
         """How many times its budget a step may cost at most; whatever it draws is charged."""
         return 1
 
-    def num_candidates(self, prompts_per_step: int) -> int:
-        """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
-        return getattr(self, "candidates_per_step", None) or prompts_per_step
+    def needs(self, run: RunShape) -> Needs:
+        """What the run has to provide; the step's prompts and no more, unless a strategy says otherwise."""
+        return Needs(candidates=run.prompts_per_step)
 
     def check_fits(self, run: RunShape) -> None:
         """Refuse a run whose budget these settings can't spend.

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gvm_ray.allocators.base import Allocator, AllocatorConfig, OptionalPromptStates, RunShape
+from gvm_ray.allocators.base import Allocator, AllocatorConfig, Needs, OptionalPromptStates, RunShape
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.functional.import_path import import_object
 from gvm_ray.settings import Count
@@ -31,6 +31,14 @@ class CustomAllocatorConfig(AllocatorConfig):
     def knows_accept_rates(self) -> bool:
         """As its reports say, which is checked when they come."""
         return True
+
+    def needs(self, run: RunShape) -> Needs:
+        """As the settings say."""
+        return Needs(
+            candidates=self.candidates_per_step or run.prompts_per_step,
+            states=self.states,
+            training_norms=self.training_gradient_norms,
+        )
 
     def smallest_group(self, run: RunShape) -> None:
         """Its own code decides; `groups/alone` counts what comes of it."""

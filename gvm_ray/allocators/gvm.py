@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from gvm_ray.allocators.base import Allocator, AllocatorConfig, Report, Rounds, RunShape, SmallestGroup, Step
+from gvm_ray.allocators.base import Allocator, AllocatorConfig, Needs, Report, Rounds, RunShape, SmallestGroup, Step
 from gvm_ray.allocators.memory import PromptMemory
 from gvm_ray.allocators.selection import sample_indices
 from gvm_ray.exceptions import ConfigError
@@ -55,6 +55,12 @@ class GVMAllocatorConfig(AllocatorConfig):
     def knows_accept_rates(self) -> bool:
         """From the pilots."""
         return True
+
+    def needs(self, run: RunShape) -> Needs:
+        """Norms of the pilots, for a block of steps."""
+        return Needs(
+            candidates=run.prompts_per_step, pilot_norms=self.gradient_parameters, block_steps=self.block_steps
+        )
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
         """Reused pilots are part of every group."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from gvm_ray.allocators.base import (
     Allocator,
     AllocatorConfig,
+    Needs,
     OptionalPromptStates,
     PromptStatesConfig,
     Report,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from gvm_ray.allocators.predictor import PromptEstimates
 
 _ALPHA, _BETA = 1e-3, 2.0  # GVM's defaults
+_CANDIDATES_PER_PROMPT = 16  # of prompts_per_step
+_FREE_CANDIDATES = 1024  # which take a few milliseconds to predict
 
 
 Score = Literal["gradient_deviation", "norm_neyman", "neyman", "log_neyman", "gvm"]
@@ -65,6 +68,16 @@ class _PredictiveConfig(AllocatorConfig):
     states: OptionalPromptStates = PromptStatesConfig()
     predictor: PredictorConfig = PredictorConfig()
     training_gradient_norms: bool = True
+
+    def needs(self, run: RunShape) -> Needs:
+        """Hidden states to predict from, and norms out of training."""
+        return Needs(
+            candidates=self.num_candidates(run), states=self.states, training_norms=self.training_gradient_norms
+        )
+
+    def num_candidates(self, run: RunShape) -> int:
+        """Prompts to choose from; those of the step, where it doesn't select."""
+        return run.prompts_per_step
 
     @property
     def knows_accept_rates(self) -> bool:
@@ -169,7 +182,10 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
 
     type: Literal["gvm_pool"] = "gvm_pool"
     score: Score = "norm_neyman"
-    candidates_per_step: Count = 1024  # of the training set; all of it where it has fewer
+    # Prompts that it is shown in a step; the whole training set where that has fewer. None = 16 prompts_per_step, or
+    # fewer, so that prefilling them is charged no more than the step's samples, where prompts and responses all have
+    # max_tokens; but twice as many as it can make groups. Without states, which cost nothing, 1024 or more.
+    candidates_per_step: Count | None = None
     group_size: Count = 4  # a prompt gets none, or at least so many samples
     max_samples: Count | None = None
     # Advantage (r - b) / s with the mean b and deviation s of the reward that are predicted, also in a group of one:
@@ -177,6 +193,20 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
     predicted_baseline: bool = False
     undo_selection: bool = False  # weight prompts by the inverse of their chance to be chosen
     undo_selection_cap: Annotated[float, Field(ge=1)] = 5.0  # largest such weight
+
+    def num_candidates(self, run: RunShape) -> int:
+        """As `candidates_per_step` says."""
+        if self.candidates_per_step is not None:
+            return self.candidates_per_step
+        budget = run.prompts_per_step * run.samples_per_prompt
+        fewest = max(run.prompts_per_step, 2 * (budget // self.group_size))  # else there is nothing to select
+        most = max(_CANDIDATES_PER_PROMPT * run.prompts_per_step, fewest)
+        if self.states is None:
+            return max(most, _FREE_CANDIDATES)
+        if not run.prefill_price:
+            return most
+        paid = budget * run.max_response_tokens / (run.max_prompt_tokens * run.prefill_price)
+        return min(max(int(paid), fewest), most)
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
         """A prompt gets none, or at least so many."""
@@ -305,7 +335,7 @@ def _weight_metrics(weights: Float64Array) -> Metrics:
 
 
 def score(name: Score, accept_rates: Float64Array, estimates: "PromptEstimates") -> Float64Array:
-    """[P] by the name of the rule; see `config.predictive_allocators`."""
+    """[P] by the name of the rule; see `GVMPoolAllocatorConfig`."""
     match name:
         case "gradient_deviation":
             return gradient_deviation(accept_rates, estimates.accepted_norms, estimates.rejected_norms)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gvm_ray.allocators.base import AllocatorConfig, GroupSize, RunShape, SmallestGroup
+from gvm_ray.allocators.base import AllocatorConfig, GroupSize, Needs, RunShape, SmallestGroup
 from gvm_ray.settings import Count
 from gvm_ray.types import GroupOutcome
 
@@ -18,6 +18,10 @@ class CandidateAllocatorConfig(AllocatorConfig):
     candidates_per_step: Count | None = None
     group_size: GroupSize = 8  # n of a selected prompt; the budget's left-over samples go one each to the first
 
+    def needs(self, run: RunShape) -> Needs:
+        """Candidates to select from."""
+        return Needs(candidates=self.candidates_per_step or run.prompts_per_step)
+
     def smallest_group(self, run: RunShape) -> SmallestGroup:
         """All are alike."""
         return SmallestGroup(setting="allocator.group_size", value=self.group_size)
@@ -25,7 +29,7 @@ class CandidateAllocatorConfig(AllocatorConfig):
     def check_fits(self, run: RunShape) -> None:
         """There is a group to sample, and a candidate to leave out."""
         budget = run.prompts_per_step * run.samples_per_prompt
-        groups, candidates = budget // self.group_size, self.num_candidates(run.prompts_per_step)
+        groups, candidates = budget // self.group_size, self.needs(run).candidates
         if groups == 0:
             raise ValueError(
                 f"allocator.group_size={self.group_size} is above the step's budget of {budget} samples; "

@@ -16,6 +16,7 @@ from gvm_ray.arena.slot import SharedPrompts, Slot
 from gvm_ray.arena.tables import write_tables
 from gvm_ray.config import ArenaConfig, RunConfig
 from gvm_ray.config.arena import Phase
+from gvm_ray.reporting.run_folder import RAY_LOG
 from gvm_ray.run import run_to_end
 
 Say = Callable[[str], None]
@@ -85,7 +86,8 @@ def compare(
             f"'{setting}/{arena.baseline}/*'"
         )
     if waiting:
-        with connected(_for_all_slots(waiting[0].config, num_slots=arena.num_slots)):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with connected(_for_all_slots(waiting[0].config, num_slots=arena.num_slots), ray_log=folder.path / RAY_LOG):
             run_to_end(_run_all(waiting, folder=folder, num_slots=arena.num_slots, say=say))
     return report(arena, arena_folder=arena_folder, phase=phase)
 

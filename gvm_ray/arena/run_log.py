@@ -1,5 +1,6 @@
 """What a run of a comparison leaves: its learning curve, its costs, and how well the allocator predicted."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ import numpy as np
 
 from gvm_ray.arena.records import Calibration, Evaluation, RunCosts
 from gvm_ray.evaluation.evaluator import HeldOutEvaluator
+from gvm_ray.exceptions import SystemFailure
 from gvm_ray.functional.calibration import brier_score, reliability_bins
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.sample_text import SampleText
@@ -23,11 +25,17 @@ class ManyTests:
     log: "CurveLog"
 
     async def evaluate(self) -> Metrics:
-        """`eval/accuracy/<test>` of each."""
+        """`eval/accuracy/<test>` of each.
+
+        Raises:
+            SystemFailure: no sample of a test was scored, so that there is nothing to compare.
+        """
         with self.log.apart():
-            return {
-                f"eval/accuracy/{name}": (await test.evaluate())["eval/accuracy"] for name, test in self.tests.items()
-            }
+            values = {name: (await test.evaluate())["eval/accuracy"] for name, test in self.tests.items()}
+        for name, value in values.items():
+            if math.isnan(value):
+                raise SystemFailure(f"none of the samples of test {name!r} was scored; the reward actors' log says why")
+        return {f"eval/accuracy/{name}": value for name, value in values.items()}
 
 
 @dataclass(kw_only=True)

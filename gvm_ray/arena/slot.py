@@ -23,9 +23,9 @@ from gvm_ray.exceptions import ConfigError
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.launch import make_evaluator, prompt_stream, sharing, start_allocator, start_pools, warm_start
 from gvm_ray.loop import System, train
+from gvm_ray.model_files import model_files, weights_digest
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.prepare import Prepared, find_base_model, prepare
-from gvm_ray.pretrained import weights_digest
+from gvm_ray.prepare import Prepared, check_date, find_base_model, prepare
 from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.types import CheckpointState
 
@@ -72,6 +72,7 @@ class Slot:
         if find_base_model(run.base, run_dir=self._base_folder(run)).warm_start_folder is None:
             return
         prepared = prepare(run.base, run_dir=self._base_folder(run))
+        check_date(run.base, prepared.tokenizer)
         warm = await self._started(run.base, prepared)
         await warm.learners.reset(run.base, base_path=prepared.base.path, token_loss=token_loss(run.base.algorithm))
         await warm_start(run.base, prepared, warm.learners)
@@ -153,11 +154,9 @@ class Slot:
         folder = self._base_folder(run)
         base = find_base_model(run.base, run_dir=folder).path
         config, train_test = (_started_from(base, each) for each in (run.config, run.train_test))
-        return (
-            config,
-            prepare(config, run_dir=folder, load=self._load),
-            prepare(train_test, run_dir=folder, load=self._load),
-        )
+        prepared = prepare(config, run_dir=folder, load=self._load)
+        check_date(config, prepared.tokenizer)
+        return config, prepared, prepare(train_test, run_dir=folder, load=self._load)
 
     async def _started(self, config: RunConfig, prepared: Prepared) -> _Warm:
         """What is up, if it serves this run too; else it is stopped and the right thing started."""
@@ -197,7 +196,7 @@ def _started_from(base_path: str, config: RunConfig) -> RunConfig:
 
 def _warm_key(config: RunConfig, prepared: Prepared) -> str:
     """Equal for runs that the same actors can serve: only weights, losses, prompts and allocators differ."""
-    architecture = Path(prepared.base.path, "config.json").read_text(encoding="utf-8")
+    files = model_files(prepared.base.path, revision=prepared.base.revision, weights=False)
     learner = config.learner.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker", "dtype"})
     parts = (
         config.cluster.placement,
@@ -206,4 +205,4 @@ def _warm_key(config: RunConfig, prepared: Prepared) -> str:
         learner,
         prepared.max_model_len,
     )
-    return json.dumps([architecture, config.sampling.max_tokens, *parts], sort_keys=True, default=str)
+    return json.dumps([files, config.sampling.max_tokens, *parts], sort_keys=True, default=str)

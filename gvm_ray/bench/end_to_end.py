@@ -12,8 +12,10 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +32,7 @@ from gvm_ray.envs import load_tasks
 from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.prepare import find_base_model
 from gvm_ray.reporting import RunFolder, read_rows
+from gvm_ray.reporting.progress import EVERY_S, ProgressLines
 from gvm_ray.run import train
 
 PROMPTS_PER_STEP = 32
@@ -63,6 +66,12 @@ WARM_START = {
 }
 
 
+Say = Callable[[str], None]
+
+
+def _tell_nobody(line: str) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """What every trainer is given."""
@@ -80,7 +89,7 @@ class RunFigures:
     mean_completion_tokens: float  # the same for all, or the figures can't be compared
 
 
-def measure(options: BenchOptions) -> list[BenchRow]:
+def measure(options: BenchOptions) -> Iterator[BenchRow]:
     """Completions/s in steady state for each engine and staleness; the floor is TRL's mean of just before and after.
 
     Raises:
@@ -91,15 +100,16 @@ def measure(options: BenchOptions) -> list[BenchRow]:
     with tempfile.TemporaryDirectory(prefix="gvm-ray-bench-") as folder:
         case = prepare_case(Path(folder), num_steps=WARM_UP_STEPS + (2 if options.quick else 10))
         engines = dict.fromkeys((resolve_engine(EngineConfig()), "transformers"))
-        rows = []
-        peer = run_trl(options.trl_python, case) if options.trl_python else None
-        for engine, staleness in itertools.product(engines, stalenesses):
-            ours = run_ours(case_config(case, engine=engine, max_staleness=staleness))
-            later = run_trl(options.trl_python, case) if options.trl_python else None
+        cases = list(itertools.product(engines, stalenesses))
+        peer = run_trl(options.trl_python, case, say=options.say) if options.trl_python else None
+        for number, (engine, staleness) in enumerate(cases, start=1):
+            name = f"{engine}, max_staleness {staleness}"
+            options.say(f"  run {number} of {len(cases)}, {case.num_steps} steps: {name}")
+            ours = run_ours(case_config(case, engine=engine, max_staleness=staleness), say=options.say)
+            later = run_trl(options.trl_python, case, say=options.say) if options.trl_python else None
             peers = [figures for figures in (peer, later) if figures is not None]
-            rows += _rows(f"{engine}, max_staleness {staleness}", ours, peers)
+            yield from _rows(name, ours, peers)
             peer = later
-    return rows
 
 
 def _rows(name: str, ours: RunFigures, peers: Sequence[RunFigures]) -> list[BenchRow]:
@@ -133,10 +143,11 @@ def prepare_case(folder: Path, *, num_steps: int) -> Case:
     lines = [json.dumps({"prompt": task.problem, "answer": task.answer}) for task in tasks]
     prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
     values = _values(folder) | {"name": "warm-start", "warm_start": WARM_START, "engine": {"type": "transformers"}}
+    values["reporting"] = values["reporting"] | {"progress": True}
     config = parse_config(values)
     base = find_base_model(config, run_dir=folder)
     if base.warm_start_folder is not None:
-        with _quiet():
+        with contextlib.redirect_stdout(sys.stderr):  # its lines say how far it is
             train(config)
         base = find_base_model(config, run_dir=folder)
     return Case(model=Path(base.path), prompts=prompts, num_steps=num_steps)
@@ -160,10 +171,11 @@ def case_config(case: Case, *, engine: str, max_staleness: int) -> RunConfig:
     return parse_config(values)
 
 
-def run_ours(config: RunConfig) -> RunFigures:
+def run_ours(config: RunConfig, *, say: Say = _tell_nobody) -> RunFigures:
     """The figures of a whole run: samples of a step by the median seconds of a step after the warm-up steps."""
+    lines = ProgressLines(f"  {config.name}, steps", config.num_steps, say=say)
     with _quiet():
-        train(config, overwrite=True)
+        train(config, overwrite=True, callbacks=[lambda step, metrics: lines.at(step + 1)])
     rows = read_rows(RunFolder(Path(config.runs_dir) / config.name).metrics)
     # The first step is left out in any case: the time before it is the start's.
     seconds = [later["time_s"] - earlier["time_s"] for earlier, later in pairwise(rows)]
@@ -173,7 +185,7 @@ def run_ours(config: RunConfig) -> RunFigures:
     )
 
 
-def run_trl(python: str, case: Case) -> RunFigures:
+def run_trl(python: str, case: Case, *, say: Say = _tell_nobody) -> RunFigures:
     """TRL's figures on the case, from the benchmark script in the repository.
 
     Raises:
@@ -189,17 +201,35 @@ def run_trl(python: str, case: Case) -> RunFigures:
     environment = os.environ | {"OMP_NUM_THREADS": str(NUM_THREADS), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("PYTHONPATH", None)  # of this interpreter, not of the other
     command = [python, str(script), str(case.model), str(case.prompts), *arguments]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    except OSError as error:
-        raise ConfigError(f"--trl-python {python!r} can't be run ({error}); write the path of a Python") from error
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+    say(f"  TRL, {case.num_steps} steps")
+    output, errors, code = _output_of(command, environment, say=say)
+    if code:
+        last = (errors.strip().splitlines() or ["no message"])[-1]
         raise SystemFailure(f"TRL's run in {python!r} failed: {last}; {script.name} says what it needs installed")
-    figures = json.loads(result.stdout.strip().splitlines()[-1])
+    figures = json.loads(output.strip().splitlines()[-1])
     return RunFigures(
         completions_per_s=figures["completions_per_s"], mean_completion_tokens=figures["mean_completion_tokens"]
     )
+
+
+def _output_of(command: Sequence[str], environment: Mapping[str, str], *, say: Say) -> tuple[str, str, int]:
+    """What a command printed, its errors and its exit code; it is told now and then for how long it has run."""
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+    except OSError as error:
+        raise ConfigError(f"--trl-python {command[0]!r} can't be run ({error}); write the path of a Python") from error
+    start = time.monotonic()
+    with process:
+        while True:
+            try:
+                output, errors = process.communicate(timeout=EVERY_S)
+                return output, errors, process.returncode
+            except subprocess.TimeoutExpired:
+                say(f"  TRL, {time.monotonic() - start:.0f} s so far")
+            except BaseException:
+                process.kill()
+                raise
 
 
 def _values(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Per-sample gradient norms by the ghost-norm pass, beside one backward pass a sample."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,8 +9,9 @@ from torch import Tensor
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions
 from gvm_ray.bench.timing import compare
-from gvm_ray.learner.policy import GradientParameters, PolicyModule, sample_gradient_norms
+from gvm_ray.learner.policy import PolicyModule, sample_gradient_norms
 from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples
+from gvm_ray.types import GradientParameters
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 16, 64
 CASES: tuple[tuple[bool, GradientParameters], ...] = (
@@ -18,14 +21,12 @@ CASES: tuple[tuple[bool, GradientParameters], ...] = (
 )
 
 
-def measure(options: BenchOptions) -> list[BenchRow]:
+def measure(options: BenchOptions) -> Iterator[BenchRow]:
     """Samples/s at two vocabularies, of a shared embedding and of each matrix where the two are apart."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     num_samples, repeats = (4, 2) if options.quick else (16, 5)
-    return [
-        _row(policy_case, device=device, num_samples=num_samples, repeats=repeats)
-        for policy_case in ((size, *case) for size in (32_000, 152_000) for case in CASES)
-    ]
+    for policy_case in ((size, *case) for size in (32_000, 152_000) for case in CASES):
+        yield _row(policy_case, device=device, num_samples=num_samples, repeats=repeats)
 
 
 def _row(

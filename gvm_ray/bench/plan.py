@@ -1,7 +1,7 @@
 """Deciding who gets how many samples: from a thousand prompts to a million, and the default's whole step."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,26 +19,23 @@ SAMPLES_PER_PROMPT = 8
 HIDDEN_SIZE = 1536  # of a 1.5B model
 
 
-def measure(options: BenchOptions) -> list[BenchRow]:
+def measure(options: BenchOptions) -> Iterator[BenchRow]:
     """Milliseconds from prompts to an `Allocation`, beside a proportional split in numpy that is rounded down."""
     sizes = (10**3, 10**4) if options.quick else (10**3, 10**4, 10**5, 10**6)
-    rows = []
     for num_prompts in sizes:
         repeats = 3 if num_prompts >= 10**5 else 9
         prompts = make_prompts(num_prompts)
         for name, plan in plans(prompts).items():
             ours, bare = compare(plan, lambda: rounded_down(prompts), repeats=repeats)  # noqa: B023
-            rows.append(
-                BenchRow(
-                    name=f"{name}, {num_prompts:,} prompts",
-                    value=ours * 1e3,
-                    unit="ms",
-                    floor=bare * 1e3,
-                    floor_name="numpy split, rounded down (loses up to a sample a prompt)",
-                    higher_is_better=False,
-                )
+            yield BenchRow(
+                name=f"{name}, {num_prompts:,} prompts",
+                value=ours * 1e3,
+                unit="ms",
+                floor=bare * 1e3,
+                floor_name="numpy split, rounded down (loses up to a sample a prompt)",
+                higher_is_better=False,
             )
-    return [*rows, *pool_rows(options)]
+    yield from pool_rows(options)
 
 
 def pool_rows(options: BenchOptions) -> list[BenchRow]:

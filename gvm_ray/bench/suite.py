@@ -3,8 +3,8 @@
 import importlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from gvm_ray.bench.rows import BenchRow
@@ -22,6 +22,7 @@ class BenchOptions:
 
     quick: bool = False  # smaller cases and fewer repeats: does it run, and is the order of magnitude right
     trl_python: str | None = None  # interpreter of an environment with TRL, the peer of the end-to-end part
+    say: Callable[[str], None] = field(default=lambda line: None, repr=False)  # told how far a part is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class PartResult:
     error: str | None = None
 
 
-Measure = Callable[[BenchOptions], Sequence[BenchRow]]
+Measure = Callable[[BenchOptions], Iterable[BenchRow]]
 
 
 def part_names() -> tuple[str, ...]:
@@ -66,7 +67,7 @@ def run_parts(
 
     Args:
         names: as `select` gave them.
-        options: for every part.
+        options: for every part; each figure is told to `say` as it comes.
         on_start: called with the name of each part before it runs.
         measures: functions to use instead of the parts' own.
     """
@@ -74,13 +75,17 @@ def run_parts(
     for name in names:
         on_start(name)
         start = time.perf_counter()
+        rows: list[BenchRow] = []
+        error: str | None = None
         try:
             measure = measures[name] if measures is not None else _measure_of(name)
-            rows, error = tuple(measure(options)), None
+            for row in measure(options):
+                rows.append(row)
+                options.say(f"  {row.name}: {row.value:,.4g} {row.unit}")
         except Exception as raised:  # one part's fault must not cost the figures of the others
             logging.getLogger(__name__).exception("benchmark %s failed", name)
-            rows, error = (), f"{type(raised).__name__}: {raised}"
-        results.append(PartResult(name=name, rows=rows, seconds=time.perf_counter() - start, error=error))
+            error = f"{type(raised).__name__}: {raised}"
+        results.append(PartResult(name=name, rows=tuple(rows), seconds=time.perf_counter() - start, error=error))
     return results
 
 

@@ -1,6 +1,5 @@
 """The figures for people (Markdown) and for programs (JSON), with the machine, day and versions they hold for."""
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import PartResult
+from gvm_ray.reporting.json_text import json_text
 from gvm_ray.reporting.summary import package_versions
 
 
@@ -82,7 +82,7 @@ class BenchReport:
             "versions": self.versions,
             "parts": parts,
         }
-        return json.dumps(values, indent=2, allow_nan=False) + "\n"
+        return json_text(values, indent=2) + "\n"
 
     def write(self, folder: Path) -> list[Path]:
         """bench.md and bench.json in a folder, which is made where it is missing; returns their paths."""

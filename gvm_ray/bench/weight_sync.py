@@ -1,6 +1,6 @@
 """New weights from the learners into the object store, and read back as views, beside one plain copy of the bytes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -14,17 +14,14 @@ from gvm_ray.bench.timing import compare
 NamedTensors = list[tuple[str, torch.Tensor]]
 
 
-def measure(options: BenchOptions) -> list[BenchRow]:
+def measure(options: BenchOptions) -> Iterator[BenchRow]:
     """MB/s of publishing and fetching some large and many small tensors; needs memory for four times the largest case.
 
     Starts a local Ray where none runs.
     """
     with local_cluster(object_store_mb=3 * 2**10):
-        return [
-            row
-            for num_tensors, tensor_bytes in ((200, 2**20 if options.quick else 5 * 2**20), (2000, 2**14))
-            for row in sync_rows(named_tensors(num_tensors, tensor_bytes), repeats=3 if options.quick else 7)
-        ]
+        for num_tensors, tensor_bytes in ((200, 2**20 if options.quick else 5 * 2**20), (2000, 2**14)):
+            yield from sync_rows(named_tensors(num_tensors, tensor_bytes), repeats=3 if options.quick else 7)
 
 
 def named_tensors(num_tensors: int, tensor_bytes: int) -> NamedTensors:

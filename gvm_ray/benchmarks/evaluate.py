@@ -11,15 +11,16 @@ from gvm_ray.actors.pools import fetch_groups
 from gvm_ray.benchmarks.files import Benchmark, find_benchmarks
 from gvm_ray.benchmarks.report import BenchmarkReport
 from gvm_ray.benchmarks.results import BenchmarkResult, ModelResult, PromptSamples
-from gvm_ray.benchmarks.samples import SampleFile, writing
+from gvm_ray.benchmarks.samples import SampleFile, earlier_date, writing
 from gvm_ray.benchmarks.sampling import Work, sample_missing
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.benchmarks import benchmark_defaults
 from gvm_ray.envs.prompt_set import PromptSets, load_prompts
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.launch import make_evaluator, start_pools
-from gvm_ray.prepare import Prepared, prepare
-from gvm_ray.pretrained import weights_digest
+from gvm_ray.model_files import model_files
+from gvm_ray.prepare import Prepared, prepare, with_date
+from gvm_ray.reporting.run_folder import RAY_LOG
 from gvm_ray.run import evaluation_config, run_to_end
 from gvm_ray.types import Prompt, RolloutGroup
 
@@ -34,6 +35,7 @@ class _Model:
     path: str
     config: RunConfig
     prepared: Prepared
+    settings: Mapping[str, Any]  # that decide what the samples are
     work: Mapping[str, Work]
     num_too_long: Mapping[str, int]
 
@@ -74,7 +76,7 @@ def evaluate_benchmarks(
     checked = [_checked(name, path, found, config=config, folder=folder) for name, path in named.items()]
     waiting = [model for model in checked if any(work.missing for work in model.work.values())]
     if waiting:
-        with connected(waiting[0].config, learners=False):
+        with connected(waiting[0].config, learners=False, ray_log=folder / RAY_LOG):
             for model in waiting:
                 run_to_end(_sample(model))
     report = BenchmarkReport(models=tuple(map(_result, checked)), settings=_shown_settings(checked[0]))
@@ -107,15 +109,12 @@ def _name_of(model: str) -> str:
 
 def _checked(name: str, path: str, benchmarks: Sequence[Benchmark], *, config: RunConfig, folder: Path) -> _Model:
     """Everything that can be found wrong before an actor starts."""
-    own = evaluation_config(
-        config,
-        path,
-        {
-            "prompts": {"train": benchmarks[0].source.model_dump(), "eval": None},
-            "allocator": {"type": "uniform"},
-            "prompts_per_step": 1,
-        },
-    )
+    changes = {
+        "prompts": {"train": benchmarks[0].source.model_dump(), "eval": None},
+        "allocator": {"type": "uniform"},
+        "prompts_per_step": 1,
+    }
+    own = with_date(evaluation_config(config, path, changes), earlier=earlier_date(folder))
     sets: dict[str, PromptSets] = {}
 
     def load(settings: Any, *arguments: Any, **named_arguments: Any) -> PromptSets:
@@ -128,16 +127,24 @@ def _checked(name: str, path: str, benchmarks: Sequence[Benchmark], *, config: R
     for benchmark, prompts in sets.items():
         print("\n".join(prompts.report.train.lines(benchmark)), flush=True)
     settings = _settings(own, path, prepared)
+    files = {
+        each.name: SampleFile(folder / name / each.name, settings=settings, num_samples=own.evaluation.num_samples)
+        for each in benchmarks
+    }
+    for each, prompts in sets.items():
+        files[each].check_prompts(prompts.train)
     work = {
         each.name: Work(
             label=f"{name} on {each.name}",
             prompts=[_described(prompt, each) for prompt in sets[each.name].train[: own.evaluation.num_prompts]],
-            file=SampleFile(folder / name / each.name, settings=settings, num_samples=own.evaluation.num_samples),
+            file=files[each.name],
         )
         for each in benchmarks
     }
     num_too_long = {each: len(prompts.report.train.too_long_ids) for each, prompts in sets.items()}
-    return _Model(name=name, path=path, config=own, prepared=prepared, work=work, num_too_long=num_too_long)
+    return _Model(
+        name=name, path=path, config=own, prepared=prepared, settings=settings, work=work, num_too_long=num_too_long
+    )
 
 
 def _described(prompt: Prompt, benchmark: Benchmark) -> Prompt:
@@ -152,16 +159,17 @@ def _described(prompt: Prompt, benchmark: Benchmark) -> Prompt:
 
 
 def _settings(config: RunConfig, model: str, prepared: Prepared) -> dict[str, Any]:
-    """All that decides what a prompt's samples are."""
+    """All that decides what a prompt's samples are, besides the prompt itself."""
     return {
-        "model": f"weights {weights_digest(model)}" if Path(model).is_dir() else model,
-        "engine": prepared.engine_kind,
+        "model": model_files(model),
+        "engine": prepared.engine_kind if config.engine.path is None else config.engine.path,
         "dtype": config.engine.dtype,
         "template": config.prompts.template.model_dump(mode="json"),
         "num_samples": config.evaluation.num_samples,
         "temperature": config.evaluation.temperature,
         "top_p": config.evaluation.top_p,
         "max_tokens": config.sampling.max_tokens,
+        "environment": config.environment.model_dump(mode="json"),
         "rewards": [term.model_dump(mode="json") for term in config.rewards.terms],
         "seed": config.seed,
     }
@@ -169,7 +177,7 @@ def _settings(config: RunConfig, model: str, prepared: Prepared) -> dict[str, An
 
 def _shown_settings(model: _Model) -> dict[str, Any]:
     """The settings that all models share, for a reader."""
-    settings = _settings(model.config, model.path, model.prepared)
+    settings = model.settings
     template = settings["template"]
     return {
         "samples": settings["num_samples"],

@@ -1,7 +1,6 @@
 """An evaluation on benchmarks as JSON and CSV for programs, and as Markdown and a figure for people."""
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from gvm_ray.benchmarks.results import BenchmarkResult, ModelResult
 from gvm_ray.evaluation import EvaluationResult
 from gvm_ray.functional.bootstrap import MIN_SEEDS, Estimate
+from gvm_ray.reporting.json_text import json_text
 from gvm_ray.reporting.plots import add_axes, new_figure, save_figure
 
 _COLUMNS = ("model", "benchmark", "group", "value", "metric", "num_prompts", "mean", "low", "high")
@@ -42,7 +42,7 @@ class BenchmarkReport:
     def write(self, folder: Path) -> list[Path]:
         """results.json, results.csv, results.md and results.png; returns their paths."""
         paths = [folder / f"results.{kind}" for kind in ("json", "csv", "md", "png")]
-        paths[0].write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+        paths[0].write_text(json_text(self.as_dict(), indent=2) + "\n", encoding="utf-8")
         with paths[1].open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(_COLUMNS)
@@ -171,7 +171,7 @@ def _detail_cells(result: BenchmarkResult) -> dict[str, str]:
         **{name: _percent(each.mean, (each.low, each.high)) for name, each in overall.metrics.items()},
         "mean tokens": f"{result.mean_tokens:.0f}",
         "truncated": _percent(result.truncated, None),
-        "nothing boxed": _percent(result.unanswered, None),
+        "no answer": _percent(result.unanswered, None),
         "unscored": _percent(overall.num_unscored / num_samples, None),
     }
 

@@ -8,6 +8,7 @@ import numpy as np
 from gvm_ray.benchmarks.samples import Sample
 from gvm_ray.evaluation import EvaluationResult
 from gvm_ray.functional.bootstrap import Estimate, estimate_mean
+from gvm_ray.rewards.votes import merged_votes
 
 # The averages of the paper (arXiv 2505.02391): each benchmark has the same weight, whatever its size.
 _AVERAGES = {
@@ -37,7 +38,7 @@ class BenchmarkResult:
     num_too_long: int  # prompts of the file that were left out: more tokens than prompts.max_tokens
     mean_tokens: float  # of a response
     truncated: float  # share of the samples
-    unanswered: float  # share of the samples that box nothing
+    unanswered: float  # share of the samples that give no answer
 
     @classmethod
     def of(
@@ -49,10 +50,13 @@ class BenchmarkResult:
             SystemFailure: no sample was scored.
         """
 
+        merged = merged_votes([[sample.answer for sample in prompt.samples] for prompt in prompts])
+        votes = {prompt.prompt_id: of_prompt for prompt, of_prompt in zip(prompts, merged, strict=True)}
+
         def result(part: Sequence[PromptSamples]) -> EvaluationResult:
             return EvaluationResult.of_rewards(
                 [_rewards(prompt) for prompt in part],
-                answers=[[sample.answer for sample in prompt.samples] for prompt in part],
+                answers=[votes[prompt.prompt_id] for prompt in part],
                 accept_threshold=accept_threshold,
                 seed=seed,
             )

@@ -1,15 +1,17 @@
 """The samples of one model on one benchmark, in a file that grows with every piece of prompts that is finished."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from gvm_ray.evaluation import final_answer
 from gvm_ray.exceptions import ConfigError, DataError, SystemFailure, free_space
-from gvm_ray.types import FinishReason, RolloutGroup
+from gvm_ray.origins import differences, prompt_digest
+from gvm_ray.types import FinishReason, Prompt, RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,7 @@ class Sample:
 
     sample_index: int
     reward: float | None  # None = unscored
-    answer: str | None  # what it boxes last
+    answer: str | None  # its final answer, boxed or not
     num_tokens: int
     finish_reason: FinishReason
 
@@ -43,7 +45,28 @@ class SampleFile:
             folder.mkdir(parents=True, exist_ok=True)
             _check_settings(folder / "settings.json", json.loads(json.dumps(settings)))
             rows = self._finished_rows()
+        # prompt_id -> digest of the prompt
+        self._prompts: dict[str, str] = {
+            prompt_id: of_prompt[0].get("prompt", "") for prompt_id, of_prompt in rows.items()
+        }
         self.finished = {prompt_id: tuple(_sample(row) for row in of_prompt) for prompt_id, of_prompt in rows.items()}
+
+    def check_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Compare the prompts with those that were sampled under the same ids.
+
+        Raises:
+            ConfigError: one reads otherwise now, or has another gold answer.
+        """
+        changed = [
+            prompt.prompt_id
+            for prompt in prompts
+            if self._prompts.get(prompt.prompt_id) not in (None, "", prompt_digest(prompt))
+        ]
+        if changed:
+            raise ConfigError(
+                f"{str(self.path)!r} holds samples of {len(changed)} prompts that read otherwise now, or have another "
+                f"answer ({', '.join(changed[:3])} ...). Write another --output, or remove the folder"
+            )
 
     def append(self, groups: Sequence[RolloutGroup]) -> None:
         """Add the scored samples of some prompts, all of each. Several groups may be of one prompt.
@@ -57,6 +80,7 @@ class SampleFile:
         assert all(len(of_prompt) == self._num_samples for of_prompt in rows.values()), "prompts are finished whole"
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write("".join(_line(row) for of_prompt in rows.values() for row in of_prompt))
+        self._prompts |= {prompt_id: of_prompt[0].get("prompt", "") for prompt_id, of_prompt in rows.items()}
         self.finished |= {prompt_id: tuple(map(_sample, of_prompt)) for prompt_id, of_prompt in rows.items()}
 
     def _finished_rows(self) -> dict[str, list[dict[str, Any]]]:
@@ -90,6 +114,14 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def earlier_date(folder: Path) -> date | None:
+    """The day that the samples below a folder have in their prompts; None where they have none, or there are none."""
+    for file in sorted(folder.glob("*/*/settings.json")):
+        with suppress(ValueError, LookupError, TypeError):  # a broken file is told once its samples are asked for
+            return date.fromisoformat(json.loads(file.read_bytes())["template"]["date"])
+    return None
+
+
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or compare them with those that are there."""
     if not path.exists():
@@ -99,12 +131,10 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
         before = dict(json.loads(path.read_bytes()))
     except ValueError as error:
         raise DataError(f"{str(path)!r} is not JSON ({error}); remove its folder to sample anew") from error
-    changed = [name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)]
-    if changed:
-        differences = "; ".join(f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in changed)
+    if changed := differences(before, settings):
         raise ConfigError(
-            f"{str(path.parent)!r} holds samples that were drawn otherwise: {differences}. Write another --output, "
-            "give the model another name (NAME=MODEL), or remove the folder"
+            f"{str(path.parent)!r} holds samples that were drawn otherwise: {'; '.join(changed)}. Write another "
+            "--output, give the model another name (NAME=MODEL), or remove the folder"
         )
 
 
@@ -115,11 +145,16 @@ def _rows(group: RolloutGroup) -> Iterator[dict[str, Any]]:
         sample = Sample(
             sample_index=group.sample_indices[index],
             reward=None if reward != reward else reward,
-            answer=final_answer(text),
+            answer=final_answer(group.prompt.opened_tag + text, truncated=bool(group.truncated[index])),
             num_tokens=int(group.num_tokens[index]),
             finish_reason="length" if group.truncated[index] else "stop",
         )
-        yield {"prompt_id": group.prompt.prompt_id, **asdict(sample), "text": text}
+        yield {
+            "prompt_id": group.prompt.prompt_id,
+            "prompt": prompt_digest(group.prompt),
+            **asdict(sample),
+            "text": text,
+        }
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -37,10 +37,13 @@ def _bench(options: argparse.Namespace) -> int:
     names = select(options.names)
     from gvm_ray.bench.table import BenchReport, Machine
 
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)  # the tables alone go to the standard output
+
     results = run_parts(
         names,
-        BenchOptions(quick=options.quick, trl_python=options.trl_python),
-        on_start=lambda name: print(f"measuring {name} ...", file=sys.stderr, flush=True),
+        BenchOptions(quick=options.quick, trl_python=options.trl_python, say=say),
+        on_start=lambda name: say(f"measuring {name} ..."),
     )
     report = BenchReport(machine=Machine.here(), quick=options.quick, results=results)
     print(report.markdown())

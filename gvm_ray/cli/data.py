@@ -38,10 +38,28 @@ def _add_reading(prepare: argparse.ArgumentParser) -> None:
     reading.add_argument(
         "--layout", default="auto", metavar="NAME", help=f"one of {', '.join(get_args(LayoutName))} (default auto)"
     )
-    for name in ("prompt", "answer", "id", "rationale"):
+    prompt = reading.add_mutually_exclusive_group()
+    prompt.add_argument(
+        "--prompt-field",
+        metavar="FIELD",
+        help="of the prompt, instead of the layout's; here and below extra_info.question is a field in a field",
+    )
+    prompt.add_argument(
+        "--prompt-fields",
+        nargs="+",
+        dest="prompt_field",
+        metavar="FIELD",
+        help="of a prompt that stands in several, joined by a blank",
+    )
+    for name in ("answer", "id", "rationale"):
         reading.add_argument(f"--{name}-field", metavar="FIELD", help=f"of the {name}, instead of the layout's")
     reading.add_argument(
-        "--feature-fields", nargs="+", default=(), metavar="FIELD", help="kept as columns besides the layout's own"
+        "--feature-fields",
+        nargs="+",
+        default=(),
+        metavar="FIELD",
+        help="kept as columns besides the layout's own; one named as a column that every output has (prompt_id, "
+        "problem, answer, source, rationale) becomes raw_FIELD",
     )
     reading.add_argument(
         "--split",

@@ -38,6 +38,7 @@ def _train(options: argparse.Namespace) -> int:
 def describe(config: RunConfig) -> str:
     """What would run, in words: the resolved settings and the sizes that follow from them."""
     per_update = config.samples_per_step / config.algorithm.updates_per_batch
+    prefill = [] if config.prompt_states is None else [f"prefill          {describe_prefill(config)}"]
     return "\n".join(
         [
             config.model_dump_json(indent=2),
@@ -46,8 +47,24 @@ def describe(config: RunConfig) -> str:
             f"allocator        {config.allocator.type}",
             f"steps            {config.num_steps} of {config.prompts_per_step} prompts and "
             f"{config.samples_per_step} samples",
+            *prefill,
             f"updates          {config.algorithm.updates_per_batch} a step, about {per_update:g} samples each",
             f"engine           {config.engine.type}",
             f"new weights      by {config.weight_transfer()}",
         ]
     )
+
+
+def describe_prefill(config: RunConfig) -> str:
+    """Prompt tokens that a step prefills at most for the allocator's hidden states, beside those that it generates."""
+    candidates, prompt_tokens = config.candidates_per_step, config.prompts.max_tokens
+    prefilled = candidates * prompt_tokens
+    generated = config.samples_per_step * config.allocator.max_budget_factor * config.sampling.max_tokens
+    charged = config.prefill_price * prefilled
+    text = (
+        f"at most {candidates:,} prompts x {prompt_tokens:,} tokens = {prefilled:,} a step, charged as {charged:,.0f}; "
+        f"generated are at most {generated:,}"
+    )
+    if charged > generated and getattr(config.allocator, "candidates_per_step", None) is not None:
+        text += "; a lower allocator.candidates_per_step saves most of it"
+    return text

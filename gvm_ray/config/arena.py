@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Settings
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # also the name of a folder
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # also the name of a folder
 Overrides = dict[str, Any]  # nested as in the run's own TOML; a table whose `type` changes is replaced whole
 Phase = Literal["exploration", "confirmation"]
 

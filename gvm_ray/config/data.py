@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from gvm_ray.config.prompts import FieldNames
 from gvm_ray.settings import Count, Positive, Settings
 
 LayoutName = Literal["auto", "numina_math", "gsm8k", "math", "plain"]
@@ -19,11 +20,11 @@ class DataConfig(Settings):
     overwrite: bool = False  # make it anew although it is there
 
     layout: LayoutName = "auto"  # where problem and answer stand; "auto" looks at the fields of the first row
-    prompt_field: str | None = None  # these four take precedence over the layout's
+    prompt_field: FieldNames | None = None  # these four take precedence over the layout's
     answer_field: str | None = None
     id_field: str | None = None  # without it the id is a hash of the content
     rationale_field: str | None = None
-    feature_fields: tuple[str, ...] = ()  # kept besides the layout's own
+    feature_fields: tuple[str, ...] = ()  # kept besides the layout's own; `feature_columns` says where
     split: str = Field(default="train", min_length=1)  # of datasets, and of folders whose file names name splits
     subset: str | None = None  # of a dataset; of a local folder the folder in it
     limit: Count | None = None  # rows to read, of all sources together
@@ -48,12 +49,19 @@ class DataConfig(Settings):
             raise ValueError(f"output {value!r} isn't a .parquet file; write e.g. --output train.parquet")
         return value
 
-    @field_validator("feature_fields")
-    @classmethod
-    def _are_other_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if taken := OWN_COLUMNS & {*value}:
-            raise ValueError(f"{', '.join(sorted(taken))} can't be a feature: the output has a column of that name")
-        return value
+    @property
+    def feature_columns(self) -> dict[str, str]:
+        """Column of the output -> the field that it holds: `raw_source` for `source`, which the output has itself."""
+        return {f"raw_{field}" if field in OWN_COLUMNS else field: field for field in self.feature_fields}
+
+    @model_validator(mode="after")
+    def _features_have_columns_of_their_own(self) -> Self:
+        if lost := {*self.feature_fields} - {*self.feature_columns.values()}:
+            names = ", ".join(f"{field!r} as 'raw_{field}'" for field in sorted(lost))
+            raise ValueError(
+                f"feature_fields: the output has {names}, which is a feature too; leave out one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:

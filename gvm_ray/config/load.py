@@ -1,7 +1,7 @@
 """TOML files and `--set a.b=c` overrides to a RunConfig, with errors a person can act on."""
 
+import codecs
 import copy
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,17 +9,19 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from gvm_ray.config.arena import ArenaConfig
 from gvm_ray.config.data import DataConfig
 from gvm_ray.config.estimator import EstimatorConfig
+from gvm_ray.config.messages import explain, shown
 from gvm_ray.config.run import RunConfig
+from gvm_ray.config.schema import Place, classes_of, place_at, variants_of, with_default_types
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.settings import Settings
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=Settings)
 
-_SHOWN_CHARACTERS = 200  # of a wrong value, in a message
 _UNENCODABLE = re.compile("[\ud800-\udfff]")  # what Python makes of a command line's bytes that aren't UTF-8
 
 
@@ -44,7 +46,7 @@ def load_arena(path: str | Path, overrides: Iterable[str] = ()) -> ArenaConfig:
     Raises:
         ConfigError: as `load_config`.
     """
-    return _validated(ArenaConfig, _overridden(path, overrides), origin=str(path))
+    return _validated(ArenaConfig, _changed(ArenaConfig, read_toml(path), overrides), origin=str(path))
 
 
 def load_estimator(path: str | Path, overrides: Iterable[str] = ()) -> EstimatorConfig:
@@ -53,7 +55,7 @@ def load_estimator(path: str | Path, overrides: Iterable[str] = ()) -> Estimator
     Raises:
         ConfigError: as `load_config`.
     """
-    return _validated(EstimatorConfig, _overridden(path, overrides), origin=str(path))
+    return _validated(EstimatorConfig, _changed(EstimatorConfig, read_toml(path), overrides), origin=str(path))
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -63,29 +65,61 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         ConfigError: it is missing, unreadable or not TOML.
     """
     path = Path(path)
+    text = ""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError("it is in UTF-16")  # told below, as other encodings are
+        text = content.decode("utf-8-sig")  # editors on Windows write a byte order mark
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"config file {str(path)!r} doesn't exist; write the path of a .toml file") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}") from error
+        raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}{_line_of(error, text)}") from error
     except (OSError, ValueError, RecursionError) as error:  # also of brackets or digits without end
         raise ConfigError(
             f"config file {str(path)!r} can't be read ({error}); write the path of a TOML file in UTF-8"
         ) from error
 
 
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values with changes laid over them; a table whose `type` changes gives way whole."""
+def _line_of(error: tomllib.TOMLDecodeError, text: str) -> str:
+    """The line that the message is about, and what is most often wrong with one."""
+    number = re.search(r"at line (\d+)", str(error))
+    if number is None:
+        return ""
+    line = text.splitlines()[int(number[1]) - 1].strip()
+    hint = ""
+    if "Invalid value" in str(error):
+        hint = '; text stands in quotes, e.g. name = "run"'
+    elif "overwrite" in str(error) or "twice" in str(error):
+        hint = "; a table or setting stands once in a file"
+    return f", in {shown(line)}{hint}"
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any], *, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A run's nested values with changes laid over them; a table that becomes another variant gives way whole.
+
+    Args:
+        values: of the run, or of one of its tables.
+        changes: likewise.
+        above: the names of that table.
+    """
     result = dict(values)
     for key, change in changes.items():
-        below = result.get(key)
+        below, names = result.get(key), (*above, key)
         if isinstance(change, Mapping) and isinstance(below, Mapping):
-            other_variant = "type" in change and change["type"] != below.get("type")
-            result[key] = dict(change) if other_variant else merged(below, change)
+            result[key] = (
+                dict(change) if _is_other_variant(names, below, change) else merged(below, change, above=names)
+            )
         else:
             result[key] = change
     return result
+
+
+def _is_other_variant(names: tuple[str, ...], below: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
+    """Whether the change makes the table one of another class: where one serves all types, `type` is like others."""
+    changes_type = "type" in change and change["type"] != below.get("type")
+    return changes_type and len(classes_of(place_at(RunConfig, names).annotations)) != 1
 
 
 def parse_config(values: Mapping[str, Any], overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
@@ -94,7 +128,7 @@ def parse_config(values: Mapping[str, Any], overrides: Iterable[str] = (), *, or
     Raises:
         ConfigError: a setting is unknown, out of range or contradictory.
     """
-    return _validated(RunConfig, _changed(copy.deepcopy(dict(values)), overrides), origin=origin)
+    return _validated(RunConfig, _changed(RunConfig, values, overrides), origin=origin)
 
 
 def parse_data(values: Mapping[str, Any]) -> DataConfig:
@@ -106,27 +140,26 @@ def parse_data(values: Mapping[str, Any]) -> DataConfig:
     return _validated(DataConfig, values, origin="data prepare")
 
 
-def _overridden(path: str | Path, overrides: Iterable[str]) -> dict[str, Any]:
-    return _changed(read_toml(path), overrides)
-
-
-def _changed(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def _changed(model: type[Settings], values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The values, with the overrides applied to a copy of them."""
+    changed = copy.deepcopy(with_default_types(model, values))
     for override in overrides:
-        _apply_override(values, override)
-    return values
+        _apply_override(model, changed, override)
+    return changed
 
 
 def _validated(model: type[Model], values: Mapping[str, Any], *, origin: str) -> Model:
     try:
-        return model.model_validate(dict(values))
+        return model.model_validate(with_default_types(model, values))
     except ValidationError as error:
-        raise ConfigError(_explain(error, origin, model)) from None
+        raise ConfigError(explain(error, origin, model)) from None
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(model: type[Settings], values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    *parents, last = (name.strip() for name in key.split("."))
-    if not separator or not all((*parents, last)):
+    names = [name.strip() for name in key.split(".")]
+    *parents, last = names
+    if not separator or not all(names):
         raise ConfigError(f"--set {override!r} is not of the form a.b=c; write e.g. --set allocator.alpha=0.01")
     if _UNENCODABLE.search(override):
         raise ConfigError(f"--set {override!r} is not UTF-8; set the terminal to UTF-8, or write the value in the file")
@@ -134,65 +167,35 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for name in parents:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {override!r}: {name!r} is a value, not a table, in the config file")
-    if parents and last == "type" and table.get("type") != _parse_value(text):
+            raise ConfigError(
+                f"--set {override!r}: {name!r} is a value, not a table, in the config file"
+                + ("; write the whole list, in brackets" if isinstance(table, list) else "")
+            )
+    value = _parse_value(text, place_at(model, names))
+    if last == "type" and table.get("type", value) != value and variants_of(place_at(model, parents).annotations):
         table.clear()  # another variant: the fields of the old one don't belong to it
-    table[last] = _parse_value(text)
+    table[last] = value
 
 
-def _parse_value(text: str) -> Any:
-    """A TOML value where it parses as one, else the text itself (so that strings need no quotes)."""
-    if text.strip() in ("none", "None"):
+def _parse_value(text: str, place: Place) -> Any:
+    """Of a setting that takes text, the text as it stands, without quotes around all of it; of another one a TOML value
+    where it parses as one."""
+    text = text.strip()
+    value = _toml_value(text)
+    if place.takes_text and not isinstance(value, str):
+        return None if place.takes_none and value is None else text
+    return value
+
+
+def _toml_value(text: str) -> Any:
+    """None for "none", which TOML lacks; the text itself where it is no value."""
+    if text in ("none", "None"):
         return None
     try:
-        values = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):  # also of brackets or digits without end
-        return text.strip()
-    return values["value"] if len(values) == 1 else text.strip()
-
-
-def _explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
-    lines = [f"{origin}: {error.error_count()} problem(s)"]
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"]) or "(whole config)"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = f"unknown setting{_suggest(item['loc'], model)}"
-        elif item["type"] == "missing":
-            message = "required, but not given"
-        elif not message.startswith(where) and item["loc"] and not isinstance(item["input"], dict):
-            message = f"{message} (got {_shown(item['input'])})"
-        lines.append(f"  {where}: {message}")
-    return "\n".join(lines)
-
-
-def _shown(value: object) -> str:
-    """The value as Python writes it, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # TOML has hexadecimal numbers of any length, Python writes at most 4,300 digits
-        text = "a number of more than 4,300 digits"
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
-
-
-def _suggest(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """A near name, or the list of names, that the table at `location` knows."""
-    known = sorted(_field_names(model))
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near and near[0] != location[-1] else ""
-
-
-def _field_names(model: type[BaseModel]) -> set[str]:
-    names: set[str] = set()
-    pending: list[Any] = [model]
-    seen: set[Any] = set()
-    while pending:
-        annotation = pending.pop()
-        if annotation in seen:
-            continue
-        seen.add(annotation)
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            names |= set(annotation.model_fields)
-            pending += [f.annotation for f in annotation.model_fields.values()]
-        pending += list(getattr(annotation, "__args__", ()))
-    return names
+        values, alone = tomllib.loads(f"value = {text}"), tomllib.loads(f"value = [{text}]")
+    except (
+        ValueError,
+        RecursionError,
+    ):  # also of brackets or digits without end, and of a comment, which ends the list
+        return text
+    return values["value"] if len(values) == len(alone) == 1 else text

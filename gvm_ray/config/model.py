@@ -1,8 +1,9 @@
 """Which model is trained, and how the learners and engines hold it."""
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive, Probability, Settings
 
@@ -10,12 +11,17 @@ DType = Literal["float32", "bfloat16"]
 
 
 class PretrainedModelConfig(Settings):
-    """A Hugging Face model: a local folder or a hub id."""
+    """A Hugging Face model: a local folder or a hub id. A leading `~` is the home folder."""
 
     type: Literal["pretrained"] = "pretrained"
     path: str = Field(min_length=1)
     revision: str | None = None
     trust_remote_code: bool = False
+
+    @field_validator("path")
+    @classmethod
+    def _from_home(cls, value: str) -> str:
+        return os.path.expanduser(value)  # Path.expanduser raises where there is no such user
 
 
 class ScratchModelConfig(Settings):
@@ -50,7 +56,10 @@ ModelSettings = Annotated[PretrainedModelConfig | ScratchModelConfig, Field(disc
 
 
 class ScheduleConfig(Settings):
-    """Learning rate over optimizer updates: linear warm-up, then constant, or linear/cosine decay to min_ratio."""
+    """Learning rate over optimizer updates: linear warm-up, then constant, or linear/cosine decay toward min_ratio.
+
+    Of w warm-up updates the first has the rate 1 / (w + 1). Decay would reach min_ratio one update after the last.
+    """
 
     type: Literal["constant", "linear", "cosine"] = "constant"
     warmup_updates: NonNegativeCount = 0

@@ -1,8 +1,9 @@
 """Where prompts come from and how they are rendered."""
 
+import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability, Settings
 
@@ -12,11 +13,26 @@ Half = Literal["both", "first", "second"]
 SYSTEM_PROMPTS = ("none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot")
 
 
+def _is_name_or_names(value: object) -> object:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError('write the name of a field, or a list of several: ["Body", "Question"]')
+    return value
+
+
+FieldNames = Annotated[str | tuple[str, ...], BeforeValidator(_is_name_or_names)]
+
+
 class TemplateConfig(Settings):
     """`plain` gives the tokenizer the problem as it is; `chat` applies the tokenizer's chat template."""
 
     type: Literal["plain", "chat"] = "plain"
     system_prompt: Literal["none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot"] = "none"
+    name: str | None = None  # of one of the tokenizer's chat templates, where it has several; without it the default
+    arguments: dict[str, Any] = Field(default_factory=dict)  # of the chat template, e.g. {enable_thinking = false}
+    # The day, e.g. "2026-11-30", that a chat template is shown as today's if it prints that. Without it the day of the
+    # start, which the run keeps when it is resumed.
+    date: datetime.date | None = None
 
 
 class FileSourceConfig(Settings):
@@ -24,8 +40,8 @@ class FileSourceConfig(Settings):
 
     type: Literal["file"] = "file"
     path: str = Field(min_length=1)
-    prompt_field: str = "problem"
-    answer_field: str = "answer"
+    prompt_field: FieldNames = "problem"  # of several, as ["Body", "Question"], the texts are joined by a blank
+    answer_field: str = "answer"  # of any field: "reward_model.ground_truth" is a field in a field
     id_field: str | None = None  # without it the id is a hash of the content
     rationale_field: str | None = None  # reference rationales, for the warm start
     feature_fields: tuple[str, ...] = ()  # kept with the prompt, e.g. level, subject
@@ -39,7 +55,7 @@ class HuggingFaceSourceConfig(Settings):
     path: str = Field(min_length=1)
     name: str | None = None
     split: str = "train"
-    prompt_field: str = "problem"
+    prompt_field: FieldNames = "problem"
     answer_field: str = "answer"
     id_field: str | None = None
     rationale_field: str | None = None
@@ -56,7 +72,7 @@ class FunctionSourceConfig(Settings):
     type: Literal["function"] = "function"
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the function
-    prompt_field: str = "problem"
+    prompt_field: FieldNames = "problem"
     answer_field: str = "answer"
     id_field: str | None = None
     rationale_field: str | None = None

@@ -5,15 +5,14 @@ import inspect
 import io
 import json
 import tokenize
-import types
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any
 
 from pydantic_core import PydanticUndefined
 
 from gvm_ray.config.run import RunConfig
+from gvm_ray.config.schema import settings_in
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.settings import Settings
 
@@ -89,17 +88,8 @@ def _tables(kind: type[Settings], path: str) -> Iterator[tuple[str, type[Setting
     """A class and the classes of its tables, each with its place."""
     yield path, kind
     for name, field in kind.model_fields.items():
-        for part in _settings_in(field.annotation):
+        for part in settings_in(field.annotation):
             yield from _tables(part, f"{path}.{name}" if path else name)
-
-
-def _settings_in(annotation: Any) -> Sequence[type[Settings]]:
-    """The settings classes that a field's annotation names, in order."""
-    if inspect.isclass(annotation) and issubclass(annotation, Settings):
-        return [annotation]
-    if get_origin(annotation) in (Annotated, typing.Union, types.UnionType, tuple):
-        return [part for argument in get_args(annotation) for part in _settings_in(argument)]
-    return []
 
 
 def _section(kind: type[Settings], paths: tuple[str, ...]) -> Section:
@@ -113,7 +103,7 @@ def _section(kind: type[Settings], paths: tuple[str, ...]) -> Section:
             meaning=comments.get(name, "").replace("|", "\\|"),
         )
         for name, field in kind.model_fields.items()
-        if name != "type" and not _settings_in(field.annotation)
+        if name != "type" and not settings_in(field.annotation)
     ]
     type_field = kind.model_fields.get("type")
     is_one_of_several = type_field is not None and len(properties["type"].get("enum", ())) < 2

@@ -6,12 +6,18 @@ from pydantic import Field, field_validator
 
 from gvm_ray.settings import Count, NonNegative, Positive, Settings
 
+TruncatedGrading = Literal["boxed_only", "wrong", "as_finished"]
+
 
 class MathVerifyRewardConfig(Settings):
     """1 if Math-Verify finds the response's final answer equal to the gold answer, else 0."""
 
     type: Literal["math_verify"] = "math_verify"
     weight: float = 1.0
+    require_boxed: bool = False  # true: an answer outside \boxed{} is wrong; for prompts that ask for a box
+    # A response cut at sampling.max_tokens: "boxed_only" takes what it boxed before the cut, "wrong" is 0, and
+    # "as_finished" takes its last number too, where it was cut by accident.
+    truncated: TruncatedGrading = "boxed_only"
 
 
 class ExactRewardConfig(Settings):
@@ -29,17 +35,19 @@ class ReasoningGymRewardConfig(Settings):
 
 
 class FormatRewardConfig(Settings):
-    """1 if the response matches a regular expression, else 0."""
+    """1 if the response has a \\boxed{} that isn't blank or, with `pattern`, matches a regular expression, else 0."""
 
     type: Literal["format"] = "format"
     weight: float = 1.0
-    pattern: str = r"\\boxed\{[^{}]+\}"
+    pattern: str | None = None
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, value: str) -> str:
+    def _compiles(cls, value: str | None) -> str | None:
         import re
 
+        if value is None:
+            return None
         try:
             re.compile(value)
         except re.error as error:

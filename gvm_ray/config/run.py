@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from gvm_ray.allocators import AllocatorSettings
-from gvm_ray.allocators.base import PromptStatesConfig, RunShape
-from gvm_ray.allocators.gvm import GVMAllocatorConfig
+from gvm_ray.allocators.base import Needs, PromptStatesConfig, RunShape
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config.baselines import check_accept_rates, check_baselines
 from gvm_ray.config.environment import EnvironmentSettings, SingleTurnConfig
@@ -182,12 +181,29 @@ class RunConfig(Settings):
     @property
     def block_steps(self) -> int:
         """Steps that share one allocation."""
-        return self.allocator.block_steps if isinstance(self.allocator, GVMAllocatorConfig) else 1
+        return self.needs.block_steps
 
     @property
     def candidates_per_step(self) -> int:
         """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
-        return self.allocator.num_candidates(self.prompts_per_step)
+        return self.needs.candidates
+
+    @property
+    def needs(self) -> Needs:
+        """What the allocator wants of the run."""
+        return self.allocator.needs(self._shape)
+
+    @property
+    def _shape(self) -> RunShape:
+        return RunShape(
+            prompts_per_step=self.prompts_per_step,
+            samples_per_prompt=self.samples_per_prompt,
+            max_staleness=self.max_staleness,
+            checkpoint_every_steps=self.checkpoint.every_steps,
+            max_prompt_tokens=self.prompts.max_tokens,
+            max_response_tokens=self.sampling.max_tokens,
+            prefill_price=self.prefill_price,
+        )
 
     @property
     def generators_sleep(self) -> bool:
@@ -202,12 +218,12 @@ class RunConfig(Settings):
     @property
     def prompt_states(self) -> PromptStatesConfig | None:
         """The hidden states of prompts that the allocator asks for."""
-        return getattr(self.allocator, "states", None)
+        return self.needs.states
 
     @property
     def training_gradient_norms(self) -> bool:
         """Whether the allocator wants every trained sample's gradient norm."""
-        return getattr(self.allocator, "training_gradient_norms", False)
+        return self.needs.training_norms
 
     def weight_transfer(self, engine: str | None = None) -> WeightTransfer:
         """How weights travel to generators with this engine, or with that of `engine.type`.
@@ -235,14 +251,8 @@ class RunConfig(Settings):
                 f"allocator.candidates_per_step={self.candidates_per_step} is below "
                 f"prompts_per_step={self.prompts_per_step}; write a multiple of it, e.g. {self.prompts_per_step * 16}"
             )
-        shape = RunShape(
-            prompts_per_step=self.prompts_per_step,
-            samples_per_prompt=self.samples_per_prompt,
-            max_staleness=self.max_staleness,
-            checkpoint_every_steps=self.checkpoint.every_steps,
-        )
-        self.allocator.check_fits(shape)
-        check_baselines(self.allocator, self.algorithm, shape)
+        self.allocator.check_fits(self._shape)
+        check_baselines(self.allocator, self.algorithm, self._shape)
         check_accept_rates(self.allocator, self.algorithm)
         return self
 

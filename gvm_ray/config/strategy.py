@@ -51,8 +51,8 @@ class LossConfig(Settings):
 
 
 class _AlgorithmBase(Settings):
-    # Estimator weighting, apart from the allocation. "inverse" (arXiv 2505.02391, Lemma 1) needs an allocator that
-    # knows accept rates which the samples had no part in; where none is rejected it is "prompt_mean".
+    # Estimator weighting, apart from allocation. "inverse" (arXiv 2505.02391, Lemma 1) needs an allocator that knows
+    # accept rates which the samples had no part in; where none is rejected, as with a baseline, it is "prompt_mean".
     weighting: Weighting = "prompt_mean"
     updates_per_batch: Count = 1  # optimizer updates on one step's samples, whatever their number
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -12,7 +12,8 @@ from typing import Any
 
 from gvm_ray.config.data import DataConfig, LayoutName
 from gvm_ray.config.prompts import FileSourceConfig
-from gvm_ray.envs.rows import missing_field, task_from_row, used_fields
+from gvm_ray.envs.fields import field_value, missing_field
+from gvm_ray.envs.rows import task_from_row, used_fields
 from gvm_ray.envs.task import Task, content_id
 from gvm_ray.exceptions import DataError
 from gvm_ray.functional.boxed import final_boxed
@@ -21,6 +22,8 @@ PROBLEM_FIELDS = ("problem", "question", "prompt")
 SOLUTION_FIELDS = ("solution", "rationale")
 
 _GSM8K_MARK = "####"
+# Digits in threes: 1,234,567. Commas between numbers stay (1,2 and 1, 234), as do those in brackets, found first.
+_GROUPED = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]|(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
 _NO_ANSWER = ("proof", "notfound")  # what NuminaMath-1.5 writes where a problem has no answer to compare with
 _NO_SETTINGS = FileSourceConfig(path="-")  # field names are set for each layout
 
@@ -30,7 +33,7 @@ class Layout:
     """Where things stand in the rows of one table."""
 
     name: LayoutName
-    fields: FileSourceConfig  # the names; feature_fields are those of `features`
+    fields: FileSourceConfig  # the names, without feature_fields
     features: Mapping[str, str]  # column of the output -> field
     default_source: str  # for rows that don't name theirs
 
@@ -40,13 +43,12 @@ class Layout:
         Raises:
             DataError: a field of the row is missing, empty, or of the wrong type.
         """
-        row = dict.fromkeys(self.features.values()) | dict(row)
         raw = task_from_row(row, config=self.fields, where=where)
         answer = self._final_answer(raw.answer)
         if answer is None:
             return None
         source = row.get("source")
-        features = {column: raw.features[field] for column, field in self.features.items()}
+        features = {column: _value_or_none(row, field) for column, field in self.features.items()}
         if self.name == "math":  # "Level 5", "Level ?" or, in MATH-500, 5
             level = re.search(r"\d+", str(features["level"]))
             features["level"] = int(level[0]) if level else None
@@ -60,11 +62,12 @@ class Layout:
     def _final_answer(self, text: str) -> str | None:
         if self.name == "gsm8k":
             _, mark, answer = text.rpartition(_GSM8K_MARK)
-            return answer.replace(",", "").strip() if mark and answer.strip() else None
+            return _without_separators(answer.strip()) if mark and answer.strip() else None
         if boxed := final_boxed(text):
             return boxed
         # A solution without a box holds its answer somewhere, and nothing says where.
-        is_solution = self.fields.answer_field in (self.fields.rationale_field, *SOLUTION_FIELDS)
+        name = self.fields.answer_field
+        is_solution = name == self.fields.rationale_field or name.rpartition(".")[2] in SOLUTION_FIELDS
         return None if is_solution or text.strip().lower() in _NO_ANSWER else text.strip()
 
 
@@ -85,7 +88,8 @@ def find_layout(first: Mapping[str, Any], *, config: DataConfig, where: str, def
     features: dict[str, str] = {}
     match name:
         case "gsm8k":
-            named = {"prompt_field": "question", "answer_field": "answer", "rationale_field": "answer"}
+            named = {"prompt_field": "question", "answer_field": "answer"}
+            solution = config.answer_field or "answer"  # which ends with the answer
         case "math" | "numina_math":
             solution = "solution"
             named = {"prompt_field": "problem", "answer_field": "answer" if "answer" in first else "solution"}
@@ -97,15 +101,17 @@ def find_layout(first: Mapping[str, Any], *, config: DataConfig, where: str, def
             named = {"prompt_field": problem_field(first), "answer_field": "answer"}
     names = {"rationale_field": solution, **named, "id_field": None}
     names |= {setting: field for setting in names if (field := getattr(config, setting)) is not None}
-    features |= {field: field for field in config.feature_fields}
-    fields = _NO_SETTINGS.model_copy(update={**names, "feature_fields": tuple(features.values())})
-    for field, setting in used_fields(fields).items():
-        if field not in first:
+    features |= config.feature_columns
+    fields = _NO_SETTINGS.model_copy(update=names)
+    for field, setting in (used_fields(fields) | dict.fromkeys(features.values(), "feature_fields")).items():
+        try:
+            field_value(first, field)
+        except KeyError:
             option = f"--{setting.replace('_', '-')}"
             raise DataError(
                 missing_field(field, setting=option, where=f"{where} (layout {name!r})", known=first)
                 + "; or write another --layout"
-            )
+            ) from None
     if name in ("gsm8k", "math"):
         default_source = name
     return Layout(name=name, fields=fields, features=features, default_source=default_source)
@@ -114,6 +120,17 @@ def find_layout(first: Mapping[str, Any], *, config: DataConfig, where: str, def
 def problem_field(first: Mapping[str, Any]) -> str:
     """The field of a row that holds its problem, by its name; "problem" where none has such a name."""
     return next((field for field in PROBLEM_FIELDS if field in first), PROBLEM_FIELDS[0])
+
+
+def _value_or_none(row: Mapping[str, Any], field: str) -> Any:
+    try:
+        return field_value(row, field)
+    except KeyError:  # the first row has it, others may leave it out
+        return None
+
+
+def _without_separators(answer: str) -> str:
+    return _GROUPED.sub(lambda found: found[0] if found[0][0] in "([{" else found[0].replace(",", ""), answer)
 
 
 def _name_of(first: Mapping[str, Any]) -> LayoutName:

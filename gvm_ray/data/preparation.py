@@ -1,8 +1,10 @@
 """From raw rows to the Parquet file: read, verify, drop duplicates, decontaminate, drop what is too long, write."""
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
@@ -21,9 +23,11 @@ from gvm_ray.data.report import DataReport, Dropped, Input, aligned, read_report
 from gvm_ray.data.tables import Table, file_sha256, find_tables
 from gvm_ray.data.verification import unverified
 from gvm_ray.data.writing import publish, write_incomplete
-from gvm_ray.envs.rows import Row
+from gvm_ray.envs.fields import field_names, field_value
+from gvm_ray.envs.rows import Row, names_of, problem_text
 from gvm_ray.exceptions import DataError, ModelError
 from gvm_ray.pretrained import load_tokenizer
+from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.reporting.summary import package_versions
 
 _PACKAGES = ("gvm-ray", "math-verify", "pyarrow", "datasets", "transformers", "tokenizers")
@@ -116,18 +120,28 @@ def _evaluation_problems(tables: Sequence[Table], *, config: DataConfig) -> Eval
     problems = EvaluationProblems(ngram=config.ngram)
     for table in tables:
         first, rows = _opened(table)
-        given = config.prompt_field
-        name = given if given is not None and given in first[1] else problem_field(first[1])
+        names = _problem_fields(first[1], config=config)
         for where, row in rows:
-            problem = row.get(name)
-            if not isinstance(problem, str):
-                known = ", ".join(sorted(row))
+            try:
+                problem = problem_text({name: field_value(row, name) for name in names}, where=where)
+            except (KeyError, DataError):
                 raise DataError(
-                    f"{where}: field {name!r}, compared with the training problems, is no text; write --prompt-field "
-                    f"with one of its fields: {known}"
-                )
+                    f"{where}: field {', '.join(map(repr, names))}, compared with the training problems, is no text; "
+                    f"write --prompt-field with one of its fields: {field_names(row)}"
+                ) from None
             problems.add(problem, where=where)
     return problems
+
+
+def _problem_fields(first: Mapping[str, Any], *, config: DataConfig) -> tuple[str, ...]:
+    """The fields of an evaluation set's problem: those of the training data where it has them."""
+    given = () if config.prompt_field is None else names_of(config.prompt_field)
+    try:
+        for name in given:
+            field_value(first, name)
+    except KeyError:
+        return (problem_field(first),)
+    return given or (problem_field(first),)
 
 
 def _opened(table: Table) -> tuple[Row, Iterator[Row]]:
@@ -142,14 +156,14 @@ def _opened(table: Table) -> tuple[Row, Iterator[Row]]:
 def _read(tables: Sequence[Table], *, config: DataConfig) -> Pile:
     """The tasks of all tables, and the rows that make none."""
     pile = Pile()
-    with _bar("read", None) as bar:
+    with _progress("read", None) as advance:
         for table in tables:
             (where, first), rows = _opened(table)
             layout = find_layout(first, config=config, where=where, default_source=table.name)
             remaining = None if config.limit is None else config.limit - pile.num_read
             for where, row in islice(rows, remaining):
                 pile.num_read += 1
-                bar.update()
+                advance(1)
                 try:
                     task = layout.task(row, where=where)
                 except DataError as error:
@@ -169,21 +183,21 @@ def _clean(pile: Pile, *, config: DataConfig, evaluation: EvaluationProblems, to
     if config.verify:
         _verify(pile, config=config)
     pile.drop(duplicates(pile.tasks))
-    with _bar("decontaminate", len(pile.tasks)) as bar:
+    with _progress("decontaminate", len(pile.tasks)) as advance:
         rejected, pile.num_common_ngrams = contaminated(
-            pile.tasks, evaluation=evaluation, common=config.common_ngram, on_progress=bar.update
+            pile.tasks, evaluation=evaluation, common=config.common_ngram, on_progress=advance
         )
     pile.drop(rejected)
     if tokenizer is not None and config.max_tokens is not None:
-        with _bar("count tokens", len(pile.tasks)) as bar:
-            pile.drop(too_long(pile.tasks, tokenizer=tokenizer, max_tokens=config.max_tokens, on_progress=bar.update))
+        with _progress("count tokens", len(pile.tasks)) as advance:
+            pile.drop(too_long(pile.tasks, tokenizer=tokenizer, max_tokens=config.max_tokens, on_progress=advance))
 
 
 def _verify(pile: Pile, *, config: DataConfig) -> None:
     answers = dict.fromkeys(task.answer for task in pile.tasks)
-    with _bar("verify answers", len(answers)) as bar:
+    with _progress("verify answers", len(answers)) as advance:
         failed = unverified(
-            answers, timeout_s=config.timeout_s, num_processes=config.num_processes, on_progress=bar.update
+            answers, timeout_s=config.timeout_s, num_processes=config.num_processes, on_progress=advance
         )
     rejected = {
         index: Rejection(reason="unverified", detail=f"{task.answer!r}: {failed[task.answer]}")
@@ -210,6 +224,11 @@ def _check(pile: Pile, *, config: DataConfig) -> None:
             )
 
 
-def _bar(what: str, total: int | None) -> "tqdm[Any]":
-    """A progress bar, on a terminal only."""
-    return tqdm(desc=what, total=total, unit="row", disable=None, dynamic_ncols=True)
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Callable[..., object]]:
+    """Is told of each row that is done, or of so many: a bar on a terminal, elsewhere a line now and then."""
+    if sys.stderr.isatty():
+        with tqdm(desc=what, total=total, unit="row", dynamic_ncols=True) as bar:
+            yield bar.update
+    else:
+        yield ProgressLines(f"{what}, rows", total, say=lambda line: print(line, file=sys.stderr, flush=True)).add

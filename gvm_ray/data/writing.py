@@ -57,7 +57,7 @@ def _column(values: Sequence[Any]) -> Any:
 
     try:
         return pyarrow.array(values)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # of several types, as levels 3 and "Level 3"
+    except (pyarrow.ArrowException, OverflowError):  # of several types, as levels 3 and "Level 3", or too large
         return pyarrow.array([None if value is None else str(value) for value in values], pyarrow.string())
 
 

@@ -1,6 +1,6 @@
 """What every engine does around sampling: check the requests, know whose sample is whose, form completions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from gvm_ray.types import Completion, IntArray, SampleRequest, SamplingParameter
 class RawSample:
     """What an engine sampled, before decoding."""
 
-    token_ids: Sequence[int]  # [T], end-of-sequence included
+    token_ids: Sequence[int]  # [T], the token that ended it included
     logprobs: Sequence[float]  # [T] nats
     versions: Sequence[tuple[int, int]]  # (policy version, index of the first token that it sampled), in order
 
@@ -32,8 +32,9 @@ class _OpenRequest:
 class OpenRequests:
     """The requests of an engine that are not answered yet; each of their samples has a number."""
 
-    def __init__(self, tokenizer: Any, *, max_model_len: int) -> None:
+    def __init__(self, tokenizer: Any, *, end_token_ids: Collection[int], max_model_len: int) -> None:
         self._tokenizer = tokenizer
+        self._end_token_ids = end_token_ids
         self._max_model_len = max_model_len
         self._owners: dict[int, tuple[_OpenRequest, int]] = {}  # sample number -> request, position in it
         self._next_number = 0
@@ -85,7 +86,11 @@ class OpenRequests:
         samples = [owner.samples[position] for position in range(len(owner.samples))]
         if not samples:
             return ()
-        texts: list[str] = self._tokenizer.batch_decode([list(s.token_ids) for s in samples], skip_special_tokens=True)
+        texts: list[str] = self._tokenizer.batch_decode(
+            # What ends a response is no part of its text, also where the tokenizer doesn't count it as special.
+            [list(s.token_ids[:-1] if self._has_ended(s) else s.token_ids) for s in samples],
+            skip_special_tokens=True,
+        )
         return tuple(self._completion(sample, text) for sample, text in zip(samples, texts, strict=True))
 
     def _completion(self, sample: RawSample, text: str) -> Completion:
@@ -94,9 +99,13 @@ class OpenRequests:
             token_ids=np.asarray(sample.token_ids, dtype=np.int32),
             logprobs=np.asarray(sample.logprobs, dtype=np.float32),
             policy_versions=_versions_by_token(sample),
-            finish_reason="stop" if sample.token_ids[-1] == self._tokenizer.eos_token_id else "length",
+            finish_reason="stop" if self._has_ended(sample) else "length",
             text=text,
         )
+
+    def _has_ended(self, sample: RawSample) -> bool:
+        """Whether the model ended it; else it was cut."""
+        return sample.token_ids[-1] in self._end_token_ids
 
 
 def check_lengths(requests: Sequence[SampleRequest], *, sampling: SamplingParameters, max_model_len: int) -> None:

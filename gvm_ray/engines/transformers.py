@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.exceptions import ModelError, SystemFailure
-from gvm_ray.pretrained import load_tokenizer
+from gvm_ray.pretrained import load_end_token_ids, load_generation_config, load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
 # Ended rows leave once so few are left: to copy the cache without them costs more than to decode a few in vain.
@@ -68,8 +68,8 @@ class TransformersEngine:
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if config.gpus_per_generator and torch.cuda.is_available() else "cpu")
-        self._eos_token_id: int = self._tokenizer.eos_token_id  # the tokenizer takes long to say
-        self._open = OpenRequests(self._tokenizer, max_model_len=max_model_len)
+        self._end_token_ids = load_end_token_ids(model_path, tokenizer=self._tokenizer, revision=revision)
+        self._open = OpenRequests(self._tokenizer, end_token_ids=self._end_token_ids, max_model_len=max_model_len)
         self._waiting: deque[_Row] = deque()
         self._batch: _Batch | None = None
         self._max_num_seqs = config.max_num_seqs
@@ -81,6 +81,7 @@ class TransformersEngine:
                 revision=revision or "main",
                 dtype=getattr(torch, config.dtype),
                 trust_remote_code=trust_remote_code,
+                generation_config=load_generation_config(model_path, revision=revision)[0],
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"transformers can't run {model_path!r}: {error}") from error
@@ -216,7 +217,7 @@ class TransformersEngine:
             row.versions.append((self._policy_version, len(row.token_ids)))
         row.token_ids.append(token_id)
         row.logprobs.append(logprob)
-        row.ended = token_id == self._eos_token_id or len(row.token_ids) == row.sampling.max_tokens
+        row.ended = token_id in self._end_token_ids or len(row.token_ids) == row.sampling.max_tokens
         if row.ended:
             sample = RawSample(token_ids=row.token_ids, logprobs=row.logprobs, versions=row.versions)
             self._open.finish(row.number, sample)

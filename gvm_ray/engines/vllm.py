@@ -2,18 +2,17 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import PretrainedConfig
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
-from gvm_ray.engines.vllm_weights import VLLMWeightReceiver
+from gvm_ray.engines.vllm_weights import VLLMWeightReceiver, has_output_head
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
-from gvm_ray.pretrained import load_model_config, load_tokenizer
+from gvm_ray.model_files import tensor_names, ties_embeddings
+from gvm_ray.pretrained import load_end_token_ids, load_model_config, load_tokenizer
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters, WeightTransfer
 
 # Read while vLLM is imported. The engine runs in this process: as a child process it starts several times slower.
@@ -55,13 +54,15 @@ class VLLMEngine:
         transfer: WeightTransfer = "object_store",
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
-        self._open = OpenRequests(self._tokenizer, max_model_len=max_model_len)
+        self._end_token_ids = load_end_token_ids(model_path, tokenizer=self._tokenizer, revision=revision)
+        self._open = OpenRequests(self._tokenizer, end_token_ids=self._end_token_ids, max_model_len=max_model_len)
         self._in_process = config.tensor_parallel_size == 1
         self._policy_version = -1
         self._asleep: set[str] = set()  # what has left the GPU, by vLLM's names
         model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
-        self._names = _checkpoint_names(model_path)
-        self._tied = bool(model_config.tie_word_embeddings)
+        self._tied = ties_embeddings(model_config)
+        # Learners send a tied head under one name, whatever the files hold.
+        self._names = tensor_names(model_path) - ({"lm_head.weight"} if self._tied else set())
         arguments = EngineArgs(
             model=model_path,
             revision=revision,
@@ -91,6 +92,7 @@ class VLLMEngine:
         except ValueError as error:
             raise ModelError(f"vLLM can't run {model_path!r}: {error}") from error
         self.llm_engine.set_weight_version(str(self._policy_version))
+        self._head_apart = all(self.llm_engine.collective_rpc(has_output_head))
         self._receiver = VLLMWeightReceiver(self.llm_engine, names=self._names)
 
     @property
@@ -158,7 +160,8 @@ class VLLMEngine:
             SystemFailure: a weight was left out.
         """
         self._wake("weights")
-        weights = _complete(tensors, names=self._names, tied=self._tied, policy_version=policy_version)
+        present = _complete(tensors, names=self._names, policy_version=policy_version)
+        weights = _with_tied_head(present, head_apart=self._head_apart) if self._tied else present
         # Workers in processes of their own are sent the tensors, and an iterator can't be sent.
         self.llm_engine.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": weights if self._in_process else list(weights)}
@@ -204,7 +207,7 @@ class VLLMEngine:
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
                 seed=seed,
-                stop_token_ids=[self._tokenizer.eos_token_id],
+                stop_token_ids=sorted(self._end_token_ids),
                 logprobs=0,  # the sampled token's alone
                 flat_logprobs=True,
                 detokenize=False,  # once, at the end
@@ -254,19 +257,10 @@ def _raw_sample(output: RequestOutput) -> RawSample:
     )
 
 
-def _checkpoint_names(model_path: str) -> frozenset[str]:
-    """Names of the model's tensors, where it is a folder of safetensors; empty for a hub id."""
-    names: set[str] = set()
-    for file in Path(model_path).glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            names |= set(tensors.keys())
-    return frozenset(names)
-
-
 def _complete(
-    tensors: Iterable[tuple[str, torch.Tensor]], *, names: frozenset[str], tied: bool, policy_version: int
+    tensors: Iterable[tuple[str, torch.Tensor]], *, names: frozenset[str], policy_version: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors, with a tied output head by its own name: it is packed apart and would keep its old weights.
+    """The tensors as they come.
 
     Raises:
         SystemFailure: a name is missing; vLLM would silently keep that old weight.
@@ -274,11 +268,19 @@ def _complete(
     seen: set[str] = set()
     for name, tensor in tensors:
         seen.add(name)
-        if not (tied and name == "lm_head.weight"):  # once only
-            yield name, tensor
-        if tied and name.endswith("embed_tokens.weight"):
-            seen.add("lm_head.weight")
-            yield "lm_head.weight", tensor
+        yield name, tensor
     missing = sorted(names - seen)
     if missing or not seen:
         raise SystemFailure(f"weights version {policy_version} lack {len(missing)} weights: {missing[:3]} ...")
+
+
+def _with_tied_head(
+    tensors: Iterable[tuple[str, torch.Tensor]], *, head_apart: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, and the input embedding as the output head too where vLLM has a module for that (`head_apart`; for
+    Gemma it hasn't): it is packed apart and would keep its old weights."""
+    for name, tensor in tensors:
+        if name != "lm_head.weight":
+            yield name, tensor
+        if head_apart and name.endswith("embed_tokens.weight"):
+            yield "lm_head.weight", tensor

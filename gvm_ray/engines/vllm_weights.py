@@ -55,6 +55,11 @@ class VLLMWeightReceiver:
 
 
 # --- in a worker's process --------------------------------------------------------------------------------------------
+def has_output_head(worker: Any) -> bool:
+    """Whether the worker's model has a module for it; some use their input embedding in its place."""
+    return hasattr(worker.get_model(), "lm_head")
+
+
 def _count_tensors(worker: Any) -> None:
     """Add every tensor that the transfer loads from here on to a checksum."""
     transfer = worker.weight_transfer_engine
@@ -78,7 +83,10 @@ class _CountingModel:
         self._checksum = checksum
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
-        return self._model.load_weights(self._checksum.following(weights))
+        counted = self._checksum.following(weights)
+        if not hasattr(self._model, "lm_head"):  # the sender gives a tied head its own name for those that have one
+            counted = (pair for pair in counted if pair[0] != "lm_head.weight")
+        return self._model.load_weights(counted)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

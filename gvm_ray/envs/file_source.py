@@ -4,13 +4,16 @@ import csv
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from gvm_ray.config.prompts import FileSourceConfig
-from gvm_ray.envs.rows import Row, missing_field, tasks_from_rows, used_fields
+from gvm_ray.envs.arrow_tables import needed_columns, row_reader
+from gvm_ray.envs.fields import check_unique
+from gvm_ray.envs.rows import Row, tasks_from_rows, used_fields
 from gvm_ray.envs.task import Task
-from gvm_ray.exceptions import DataError
+from gvm_ray.exceptions import DataError, likely_paths
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 DATA_SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".csv")
@@ -36,18 +39,20 @@ def file_rows(path: str, *, fields: Mapping[str, str] | None = None) -> Iterator
         fields: The names that are needed, and the setting behind each: no other column of a Parquet file is read.
 
     Raises:
-        DataError: the file is missing, of another format, damaged, or (Parquet) without one of the fields.
+        DataError: the file is missing, of another format, damaged, has two fields of one name, or (Parquet) is without
+            one of those that are needed.
     """
     file = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
     if obstacle := _obstacle(file):
-        raise DataError(f"data file {path!r} {obstacle}; write the path of a .jsonl, .parquet or .csv file")
+        near = "" if os.path.lexists(file) else likely_paths(file)
+        raise DataError(f"data file {path!r} {obstacle}; write the path of a .jsonl, .parquet or .csv file{near}")
     suffix = file.suffix.lower()
     if suffix not in DATA_SUFFIXES:
         raise DataError(f"data file {path!r} is neither .jsonl nor .parquet nor .csv; convert it to one of these")
     if suffix == ".parquet":
         return _parquet_rows(file, fields=fields)
     if suffix == ".csv":
-        return _csv_rows(file)
+        return _csv_rows(file, fields=fields)
     document = _document_rows(file) if suffix == ".json" else None
     return _json_rows(file) if document is None else iter(document)
 
@@ -78,7 +83,9 @@ def _obstacle(path: Path) -> str:
 def _document_rows(path: Path) -> list[Row] | None:
     """The rows of a file that is one JSON object or one array of them; None where it isn't, as JSON lines are not."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), object_pairs_hook=_object(str(path)))
+    except DataError:
+        raise
     except (ValueError, RecursionError):
         return None
     rows = document if isinstance(document, list) else [document]
@@ -97,7 +104,10 @@ def _json_rows(path: Path) -> Iterator[Row]:
             if b"\0" in line:  # UTF-16 without its mark would be invalid JSON, with nothing to see in an editor
                 raise DataError(f"{where}: holds zero bytes, as UTF-16 and compressed files do; save it as plain UTF-8")
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                row = json.loads(text, object_pairs_hook=_object(where))
+            except DataError:
+                raise
             except UnicodeDecodeError as error:
                 raise DataError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
             except json.JSONDecodeError as error:
@@ -111,12 +121,25 @@ def _json_rows(path: Path) -> Iterator[Row]:
             yield where, row
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _object(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """What makes an object of its fields, and refuses two of one name, of which JSON would take the last."""
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            check_unique((name for name, _ in pairs), where=where, fields=None)
+        return row
+
+    return made
+
+
+def _csv_rows(path: Path, *, fields: Mapping[str, str] | None) -> Iterator[Row]:
     """(file and line, row) of every row below the first, which names the columns."""
     number = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            check_unique(reader.fieldnames or (), where=f"{path}, line 1", fields=fields)
             for row in reader:
                 number = reader.line_num  # where the row ends: a quoted text may have several lines
                 if None in row or None in row.values():
@@ -132,22 +155,24 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path, *, fields: Mapping[str, str] | None) -> Iterator[Row]:
-    """(file and row, row), of the named columns only; rows count from 1."""
+    """(file and row, row), of the needed columns only; rows count from 1."""
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            known = list(file.schema_arrow.names)
-            for name, setting in (fields or {}).items():
-                if name not in known:
-                    raise DataError(missing_field(name, setting=setting, where=str(path), known=known))
-            for batch in file.iter_batches(columns=known if fields is None else list(fields)):
-                for row in batch.to_pylist():
+            schema = file.schema_arrow
+            check_unique(schema.names, where=str(path), fields=fields)
+            columns = None if fields is None else needed_columns(schema, where=str(path), fields=fields)
+            read = row_reader(schema)
+            for batch in file.iter_batches(columns=columns):
+                for row in batch.to_pylist(maps_as_pydicts="lossy"):
                     number += 1
-                    yield f"{path}, row {number}", row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                    yield f"{path}, row {number}", read(row)
+    except DataError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"data file {str(path)!r} is not valid Parquet after row {number}: {str(error).strip()}; write it anew, "
             "with text in UTF-8"

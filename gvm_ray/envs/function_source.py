@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gvm_ray.config.prompts import FunctionSourceConfig
+from gvm_ray.envs.arrow_tables import row_reader
 from gvm_ray.envs.rows import Row, tasks_from_rows
 from gvm_ray.envs.task import Task
 from gvm_ray.exceptions import ConfigError, DataError
@@ -33,11 +34,16 @@ def _rows(function: Callable[..., Any], *, config: FunctionSourceConfig) -> Iter
     """(place, row) of what the function returns. A generator raises while it is read, so both are looked after here."""
     number = 0
     try:
-        for number, row in enumerate(function(**config.parameters), start=1):
+        rows = function(**config.parameters)
+        schema = getattr(
+            getattr(rows, "features", None), "arrow_schema", None
+        )  # of a dataset of the `datasets` library
+        read = dict if schema is None else row_reader(schema)
+        for number, row in enumerate(rows, start=1):
             where = f"{config.path!r}, row {number}"
             if not isinstance(row, Mapping):
                 raise DataError(f"{where} is a {type(row).__name__}; give dicts of field name to value")
-            yield where, row
+            yield where, read(row)
     except DataError:
         raise
     except Exception as error:  # the user's function may raise anything

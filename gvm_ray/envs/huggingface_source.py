@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvm_ray.config.prompts import HuggingFaceSourceConfig
-from gvm_ray.envs.rows import Row, missing_field, tasks_from_rows, used_fields
+from gvm_ray.envs.arrow_tables import needed_columns, row_reader
+from gvm_ray.envs.rows import Row, tasks_from_rows, used_fields
 from gvm_ray.envs.task import Task
-from gvm_ray.exceptions import DataError
+from gvm_ray.exceptions import DataError, likely_paths, may_be_hub_id
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,11 +37,12 @@ def dataset_rows(
         DataError: it doesn't have one of the fields.
     """
     origin = _origin(config)
-    for name, setting in (fields or {}).items():
-        if name not in dataset.column_names:
-            raise DataError(missing_field(name, setting=setting, where=origin, known=dataset.column_names))
-    rows: Any = dataset if fields is None else dataset.select_columns(list(fields))
-    return ((f"{origin}, row {number}", row) for number, row in enumerate(rows, start=1))
+    schema = dataset.features.arrow_schema
+    read = row_reader(schema)
+    rows: Any = dataset
+    if fields is not None:
+        rows = dataset.select_columns(needed_columns(schema, where=origin, fields=fields))
+    return ((f"{origin}, row {number}", read(row)) for number, row in enumerate(rows, start=1))
 
 
 def _origin(config: HuggingFaceSourceConfig) -> str:
@@ -58,6 +60,8 @@ def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
 
     folder = Path(config.path).expanduser()
     try:
+        if not folder.exists() and not may_be_hub_id(config.path):
+            raise ValueError(f"there is no folder {config.path!r}{likely_paths(folder)}")
         if (folder / "dataset_dict.json").is_file():
             return _load_saved(folder / config.split, known=json.loads((folder / "dataset_dict.json").read_text()))
         if (folder / "state.json").is_file():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -24,6 +25,8 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
     The observation of `reset` is the prompt's text. With an environment that answers a turn, that of `step` is its
     answer and the reward 0; else the episode is over. `terminated` then says that the response was finished,
     `truncated` that it was cut at `max_tokens`, and the observation is the whole transcript from the prompt on.
+
+    Where the prompt ends with an opened `<think>`, rewards are given a response's text from that tag on.
 
     The info of `reset` has `prompt_id`. That of `step` has also `num_turns`, and at the end `reward_terms` (name ->
     value), `unscored` (True where the reward isn't known: it is NaN then, never 0) and, where known, `num_tokens` of
@@ -93,7 +96,9 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
             if answer is not None:
                 self._turns, self._response = completion.policy_turns, completion.text + answer
                 return answer, 0.0, False, False, info
-        reward, terms = _scored(self._reward, self._prompt, completion)
+        # A reward reads the same text whoever has written the tag that begins the thinking.
+        whole = replace(completion, text=self._prompt.opened_tag + completion.text)
+        reward, terms = _scored(self._reward, self._prompt, whole)
         info |= {"reward_terms": terms, "unscored": math.isnan(reward)}
         if len(completion.token_ids) or self._tokenizer is not None or isinstance(action, Completion):
             info["num_tokens"] = len(completion.token_ids)

@@ -14,7 +14,8 @@ class SourceReport:
     duplicate_ids: tuple[str, ...] = ()  # a second task with this id or problem was dropped
     overlapping_ids: tuple[str, ...] = ()  # training only: dropped, because the evaluation has the problem too
     too_long_ids: tuple[str, ...] = ()  # dropped: more prompt tokens than prompts.max_tokens
-    unparsable_answer_ids: tuple[str, ...] = ()  # kept, but no response can be found right
+    unparsable_answer_ids: tuple[str, ...] = ()  # kept, but only a response that spells the answer alike is right
+    generous_tasks: tuple[str, ...] = ()  # of reasoning-gym, whose scorer pays for any text
 
     def lines(self, name: str) -> list[str]:
         """For printing: one line of counts, and one for each thing that a person may want to mend."""
@@ -28,6 +29,8 @@ class SourceReport:
             if ids:
                 more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
                 lines.append(f"  {len(ids)} {what}: {', '.join(ids[:SHOWN_IDS])}{more}")
+        for task in self.generous_tasks:
+            lines.append(f"  warning: the scorer of reasoning-gym task {task!r} pays for any text, right or not")
         return lines
 
 

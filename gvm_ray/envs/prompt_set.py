@@ -1,7 +1,7 @@
 """The prompts of a run, cleaned before any budget is allocated to them, and the demonstrations of its warm start."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,9 @@ import numpy as np
 from gvm_ray.config.prompts import GeneratedSourceConfig, PromptsConfig
 from gvm_ray.envs.prompt_report import PromptReport, SourceReport
 from gvm_ray.envs.prompt_source import generated_demonstrations, load_tasks
+from gvm_ray.envs.reasoning_gym_source import generous_tasks
 from gvm_ray.envs.task import Task, normalised
-from gvm_ray.envs.templates import check_template, longest_problem, render_all, token_ids
+from gvm_ray.envs.templates import check_template, end_token_id, longest_problem, render_all, token_ids
 from gvm_ray.exceptions import DataError, ModelError
 from gvm_ray.types import Demonstration, IntArray, Prompt
 
@@ -124,6 +125,7 @@ def _prompts(
         overlapping_ids=tuple(cleaned.overlapping_ids),
         too_long_ids=tuple(too_long),
         unparsable_answer_ids=tuple(unparsable),
+        generous_tasks=generous_tasks([entry for task in tasks if (entry := task.features.get("reasoning_gym"))]),
     )
     if not prompts:
         raise DataError(
@@ -134,13 +136,18 @@ def _prompts(
 
 
 def demonstrations(
-    config: PromptsConfig, tokenizer: "PreTrainedTokenizerBase", *, num: int, seed: int
+    config: PromptsConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    num: int,
+    seed: int,
+    end_token_ids: Collection[int] = (),
 ) -> list[Demonstration]:
     """`num` demonstrations from the training source, none on a problem of the evaluation, the same for the same seed.
 
     Sources that make their problems make demonstrations too. Others give their rationales in random order, again and
-    again until `num` is reached. Responses end with the tokenizer's end-of-sequence token; prompts of more than
-    `max_tokens` tokens are left out.
+    again until `num` is reached. Responses end with the token of `end_token_ids` that the chat template ends an answer
+    with, or with the tokenizer's end-of-sequence token; prompts of more than `max_tokens` tokens are left out.
 
     Raises:
         DataError: the source has no rationales, or none whose prompt is short enough.
@@ -155,7 +162,8 @@ def demonstrations(
         tasks = _generated(config.train, config=config, num=num, seed=seed)
     else:
         tasks = [task for task in _clean_tasks(config)[0].tasks if task.rationale is not None]
-    tokenized = _tokenized(tasks, config=config, tokenizer=tokenizer)
+    end = end_token_id(config.template, tokenizer=tokenizer, end_token_ids=end_token_ids)
+    tokenized = _tokenized(tasks, config=config, tokenizer=tokenizer, end_token_id=end)
     if not tokenized:
         raise DataError(
             f"prompts.train ({config.train.type!r}) gives no demonstration: {len(tasks)} of its tasks have a reference "
@@ -174,13 +182,13 @@ def _generated(source: GeneratedSourceConfig, *, config: PromptsConfig, num: int
 
 
 def _tokenized(
-    tasks: list[Task], *, config: PromptsConfig, tokenizer: "PreTrainedTokenizerBase"
+    tasks: list[Task], *, config: PromptsConfig, tokenizer: "PreTrainedTokenizerBase", end_token_id: int
 ) -> list[Demonstration]:
     bound = longest_problem(config.max_tokens, tokenizer=tokenizer)
     tasks = [task for task in tasks if len(task.problem) <= bound]
     prompts = render_all(tasks, template=config.template, tokenizer=tokenizer)
     responses = token_ids([task.rationale or "" for task in tasks], tokenizer=tokenizer)
-    end: IntArray = np.array([tokenizer.eos_token_id], dtype=np.int32)
+    end: IntArray = np.array([end_token_id], dtype=np.int32)
     return [
         Demonstration(prompt_token_ids=prompt, response_token_ids=np.concatenate([response, end]))
         for (_, prompt), response in zip(prompts, responses, strict=True)

@@ -4,7 +4,7 @@ import difflib
 import itertools
 import random
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,6 +14,9 @@ from gvm_ray.envs.task import Task, content_id
 from gvm_ray.exceptions import DataError
 
 MAX_REJECTIONS = 1000  # entries in a row without a usable problem: the level has no more
+NONSENSE = ("xyzzy", "I don't know", "<<<")
+FORM_CREDIT = 0.1  # several scorers give a few hundredths to every text
+PROBED_ENTRIES = 3
 LEVEL_SEEDS = 1_000_003  # between the seeds of one level and the next
 
 
@@ -91,6 +94,26 @@ def reasoning_gym_demonstrations(
         is_right = rng.random() < levels[index].demonstration_accuracy
         yield task.problem, task.rationale if is_right else latest.get(index, task.rationale)
         latest[index] = task.rationale
+
+
+def generous_tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The names of the tasks whose scorer pays more for nonsense than for its form, on each of a few entries."""
+    by_task: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        probed = by_task.setdefault(entry["task"], [])
+        if len(probed) < PROBED_ENTRIES:
+            probed.append(entry)
+    return tuple(sorted(task for task, probed in by_task.items() if _pays_for_any_text(task, probed)))
+
+
+def _pays_for_any_text(task: str, entries: Sequence[Mapping[str, Any]]) -> bool:
+    import reasoning_gym
+
+    score: Callable[..., float] = reasoning_gym.get_score_answer_fn(task)
+    try:
+        return all(float(score(text, entry)) > FORM_CREDIT for entry in entries for text in NONSENSE)
+    except Exception:  # a scorer that raises on nonsense doesn't pay for it; the reward counts such answers
+        return False
 
 
 class _Distinct:

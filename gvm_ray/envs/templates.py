@@ -1,8 +1,15 @@
-"""A task to the text and the token ids that the model sees, alike in training, evaluation and warm start."""
+"""A task to the text and the token ids that the model sees, alike in training, evaluation and warm start.
 
-from collections.abc import Sequence
+A chat template is a program of the model's makers. It may want contents as text or as a list of parts, leave out a
+system prompt, or print the day: what it does is tried with a probe, and what it leaves out is never passed over.
+"""
+
+import datetime
+import inspect
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,6 +51,13 @@ WORDINGS: dict[str, ChatWording] = {
     ),
 }
 
+_PROBE, _ANSWER = "Problem4711", "Answer4711"  # nothing that a template would trim or escape
+_DATE = "strftime_now"  # the function by which chat templates ask for the day
+_OWN_NAMES = {"messages", "raise_exception", _DATE}  # what every template is given
+_PRINTED_PART = re.compile(r"""['"]type['"]: ?['"]text['"]""")  # a part of a content as a whole, not its text
+# A tag of transformers, which Jinja by itself doesn't know.
+_GENERATION_TAG = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
+
 
 def render(task: Task, *, template: TemplateConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, IntArray]:
     """The text given to the tokenizer, and its token ids [T]."""
@@ -60,29 +74,50 @@ def render_all(
     tokens, so none is added.
 
     Raises:
-        ConfigError: `plain` with a system prompt, or a chat template that refuses these messages.
-        ModelError: `chat`, and the tokenizer has no chat template.
+        ConfigError: `plain` with settings of a chat; or a chat template that refuses these messages, doesn't take its
+            arguments, leaves something out, or isn't there by this name.
+        ModelError: `chat`, and the tokenizer has no chat template, or one that can't be used.
     """
-    check_template(template, tokenizer=tokenizer)
-    if template.type == "plain":
+    chat = check_template(template, tokenizer=tokenizer)
+    if chat is None:
         texts = [task.problem for task in tasks]
         return list(zip(texts, _plain_ids(texts, tokenizer=tokenizer), strict=True))
-    texts = [_chat_text(task, template=template, tokenizer=tokenizer) for task in tasks]
+    texts = [chat.render(task.problem) for task in tasks]
     return list(zip(texts, token_ids(texts, tokenizer=tokenizer), strict=True))
 
 
-def check_template(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise if the template contradicts itself or doesn't fit the tokenizer; see `render_all`."""
-    if template.type == "plain" and template.system_prompt != "none":
-        raise ConfigError(
-            f"template.system_prompt={template.system_prompt!r} needs a chat, but template.type='plain' gives the "
-            "problem as it is; write template.type='chat', or template.system_prompt='none'"
-        )
-    if template.type == "chat" and not tokenizer.chat_template:
-        raise ModelError(
-            f"template.type='chat', but the tokenizer of {tokenizer.name_or_path or 'the model'!r} has no chat "
-            "template; write template.type='plain', or take an instruction-tuned model"
-        )
+def check_template(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase") -> "Chat | None":
+    """The chat that the template makes, None for `plain`; raises as `render_all` does."""
+    if template.type == "chat":
+        return Chat(template, tokenizer=tokenizer)
+    unused = {"system_prompt": "none", "name": None, "arguments": {}, "date": None}
+    for name, absent in unused.items():
+        if (value := getattr(template, name)) != absent:
+            shown = str(value) if name == "date" else value
+            raise ConfigError(
+                f"template.{name}={shown!r} needs a chat, but template.type='plain' gives the problem as it is; write "
+                f"template.type='chat', or leave template.{name} out"
+            )
+    return None
+
+
+def reads_date(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the prompts depend on the day, as with the chat templates of Llama 3; raises as `render_all` does."""
+    chat = check_template(template, tokenizer=tokenizer)
+    return chat is not None and chat.reads_date
+
+
+def end_token_id(
+    template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase", end_token_ids: Collection[int]
+) -> int:
+    """The token that a demonstration ends with: what the chat template ends an answer with, if that ends a response.
+
+    Else the tokenizer's end of sequence.
+    """
+    chat = check_template(template, tokenizer=tokenizer)
+    written: Any = [] if chat is None else tokenizer(chat.answer_end(), add_special_tokens=False)["input_ids"]
+    end_of_sequence: Any = tokenizer.eos_token_id
+    return written[0] if written and written[0] in end_token_ids else end_of_sequence
 
 
 def longest_problem(max_tokens: int, *, tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -113,19 +148,170 @@ def _plain_ids(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase") ->
     return [ids if len(ids) and ids[0] == bos else np.concatenate([np.array([bos], np.int32), ids]) for ids in arrays]
 
 
-def _chat_text(task: Task, *, template: TemplateConfig, tokenizer: "PreTrainedTokenizerBase") -> str:
-    from jinja2 import TemplateError
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """Which contents are lists of parts, as templates of multimodal models want them, instead of text."""
 
-    wording = WORDINGS[template.system_prompt]
-    messages = [{"role": "user", "content": task.problem + wording.user_suffix}]
-    if wording.system is not None:
-        messages.insert(0, {"role": "system", "content": wording.system})
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
+    system_parts: bool = False
+    user_parts: bool = False
+
+
+_FORMS = (_Form(), _Form(system_parts=True), _Form(user_parts=True), _Form(system_parts=True, user_parts=True))
+
+
+class Chat:
+    """Renders problems by one of the tokenizer's chat templates, up to where the assistant answers."""
+
+    def __init__(self, template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Choose the template and try it.
+
+        Raises:
+            ConfigError: there is none of this name, it doesn't take the arguments, or it leaves out the system prompt.
+            ModelError: there is none at all, it isn't valid, or it leaves out the problem.
+        """
+        self._tokenizer = tokenizer
+        self._system_prompt = template.system_prompt
+        self._wording = WORDINGS[template.system_prompt]
+        self._source = _chosen_source(template, tokenizer=tokenizer)
+        self._variables = _variables(self._source)
+        self._arguments = {**self._checked(template.arguments), **self._pinned(template.date)}
+        self._form = self._working_form()
+
+    @property
+    def reads_date(self) -> bool:
+        """Whether prompts depend on the day."""
+        return _DATE in self._variables
+
+    def render(self, problem: str) -> str:
+        """The text of a prompt.
+
+        Raises:
+            ConfigError: the template refuses the problem, or alters it.
+        """
+        content = problem + self._wording.user_suffix
+        text = self._text(content, form=self._form)
+        if isinstance(text, Exception) or content.strip() not in text:
+            reason = f": {text}" if isinstance(text, Exception) else ", and what it makes of it has lost some of it"
+            raise ConfigError(
+                f"the tokenizer's chat template doesn't take the problem {problem[:60]!r} as it is{reason}; leave the "
+                "problem out, or write template.type='plain'"
+            )
+        return text
+
+    def answer_end(self) -> str:
+        """What the template writes after an answer; empty where it can't be told."""
+        text = self._text(_PROBE, form=self._form, answer=_ANSWER)
+        return "" if isinstance(text, Exception) else text.partition(_ANSWER)[2]
+
+    def _checked(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arguments, all of which the template reads: Jinja itself would say nothing of the others."""
+        reserved = inspect.signature(self._tokenizer.apply_chat_template).parameters.keys() - {"tools", "documents"}
+        taken = sorted(self._variables - reserved - _OWN_NAMES)
+        if unknown := sorted(arguments.keys() - {*taken}):
+            raise ConfigError(
+                f"template.arguments has {', '.join(unknown)}, which the tokenizer's chat template doesn't take; it "
+                f"takes {', '.join(taken) or 'none'}"
+            )
+        return arguments
+
+    def _pinned(self, date: datetime.date | None) -> dict[str, Any]:
+        """What shows the template this day, or the present one, as today's."""
+        if not self.reads_date:
+            return {}
+        day = datetime.datetime.combine(date or datetime.date.today(), datetime.time())
+        return {_DATE: day.strftime}
+
+    def _working_form(self) -> _Form:
+        """The first form in which system prompt and problem come out."""
+        system, content = (self._wording.system or "").strip(), (_PROBE + self._wording.user_suffix).strip()
+        texts = {form: self._text(_PROBE + self._wording.user_suffix, form=form) for form in _FORMS}
+        rendered = {
+            form: text
+            for form, text in texts.items()
+            if isinstance(text, str) and content in text and not _PRINTED_PART.search(text)
+        }
+        for form, text in rendered.items():
+            if system in text:
+                return form
+        if rendered:
+            raise ConfigError(
+                f"the tokenizer's chat template leaves out the system prompt, or alters it, and "
+                f"template.system_prompt={self._system_prompt!r} has one; write template.system_prompt='none'"
+            )
+        first = texts[_FORMS[0]]
+        if isinstance(first, Exception) and self._wording.system is not None:
+            raise ConfigError(
+                f"the tokenizer's chat template refuses template.system_prompt={self._system_prompt!r}: {first}; write "
+                "template.system_prompt='none'"
+            ) from first
+        reason = f" ({first})" if isinstance(first, Exception) else ""
+        raise ModelError(
+            f"the chat template of {_name(self._tokenizer)} leaves the problem out of the prompt{reason}; choose "
+            "another by template.name, mend it, or write template.type='plain'"
+        )
+
+    def _text(self, content: str, *, form: _Form, answer: str | None = None) -> str | Exception:
+        """What the template makes of the messages, or the error that it raises; `answer` ends the chat."""
+        messages = [{"role": "user", "content": _content(content, parts=form.user_parts)}]
+        if self._wording.system is not None:
+            system = _content(self._wording.system, parts=form.system_parts)
+            messages.insert(0, {"role": "system", "content": system})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": _content(answer, parts=form.user_parts)})
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                chat_template=self._source,
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                **self._arguments,
+            )
+        except Exception as error:  # a template is a program, and raises what it likes
+            return error
+        assert isinstance(text, str)
+        return text
+
+
+def _content(text: str, *, parts: bool) -> str | list[dict[str, str]]:
+    return [{"type": "text", "text": text}] if parts else text
+
+
+def _chosen_source(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The template that `template.name` says, or the only or the default one."""
+    sources: Any = tokenizer.chat_template
+    if not sources:
+        raise ModelError(
+            f"template.type='chat', but the tokenizer of {_name(tokenizer)} has no chat template; write "
+            "template.type='plain', or take an instruction-tuned model"
+        )
+    named = {"default": sources} if isinstance(sources, str) else dict(sources)
+    name = "default" if template.name is None else template.name
+    if name not in named:
+        asked = "none is its default" if template.name is None else f"none is called {template.name!r}"
         raise ConfigError(
-            f"the tokenizer's chat template refuses template.system_prompt={template.system_prompt!r}: {error}; write "
-            "template.system_prompt='none'"
+            f"the tokenizer of {_name(tokenizer)} has the chat templates {', '.join(map(repr, sorted(named)))}, and "
+            f"{asked}; write template.name={sorted(named)[0]!r}"
+        )
+    return named[name]
+
+
+def _variables(source: str) -> set[str]:
+    """The names that a template reads from outside.
+
+    Raises:
+        ModelError: it isn't valid.
+    """
+    from jinja2 import TemplateError, meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return meta.find_undeclared_variables(environment.parse(_GENERATION_TAG.sub("", source)))
+    except TemplateError as error:
+        raise ModelError(
+            f"the tokenizer's chat template isn't valid: {error}; put the model's own one there"
         ) from error
-    assert isinstance(text, str)
-    return text
+
+
+def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
+    return repr(tokenizer.name_or_path or "the model")

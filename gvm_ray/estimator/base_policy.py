@@ -7,9 +7,10 @@ from gvm_ray.algorithms import token_loss
 from gvm_ray.config import RunConfig
 from gvm_ray.envs.prompt_set import demonstrations
 from gvm_ray.functional.demonstration_batches import demonstration_batches
-from gvm_ray.learner.policy import PolicyModule, load_causal_lm
+from gvm_ray.learner.policy import PolicyModule, load_causal_lm, try_policy
 from gvm_ray.learner.step import Learner
 from gvm_ray.prepare import Prepared
+from gvm_ray.reporting.progress import ProgressLines
 
 Say = Callable[[str], None]
 
@@ -20,15 +21,21 @@ def warm_started_path(config: RunConfig, prepared: Prepared, *, say: Say) -> str
     if warm_start is None or target is None:
         return prepared.base.path
     examples = demonstrations(
-        config.prompts, prepared.tokenizer, num=warm_start.num_demonstrations, seed=warm_start.seed
+        config.prompts,
+        prepared.tokenizer,
+        num=warm_start.num_demonstrations,
+        seed=warm_start.seed,
+        end_token_ids=prepared.end_token_ids,
     )
     batches = demonstration_batches(
         len(examples), batch_size=warm_start.batch_size, num_updates=warm_start.num_updates, seed=warm_start.seed
     )
     learner = Learner(config, base_path=prepared.base.path, token_loss=token_loss(config.algorithm))
     metrics: dict[str, Any] = {}
+    lines = ProgressLines("warm start", len(batches), say=say)
     for indices in batches:
         metrics = learner.supervised_update([examples[index] for index in indices])
+        lines.add(note=f"loss {metrics['loss']:.3f}")
     say(f"warm start of {len(batches)} updates, loss {metrics['loss']:.3f}")
     learner.export(str(target))
     return str(target)
@@ -42,6 +49,8 @@ def load_whole_policy(config: RunConfig, prepared: Prepared, path: str) -> Polic
         revision=prepared.base.revision if of_hub else None,
         trust_remote_code=prepared.base.trust_remote_code,
     )
-    return PolicyModule(
+    policy = PolicyModule(
         causal_lm, temperature=config.sampling.temperature, chunk_tokens=config.learner.logprob_chunk_tokens
-    ).eval()
+    )
+    try_policy(policy, path, gradient_parameters=("embed_tokens",))
+    return policy.eval()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.estimator.base_policy import Say
 from gvm_ray.estimator.plan import PlannedArm, base_config, planned_arms
@@ -101,9 +100,7 @@ def _exact_errors(
 
 
 def _true_sizes(config: RunConfig, pool: SamplePool, *, seed: int) -> dict[str, SampleSizes]:
-    allocator = config.allocator
-    parameters = allocator.gradient_parameters if isinstance(allocator, GVMAllocatorConfig) else "embed_tokens"
-    truth = prompt_truth(config, pool, pilot_norms=pool.pilot_norms[parameters])
+    truth = prompt_truth(config, pool, pilot_norms=pool.pilot_norms[config.needs.pilot_norms or "embed_tokens"])
     return true_sizes(config, truth, seed=seed)
 
 

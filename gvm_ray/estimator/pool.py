@@ -6,8 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.learner.policy import GradientParameters
-from gvm_ray.types import BoolArray, Float64Array, FloatArray, GroupOutcome, GroupRef, IntArray, Pooling, Prompt
+from gvm_ray.types import (
+    BoolArray,
+    Float64Array,
+    FloatArray,
+    GradientParameters,
+    GroupOutcome,
+    GroupRef,
+    IntArray,
+    Pooling,
+    Prompt,
+)
 
 IndexArray = NDArray[np.int64]
 

@@ -101,10 +101,8 @@ class _ArmSteps:
         self._allocator = AllocationDriver.of(config.allocator, accept_threshold=threshold, seed=seed)
         self._algorithm = create_algorithm(config.algorithm, accept_threshold=threshold)
         self._index_of = pool.index_of()
-        allocator = config.allocator
-        parameters = allocator.gradient_parameters if isinstance(allocator, GVMAllocatorConfig) else "embed_tokens"
         accepted = pool.rewards >= threshold
-        self._pilot_norms = np.where(accepted, pool.pilot_norms[parameters], np.nan)
+        self._pilot_norms = np.where(accepted, pool.pilot_norms[config.needs.pilot_norms or "embed_tokens"], np.nan)
 
     def take(self, prompts: IndexArray, *, step: int) -> _Step:
         """A step on some of these prompts: as many at random as the run shows the allocator at once.

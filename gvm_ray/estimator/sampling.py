@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from gvm_ray.actors.reward_env import make_reward_sandbox
-from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.estimator.base_policy import Say, load_whole_policy, warm_started_path
@@ -16,11 +15,18 @@ from gvm_ray.estimator.pool import IndexArray, SamplePool, distinct_rows
 from gvm_ray.estimator.score_gradients import ScoreGradients
 from gvm_ray.exceptions import DataError
 from gvm_ray.functional.seeds import sample_seed
-from gvm_ray.learner.policy import GradientParameters
 from gvm_ray.learner.sequences import TrainSample
-from gvm_ray.prepare import Prepared, prepare
+from gvm_ray.prepare import Prepared, check_date, prepare
 from gvm_ray.rewards.sandbox import Scored
-from gvm_ray.types import Completion, Float64Array, Pooling, Prompt, SampleRequest, SamplingParameters
+from gvm_ray.types import (
+    Completion,
+    Float64Array,
+    GradientParameters,
+    Pooling,
+    Prompt,
+    SampleRequest,
+    SamplingParameters,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,8 +48,10 @@ def draw_pool(
             scored sample.
     """
     prepared = prepare(base, run_dir=run_dir)
+    check_date(base, prepared.tokenizer)
     prompts = _chosen_prompts(estimator, prepared.prompts.train)
     path = warm_started_path(base, prepared, say=say)
+    say(f"sampling {len(prompts)} prompts x {estimator.num_samples}")
     responses = _sampled(estimator, base, prepared, path=path, prompts=prompts)
     say(f"{len(prompts)} prompts with {estimator.num_samples} samples each, {len(responses.prompts)} different ones")
     rewards = _scored(base, responses)
@@ -56,9 +64,10 @@ def draw_pool(
         TrainSample(prompt_ids=prompt.token_ids, response_ids=completion.token_ids, engine_logprobs=completion.logprobs)
         for prompt, completion in zip(responses.prompts, responses.completions, strict=True)
     ]
+    say(f"measuring the gradients of {len(train_samples)} responses")
     num_target_rows = 1 + max(int(own.max()) for own in responses.samples[:num_targets])
     parameters: set[GradientParameters] = {"embed_tokens"}
-    parameters |= {arm.allocator.gradient_parameters for arm in arms if isinstance(arm.allocator, GVMAllocatorConfig)}
+    parameters |= {arm.needs.pilot_norms for arm in arms if arm.needs.pilot_norms is not None}
     poolings: set[Pooling] = {arm.prompt_states.pooling for arm in arms if arm.prompt_states is not None}
     return SamplePool(
         prompts=prompts,

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from gvm_ray.functional.gradient_norms import embedding_gradient_square_norms
 from gvm_ray.functional.sketch import CountSketch
-from gvm_ray.learner.policy import GradientParameters, PolicyModule, sample_gradient_norms
+from gvm_ray.learner.policy import PolicyModule, embedding_row_gradients, sample_gradient_norms
 from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples, prompt_sample
-from gvm_ray.types import Float64Array, FloatArray, IntArray, Pooling
+from gvm_ray.types import Float64Array, FloatArray, GradientParameters, IntArray, Pooling
 
 _ROWS = 64  # samples, or prompts, of one pass that needs no gradient of parameters
 
@@ -58,11 +58,7 @@ class ScoreGradients:
         return torch.cat(parts).cpu().numpy()
 
     def _input_embedding_norms(self, batch: SequenceBatch) -> Tensor:
-        width = self._policy.causal_lm.config.hidden_size
-        offset = torch.zeros(*batch.input_ids.shape, width, device=self._device, requires_grad=True)
-        states, head = self._policy.response_gradients(batch, square_norms=False, offset=offset)
-        assert head.state_gradients is not None
-        (gradients,) = torch.autograd.grad(states, offset, head.state_gradients.to(states.dtype))
+        _, _, gradients = embedding_row_gradients(self._policy, batch, square_norms=False)
         return embedding_gradient_square_norms(gradients, batch.input_ids).sqrt()
 
     def _by_batch(self, samples: Sequence[TrainSample], measure: Callable[[SequenceBatch], Tensor]) -> Float64Array:

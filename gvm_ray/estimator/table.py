@@ -2,12 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from gvm_ray.reporting.json_text import json_text
 
 _NONE = "-"
 
@@ -47,7 +48,7 @@ def write_results(folder: Path, rows: Sequence[EstimatorRow], text: str, *, sett
     (folder / "estimator.md").write_text(text, encoding="utf-8")
     (folder / "estimator.csv").write_text(csv_text(rows), encoding="utf-8")
     values = {**settings, "rows": [asdict(row) for row in rows]}
-    (folder / "estimator.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / "estimator.json").write_text(json_text(values, indent=2) + "\n", encoding="utf-8")
 
 
 def csv_text(rows: Sequence[EstimatorRow]) -> str:

@@ -1,12 +1,12 @@
 """What a response gives as its answer, for majority votes."""
 
-from gvm_ray.functional.boxed import last_boxed
+from gvm_ray.functional import final_answer as final
 
 
-def final_answer(text: str) -> str | None:
-    r"""The content of the last \boxed{} without spaces, so that spellings that differ in spaces vote together.
+def final_answer(text: str, *, truncated: bool) -> str | None:
+    r"""The response's final answer, boxed or not; None where it gives none, and has no vote.
 
-    None where the response boxes nothing: it has no vote.
+    Of a truncated response only a box counts: its last number is where it was cut.
     """
-    answer = last_boxed(text)
-    return "".join(answer.split()) if answer else None
+    answer = final.final_answer(text)
+    return None if answer is None or (truncated and not answer.boxed) else answer.text

@@ -1,6 +1,6 @@
 """Held-out accuracy during training: samples the evaluation prompts with whatever policy the generators hold."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ class HeldOutEvaluator:
     num_samples: int  # k
     accept_threshold: float
     seed: int
+    progress: Callable[[int], Callable[[int], None]] | None = None  # of so many samples; is told of those just scored
 
     async def sample(self) -> list[GroupOutcome]:
         """One outcome of `num_samples` completions for each prompt, in order."""
@@ -38,7 +39,10 @@ class HeldOutEvaluator:
             )
             for prompt in self.prompts
         ]
-        return await self.pools.sample_and_score(requests, self.sampling)
+        if self.progress is None:
+            return await self.pools.sample_and_score(requests, self.sampling)
+        on_scored = self.progress(len(requests) * self.num_samples)
+        return await self.pools.sample_and_score(requests, self.sampling, on_scored=on_scored)
 
     async def evaluate(self) -> Metrics:
         """`eval/accuracy` is the mean over prompts of the share of accepted samples; unscored samples don't count."""

@@ -1,6 +1,6 @@
 """The result of an evaluation, with its intervals, as numbers and as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from gvm_ray.evaluation.answers import final_answer
 from gvm_ray.evaluation.statistics import average_at_k, bootstrap_interval, majority_at_k, pass_at_k
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.types import BoolArray, Float64Array, RolloutGroup
+
+Answers = Sequence[Sequence[str | None]]  # [P][k] the text of each sample's answer, None for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +45,34 @@ class EvaluationResult:
         cls,
         groups: Sequence[RolloutGroup],
         *,
+        merge_votes: Callable[[Answers], Answers] = lambda answers: answers,
         accept_threshold: float = 0.5,
         confidence: float = 0.95,
         seed: int = 0,
     ) -> "EvaluationResult":
-        r"""The result of scored groups; a sample's answer is what it boxes last. See `of_rewards`.
+        """The result of scored groups, each sample with its final answer. See `of_rewards`.
 
         A prompt's samples may come in several groups, as where they were shared out over generators.
+
+        Args:
+            groups: Scored.
+            merge_votes: Gives equal answers of a prompt one spelling (`rewards.votes`); default: spelling decides.
+            accept_threshold: As of `of_rewards`.
+            confidence: As of `of_rewards`.
+            seed: As of `of_rewards`.
         """
         rewards: dict[str, list[float]] = {}
         answers: dict[str, list[str | None]] = {}
         for group in groups:
             assert group.rewards is not None, "groups are scored before they are evaluated"
             rewards.setdefault(group.prompt.prompt_id, []).extend(group.rewards)
-            answers.setdefault(group.prompt.prompt_id, []).extend(final_answer(text) for text in group.texts)
+            answers.setdefault(group.prompt.prompt_id, []).extend(
+                final_answer(group.prompt.opened_tag + text, truncated=bool(cut))
+                for text, cut in zip(group.texts, group.truncated, strict=True)
+            )
         return cls.of_rewards(
             list(rewards.values()),
-            answers=list(answers.values()),
+            answers=merge_votes(list(answers.values())),
             accept_threshold=accept_threshold,
             confidence=confidence,
             seed=seed,
@@ -70,7 +83,7 @@ class EvaluationResult:
         cls,
         rewards: Sequence[ArrayLike],
         *,
-        answers: Sequence[Sequence[str | None]] | None = None,
+        answers: Answers | None = None,
         accept_threshold: float = 0.5,
         confidence: float = 0.95,
         seed: int = 0,

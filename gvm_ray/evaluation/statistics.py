@@ -40,9 +40,10 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> Float64
 def majority_at_k(answers: Sequence[Sequence[str | None]], correct: Sequence[ArrayLike]) -> Float64Array:
     """[P] whether the answer that most samples of a prompt give is correct: maj@k, in [0, 1].
 
-    Samples vote by the text of their answer. None is no vote; a prompt without votes scores 0. A tie is broken by a
-    fair draw, of which the expectation is taken: two answers of equal count, one of them correct, score 1/2. Where
-    samples with the same text differ in correctness, the answer counts by its mean.
+    Samples vote by the text of their answer; equal answers need one spelling (`rewards.votes`). None is no vote; a
+    prompt without votes scores 0. A tie is broken by a fair draw, of which the expectation is taken: two answers of
+    equal count, one of them correct, score 1/2. Where samples with the same text differ in correctness, the answer
+    counts by its mean.
 
     Raises:
         ValueError: the shapes of `answers` and `correct` differ.

@@ -3,7 +3,15 @@ r"""Final answers in LaTeX text: what stands inside \boxed{...}. Pure text, shar
 import re
 
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_SEPARATOR = re.compile(r"[\s$.]*+(?:,\s*+(?:and|or)?|and|or)[\s$]*+", re.IGNORECASE)  # linear in the text
+# What may stand between boxes of one answer: no word but these, no digit, no sign of operation. Linear in the text.
+_SEPARATOR = re.compile(
+    r"(?:[\s$.,;:&~*|/()\[\]{}]|\\[\\,;:!()\[\] ]|\\[hv]space\{[^{}]*+\}"
+    r"|\\(?:q?quad|text|textrm|mathrm|mbox|hbox|left|right|lor|land|vee|wedge)(?![a-z])"
+    r"|(?<![a-z])(?:and|or|as|well|also|either|both|alternatively)(?![a-z]))*+",
+    re.IGNORECASE,
+)
+
+_BLANK = re.compile(r"(?:[\s~{}$]|\\[\\,;:!> ]|\\(?:q?quad|text|mathrm|mbox)(?![a-zA-Z]))*+")
 
 
 def _boxed_spans(text: str) -> list[tuple[int, int, int]]:
@@ -36,16 +44,27 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_boxed(text: str) -> str | None:
-    r"""Like `last_boxed`, but boxes that only commas, "and" or "or" part are one answer, joined by ", ".
+    r"""The answer in the last boxes of `text`, stripped; None where no box holds anything.
 
-    So "\boxed{1} and \boxed{2}" gives "1, 2".
+    Boxes that only punctuation, layout, "and" or "or" part, or nothing, are one answer, joined by ", " and each named
+    once: "\boxed{1} and \boxed{2}" gives "1, 2". Blank boxes are passed over, and a box inside another is part of it.
     """
-    spans = _boxed_spans(text)
-    if not spans:
-        return None
-    group = [spans[-1]]
-    for span in reversed(spans[:-1]):
-        if not _SEPARATOR.fullmatch(text, span[2], group[-1][0]):
+    group: list[tuple[int, int, int]] = []
+    for span in reversed(_outer(_boxed_spans(text))):
+        _, start, end = span
+        if _BLANK.fullmatch(text, start, end - 1):
+            continue
+        if group and not _SEPARATOR.fullmatch(text, end, group[-1][0]):
             break
         group.append(span)
-    return ", ".join(text[start : end - 1].strip() for _, start, end in reversed(group))
+    contents = dict.fromkeys(text[start : end - 1].strip() for _, start, end in reversed(group))
+    return ", ".join(contents) if contents else None
+
+
+def _outer(spans: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """The spans that lie in no other."""
+    outer: list[tuple[int, int, int]] = []
+    for span in spans:
+        if not outer or span[0] >= outer[-1][2]:
+            outer.append(span)
+    return outer

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gvm_ray.functional.output_head import OutputHead
+
 
 def token_logprobs(
     hidden: Tensor,
-    head_weight: Tensor,
+    head: OutputHead,
     targets: Tensor,
     *,
     temperature: float = 1.0,
@@ -21,12 +23,12 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of `targets` and, if asked for, the entropies of their distributions.
 
-    Equal to log_softmax(hidden @ head_weight.T / temperature) gathered at the targets. Logits are computed in the
-    dtype of the operands and reduced in float32; the backward pass computes them again, chunk by chunk.
+    Equal to log_softmax(head.logits(hidden) / temperature) gathered at the targets. Logits are computed in the dtype of
+    the operands and reduced in float32; the backward pass computes them again, chunk by chunk.
 
     Args:
         hidden: [..., H] states that predict the targets.
-        head_weight: [V, H] output head.
+        head: of V tokens.
         targets: [...] token ids.
         temperature: of the sampling distribution.
         chunk_tokens: rows of logits alive at once.
@@ -41,7 +43,7 @@ def token_logprobs(
     entropies: list[Tensor] = []
     for start in range(0, max(len(ids), 1), chunk_tokens):
         chunk = slice(start, start + chunk_tokens)
-        operands = (rows[chunk], head_weight, ids[chunk], temperature, with_entropy, entropy_gradient)
+        operands = (rows[chunk], head, ids[chunk], temperature, with_entropy, entropy_gradient)
         if torch.is_grad_enabled() and len(ids) > chunk_tokens:
             logprob, entropy = checkpoint(_chunk_logprobs, *operands, use_reentrant=False)
         else:
@@ -54,13 +56,13 @@ def token_logprobs(
 
 def _chunk_logprobs(
     hidden: Tensor,
-    head_weight: Tensor,
+    head: OutputHead,
     targets: Tensor,
     temperature: float,
     with_entropy: bool,
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    logits = (hidden @ head_weight.T).float() / temperature
+    logits = head.logits(hidden) / temperature
     log_normalizer = logits.logsumexp(dim=-1)
     logprobs = logits.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1) - log_normalizer
     if not with_entropy:

@@ -4,13 +4,15 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any, TypeGuard
 
-from gvm_ray.config.model import DType, ModelSettings, ScratchModelConfig, WarmStartConfig
-from gvm_ray.config.prompts import PromptsConfig
+from gvm_ray.config.model import DType, ModelSettings, PretrainedModelConfig, ScratchModelConfig, WarmStartConfig
+from gvm_ray.config.prompts import FileSourceConfig, HuggingFaceSourceConfig, PromptsConfig, SourceSettings
 from gvm_ray.learner.character_tokenizer import EOS_TOKEN, PAD_TOKEN, build_character_tokenizer
 from gvm_ray.learner.model_folder import write_model_folder
+from gvm_ray.model_files import file_digests, model_files
 
-CACHE_FORMAT = 1  # raised whenever the same settings give another model, tokenizer or warm start
+CACHE_FORMAT = 2  # raised whenever the same settings give another model, tokenizer or warm start
 
 
 def build_scratch_model(config: ScratchModelConfig, folder: str | Path) -> None:
@@ -54,25 +56,33 @@ def build_scratch_model(config: ScratchModelConfig, folder: str | Path) -> None:
 def warm_start_key(model: ModelSettings, *, prompts: PromptsConfig, warm_start: WarmStartConfig, dtype: DType) -> str:
     """16 hexadecimal digits that change with everything the warm-started weights depend on.
 
-    Files that the settings name count with their sizes and times, for they may be written anew under the same name.
+    The files that the settings name count with their content. The evaluation's do too: none of its problems is shown.
+
+    Raises:
+        ModelError: a hub id's commit can't be told.
     """
-    values = {
+    values: dict[str, Any] = {
         "format": CACHE_FORMAT,
         "model": model.model_dump(mode="json"),
-        "source": prompts.train.model_dump(mode="json"),
-        "template": prompts.template.model_dump(mode="json"),
+        "prompts": prompts.model_dump(mode="json", exclude={"shuffle"}),
         "warm_start": warm_start.model_dump(mode="json", exclude={"cache"}),
         "dtype": dtype,
+        "data": [_local_files(source.path) for source in (prompts.train, prompts.eval) if _has_files(source)],
     }
-    if files := _local_files(getattr(model, "path", None)) + _local_files(getattr(prompts.train, "path", None)):
-        values["files"] = files
+    if isinstance(model, PretrainedModelConfig):
+        values["files"] = model_files(model.path, revision=model.revision)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _local_files(path: str | None) -> list[tuple[str, int, int]]:
-    """Name, bytes and time of the file at a path, or of those in the folder there; none of a hub id."""
-    root = Path(os.path.expanduser(path)) if path else None
-    if root is None or not root.exists():
-        return []
-    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
-    return [(str(file.relative_to(root)), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+def _has_files(source: SourceSettings | None) -> TypeGuard[FileSourceConfig | HuggingFaceSourceConfig]:
+    return isinstance(source, FileSourceConfig | HuggingFaceSourceConfig)
+
+
+def _local_files(path: str) -> dict[str, str]:
+    """Digests of the file at a path, or of those in the folder there; none of a hub id."""
+    root = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
+    files = root.rglob("*") if root.is_dir() else [root]
+    # What can't be read is told by whoever reads it.
+    return file_digests(
+        {str(file.relative_to(root)): file for file in files if file.is_file() and os.access(file, os.R_OK)}
+    )

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gvm_ray.learner.policy import GradientParameters, PolicyModule, reshard, sample_gradient_norms
+from gvm_ray.learner.policy import PolicyModule, reshard, sample_gradient_norms
 from gvm_ray.learner.sequences import BatchLayout, TrainSample, prompt_sample
-from gvm_ray.types import Float64Array, FloatArray, IntArray, Pooling
+from gvm_ray.types import Float64Array, FloatArray, GradientParameters, IntArray, Pooling
 
 
 class PolicyMeasurements:

@@ -38,9 +38,16 @@ class PolicyOptimizer:
     @property
     def learning_rate(self) -> float:
         """Of the next update."""
-        factor = learning_rate_factor(
-            self.num_updates, schedule=self._config.schedule, total_updates=self._total_updates
-        )
+        return self._rate_of(self.num_updates)
+
+    @property
+    def last_learning_rate(self) -> float:
+        """Of the last update made; before there was one, of the first."""
+        return self._rate_of(max(self.num_updates - 1, 0))
+
+    def _rate_of(self, update: int) -> float:
+        schedule = self._config.schedule
+        factor = learning_rate_factor(update, schedule=schedule, total_updates=self._total_updates)
         return self._config.learning_rate * factor
 
     def apply(self, *, where: str) -> float:
@@ -77,13 +84,14 @@ class PolicyOptimizer:
 
 
 def learning_rate_factor(update: int, *, schedule: ScheduleConfig, total_updates: int) -> float:
-    """Factor in (0, 1] on the learning rate of optimizer update `update`, counted from 0.
+    """Factor in (0, 1] on the learning rate of optimizer update `update` < `total_updates`, counted from 0.
 
-    Linear warm-up reaches 1 at update `warmup_updates`; decay reaches `min_ratio` at the last update and stays there.
+    Linear warm-up reaches 1 at update `warmup_updates`. Decay reaches `min_ratio` one update after the last one, so
+    that none is spent at rate 0, and stays there.
     """
     if update < schedule.warmup_updates:
         return (update + 1) / (schedule.warmup_updates + 1)
-    decay_updates = max(total_updates - 1 - schedule.warmup_updates, 1)
+    decay_updates = max(total_updates - schedule.warmup_updates, 1)
     progress = min((update - schedule.warmup_updates) / decay_updates, 1.0)
     match schedule.type:
         case "constant":

@@ -1,8 +1,9 @@
 """The trained model: a Hugging Face causal LM, sharded with FSDP2, that answers with log-probs instead of logits."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,20 +26,22 @@ from gvm_ray.functional.gradient_norms import (
     tied_gradient_inner_products,
 )
 from gvm_ray.functional.logprobs import token_logprobs
+from gvm_ray.functional.output_head import OutputHead
 from gvm_ray.learner.attention import AttentionKernels
 from gvm_ray.learner.lora import add_adapters, base_name, is_adapter, merged_tensor
+from gvm_ray.learner.model_trial import check_gradient_norms, check_logprobs, trial
 from gvm_ray.learner.sequences import SequenceBatch
-from gvm_ray.pretrained import check_layout, model_errors
-from gvm_ray.types import Pooling
-
-GradientParameters = Literal["embed_tokens", "lm_head"]
+from gvm_ray.model_files import model_errors, ties_embeddings
+from gvm_ray.pretrained import check_layout, load_generation_config
+from gvm_ray.types import GradientParameters, Pooling
 
 
 class PolicyModule(nn.Module):
     """The FSDP2 root around a causal LM: whatever needs the output head happens inside its forward methods.
 
     Sharded parameters are whole only there, and the head belongs to the root. Attention is causal and padding stands on
-    the right, so no token ever attends to padding and padded batches need no attention mask.
+    the right, so no token ever attends to padding and padded batches need no attention mask. `tied` says whether the
+    input embedding is the output head.
     """
 
     causal_lm: Any  # transformers' classes share no typed base with `model`, `lm_head` and `config`
@@ -48,11 +51,12 @@ class PolicyModule(nn.Module):
         self.causal_lm = causal_lm
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
+        self.tied = self.causal_lm.lm_head.weight is self.causal_lm.get_input_embeddings().weight
 
     @property
-    def tied(self) -> bool:
-        """Whether the input embedding is the output head."""
-        return bool(self.causal_lm.config.tie_word_embeddings)
+    def head(self) -> OutputHead:
+        """The output head; whole inside the forward methods only."""
+        return output_head(self.causal_lm)
 
     def forward(
         self,
@@ -66,11 +70,11 @@ class PolicyModule(nn.Module):
 
         At the sampling temperature unless another is given.
         """
-        hidden = self._hidden(batch, input_ids=batch.input_ids)
+        hidden = self._hidden(batch)
         rows, columns = batch.mask.nonzero(as_tuple=True)
         logprobs, entropies = token_logprobs(
             hidden.flatten(0, 1)[batch.first_state[rows] + columns],
-            self.causal_lm.lm_head.weight,
+            self.head,
             batch.targets[rows, columns],
             temperature=temperature or self.temperature,
             chunk_tokens=self.chunk_tokens,
@@ -86,7 +90,7 @@ class PolicyModule(nn.Module):
 
         Their mean, the last one, or both end to end, mean first (F is the hidden size H, or 2H for both).
         """
-        hidden = batch.by_sample(self._hidden(batch, input_ids=batch.input_ids).float())
+        hidden = batch.by_sample(self._hidden(batch).float())
         last = (batch.first_state - batch.starts).unsqueeze(1)  # [B, 1] place of the prompt's last token in it
         pooled = []
         if pooling != "last":
@@ -101,18 +105,24 @@ class PolicyModule(nn.Module):
     ) -> tuple[Tensor, HeadGradients]:
         """The states [B, T, H] that predict the response tokens, and the head's gradients there.
 
-        With an `offset` [R, S, H] of zeros, which is added to the input embeddings, the states depend on it alone and
-        the head's gradients include those at the states: carried back from there, they give the objectives' gradient
-        at the embedding layer's output, and no parameter gets one.
+        With an `offset` [R, S, H] of zeros, which is added to the embedding layer's output, the states depend on it
+        alone and the head's gradients include those at the states: carried back from there, they give the objectives'
+        gradient at that output, and no parameter gets one.
         """
-        embeddings = self.causal_lm.model.embed_tokens(batch.input_ids).detach()
-        if offset is not None:
-            embeddings = embeddings + offset
-        hidden = self._hidden(batch, inputs_embeds=embeddings)
+
+        def shift(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            return output.detach() if offset is None else output.detach() + offset
+
+        # A hook rather than `inputs_embeds`, for some families do more with token ids than to look them up.
+        handle = self.causal_lm.get_input_embeddings().register_forward_hook(shift)
+        try:
+            hidden = self._hidden(batch)
+        finally:
+            handle.remove()
         states = hidden.flatten(0, 1)[batch.state_positions()]
         head = head_gradients(
             states,
-            self.causal_lm.lm_head.weight,
+            self.head,
             batch.targets,
             batch.mask,
             temperature=self.temperature,
@@ -123,24 +133,56 @@ class PolicyModule(nn.Module):
 
     @torch.no_grad()
     def tied_inner_products(
-        self, batch: SequenceBatch, states: Tensor, *, head: HeadGradients, activation_gradients: Tensor
+        self, batch: SequenceBatch, states: Tensor, *, gradients: HeadGradients, row_gradients: Tensor
     ) -> Tensor:
-        """[B] inner products of the shared matrix's two gradients; `activation_gradients` [R, S, H] are the embedding
-        layer's."""
+        """[B] inner products of the shared matrix's two gradients; `row_gradients` [R, S, H] are those of the rows that
+        are looked up."""
         return tied_gradient_inner_products(
             states,
-            self.causal_lm.lm_head.weight,
+            self.head,
             batch.targets,
             batch.mask,
-            head=head,
-            activation_gradients=batch.by_sample(activation_gradients),
+            gradients=gradients,
+            activation_gradients=batch.by_sample(row_gradients),
             input_ids=batch.by_sample(batch.input_ids),
             temperature=self.temperature,
         )
 
-    def _hidden(self, batch: SequenceBatch, **inputs: Tensor) -> Tensor:
+    def _hidden(self, batch: SequenceBatch) -> Tensor:
         """[R, S, H] final hidden states, after the final norm."""
-        return self.causal_lm.model(**inputs, **batch.attention_arguments, use_cache=False).last_hidden_state
+        arguments = batch.attention_arguments
+        return self.causal_lm.model(batch.input_ids, **arguments, use_cache=False).last_hidden_state
+
+
+def output_head(causal_lm: Any) -> OutputHead:
+    """The output head of a causal LM, with what its configuration says of a scale and a soft cap."""
+    layer, config = causal_lm.lm_head, causal_lm.config
+    scale = 1.0
+    for name, factor in {
+        "logit_scale": lambda value: value,  # Cohere
+        "logits_scaling": lambda value: 1 / value,  # Granite
+        "lm_head_multiplier": lambda value: value,  # Falcon-H1
+    }.items():
+        if getattr(config, name, None) is not None:
+            scale = float(factor(getattr(config, name)))
+    soft_cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    if soft_cap is None:
+        soft_cap = getattr(config, "logits_soft_cap", None)  # RecurrentGemma
+    return OutputHead(weight=layer.weight, bias=layer.bias, scale=scale, soft_cap=soft_cap)
+
+
+def looked_up_gradients(embedding: Any, activation_gradients: Tensor, input_ids: Tensor) -> Tensor:
+    """Gradients [..., H] of the rows of an embedding matrix, one for each look-up, from those at the layer's output.
+
+    Gemma's layer scales what it looks up, and no layer trains the row of its padding token.
+    """
+    scale = getattr(embedding, "embed_scale", 1.0)
+    gradients = activation_gradients
+    if not isinstance(scale, float) or scale != 1.0:
+        gradients = gradients * torch.as_tensor(scale, dtype=gradients.dtype, device=gradients.device)
+    if embedding.padding_idx is not None:
+        gradients = gradients.masked_fill((input_ids == embedding.padding_idx).unsqueeze(-1), 0.0)
+    return gradients
 
 
 def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, parameters: GradientParameters) -> Tensor:
@@ -154,16 +196,25 @@ def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, paramet
         assert head.square_norms is not None
         square_norms = head.square_norms
     else:
-        width = policy.causal_lm.config.hidden_size
-        offset = torch.zeros(*batch.input_ids.shape, width, device=batch.input_ids.device, requires_grad=True)
-        states, head = policy.response_gradients(batch, square_norms=policy.tied, offset=offset)
-        assert head.state_gradients is not None
-        (gradients,) = torch.autograd.grad(states, offset, head.state_gradients.to(states.dtype))
+        states, head, gradients = embedding_row_gradients(policy, batch, square_norms=policy.tied)
         square_norms = embedding_gradient_square_norms(gradients, batch.input_ids, samples=batch.sample_indices)
         if head.square_norms is not None:
-            inner = policy.tied_inner_products(batch, states, head=head, activation_gradients=gradients)
+            inner = policy.tied_inner_products(batch, states, gradients=head, row_gradients=gradients)
             square_norms += head.square_norms + 2 * inner
     return square_norms.clamp(min=0).sqrt()  # rounding can leave a tied sum of three terms below 0
+
+
+def embedding_row_gradients(
+    policy: PolicyModule, batch: SequenceBatch, *, square_norms: bool
+) -> tuple[Tensor, HeadGradients, Tensor]:
+    """What `response_gradients` gives, and the objectives' gradients [R, S, H] at each position's embedding row."""
+    embedding: Any = policy.causal_lm.get_input_embeddings()
+    shape = (*batch.input_ids.shape, embedding.embedding_dim)
+    offset = torch.zeros(shape, device=batch.input_ids.device, requires_grad=True)
+    states, head = policy.response_gradients(batch, square_norms=square_norms, offset=offset)
+    assert head.state_gradients is not None
+    (gradients,) = torch.autograd.grad(states, offset, head.state_gradients.to(states.dtype))
+    return states, head, looked_up_gradients(embedding, gradients, batch.input_ids)
 
 
 def load_policy(
@@ -173,6 +224,8 @@ def load_policy(
     settings: LearnerConfig,
     attention: AttentionKernels,
     temperature: float,
+    packed: bool = False,
+    gradient_parameters: Collection[GradientParameters] = (),
     trainable: bool = True,
     seed: int = 0,
     revision: str | None = None,
@@ -180,21 +233,25 @@ def load_policy(
 ) -> PolicyModule:
     """The causal LM of a Hugging Face folder or hub id, sharded over `mesh` block by block; master weights are float32.
 
-    With `settings.lora` only adapters, drawn from `seed`, are trainable.
+    With `settings.lora` only adapters, drawn from `seed`, are trainable. A trainable one is first tried on random
+    tokens, in the layout of the micro-batches (`packed`) and in the gradient norms that will be asked for.
 
     Raises:
-        ModelError: there is no causal language model of the Llama layout (`model.layers`, `lm_head`).
+        ModelError: it isn't a causal LM of the Llama layout, or its log-probs or gradient norms would be wrong.
         ConfigError: `settings.lora` names layers that the model doesn't have.
     """
     causal_lm = load_causal_lm(path, revision=revision, trust_remote_code=trust_remote_code, attention=attention)
     policy = PolicyModule(causal_lm, temperature=temperature, chunk_tokens=settings.logprob_chunk_tokens)
+    if trainable:
+        try_policy(policy, path, packed=packed, gradient_parameters=gradient_parameters)
     policy.requires_grad_(trainable)
     if settings.lora is not None:
         add_adapters(causal_lm, settings.lora, seed=seed)
     policy.eval()  # dropout would make two passes over the same tokens disagree
     if settings.activation_checkpointing and trainable:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        policy.train()  # transformers checkpoints in training mode only
+        for block in causal_lm.model.layers:
+            block.training = True  # as transformers wants it; what is inside stays as it is, without dropout
     placement: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
@@ -205,15 +262,43 @@ def load_policy(
         placement["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     for block in causal_lm.model.layers:
         if settings.compile:
-            # `forward` alone: FSDP2's hooks around it gather and free the weights, uncompiled. Isolated, because all
-            # blocks share the code, and together would soon meet the limit on its variants.
-            options: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
-            block.forward = torch.compile(block.forward, **options)
+            _compile(block)
         fully_shard(block, **placement)
     fully_shard(policy, **placement)
     for method in ("prompt_states", "response_gradients", "tied_inner_products"):
         register_fsdp_forward_method(policy, method)
     return policy
+
+
+def _compile(block: Any) -> None:
+    # `forward` alone: FSDP2's hooks around it gather and free the weights, uncompiled. Isolated, because all blocks
+    # share the code, and together would soon meet the limit on its variants.
+    options: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
+    block.forward = torch.compile(block.forward, **options)
+
+
+def try_policy(
+    policy: PolicyModule,
+    path: str | Path,
+    *,
+    packed: bool = False,
+    gradient_parameters: Collection[GradientParameters] = (),
+) -> None:
+    """Compare a whole policy, on the CPU, with its model's own logits and their gradients.
+
+    Raises:
+        ModelError: its log-probs or gradient norms are wrong.
+    """
+    causal_lm = policy.causal_lm
+    kernels = causal_lm.config._attn_implementation
+    with trial(causal_lm, path):
+        causal_lm.set_attn_implementation("sdpa")  # flash kernels run on GPUs alone
+        check_logprobs(policy, path, packed=packed)
+        for name in sorted(gradient_parameters):
+            layer = causal_lm.lm_head if name == "lm_head" else causal_lm.get_input_embeddings()
+            measure = partial(sample_gradient_norms, policy, parameters=name)
+            check_gradient_norms(policy, path, parameter=layer.weight, measure=measure)
+        causal_lm.set_attn_implementation(kernels)
 
 
 def reshard(policy: PolicyModule) -> None:
@@ -281,6 +366,7 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # and say which, instead of pointing to a log
+            generation_config=load_generation_config(path, revision=revision)[0],
         )
     causal_lm, found = loaded
     check_layout(causal_lm, path)
@@ -289,6 +375,11 @@ def load_causal_lm(
         raise ModelError(
             f"{len(wrong)} weights of {str(path)!r} are missing or of another shape than its config.json says, among "
             f"them {wrong[0]!r}; put configuration and weights of one model there"
+        )
+    if ties_embeddings(causal_lm.config) and causal_lm.lm_head.weight is not causal_lm.get_input_embeddings().weight:
+        raise ModelError(
+            f'config.json of {str(path)!r} says "tie_word_embeddings": true, and its lm_head.weight is another matrix '
+            'than the input embedding; write "tie_word_embeddings": false there'
         )
     for name, parameter in causal_lm.named_parameters():
         if not parameter.isfinite().all():

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.functional.packing import split_updates
@@ -39,7 +38,17 @@ from gvm_ray.learner.sequences import (
 from gvm_ray.learner.token_loss import TokenLoss
 from gvm_ray.learner.training_norms import TrainingGradientNorms
 from gvm_ray.pretrained import load_tokenizer
-from gvm_ray.types import Demonstration, Float64Array, FloatArray, IntArray, Metrics, Pooling, RolloutGroup, TrainBatch
+from gvm_ray.types import (
+    Demonstration,
+    Float64Array,
+    FloatArray,
+    GradientParameters,
+    IntArray,
+    Metrics,
+    Pooling,
+    RolloutGroup,
+    TrainBatch,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,7 +130,7 @@ class Learner:
         finite = [value for value in grad_norms if np.isfinite(value)]
         metrics = sums.reduce() | {
             "grad_norm": float(np.mean(finite)) if finite else 0.0,
-            "learning_rate": self._optimizer.learning_rate,
+            "learning_rate": self._optimizer.last_learning_rate,
             "num_updates": float(applied),
             "num_skipped_updates": float(num_parts - applied),
         }
@@ -162,7 +171,7 @@ class Learner:
         sums = MetricSums(self._device)
         self._accumulate_gradients(samples_of_demonstrations(demonstrations), CrossEntropy(self._policy), sums=sums)
         grad_norm = self._warm_start_optimizer.apply(where="an update of the warm start")
-        return sums.reduce() | {"grad_norm": grad_norm, "learning_rate": self._warm_start_optimizer.learning_rate}
+        return sums.reduce() | {"grad_norm": grad_norm, "learning_rate": self._warm_start_optimizer.last_learning_rate}
 
     def finish_warm_start(self) -> None:
         """Start reinforcement learning from here: a fresh optimizer, and the present weights as the reference."""
@@ -202,8 +211,7 @@ class Learner:
         The gradient is that of the token sum, at the sampling temperature, in the matrix that the allocator names
         (with tied embeddings: in the shared one).
         """
-        allocator = self._config.allocator
-        parameters = allocator.gradient_parameters if isinstance(allocator, GVMAllocatorConfig) else "embed_tokens"
+        parameters = self._config.needs.pilot_norms or "embed_tokens"
         threshold = self._config.rewards.accept_threshold
         norms = [np.full(len(group), np.nan) for group in groups]
         accepted = [
@@ -261,6 +269,7 @@ class Learner:
                 generation_config=causal_lm.generation_config,
                 tensors=tensors,
                 tokenizer=self._tokenizer,
+                causal_lm=causal_lm,
             )
         else:
             for _ in tensors:  # gathering is a collective call
@@ -274,6 +283,8 @@ class Learner:
             settings=self._config.learner,
             attention=self._attention,
             temperature=self._config.sampling.temperature,
+            packed=self._layout.packed,
+            gradient_parameters=measured_parameters(self._config),
             trainable=trainable,
             seed=self._config.seed,
             revision=self._revision,
@@ -288,6 +299,13 @@ class Learner:
             total_updates=total_updates,
             max_skipped_updates=self._config.max_skipped_updates,
         )
+
+
+def measured_parameters(config: RunConfig) -> frozenset[GradientParameters]:
+    """The matrices that the run's allocator has gradient norms measured in."""
+    needs = config.needs
+    names: tuple[GradientParameters | None, ...] = (needs.pilot_norms, "embed_tokens" if needs.training_norms else None)
+    return frozenset(name for name in names if name is not None)
 
 
 def _by_group(values: Float64Array, batch: TrainBatch) -> tuple[Float64Array, ...]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gvm_ray.functional.gradient_norms import embedding_gradient_square_norms
-from gvm_ray.learner.policy import PolicyModule
+from gvm_ray.learner.policy import PolicyModule, looked_up_gradients
 from gvm_ray.learner.sequences import SequenceBatch
 from gvm_ray.types import Float64Array
 
@@ -36,7 +36,8 @@ class TrainingGradientNorms:
         """Inside, a forward and backward pass over `batch` fills in the norms of its samples, `indices`."""
 
         def collect(gradient: Tensor) -> None:
-            norms = embedding_gradient_square_norms(gradient, batch.input_ids, samples=batch.sample_indices)
+            rows = looked_up_gradients(self._embedding, gradient, batch.input_ids)
+            norms = embedding_gradient_square_norms(rows, batch.input_ids, samples=batch.sample_indices)
             self._square_norms[torch.from_numpy(indices).to(norms.device)] = norms[: len(indices)].double()
 
         def watch(_module: torch.nn.Module, _inputs: Any, output: Tensor) -> None:

@@ -4,7 +4,7 @@ from gvm_ray.reporting.plots import plot_accuracy, plot_allocation, write_plots
 from gvm_ray.reporting.reporter import REQUIRED_KEYS, Callback, CallbackSink, MetricsSink, Reporter
 from gvm_ray.reporting.run_folder import RunFolder
 from gvm_ray.reporting.step_rows import read_rows, read_steps
-from gvm_ray.reporting.summary import summary_lines, write_summary
+from gvm_ray.reporting.summary import read_summary, summary_lines, write_summary
 
 __all__ = [
     "REQUIRED_KEYS",
@@ -17,6 +17,7 @@ __all__ = [
     "plot_allocation",
     "read_rows",
     "read_steps",
+    "read_summary",
     "summary_lines",
     "write_plots",
     "write_summary",

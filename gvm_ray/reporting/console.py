@@ -17,7 +17,7 @@ def step_line(step: int, *, num_steps: int, metrics: Metrics, step_s: float) -> 
     parts = [
         f"step {step + 1:>{len(str(num_steps))}}/{num_steps}",
         f"reward {metrics['reward/mean']:.3f}",
-        *([f"eval {metrics['eval/accuracy']:.3f}"] if "eval/accuracy" in metrics else []),
+        *([f"eval {accuracy_text(metrics['eval/accuracy'])}"] if "eval/accuracy" in metrics else []),
         f"tokens {short_count(metrics['cost/generated_tokens'])}",
         f"n {metrics['allocation/min']:.0f}-{metrics['allocation/max']:.0f} ({metrics['allocation/zero']:.0f} zero)",
         f"stale {metrics['staleness/mean']:.1f}",
@@ -25,6 +25,11 @@ def step_line(step: int, *, num_steps: int, metrics: Metrics, step_s: float) -> 
         f"{step_s:.1f} s",
     ]
     return "  ".join(parts)
+
+
+def accuracy_text(accuracy: float | None) -> str:
+    """0.5 as 0.500; `unknown` where no sample was scored."""
+    return "unknown" if accuracy is None or math.isnan(accuracy) else f"{accuracy:.3f}"
 
 
 def short_count(count: float) -> str:

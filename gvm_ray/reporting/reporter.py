@@ -1,5 +1,6 @@
 """Where one step's numbers and texts go: the run's files, TensorBoard, further sinks, and one line on the console."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ from tqdm import tqdm
 from gvm_ray.config import RunConfig
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.reporting.console import step_line
+from gvm_ray.reporting.console import accuracy_text, step_line
+from gvm_ray.reporting.json_text import json_text
 from gvm_ray.reporting.run_folder import RunFolder
 from gvm_ray.reporting.step_rows import append_row, cut_rows
 from gvm_ray.reporting.tensorboard import TensorBoardSink
@@ -76,8 +78,8 @@ class Reporter:
     ) -> None:
         """Open the files; rows of `start_step` and later, left by a run that is resumed, are removed.
 
-        With `phases` every step's row also says how long each phase was under way since the step before, and with
-        `failures` how many the run has recovered from, once there was one.
+        With `phases` every step's row also says how long the step took and how long each phase was under way in it,
+        and with `failures` how many the run has recovered from, once there was one.
         """
         self._folder = RunFolder(run_dir)
         self._folder.path.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,8 @@ class Reporter:
         self._sinks = tuple(sinks)
         self._phases = phases
         self._failures = failures
-        self._phase_seconds: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}  # of the steps so far, by phase and in all
+        self._unknown_is_explained = False
         kept = cut_rows(self._folder.metrics, start_step=start_step)
         cut_rows(self._folder.histograms, start_step=start_step)
         cut_rows(self._folder.samples, start_step=start_step)
@@ -125,7 +128,7 @@ class Reporter:
         step_s = now - self._clock
         self._clock = now
         self._time_s += step_s  # counts the time of the run before a resume, but not the time between
-        numbers = {name: float(value) for name, value in metrics.items()} | self._phase_times()
+        numbers = {name: float(value) for name, value in metrics.items()} | self._times()
         if self._failures is not None and self._failures.counts:
             numbers |= self._failures.metrics
         arrays = {name: np.asarray(values, dtype=np.float64) for name, values in (histograms or {}).items()}
@@ -139,8 +142,16 @@ class Reporter:
         for sink in self._sinks:
             sink.write(step, numbers)
         self._print_line(step_line(step, num_steps=self._num_steps, metrics=numbers, step_s=step_s))
+        self._explain_unknown(metrics)
         if self._bar is not None:
             self._bar.update()
+
+    def log_base_evaluation(self, metrics: Metrics) -> None:
+        """Write the evaluation of the starting policy, which a resumed run reads; empty where there is none."""
+        self._folder.base_evaluation.write_text(json_text(metrics) + "\n", encoding="utf-8")
+        if metrics:
+            self._print_line(f"base held-out accuracy {accuracy_text(metrics['eval/accuracy'])}")
+        self._explain_unknown(metrics)
 
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
         """Write the evaluation of a step that was written before; callbacks aren't told."""
@@ -151,7 +162,8 @@ class Reporter:
             if not isinstance(sink, CallbackSink):
                 sink.write(step, metrics)
         if metrics:
-            self._print_line(f"step {step + 1}/{self._num_steps}  eval {metrics['eval/accuracy']:.3f}")
+            self._print_line(f"step {step + 1}/{self._num_steps}  eval {accuracy_text(metrics['eval/accuracy'])}")
+        self._explain_unknown(metrics)
 
     def close(self) -> None:
         """End the files and the progress bar."""
@@ -168,12 +180,22 @@ class Reporter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _phase_times(self) -> dict[str, float]:
-        """`time/<phase>_s` since the step before."""
+    def _times(self) -> dict[str, float]:
+        """`time/<phase>_s` and `time/step_s` since the step before."""
         if self._phases is None:
             return {}
-        before, self._phase_seconds = self._phase_seconds, self._phases.seconds()
-        return {f"time/{name}_s": s - before.get(name, 0.0) for name, s in self._phase_seconds.items()}
+        before, self._seconds = self._seconds, {**self._phases.seconds(), "step": self._phases.elapsed}
+        return {f"time/{name}_s": s - before.get(name, 0.0) for name, s in self._seconds.items()}
+
+    def _explain_unknown(self, metrics: Metrics) -> None:
+        """Once, where an evaluation came out without an accuracy."""
+        if self._unknown_is_explained or not math.isnan(metrics.get("eval/accuracy", 0.0)):
+            return
+        self._unknown_is_explained = True
+        self._print_line(
+            "no sample of the evaluation was scored, so its accuracy is unknown, and null in the run's files; the "
+            "reward actors' log says why"
+        )
 
     def _print_line(self, line: str) -> None:
         if self._bar is None:

@@ -1,16 +1,22 @@
 """The layout of a run's folder in one place, so that no other file joins paths by hand."""
 
 import errno
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import CheckpointError, ConfigError, ResourceError, StorageFailure, free_space
+from gvm_ray.reporting.json_text import parse_json
 
+logger = logging.getLogger(__name__)
+
+RAY_LOG = "ray.log"  # beside what a command leaves: Ray's own lines, and the causes of failures in full
 _TRIAL_BYTES = 2**20  # written and removed again before a run: the few files of a step take less
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -25,6 +31,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved settings, as JSON."""
         return self.path / "config.json"
+
+    @property
+    def origins(self) -> Path:
+        """Digests of the files and prompts that the run is made of, for a resumed run."""
+        return self.path / "origins.json"
 
     @property
     def metrics(self) -> Path:
@@ -45,6 +56,11 @@ class RunFolder:
     def base_evaluation(self) -> Path:
         """The starting policy's evaluation, for the summary of a resumed run."""
         return self.path / "base_evaluation.json"
+
+    @property
+    def ray_log(self) -> Path:
+        """Ray's own lines and the causes of failures in full; absent where there were none."""
+        return self.path / RAY_LOG
 
     @property
     def tensorboard(self) -> Path:
@@ -82,14 +98,11 @@ class RunFolder:
         """Make the folder ready for a run; a new run first removes what an earlier one left.
 
         Raises:
-            ConfigError: a run of this name has begun already, and neither flag says what to do with it; or both do.
-            CheckpointError: `resume` without a run to go on with.
+            ConfigError, CheckpointError: as `check_start`.
             ResourceError: the folder can't be made or written, or its disk is full.
         """
-        if resume and overwrite:
-            raise ConfigError("--resume and --overwrite contradict each other; give one of them")
         try:
-            self._check_start(resume=resume, overwrite=overwrite)
+            self.check_start(resume=resume, overwrite=overwrite)
             if not resume:
                 self._remove()  # also what a start that failed left: its base model may be another one
             for folder in (self.path, self.checkpoints, self.report):
@@ -102,7 +115,15 @@ class RunFolder:
                 "room there, or choose another place with --set runs_dir=..."
             ) from error
 
-    def _check_start(self, *, resume: bool, overwrite: bool) -> None:
+    def check_start(self, *, resume: bool, overwrite: bool) -> None:
+        """See that what is in the folder allows a run to begin or to go on; nothing is written.
+
+        Raises:
+            ConfigError: a run of this name has begun already, and neither flag says what to do with it; or both do.
+            CheckpointError: `resume` without a run to go on with.
+        """
+        if resume and overwrite:
+            raise ConfigError("--resume and --overwrite contradict each other; give one of them")
         if resume and not self.config.is_file():
             raise CheckpointError(f"--resume: there is no run in {str(self.path)!r}; start without --resume")
         if self.has_begun and not (resume or overwrite):
@@ -120,6 +141,28 @@ class RunFolder:
         """Write the resolved settings; `parse_config` reads them back."""
         self.config.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
+    def read_config(self) -> dict[str, Any]:
+        """The settings that the run began with or was last resumed with, as JSON has them.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        try:
+            return dict(parse_json(self.config.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{str(self.config)!r} is damaged ({error}), so --resume can't know the run's settings; start it again "
+                "with --overwrite"
+            ) from error
+
+    def read_base_accuracy(self) -> float | None:
+        """The starting policy's held-out accuracy; None where it wasn't measured, or its file is gone."""
+        try:
+            return parse_json(self.base_evaluation.read_text(encoding="utf-8")).get("eval/accuracy")
+        except (FileNotFoundError, ValueError, AttributeError) as error:
+            logger.warning("%s can't be read (%s): the base accuracy is unknown", self.base_evaluation, error)
+            return None
+
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
         """A disk that fails while the run writes becomes a StorageFailure that names this folder."""
@@ -134,11 +177,13 @@ class RunFolder:
         # By name: whatever else someone has put into the folder stays.
         for file in (
             self.config,
+            self.origins,
             self.metrics,
             self.histograms,
             self.samples,
             self.summary,
             self.base_evaluation,
+            self.ray_log,
         ):
             file.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.checkpoints, self.base, self.warm_start, self.model, self.report):

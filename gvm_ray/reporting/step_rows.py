@@ -1,11 +1,11 @@
 """JSON Lines with one object a step: readable while the run goes on, and free of double steps after a resume."""
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from gvm_ray.reporting.json_text import json_text, parse_json
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -17,7 +17,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     complete = lines[:-1]  # a written row ends in a newline, so what follows the last one is empty or cut short
-    return [json.loads(line) for line in complete]
+    return [parse_json(line) for line in complete]
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
@@ -46,10 +46,4 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps({key: _finite(value) for key, value in row.items()}, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json_text(row) + "\n"

@@ -1,12 +1,13 @@
 """What a finished run came to: summary.json for programs, a few lines for people."""
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gvm_ray.reporting.console import accuracy_text
+from gvm_ray.reporting.json_text import json_text, parse_json
 from gvm_ray.reporting.run_folder import RunFolder
 
 _PACKAGES = (
@@ -37,11 +38,12 @@ def write_summary(
 
     Args:
         run_dir: the run's folder.
-        base_accuracy: held-out accuracy before the first step; none if the run has no evaluation.
-        final_accuracy: held-out accuracy after the last step; none if the run has no evaluation.
+        base_accuracy: held-out accuracy before the first step; none if the run has no evaluation, or one of which no
+            sample was scored.
+        final_accuracy: held-out accuracy after the last step; none likewise.
         num_steps: steps completed, those before a resume included.
         time_s: seconds of the whole run.
-        steps_s: seconds of this process's steps, from the first one's beginning.
+        steps_s: seconds of all steps.
         phases: seconds of them in which each phase was under way, and `idle` ones (`PhaseClock.seconds`).
         costs: cumulative costs, under their metric names (`cost/generated_tokens` ...).
     """
@@ -56,9 +58,18 @@ def write_summary(
         **costs,
         "versions": package_versions(),
     }
-    text = json.dumps(summary, indent=2, allow_nan=False)
+    text = json_text(summary, indent=2)
     RunFolder(run_dir).summary.write_text(text + "\n", encoding="utf-8")
-    return summary
+    return parse_json(text)
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """The run's summary.json; None where there is none yet, or one that was cut short."""
+    try:
+        summary = parse_json(RunFolder(run_dir).summary.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and isinstance(summary.get("num_steps"), int) else None
 
 
 def package_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
@@ -76,14 +87,16 @@ def summary_lines(summary: Mapping[str, Any], *, run_dir: Path, plots: Sequence[
     """The closing lines of a run for the console."""
     base, final = summary["base_accuracy"], summary["final_accuracy"]
     lines = [f"run {summary['name']}: {summary['num_steps']} steps in {summary['time_s']:.0f} s"]
-    if base is not None and final is not None:
-        lines.append(f"held-out accuracy {base:.3f} -> {final:.3f} ({final - base:+.3f})")
+    if base is not None or final is not None:
+        change = f" ({final - base:+.3f})" if base is not None and final is not None else ""
+        lines.append(f"held-out accuracy {accuracy_text(base)} -> {accuracy_text(final)}{change}")
     lines.append(
         f"generated {summary['cost/generated_samples']:,.0f} samples, {summary['cost/generated_tokens']:,.0f} tokens "
         f"(pilots included); {summary['cost/optimizer_updates']:,.0f} optimizer updates"
     )
-    shares = {name: s / summary["steps_s"] for name, s in summary["phases_s"].items()}
-    lines.append("share of the steps' time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    if steps_s := summary["steps_s"]:
+        shares = [f"{name} {seconds / steps_s:.0%}" for name, seconds in summary["phases_s"].items()]
+        lines.append("share of the steps' time: " + ", ".join(shares))
     folder = RunFolder(run_dir)
     written = [folder.metrics, folder.summary, *plots]
     lines += [f"  {path}" for path in written]

@@ -38,7 +38,7 @@ def _create_term(config: RewardTerm) -> RewardFunction:
         case MathVerifyRewardConfig():
             from gvm_ray.rewards.math_verify import MathVerifyReward
 
-            return MathVerifyReward()
+            return MathVerifyReward(require_boxed=config.require_boxed, truncated=config.truncated)
         case ExactRewardConfig():
             from gvm_ray.rewards.exact import ExactReward
 

@@ -18,7 +18,10 @@ class WeightedTerm:
 
 
 class CombinedReward:
-    """Sum over the terms of weight * reward(prompt, completion)."""
+    """Sum over the terms of weight * reward(prompt, completion).
+
+    A reward may have terms of its own, which are reported as `<name>_<term>` and weigh nothing.
+    """
 
     def __init__(self, terms: Sequence[WeightedTerm]) -> None:
         assert len({term.name for term in terms}) == len(terms), "names of reward terms must differ"
@@ -34,5 +37,9 @@ class CombinedReward:
         """Term name -> value before weighting."""
         if self._last is None or self._last[0] is not prompt or self._last[1] is not completion:
             values = {term.name: term.reward(prompt, completion) for term in self._terms}
+            for term in self._terms:
+                if find_terms := getattr(term.reward, "terms", None):
+                    parts = find_terms(prompt, completion)
+                    values |= {f"{term.name}_{name}": value for name, value in parts.items()}
             self._last = (prompt, completion, values)
         return dict(self._last[2])

@@ -2,14 +2,20 @@
 
 import re
 
+from gvm_ray.functional.boxed import final_boxed
 from gvm_ray.types import Completion, Prompt
 
 
 class FormatReward:
-    """1 if `pattern` is found anywhere in the response, else 0."""
+    r"""1 if the response boxes something or, with a pattern, if that is found anywhere in it; else 0.
 
-    def __init__(self, pattern: str) -> None:
-        self._pattern = re.compile(pattern, re.DOTALL)
+    Boxes may hold braces of any depth, which no regular expression matches; a blank one doesn't count.
+    """
+
+    def __init__(self, pattern: str | None = None) -> None:
+        self._pattern = None if pattern is None else re.compile(pattern, re.DOTALL)
 
     def __call__(self, prompt: Prompt, completion: Completion) -> float:
+        if self._pattern is None:
+            return float(final_boxed(completion.text) is not None)
         return float(self._pattern.search(completion.text) is not None)

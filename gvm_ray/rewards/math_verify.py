@@ -1,147 +1,248 @@
 r"""Mathematical equality of the final answer and the gold answer, by the Math-Verify library.
 
 Math-Verify's own time limits use SIGALRM, which works in no thread and interrupts no long C call; they are off here,
-and the process that runs the reward is killed from outside instead. What is added to the library: an answer that is
-boxed is taken whole or not at all (the library falls back to any fraction inside it), numbers in e-notation, and
-numbers far below 1, which the library rounds to six decimals and so finds equal.
+and the process that runs the reward is killed from outside instead. The library is the judge. Before it, both answers
+are rewritten (`answer_rules`) and what spelling decides is decided (`answer_pairs`); beside it, numbers are compared
+exactly, and what differs is not equal whatever it says (`exact_values`).
 """
 
+import functools
 import itertools
 import logging
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Basic, Expr, UnevaluatedExpr
+from latex2sympy2_extended.logic import And
+from math_verify import LatexExtractionConfig, parse, verify
+from math_verify.grader import is_relation
+from sympy import Eq, Expr, I, MatrixBase, Symbol, Tuple, pi
 
+from gvm_ray.config.rewards import TruncatedGrading
 from gvm_ray.functional.boxed import final_boxed
+from gvm_ray.functional.final_answer import final_answer
+from gvm_ray.rewards.answer_pairs import decided, has_rule
+from gvm_ray.rewards.answer_rules import rewritten
+from gvm_ray.rewards.exact_values import TooLarge, check_sizes, contradicted, rational
 from gvm_ray.types import Completion, Prompt
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once a process that its time limits are off
 
-# An answer outside a box is looked for at the end only, and a box that holds more is wrong unless the gold answer is as
-# long: bounds the work of the regular expressions and the parser, which grows with a power of the length.
+# A longer answer is wrong unless the gold answer is as long: bounds the work of the regular expressions and the parser,
+# which grows with a power of the length.
 _MAX_CHARACTERS = 2000
 _MAX_DEPTH = 12  # of brackets; the parser's time grows exponentially with it, to seconds at 12
 _GOLD_CHARACTERS = 300  # the benchmarks' longest answer has 224
-_RELATIVE_TOLERANCE = 1e-3  # what rounding to six decimals can hide in a number of size 1e-3
 _LATEX = LatexExtractionConfig(
     boxed_match_priority=0,
     normalization_config=NormalizationConfig(
         basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="all", equations=False
     ),
 )
-_EXPRESSION = ExprExtractionConfig()
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
-_BOLD = re.compile(r"\\(?:textbf|mathbf)\s*\{([^{}]*)\}")  # as AMC and AIME solutions set their answers: \textbf{(073)}
-_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|[!,;:> ])(?![a-zA-Z])|\s")
+_LAYOUT = re.compile(r"(?<!\d,)(?<!\d)\s+|\s+(?!\d)")  # not in "1 2" and "1, 234", which aren't 12 and 1234
+_LABEL = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])(?:\)|\.(?=\s)))\s*(.*)", re.DOTALL)
+_PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:percent|pct)\s*\}|\bpercent|\bpct)$")
+_NATURAL = re.compile(r"\\ln(?![a-zA-Z])")
+_BARE_LOGARITHM = re.compile(r"\\log(?![a-zA-Z]|\s*_)")
 
 
 class MathVerifyReward:
     r"""1 if the response's final answer equals the gold answer, else 0.
 
-    The final answer is the last \boxed{} (several, if only commas, "and" or "or" part them), else what Math-Verify
-    finds in the last lines. The gold answer is plain LaTeX with or without dollar signs, or a solution with \boxed{}.
-    A boxed answer of more than 2000 characters (and twice the gold answer's) is wrong, and one nested more than 12 deep
-    is right only if it spells the gold answer.
+    The final answer is that of `functional.final_answer`: boxed, or, unless a box is required, in <answer> tags, after
+    "the answer is" or at the end. The gold answer is plain LaTeX with or without dollar signs, or a solution with
+    \boxed{}; to one that is labelled, as in "(A) 5", its label and its value are right. Two conventions are
+    Math-Verify's: units are dropped (5 cm is 5 m), and decimals are compared to six places with decimals and
+    irrational numbers (1.414214 is \sqrt{2}). Other numbers are compared exactly: 0.333333 is not 1/3. An answer of
+    more than 2000 characters (and twice the gold answer's) is wrong; one nested more than 12 deep, or with a number of
+    more than 2**17 bits, is right only if it spells the gold answer.
     """
 
-    def __init__(self) -> None:
-        # A gold answer is shared by all samples of its prompt. The first call also compiles the library's expressions,
-        # which the first response's time limit shouldn't pay for.
-        self._gold_answer = "1"
-        self._gold = _parse_boxed("1")
-        _parse_text("The answer is 1.")
+    def __init__(self, *, require_boxed: bool = False, truncated: TruncatedGrading = "boxed_only") -> None:
+        r"""The reward.
+
+        Args:
+            require_boxed: Whether an answer outside \boxed{} is wrong.
+            truncated: Of a response that was cut at its last token: "boxed_only" takes what it boxed before, "wrong"
+                is 0, and "as_finished" takes any last number, at which it may have been cut by accident.
+        """
+        self._require_boxed = require_boxed
+        self._truncated = truncated
+        # The first call compiles the library's expressions, which the first response's time limit shouldn't pay for.
+        equal_answers("1", r"\frac{1}{1}")
 
     def __call__(self, prompt: Prompt, completion: Completion) -> float:
-        boxed_gold = final_boxed(prompt.answer)
-        gold = _clean(prompt.answer if boxed_gold is None else boxed_gold)
-        boxed = final_boxed(completion.text)
-        if boxed is not None and len(boxed) > max(_MAX_CHARACTERS, 2 * len(gold)):
+        cut = completion.finish_reason == "length"
+        if cut and self._truncated == "wrong":
             return 0.0
-        answer = None if boxed is None else _clean(boxed)
-        if answer is not None:
-            if _spelling(answer) == _spelling(gold) != "":
-                return 1.0
-            if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):  # most answers, a thousand times faster
-                return float(int(answer) == int(gold))
-            if _depth(answer) > _MAX_DEPTH:
-                return 0.0
-        if gold != self._gold_answer:
-            self._gold_answer, self._gold = gold, _parse_boxed(gold)
-        if not self._gold:
+        answer = final_answer(completion.text)
+        if answer is None:
             return 0.0
-        found = _parse_text(completion.text) if answer is None else _parse_boxed(answer)
-        return float(bool(found) and _equal(self._gold[0], found[0]))
+        if not answer.boxed and (self._require_boxed or (cut and self._truncated == "boxed_only")):
+            return 0.0
+        return float(equal_answers(prompt.answer, answer.text))
+
+
+def equal_answers(gold: str, answer: str) -> bool:
+    r"""Whether an answer says what the gold answer says; the gold answer may be a text with \boxed{}."""
+    boxed = final_boxed(gold)
+    gold = (gold if boxed is None else boxed).strip()
+    answer = answer.strip()
+    if len(answer) > max(_MAX_CHARACTERS, 2 * len(gold)):
+        return False
+    if gold == answer:
+        return gold != ""
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):  # most answers, a thousand times faster
+        return int(answer) == int(gold)
+    return _labelled_equal(_read(gold), _read(answer))
 
 
 def can_parse_answer(answer: str) -> bool:
-    r"""Whether Math-Verify understands a gold answer (plain LaTeX, or text with \boxed{}).
+    r"""Whether a gold answer (plain LaTeX, or text with \boxed{}) is understood: by Math-Verify, or by a rule of ours.
 
-    A response to a prompt whose gold answer it doesn't understand is right only if it spells the answer the same way.
-    An answer of more than 300 characters counts as not understood: with some of them the parser takes minutes.
+    A response to a prompt whose gold answer isn't understood is right only if it spells the answer the same way. An
+    answer of more than 300 characters counts as not understood: with some of them the parser takes minutes.
     """
     boxed = final_boxed(answer)
-    gold = answer if boxed is None else boxed
-    return len(gold) <= _GOLD_CHARACTERS and bool(_parse_boxed(_clean(gold)))
+    read = _read((answer if boxed is None else boxed).strip())
+    return bool(read.label) or _understood(read.text)
 
 
-def _clean(answer: str) -> str:
-    answer = re.sub(r"(?<!\\)\$", "", answer).strip().rstrip(".").strip()
-    if bold := _BOLD.fullmatch(answer):
-        answer = bold[1].strip()
-    answer = re.sub(r"(?<![\w.])([+-]?\d*\.?\d+)[eE]([+-]?\d+)(?![\w.])", r"\1 \\times 10^{\2}", answer)
-    return re.sub(r"(\d)\.(?!\d)", r"\1", answer)  # "1./3"
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """An answer, rewritten, and taken apart where it names a choice."""
+
+    label: str  # the letter of a choice, "" for none
+    text: str  # the rest; the letter itself where there is no more
+
+
+@functools.lru_cache(maxsize=64)  # a gold answer is shared by all samples of its prompt
+def _read(answer: str) -> _Answer:
+    if len(answer) > 2 * _MAX_CHARACTERS:
+        return _Answer(label="", text=answer)
+    text = rewritten(answer)
+    label = _LABEL.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip())
+    if label:
+        letter = label[1] or label[2]
+        return _Answer(label=letter, text=rewritten(label[3]) or letter)
+    return _Answer(label=text if re.fullmatch("[A-J]", text) else "", text=text)
+
+
+def _labelled_equal(gold: _Answer, answer: _Answer) -> bool:
+    if gold.label and answer.label and gold.label != answer.label:
+        return False
+    if gold.label and gold.label == answer.label and answer.label in (gold.text, answer.text):
+        return True
+    return _equal(gold.text, answer.text)
+
+
+def _equal(gold: str, answer: str) -> bool:
+    if _spelling(answer) == _spelling(gold):
+        return gold != ""
+    if not gold or not answer or max(map(_depth, (gold, answer))) > _MAX_DEPTH or len(gold) > _GOLD_CHARACTERS:
+        return False
+    by_rule = decided(gold, answer)
+    if by_rule is not None:
+        return by_rule
+    try:
+        return any(_judged(*values) for values in _values(*_same_logarithm(gold, answer)))
+    except TooLarge:
+        return False
+
+
+def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
+    """The values to compare: one pair, and others where a percentage or an angle may be meant either way."""
+    (gold_text, gold_percent), (answer_text, answer_percent) = _without_percent(gold), _without_percent(answer)
+    one, other = _parsed(gold_text), _parsed(answer_text)
+    if one is None or other is None:
+        return []
+    if not isinstance(one, Expr) or not isinstance(other, Expr):
+        return [(one, other)]
+    gold_degrees, answer_degrees = r"\circ" in gold, r"\circ" in answer
+    if gold_degrees != answer_degrees and ((answer_degrees and one.has(pi)) or (gold_degrees and other.has(pi))):
+        return [(one * pi / 180, other) if gold_degrees else (one, other * pi / 180)]
+    if gold_percent != answer_percent:
+        return [(one, other), (one / 100, other) if gold_percent else (one, other / 100)]
+    return [(one, other)]
+
+
+def _judged(gold: Any, answer: Any) -> bool:
+    """Math-Verify's verdict, unless exact comparison contradicts it, or gives it at once."""
+    check_sizes(gold)
+    check_sizes(answer)
+    exact = rational(gold), rational(answer)
+    if None not in exact:
+        return exact[0] == exact[1]
+    if isinstance(gold, MatrixBase) != isinstance(answer, MatrixBase):
+        gold, answer = _as_tuple(gold), _as_tuple(answer)
+    elif is_relation(gold) and is_relation(answer):
+        gold, answer = _compared_relations(gold, answer)
+    if contradicted(gold, answer):  # asked first, for the library's simplifying takes a hundred times as long
+        return False
+    return verify(gold, answer, timeout_seconds=0, allow_set_relation_comp=True)
+
+
+def _compared_relations(gold: Any, answer: Any) -> tuple[Any, Any]:
+    """The numbers of two assignments (x = 5, y = 5), the solutions of two chains of inequalities, or as given."""
+    if all(isinstance(value, Eq) and value.lhs.is_Symbol and value.rhs.is_number for value in (gold, answer)):
+        return gold.rhs, answer.rhs
+    if all(isinstance(value, And) for value in (gold, answer)) and gold.free_symbols == answer.free_symbols:
+        try:
+            return gold.as_set(), answer.as_set()
+        except (NotImplementedError, TypeError, ValueError, AttributeError):
+            return gold, answer
+    return gold, answer
+
+
+def _as_tuple(value: Any) -> Any:
+    """A column as the point that it is."""
+    return Tuple(*value) if isinstance(value, MatrixBase) and value.shape[1] == 1 else value
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(answer: str) -> Any:
+    """A sympy object, or None."""
+    found = parse(
+        rf"\boxed{{{answer}}}",
+        [_LATEX],
+        fallback_mode="no_fallback",
+        extraction_mode="first_match",
+        parsing_timeout=0,
+    )
+    if not found:
+        return None
+    value = found[0]
+    imaginary = Symbol("i", real=False)  # as the library reads the i of e^{i\pi}
+    return value.xreplace({imaginary: I}) if hasattr(value, "xreplace") else value
+
+
+def _understood(gold: str) -> bool:
+    if not 0 < len(gold) <= _GOLD_CHARACTERS or _depth(gold) > _MAX_DEPTH:
+        return False
+    return bool(has_rule(gold) or _parsed(_without_percent(gold)[0]) is not None)
+
+
+def _without_percent(answer: str) -> tuple[str, bool]:
+    """The number before a percent sign, and whether there was one."""
+    number, found = _PERCENT.subn("", answer)
+    return (number, True) if found and number else (answer, False)
+
+
+def _same_logarithm(gold: str, answer: str) -> tuple[str, str]:
+    r"""Both with \ln for a bare \log, where one of the two writes \ln: both then mean the natural logarithm."""
+    if bool(_NATURAL.search(gold)) == bool(_NATURAL.search(answer)):
+        return gold, answer
+    return _BARE_LOGARITHM.sub(r"\\ln", gold), _BARE_LOGARITHM.sub(r"\\ln", answer)
 
 
 def _spelling(answer: str) -> str:
     """The answer without layout, for comparing what can't be parsed."""
-    answer = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", answer)
-    return _LAYOUT.sub("", re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", answer))
+    return re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", _LAYOUT.sub("", answer))
 
 
 def _depth(answer: str) -> int:
     """How deep brackets of any kind are nested, escaped ones included."""
     steps = ((character in "([{") - (character in ")]}") for character in answer)
     return max(itertools.accumulate(steps), default=0)
-
-
-def _parse_boxed(answer: str) -> list[Any]:
-    """[] or one sympy object."""
-    return parse(
-        rf"\boxed{{{answer}}}",
-        [_LATEX],
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",
-        parsing_timeout=0,
-    )[:1]
-
-
-def _parse_text(text: str) -> list[Any]:
-    """[] or one sympy object."""
-    return parse(
-        text[-_MAX_CHARACTERS:],
-        [_LATEX, _EXPRESSION],
-        fallback_mode="no_fallback",
-        parsing_timeout=0,
-    )[:1]
-
-
-def _equal(gold: Basic, answer: Basic) -> bool:
-    if not verify(gold, answer, timeout_seconds=0):
-        return False
-    gold_size, answer_size = _size(gold), _size(answer)
-    if not gold_size or not answer_size:
-        return True
-    return abs(gold_size - answer_size) <= _RELATIVE_TOLERANCE * abs(gold_size)
-
-
-def _size(value: Any) -> float | None:
-    """The value of a real number; None for anything else, and for a percentage, which may be meant either way."""
-    if not isinstance(value, Expr) or not value.is_number or value.has(UnevaluatedExpr):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None

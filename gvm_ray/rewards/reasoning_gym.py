@@ -1,5 +1,7 @@
 """The task's own scorer for prompts that reasoning-gym made."""
 
+import logging
+import math
 from collections.abc import Callable
 
 import reasoning_gym
@@ -8,23 +10,43 @@ from reasoning_gym.utils import extract_answer
 from gvm_ray.functional.boxed import last_boxed
 from gvm_ray.types import Completion, Prompt
 
+logger = logging.getLogger(__name__)
+
 
 class ReasoningGymReward:
     r"""The score in [0, 1] of the reasoning-gym task that made the prompt.
 
     The answer is what stands in the last <answer> tags, else in the last \boxed{}, else the whole response. The entry
     that the scorer needs is the prompt's feature "reasoning_gym" (task, question, answer, metadata).
+
+    Some scorers raise on a text that is no answer of their form. That is malformed, and worth 0.
     """
 
     def __init__(self) -> None:
         self._scorers: dict[str, Callable[..., float]] = {}
+        # The reward and its terms are asked for one after the other; each response is scored once.
+        self._last: tuple[Prompt, Completion, float, bool] | None = None
 
     def __call__(self, prompt: Prompt, completion: Completion) -> float:
         """The task's score.
 
         Raises:
             ValueError: the prompt carries no reasoning-gym entry (the sample is then unscored).
+            Exception: the task's scorer fails on its own gold answer too (likewise).
         """
+        return self._scored(prompt, completion)[0]
+
+    def terms(self, prompt: Prompt, completion: Completion) -> dict[str, float]:
+        """`malformed`: 1 where the scorer couldn't read the answer, else 0."""
+        return {"malformed": float(self._scored(prompt, completion)[1])}
+
+    def _scored(self, prompt: Prompt, completion: Completion) -> tuple[float, bool]:
+        """The score, and whether the answer is malformed."""
+        if self._last is None or self._last[0] is not prompt or self._last[1] is not completion:
+            self._last = (prompt, completion, *self._score(prompt, completion))
+        return self._last[2:]
+
+    def _score(self, prompt: Prompt, completion: Completion) -> tuple[float, bool]:
         entry = prompt.features.get("reasoning_gym")
         if entry is None:
             raise ValueError(f"prompt {prompt.prompt_id!r} has no feature 'reasoning_gym'; take prompts of that source")
@@ -34,4 +56,14 @@ class ReasoningGymReward:
         answer = extract_answer(completion.text)
         if answer is None:
             answer = last_boxed(completion.text)
-        return float(self._scorers[task](completion.text.strip() if answer is None else answer, entry))
+        score = self._scorers[task]
+        try:
+            value = float(score(completion.text.strip() if answer is None else answer, entry))
+        except MemoryError:
+            raise
+        except Exception:  # the boundary to scorers that aren't made for every text
+            if isinstance(entry["answer"], str):
+                score(entry["answer"], entry)  # raises where it is the scorer that is broken, not the answer
+            logger.debug("malformed answer to reasoning-gym task %r", task, exc_info=True)
+            return 0.0, True
+        return (value, False) if math.isfinite(value) else (0.0, True)

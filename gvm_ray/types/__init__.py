@@ -6,7 +6,16 @@ Ragged axes: P prompts, n samples of one prompt (0, 1, 37 ...), T tokens of one 
 """
 
 from gvm_ray.types.allocation import Allocation, AllocationReport, EstimatorTerms
-from gvm_ray.types.arrays import BoolArray, Float64Array, FloatArray, Histograms, IntArray, Metrics, Pooling
+from gvm_ray.types.arrays import (
+    BoolArray,
+    Float64Array,
+    FloatArray,
+    GradientParameters,
+    Histograms,
+    IntArray,
+    Metrics,
+    Pooling,
+)
 from gvm_ray.types.rollouts import (
     Completion,
     FinishReason,
@@ -54,6 +63,7 @@ __all__ = [
     "FinishUpdate",
     "Float64Array",
     "FloatArray",
+    "GradientParameters",
     "GroupOutcome",
     "GroupRef",
     "Histograms",

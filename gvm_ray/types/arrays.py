@@ -11,6 +11,7 @@ FloatArray = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
+GradientParameters = Literal["embed_tokens", "lm_head"]  # the matrix in which a gradient is measured
 Pooling = Literal["mean", "last", "both"]  # of a prompt's hidden states
 Metrics = dict[str, float]
 Histograms = Mapping[str, Float64Array]

@@ -1,10 +1,13 @@
 """A task, and how one is solved."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gvm_ray.types.arrays import IntArray
+
+_OPENED_TAG = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -16,6 +19,15 @@ class Prompt:
     token_ids: IntArray  # [T]
     answer: str  # gold answer, as the verifier is given it
     features: Mapping[str, Any] = field(default_factory=dict)  # small: level, subject, a scorer's entry ...
+
+    @property
+    def opened_tag(self) -> str:
+        """The tag, with the blanks behind it, by which the prompt itself begins the model's thinking; else empty.
+
+        Some chat templates end with `<think>`, so that a response begins within it.
+        """
+        opened = _OPENED_TAG.search(self.text)
+        return opened[0] if opened else ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gvm_ray.bench.gradient_norms import norms_one_by_one, random_batch, tiny_policy
-from gvm_ray.learner.policy import GradientParameters, sample_gradient_norms
+from gvm_ray.learner.policy import sample_gradient_norms
+from gvm_ray.types import GradientParameters
 
 
 @pytest.mark.parametrize(("tied", "parameters"), [(True, "embed_tokens"), (False, "embed_tokens"), (False, "lm_head")])

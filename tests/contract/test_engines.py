@@ -1,7 +1,9 @@
 """What every engine must do: sample as asked, by seed alone, with exact log-probs, under its latest weights."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from tiny_models import (
 )
 
 from gvm_ray.config.run import EngineConfig
-from gvm_ray.engines import create_engine, generate, resolve_engine
+from gvm_ray.engines import EngineKind, create_engine, generate, resolve_engine
 from gvm_ray.engines.transformers import _nucleus
 from gvm_ray.exceptions import DataError, SystemFailure
+from gvm_ray.learner.character_tokenizer import build_character_tokenizer
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
@@ -152,6 +155,42 @@ def test_responses_end_with_end_of_sequence_or_at_max_tokens(loaded: Loaded) -> 
         else:
             assert len(ids) == MAX_TOKENS
             assert eos_token_id not in ids
+
+
+ENGINES = [
+    pytest.param("transformers"),
+    pytest.param("custom"),
+    pytest.param("vllm", marks=pytest.mark.vllm),
+]
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_every_end_token_that_the_model_names_ends_a_response(kind: EngineKind, tmp_path: Path) -> None:
+    """The tokenizer names 1, config.json 40, generation_config.json 41 and 42; all but 1 are plain characters."""
+    if kind == "vllm":
+        pytest.importorskip("vllm")
+    model_path = build_tiny_model(tmp_path, tied=True)
+    name_end_tokens(tmp_path / "config.json", 40)
+    name_end_tokens(tmp_path / "generation_config.json", [41, 42, 41, -1, None, 100_000])
+    path = "examples.custom_engine:ReportingEngine" if kind == "custom" else None
+    config = EngineConfig(type=kind, path=path, max_num_seqs=64, kv_cache_gib=0.05)
+    engine = create_engine(kind, model_path, config=config, max_model_len=MAX_MODEL_LEN)
+    (completions,) = generate(engine, [make_request(PROMPTS[0], num_samples=256)], sampling(temperature=2.0))
+    engine.close()
+    ends, last = {1, 40, 41, 42}, set()
+    for completion in completions:
+        ids = tokens(completion)
+        written = ids[:-1] if completion.finish_reason == "stop" else ids
+        assert not ends & {*written}
+        assert completion.text == build_character_tokenizer().decode(written, skip_special_tokens=True)
+        last |= {*ids[len(written) :]}
+        assert completion.finish_reason == "stop" or len(ids) == MAX_TOKENS
+    assert last == ends
+
+
+def name_end_tokens(file: Path, eos_token_id: object) -> None:
+    values = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**values, "eos_token_id": eos_token_id}))
 
 
 def test_max_tokens_cuts(loaded: Loaded) -> None:

@@ -127,6 +127,17 @@ def boxed(answer: str) -> str:
     return rf"Let me think. $1+1=2$. So the answer is $\boxed{{{answer if content is None else content}}}$."
 
 
+@pytest.mark.skipif(not (DATA / "grading" / "cases.jsonl").is_file(), reason=f"needs grading/cases.jsonl in {DATA}")
+def test_labelled_answers_are_graded_as_labelled():
+    """All but a few: units are dropped, (1,234) is read as a pair, and two boxes side by side are one answer."""
+    rows = [json.loads(line) for line in (DATA / "grading" / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
+    reward = MathVerifyReward()
+    values = [(reward(prompt(row["gold"]), completion(row["response"])), row) for row in rows]
+    rewarded = [row["gold"] for value, row in values if value > row["reward"]]
+    assert sorted(rewarded) == ["(1,234)", "3 \\text{ hours}", "5\\text{ cm}"]
+    assert sum(value == row["reward"] for value, row in values) >= len(rows) - 6
+
+
 @needs_data
 def test_gold_answers_are_right():
     reward = MathVerifyReward()

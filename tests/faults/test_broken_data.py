@@ -87,6 +87,34 @@ def test_parquet_text_in_another_encoding(tmp_path: Path) -> None:
     assert "with text in UTF-8" in complaint(tmp_path / "a.parquet")
 
 
+def test_two_fields_of_one_name(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    contents = {
+        "a.csv": ("problem,answer,answer\np,1,2\n", ", line 1"),
+        "a.jsonl": ('{"problem": "p", "answer": 1, "answer": 2}', ", line 1"),
+        "a.json": ('[\n{"problem": "p", "answer": 1, "answer": 2}]', ""),
+    }
+    for name, (content, place) in contents.items():
+        (tmp_path / name).write_text(content)
+        expected = f"{tmp_path / name}{place}: there are several fields named 'answer'"
+        assert complaint(tmp_path / name).startswith(expected)
+    columns = [pyarrow.array(["p"]), pyarrow.array([1]), pyarrow.array([2])]
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=["problem", "answer", "answer"]), path)
+    assert complaint(path).startswith(f"{path}: there are several fields named 'answer', and which one is meant")
+    inner = pyarrow.StructArray.from_arrays(columns[1:], names=["x", "x"])
+    pyarrow.parquet.write_table(pyarrow.table([columns[0], inner], names=["problem", "answer"]), path)
+    assert "is not valid Parquet after row 0" in complaint(path, answer_field="answer.x")
+
+
+def test_two_fields_of_one_name_that_nothing_asks_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("problem,answer,x,x,,\np,1,,,,\n")
+    assert load_tasks(FileSourceConfig(path=str(path)))[0].answer == "1"
+
+
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
     folder, circle, pipe = (tmp_path / f"{name}.jsonl" for name in ("folder", "circle", "pipe"))
     folder.mkdir()

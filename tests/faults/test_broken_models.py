@@ -90,6 +90,9 @@ def weights_changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], ob
         (configured(hidden_size="wide"), "can be loaded.*'hidden_size'"),
         (configured(num_attention_heads=0), "no causal language model can be loaded"),
         (written("config.json", '{"model_type": "gpt2", "n_embd": 32, "n_head": 2}'), "without `model.layers`"),
+        (written("config.json", '{"model_type": "gemma3"}'), "Gemma3ForConditionalGeneration without `model.layers`"),
+        (written("config.json", '{"model_type": "qwen2_vl"}'), "no causal language model can be loaded.*Qwen2VLConfig"),
+        (written("config.json", '{"model_type": "gpt_oss"}'), "scaled_dot_product_attention"),
         (written("config.json", '{"model_type": "t5"}'), "no causal language model can be loaded.*T5Config"),
         (configured(vocab_size=50), "tokens up to number 98, and the model embeddings for 50"),
         (without("model.safetensors"), "there are no weights in"),
@@ -154,3 +157,52 @@ def test_pickled_weights_give_tensors_and_run_no_code(folder: Path, tmp_path: Pa
     with pytest.raises(ModelError, match="UnpicklingError"):
         load(tmp_path / "evil")
     assert not (tmp_path / "made").exists()
+
+
+def split_head(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model with a head of its own, and a config.json that says it hasn't."""
+    shutil.rmtree(folder)
+    build_tiny_model(folder, tied=False)
+    configured(tie_word_embeddings=True)(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def into_shards(folder: Path) -> None:
+    weights = split_head(folder)
+    (folder / "model.safetensors").unlink()
+    names = {name: f"model-0000{1 + (name == 'lm_head.weight')}-of-00002.safetensors" for name in weights}
+    for file in set(names.values()):
+        part = {name: tensor for name, tensor in weights.items() if names[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def into_pickle(folder: Path) -> None:
+    torch.save(split_head(folder), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("spoil", [split_head, into_shards, into_pickle])
+def test_a_head_of_its_own_under_a_flag_that_ties_it_is_refused(folder: Path, spoil: Spoil) -> None:
+    spoil(folder)
+    with pytest.raises(ModelError, match=r'"tie_word_embeddings": true.*write "tie_word_embeddings": false'):
+        prepared(folder)
+    with pytest.raises(ModelError, match=r'write "tie_word_embeddings": false'):
+        load(folder)
+    configured(tie_word_embeddings=False)(folder)
+    prepared(folder)
+    head, embedding = load(folder).lm_head.weight, load(folder).model.embed_tokens.weight
+    assert not torch.equal(head, embedding)
+
+
+def test_an_equal_copy_of_a_tied_head_is_fine(folder: Path) -> None:
+    weights_changed(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))
+    prepared(folder)
+    causal_lm = load(folder)
+    assert causal_lm.lm_head.weight is causal_lm.model.embed_tokens.weight
+
+
+def test_no_head_where_config_json_says_that_there_is_one_is_refused(folder: Path) -> None:
+    configured(tie_word_embeddings=False)(folder)
+    with pytest.raises(ModelError, match=r'have no lm_head\.weight.*"tie_word_embeddings": false; write true there'):
+        prepared(folder)

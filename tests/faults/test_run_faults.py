@@ -170,7 +170,7 @@ def test_a_driver_that_is_ended_again_and_again_is_resumed_as_if_nothing_had_hap
     undisturbed: RunFolder, runs_dir: Path
 ) -> None:
     folder = RunFolder(runs_dir / "ended")
-    with command_line(runs_dir, "ended") as run:  # in the middle of the warm start
+    with command_line(runs_dir, "ended") as run:  # at the end of the warm start
         assert run.stdout is not None
         assert any(line.startswith("warm start") for line in run.stdout)
         family = working_processes(run.pid)
@@ -197,6 +197,25 @@ def test_a_driver_that_is_ended_again_and_again_is_resumed_as_if_nothing_had_hap
         output = run.communicate(timeout=300)[0]
         assert run.returncode == 0, output
     assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_killed_actor_is_one_sentence_on_the_console(runs_dir: Path) -> None:
+    folder = RunFolder(runs_dir / "told")
+    with command_line(runs_dir, "told") as run:
+        wait_for_rows(folder, 1, run)
+        for process in processes_named("ray::AllocatorActor", of=run.pid):
+            process.kill()
+        output = run.communicate(timeout=300)[0]
+        assert run.returncode == 0, output
+    told = [line for line in output.splitlines() if line.startswith("allocator failed and is replaced: ")]
+    assert len(told) == 1
+    assert len(told[0]) < 400
+    assert "(raylet)" not in output
+    assert "Some common causes" not in output
+    kept = folder.ray_log.read_text()
+    assert "A worker died or was killed while executing a task" in kept
+    assert "allocator failed: " in kept
 
 
 @pytest.mark.slow

@@ -205,7 +205,8 @@ def test_warm_start_learns_and_exports(learners: LearnerGroup, runner: asyncio.R
         learners.warm_start(copy_demonstrations(), on_progress=lambda updates, _: progress.append(updates))
     )
     assert metrics["loss"] < 1.5
-    assert progress == [25, 30]
+    assert (progress[0], progress[-1]) == (1, 30)  # the first one tells how many the next command may have
+    assert progress == sorted(set(progress))
     runner.run(learners.export(str(tmp_path / "exported")))
     _assert_published(runner.run(learners.weights(0)), _one_rank(tmp_path / "exported"), tolerance=0)
     groups = ragged_groups()

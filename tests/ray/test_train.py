@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -140,8 +141,24 @@ def test_a_resumed_run_reports_the_whole_of_it(whole: RunFolder, resumed: RunFol
     expected, summary = (json.loads(folder.summary.read_text()) for folder in (whole, resumed))
     for name in ("num_steps", "base_accuracy", "final_accuracy", "cost/generated_tokens", "cost/optimizer_updates"):
         assert summary[name] == expected[name]
-    times = [row["time_s"] for row in read_rows(resumed.metrics)]
+    rows = read_rows(resumed.metrics)
+    times = [row["time_s"] for row in rows]
     assert times == sorted(times)
+    assert summary["steps_s"] == pytest.approx(sum(row["time/step_s"] for row in rows), abs=0.01)
+    assert summary["phases_s"]["update"] == pytest.approx(sum(row["time/update_s"] for row in rows), abs=0.01)
+
+
+def test_a_run_that_was_killed_before_its_export_is_exported(resumed: RunFolder, runs_dir: Path) -> None:
+    folder = RunFolder(runs_dir / "unexported")
+    shutil.copytree(resumed.path, folder.path)
+    shutil.rmtree(folder.model)
+    folder.summary.unlink()
+    rows = folder.metrics.read_bytes()
+    summary = train(tiny_config(runs_dir, name="unexported"), resume=True)
+    assert largest_change(resumed.model, folder.model) == 0
+    assert folder.metrics.read_bytes() == rows
+    expected = json.loads(resumed.summary.read_text())
+    assert {**summary, "name": "resumed"} == expected
 
 
 @pytest.mark.parametrize("in_flight", ["keep", "finish"])
@@ -177,18 +194,47 @@ def test_a_run_that_exists_is_neither_mixed_nor_lost(whole: RunFolder, runs_dir:
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"), [({"model__num_layers": 3}, "model"), ({"seed": 4, "prompts_per_step": 4}, "seed")]
+    ("changes", "named"),
+    [({"model__num_layers": 3}, "model.num_layers"), ({"seed": 4, "prompts_per_step": 4}, "seed, prompts_per_step")],
 )
 def test_resuming_with_other_settings_is_refused(
     whole: RunFolder, runs_dir: Path, changes: dict[str, int], named: str
 ) -> None:
-    with pytest.raises(CheckpointError, match=f"other settings in {named}"):
+    with pytest.raises(CheckpointError, match=f"other settings in {named};"):
         train(tiny_config(runs_dir, name="whole", **changes), resume=True)
 
 
 def test_resuming_what_never_began_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no run in"):
         train(tiny_config(tmp_path), resume=True)
+
+
+# --- an evaluation without a reward -----------------------------------------------------------------------------------
+def test_a_reward_that_fails_on_every_evaluation_prompt_costs_the_accuracy_alone(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, operator in (("train", "+"), ("eval", "-")):
+        lines = [json.dumps({"problem": f"{i}{operator}1=", "answer": name}) for i in range(8)]
+        (runs_dir / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    config = tiny_config(
+        runs_dir,
+        name="unscored",
+        num_steps=2,
+        warm_start=None,
+        prompts__train={"type": "file", "path": str(runs_dir / "train.jsonl")},
+        prompts__eval={"type": "file", "path": str(runs_dir / "eval.jsonl")},
+        rewards__terms=[{"type": "function", "path": "tests.faulty_rewards:raises_on_evaluation"}],
+    )
+    summary = train(config)
+    output = capsys.readouterr().out
+    assert output.count("no sample of the evaluation was scored") == 1
+    assert "base held-out accuracy unknown" in output
+    folder = RunFolder(runs_dir / "unscored")
+    for text in (folder.summary.read_text(), folder.base_evaluation.read_text(), *folder.metrics.open()):
+        json.loads(text, parse_constant=pytest.fail)
+    assert (summary["base_accuracy"], summary["final_accuracy"]) == (None, None)
+    assert [row.get("eval/accuracy", "none") for row in read_rows(folder.metrics)] == ["none", None]
+    assert (folder.model / "config.json").is_file()
 
 
 # --- no signal --------------------------------------------------------------------------------------------------------

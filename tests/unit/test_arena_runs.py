@@ -16,7 +16,7 @@ from gvm_ray.arena.record_csv import write_csv
 from gvm_ray.arena.records import RunRecord, write_record
 from gvm_ray.arena.run_log import CurveLog, ManyTests
 from gvm_ray.config import ArenaConfig
-from gvm_ray.exceptions import ConfigError, DataError
+from gvm_ray.exceptions import ConfigError, DataError, SystemFailure
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.run import run_to_end
 from gvm_ray.types import Metrics
@@ -202,3 +202,16 @@ def test_predictions_of_all_steps_are_calibrated_together() -> None:
     only_empty = CurveLog(clock=PhaseClock(Hand()))
     only_empty.log_step(0, {}, histograms={"predicted_accept_rate": empty, "observed_accept_rate": empty})
     assert only_empty.calibration() is None
+
+
+def test_a_test_without_a_scored_sample_fails_its_run_in_words() -> None:
+    class Test:
+        def __init__(self, accuracy: float) -> None:
+            self.accuracy = accuracy
+
+        async def evaluate(self) -> Metrics:
+            return {"eval/accuracy": self.accuracy}
+
+    tests: Any = {"balanced": Test(0.5), "train": Test(np.nan)}
+    with pytest.raises(SystemFailure, match="none of the samples of test 'train' was scored; the reward actors' log"):
+        asyncio.run(ManyTests(tests=tests, log=CurveLog(clock=PhaseClock(Hand()))).evaluate())

@@ -1,12 +1,15 @@
 """`gvm-ray bench`: ratios, fair timing, parts that fail, and the table."""
 
 import json
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from gvm_ray.bench import end_to_end
 from gvm_ray.bench.plan import make_prompts, plans, pool_step, rounded_down
 from gvm_ray.bench.rows import BenchRow
 from gvm_ray.bench.suite import BenchOptions, PartResult, part_names, run_parts, select
@@ -67,6 +70,31 @@ def test_a_part_that_fails_leaves_the_others_alone() -> None:
     report = BenchReport(machine=MACHINE, quick=True, results=results)
     assert report.failed
     assert "| broken | failed: RuntimeError: no \\| luck, quick=True |" in report.markdown()
+
+
+def test_figures_are_told_as_they_come_and_outlive_what_fails_after_them() -> None:
+    said: list[str] = []
+
+    def half(options: BenchOptions) -> Iterator[BenchRow]:
+        options.say("under way")
+        yield row()
+        assert said == ["under way", "  n: 6 u"]
+        raise RuntimeError("the second one")
+
+    (result,) = run_parts(["half"], BenchOptions(say=said.append), measures={"half": half})
+    assert result.rows == (row(),)
+    assert result.error == "RuntimeError: the second one"
+
+
+def test_a_command_that_takes_long_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_to_end, "EVERY_S", 0.05)
+    said: list[str] = []
+    program = "import sys, time; time.sleep(0.5); print('out'); print('err', file=sys.stderr); sys.exit(3)"
+    output = end_to_end._output_of([sys.executable, "-c", program], dict(os.environ), say=said.append)
+    assert output == ("out\n", "err\n", 3)
+    assert said[0].startswith("  TRL, ")
+    with pytest.raises(ConfigError, match="--trl-python '/nowhere/python' can't be run"):
+        end_to_end._output_of(["/nowhere/python"], {}, say=said.append)
 
 
 def test_markdown_and_json_say_what_was_measured_where(tmp_path: Path) -> None:

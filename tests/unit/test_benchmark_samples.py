@@ -18,8 +18,8 @@ from gvm_ray.types import Completion, Prompt, RolloutGroup
 SETTINGS = {"model": "m", "temperature": 1.0, "template": {"type": "plain"}, "terms": ("math_verify",)}
 
 
-def make_prompt(number: int) -> Prompt:
-    return Prompt(prompt_id=f"p{number}", text="", token_ids=np.zeros(1, np.int32), answer="")
+def make_prompt(number: int, *, text: str = "", answer: str = "") -> Prompt:
+    return Prompt(prompt_id=f"p{number}", text=text, token_ids=np.zeros(1, np.int32), answer=answer)
 
 
 def make_group(prompt: Prompt, *, indices: tuple[int, ...] = (0, 1)) -> RolloutGroup:
@@ -87,6 +87,17 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"top_p was None and is 0\.9"):
         open_file(tmp_path, top_p=0.9)
     assert list(open_file(tmp_path).finished) == ["p0"]
+
+
+def test_samples_of_prompts_that_read_otherwise_are_refused(tmp_path: Path) -> None:
+    file = open_file(tmp_path)
+    file.append([make_group(make_prompt(0)), make_group(make_prompt(1))])
+    for each in (file, open_file(tmp_path)):
+        each.check_prompts([make_prompt(1), make_prompt(0), make_prompt(2, text="new")])
+        with pytest.raises(ConfigError, match=r"samples of 1 prompts that read otherwise now, .*\(p1 \.\.\.\)"):
+            each.check_prompts([make_prompt(0), make_prompt(1, text="other")])
+        with pytest.raises(ConfigError, match=r"samples of 2 prompts .*\(p0, p1 \.\.\.\)\. Write another --output"):
+            each.check_prompts([make_prompt(0, answer="1"), make_prompt(1, answer="2")])
 
 
 @pytest.mark.parametrize("line", ["nonsense\n", "[]\n", '{"prompt_id": "p"}\n'])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from gvm_ray.config.model import DType, WarmStartConfig
+from gvm_ray.config.model import DType, PretrainedModelConfig, WarmStartConfig
 from gvm_ray.config.prompts import ArithmeticSourceConfig, FileSourceConfig, PromptsConfig
 from gvm_ray.learner.base_model import warm_start_key
 from gvm_ray.learner.character_tokenizer import BOXED_TOKEN, CHARACTERS, build_character_tokenizer
@@ -79,13 +79,27 @@ def test_warm_start_key_changes_with_what_the_weights_depend_on() -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_warm_start_key_changes_with_a_file_that_is_written_anew(tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    prompts = PromptsConfig(train=FileSourceConfig(path=str(rows), rationale_field="solution"))
+def test_warm_start_key_changes_with_the_content_of_files(tmp_path: Path) -> None:
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    model = Path(build_tiny_model(tmp_path / "model"))
+    prompts = PromptsConfig(
+        train=FileSourceConfig(path=str(train), rationale_field="solution"), eval=FileSourceConfig(path=str(held_out))
+    )
 
-    def key(content: str) -> str:
-        rows.write_text(content)
-        os.utime(rows, (1, 1))  # as where both are written in one moment
+    def key(file: Path, content: str) -> str:
+        file.write_text(content)
+        os.utime(file, (1, 1))  # as a copy that keeps its time
+        settings = PretrainedModelConfig(path=str(model))
+        return warm_start_key(settings, prompts=prompts, warm_start=WarmStartConfig(), dtype="float32")
+
+    for file in (train, held_out, model / "chat_template.jinja", model / "model.safetensors"):
+        assert key(file, "one") == key(file, "one") != key(file, "two")
+
+
+def test_warm_start_key_changes_with_what_is_held_out_and_left_out() -> None:
+    def key(**settings: Any) -> str:
+        prompts = PromptsConfig(train=ArithmeticSourceConfig(), **settings)
         return warm_start_key(TINY_MODEL, prompts=prompts, warm_start=WarmStartConfig(), dtype="float32")
 
-    assert key("one") == key("one") != key("longer")
+    assert key() == key(shuffle=False)
+    assert len({key(), key(eval=ArithmeticSourceConfig(split="test")), key(max_tokens=9)}) == 3

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,22 +185,158 @@ def test_there_may_be_no_checkpoint_yet(tmp_path: Path) -> None:
     assert CheckpointFolder(folder=tmp_path, config=run_config()).latest() is None
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"model": {"type": "scratch", "num_layers": 3}}, "model"),
-        ({"prompts": {"train": {"type": "arithmetic", "size": 99}}}, "prompts"),
-        ({"seed": 5}, "seed"),
-        ({"prompts_per_step": 3, "seed": 5}, "seed, prompts_per_step"),
+# --- settings of a resumed run ----------------------------------------------------------------------------------------
+FIXED: dict[str, list[tuple[dict[str, Any], str]]] = {  # by section: changes, and what the message says of each
+    "seed": [({"seed": 5}, "seed = 0 (not 5)")],
+    "prefill_price": [({"prefill_price": 0.5}, "prefill_price = 1.0 (not 0.5)")],
+    "prompts_per_step": [({"prompts_per_step": 3}, "prompts_per_step = 64 (not 3)")],
+    "samples_per_prompt": [({"samples_per_prompt": 16}, "samples_per_prompt = 8 (not 16)")],
+    "model": [
+        ({"model": {"type": "scratch", "num_layers": 3}}, "model.num_layers = 2 (not 3)"),
+        ({"model": {"type": "pretrained", "path": "m"}}, 'model.type = "scratch" (not "pretrained")'),
     ],
-)
-def test_settings_that_a_resumed_run_may_not_change(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    "prompts": [
+        ({"prompts": {"train": {"type": "arithmetic", "size": 99}}}, "prompts.train.size = 2048 (not 99)"),
+        ({"prompts": {"train": {"type": "arithmetic"}, "max_tokens": 9}}, "prompts.max_tokens = 1024 (not 9)"),
+        (
+            {"prompts": {"train": {"type": "arithmetic"}, "template": {"type": "chat"}}},
+            'prompts.template.type = "plain" (not "chat")',
+        ),
+    ],
+    "sampling": [
+        ({"sampling": {"temperature": 0.5}}, "sampling.temperature = 1.0 (not 0.5)"),
+        ({"sampling": {"max_tokens": 7}}, "sampling.max_tokens = 3072 (not 7)"),
+    ],
+    "environment": [
+        (
+            {"environment": {"type": "function", "path": "a:b"}},
+            'environment.type = "single_turn" (not "function")',
+        )
+    ],
+    "rewards": [
+        (
+            {"rewards": {"terms": [{"type": "exact"}]}},
+            'rewards.terms = [{"type": "math_verify", "weight": 1.0}] (not [{"type": "exact", "weight": 1.0}])',
+        ),
+        ({"rewards": {"accept_threshold": 0.75}}, "rewards.accept_threshold = 0.5 (not 0.75)"),
+    ],
+    "allocator": [
+        ({"allocator": {"type": "uniform"}}, 'allocator.type = "gvm_pool" (not "uniform")'),
+        ({"allocator": {"type": "gvm_pool", "states": "none"}}, 'allocator.states = {"pooling": "mean", "refresh_s'),
+        (
+            {"allocator": {"type": "gvm_pool", "predictor": {"forgetting": 0.5}}},
+            "allocator.predictor.forgetting = 0.9 (not 0.5)",
+        ),
+    ],
+    "algorithm": [
+        ({"algorithm": {"type": "grpo"}}, 'algorithm.type = "raft++" (not "grpo")'),
+        ({"algorithm": {"type": "raft++", "updates_per_batch": 9}}, "algorithm.updates_per_batch = 1 (not 9)"),
+    ],
+    "learner": [
+        ({"learner": {"dtype": "bfloat16"}}, 'learner.dtype = "float32" (not "bfloat16")'),
+        ({"learner": {"lora": {"rank": 4}}}, 'learner.lora = none (not {"rank": 4, '),
+        (
+            {"learner": {"optimizer": {"learning_rate": 0.5}}},
+            "learner.optimizer.learning_rate = 1e-06 (not 0.5)",
+        ),
+    ],
+    "engine": [({"engine": {"dtype": "bfloat16"}}, 'engine.dtype = "float32" (not "bfloat16")')],
+    "warm_start": [({"warm_start": {"num_updates": 3}}, 'warm_start = none (not {"num_updates": 3, ')],
+    "evaluation": [
+        ({"evaluation": {"num_samples": 4}}, "evaluation.num_samples = 1 (not 4)"),
+        ({"evaluation": {"temperature": 0.6}}, "evaluation.temperature = 1.0 (not 0.6)"),
+        ({"evaluation": {"top_p": 0.6}}, "evaluation.top_p = 1.0 (not 0.6)"),
+        ({"evaluation": {"num_prompts": 6}}, "evaluation.num_prompts = none (not 6)"),
+    ],
+}
+FREE: dict[str, list[dict[str, Any]]] = {
+    "name": [{"name": "u"}],
+    "runs_dir": [{"runs_dir": "/elsewhere"}],
+    "num_steps": [{"num_steps": 500}],
+    "token_budget": [{"token_budget": 10**6}],
+    "max_staleness": [{"max_staleness": 2}],
+    "max_unscored_fraction": [{"max_unscored_fraction": 0.9}],
+    "engine": [
+        {"engine": {"num_generators": 2, "max_num_seqs": 3, "cpus_per_generator": 2}},
+        {"engine": {"type": "custom", "path": "a:B", "kv_cache_gib": 0.5, "enforce_eager": True, "sleep": False}},
+        {"engine": {"gpus_per_generator": 2, "tensor_parallel_size": 2, "gpu_memory_utilization": 0.5}},
+        {"engine": {"in_flight": "finish"}},
+    ],
+    "rewards": [
+        {"rewards": {"num_actors": 3, "cpus_per_actor": 2, "timeout_s": 9, "memory_mb": 512}},
+        {"rewards": {"allow_network": True, "pass_env": ["KEY"]}},
+    ],
+    "learner": [
+        {"learner": {"num_workers": 2, "cpus_per_worker": 2, "gpus_per_worker": 1, "micro_batch_tokens": 7}},
+        {"learner": {"packing": "padded", "attention": "sdpa", "logprob_chunk_tokens": 5, "compile": True}},
+        {"learner": {"activation_checkpointing": True, "cpu_offload": True, "max_skipped_updates": 5}},
+    ],
+    "weight_sync": [{"weight_sync": {"transfer": "object_store", "bucket_mib": 3}}],
+    "evaluation": [{"evaluation": {"every_steps": 3, "num_generators": 1}}],
+    "checkpoint": [{"checkpoint": {"every_steps": 3, "keep": 1}}],
+    "deadlines": [{"deadlines": {"start_s": 3}}],
+    "faults": [{"faults": {"max_failures": 3}}],
+    "cluster": [{"cluster": {"num_cpus": 3, "dashboard": False}}],
+    "reporting": [{"reporting": {"tensorboard": False}}],
+}
+
+
+def test_of_every_setting_it_is_decided_whether_a_resumed_run_may_change_it() -> None:
+    assert {*FIXED, *FREE} == RunConfig.model_fields.keys()
+    for section in FIXED.keys() & FREE.keys():  # some of these may, and some may not
+        model: Any = RunConfig.model_fields[section].annotation
+        of_fixed = {message.removeprefix(f"{section}.").split()[0].split(".")[0] for _, message in FIXED[section]}
+        of_free = {name for change in FREE[section] for name in change[section]}
+        assert {*of_fixed, *of_free} == model.model_fields.keys(), section
+        assert not of_fixed & of_free
+
+
+@pytest.mark.parametrize(("changes", "message"), [case for cases in FIXED.values() for case in cases])
+def test_settings_that_a_resumed_run_may_not_change(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     save(CheckpointFolder(folder=tmp_path, config=run_config()), 1)
-    with pytest.raises(CheckpointError, match=f"other settings in {named}; resume with"):
+    with pytest.raises(CheckpointError) as raised:
         CheckpointFolder(folder=tmp_path, config=run_config(**changes)).latest()
+    name = message.split()[0]
+    assert f"step_000001' was made with other settings in {name}; resume with {message}" in str(raised.value)
+    assert "or start a new run with --set name=..." in str(raised.value)
 
 
-def test_settings_that_a_resumed_run_may_change(tmp_path: Path) -> None:
+def test_every_setting_that_was_changed_is_named(tmp_path: Path) -> None:
     save(CheckpointFolder(folder=tmp_path, config=run_config()), 1)
-    longer = run_config(num_steps=500, max_staleness=2, learner={"num_workers": 2})
-    assert latest(CheckpointFolder(folder=tmp_path, config=longer)).state.step == 1
+    changed = run_config(prompts_per_step=3, seed=5, num_steps=7)
+    with pytest.raises(CheckpointError, match=r"resume with seed = 0 \(not 5\), prompts_per_step = 64 \(not 3\), or"):
+        CheckpointFolder(folder=tmp_path, config=changed).latest()
+
+
+@pytest.mark.parametrize("changes", [case for cases in FREE.values() for case in cases])
+def test_settings_that_a_resumed_run_may_change(tmp_path: Path, changes: dict[str, Any]) -> None:
+    save(CheckpointFolder(folder=tmp_path, config=run_config()), 1)
+    assert latest(CheckpointFolder(folder=tmp_path, config=run_config(**changes))).state.step == 1
+
+
+def saved_as(path: Path, change: Callable[[dict[str, Any]], None]) -> CheckpointFolder:
+    """A checkpoint whose settings were written otherwise than they are now."""
+
+    class Otherwise:
+        checkpoint = run_config().checkpoint
+
+        def model_dump_json(self, **_: Any) -> str:
+            values = json.loads(run_config().model_dump_json())
+            change(values)
+            return json.dumps(values)
+
+    save(CheckpointFolder(folder=path, config=Otherwise()), 1)  # type: ignore[arg-type]
+    return CheckpointFolder(folder=path, config=run_config())
+
+
+def test_a_setting_that_came_later_had_its_default(tmp_path: Path) -> None:
+    folder = saved_as(tmp_path, lambda values: [values.pop("algorithm"), values["learner"].pop("lora")])
+    assert latest(folder).state.step == 1
+
+
+def test_settings_of_another_version_are_no_riddle(tmp_path: Path) -> None:
+    folder = saved_as(tmp_path, lambda values: values.update(gone=1))
+    with pytest.raises(
+        CheckpointError, match=r"this version of gvm_ray doesn't take \(.*gone: unknown setting.* resume"
+    ):
+        folder.latest()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gvm_ray.cli import main
 from tests.model_shapes import write_shape
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
@@ -66,6 +67,30 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
     assert '"pilot_samples": 4' in result.stdout
     assert "steps            7 of 64 prompts and 512 samples" in result.stdout
     assert list(tmp_path.iterdir()) == []
+    assert "prefill " not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        # 512 samples of 16 tokens pay for 8,192 / (64 x 0.3) = 426.7 prompts.
+        (
+            [],
+            "at most 426 prompts x 64 tokens = 27,264 a step, charged as 8,179; generated are at most 8,192",
+        ),
+        (
+            ["allocator.candidates_per_step=1024"],
+            "at most 1,024 prompts x 64 tokens = 65,536 a step, charged as 19,661; generated are at most 8,192; a "
+            "lower allocator.candidates_per_step saves most of it",
+        ),
+    ],
+)
+def test_a_dry_run_says_what_a_step_prefills(
+    settings: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["allocator.type=gvm_pool", "prefill_price=0.3", *settings]
+    assert main(["train", str(CONFIG), "--dry-run", *(part for each in overrides for part in ("--set", each))]) == 0
+    assert f"prefill          {line}" in capsys.readouterr().out.splitlines()
 
 
 def test_a_dry_run_plans_a_real_model_and_is_light(tmp_path: Path) -> None:

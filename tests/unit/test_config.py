@@ -10,12 +10,18 @@ import pytest
 
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig, PredictorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
-from gvm_ray.config import RunConfig, load_config, parse_config
+from gvm_ray.config import EstimatorConfig, RunConfig, load_config, parse_config
+from gvm_ray.config.arena import ArenaConfig
+from gvm_ray.config.data import DataConfig
+from gvm_ray.config.messages import PATTERNS
+from gvm_ray.config.strategy import KLConfig, RaftPlusPlusConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import Prompt
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+HISTORY_OF_THREE = PredictorConfig(history_trials=3)
 COMPARED = ("quickstart", "gvm_grpo", "raft++", "grpo")
 
 
@@ -104,6 +110,136 @@ def test_override_with_none_clears_an_optional_value(tmp_path: Path) -> None:
 def test_malformed_override_is_refused(tmp_path: Path, override: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load_config(write(tmp_path, MINIMAL_TOML), [override])
+
+
+def overridden(folder: Path, *overrides: str, text: str = MINIMAL_TOML) -> RunConfig:
+    return load_config(write(folder, text), overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("allocator.group_size=8", "allocator", GVMPoolAllocatorConfig(group_size=8)),
+        ("allocator.predictor.history_trials=3", "allocator", GVMPoolAllocatorConfig(predictor=HISTORY_OF_THREE)),
+        ("algorithm.updates_per_batch=4", "algorithm", RaftPlusPlusConfig(updates_per_batch=4)),
+        ("algorithm.kl.coefficient=0.1", "algorithm", RaftPlusPlusConfig(kl=KLConfig(coefficient=0.1))),
+    ],
+)
+def test_a_table_without_type_is_of_the_default_s(tmp_path: Path, override: str, place: str, value: object) -> None:
+    assert getattr(overridden(tmp_path, override), place) == value
+    *tables, last = override.partition("=")[0].split(".")
+    in_file = f"{MINIMAL_TOML}[{'.'.join(tables)}]\n{last} = {override.partition('=')[2]}\n"
+    assert getattr(overridden(tmp_path, text=in_file), place) == value
+
+
+def test_the_order_of_type_and_its_settings_does_not_matter(tmp_path: Path) -> None:
+    for overrides in (["allocator.type=gvm", "allocator.alpha=0.5"], ["allocator.alpha=0.5", "allocator.type=gvm"]):
+        assert overridden(tmp_path, *overrides).allocator == GVMAllocatorConfig(alpha=0.5)
+    sized = MINIMAL_TOML + "[allocator]\ngroup_size = 8\n"
+    assert overridden(tmp_path, "allocator.type=gvm_pool", text=sized).allocator == GVMPoolAllocatorConfig(group_size=8)
+    assert overridden(tmp_path, "allocator.type=uniform", text=sized).allocator == UniformAllocatorConfig()
+
+
+def test_a_type_that_is_a_setting_like_others_leaves_its_table_alone(tmp_path: Path) -> None:
+    text = MINIMAL_TOML + '[engine]\ntype = "vllm"\nnum_generators = 3\n'
+    assert overridden(tmp_path, "engine.type=transformers", text=text).engine.num_generators == 3
+    (tmp_path / "more.toml").write_text('[engine]\ntype = "transformers"\n')
+    assert load_config([write(tmp_path, text), tmp_path / "more.toml"]).engine.num_generators == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "environment.max_turns=3",
+            "environment.max_turns: unknown setting of type = 'single_turn'; environment.type =",
+        ),
+        ("model.path=x", "model.path: unknown setting of type = 'scratch'; model.type = 'pretrained' has it"),
+        ("prompts.train.x=", "prompts.train.x: unknown setting"),
+        ("prompts.eval.size=3", "prompts.eval.type: required, but not given; write prompts.eval.type as one of 'file'"),
+        ("rewards.terms=[{weight=2}]", "rewards.terms.0.type: required, but not given; write rewards.terms.0.type as "),
+        ("rewards.terms.weight=2", "rewards.terms: takes a list, not {'weight': 2}"),
+        ("algorithm.loss.y=1", "algorithm.loss.path: required, but not given"),
+        ("allocator.type=gvmm", "allocator.type: there is no such type (got 'gvmm'); write allocator.type as one of"),
+        ("allocator=gvm", "allocator: takes a table, not 'gvm'; write allocator.type = 'gvm'"),
+        ("sampling=3", "sampling: takes a table, not 3; write its settings as sampling.NAME"),
+        (
+            "rewards.pass_env=KEY",
+            "rewards.pass_env: takes a list, not 'KEY'; write it in brackets, e.g. pass_env = ['K",
+        ),
+        ("cluster.dashboard=maybe", "cluster.dashboard: takes true or false (got 'maybe')"),
+        ("engine.path=mine", "engine.path: takes 'module:name', e.g. 'my_package.scoring:score' (got 'mine')"),
+        ("learner.optimizer.betas=[0.9]", "learner.optimizer.betas"),
+        ("learner.optimizer.lr=1", "learner.optimizer.lr: unknown setting; did you mean 'learning_rate'?"),
+        ("learner.lr=1", "learner.lr: unknown setting; did you mean 'learner.optimizer.learning_rate'?"),
+        ("learner.learning_rate=1", "did you mean 'learner.optimizer.learning_rate'?"),
+        ("group_size=4", "group_size: unknown setting; did you mean 'allocator.group_size'?"),
+        ("sampling.temp=1", "sampling.temp: unknown setting; did you mean 'temperature'?"),
+        ("max_tokens=1", "did you mean 'prompts.max_tokens' or 'sampling.max_tokens'?"),
+        ("seed=1#2", "seed: Input should be a valid integer, unable to parse string as an integer (got '1#2')"),
+        ("seed=1,", "(got '1,')"),
+    ],
+)
+def test_wrong_setting_is_told_where_it_stands_and_what_to_write(tmp_path: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        overridden(tmp_path, override)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["1234", "3.10", "2026-11-30", "1e5", "true", "nan", "0x10", "none", "1_0", "[a]", "07:30", "1#2", "a=b"]
+)
+def test_text_settings_take_the_text_as_it_is_written(tmp_path: Path, text: str) -> None:
+    config = overridden(tmp_path, f"runs_dir={text}", f"prompts.train.step_accuracy.+={0.5}")
+    assert (config.runs_dir, config.prompts.train.step_accuracy) == (text, {"+": 0.5})  # type: ignore[union-attr]
+    file_source = ("prompts.train.type=file", f"prompts.train.path={text}", f"prompts.train.prompt_field={text}")
+    source = overridden(tmp_path, *file_source).prompts.train
+    assert (source.path, source.prompt_field) == (text, text)  # type: ignore[union-attr]
+
+
+def test_quotes_around_a_text_are_not_part_of_it_and_none_clears_it(tmp_path: Path) -> None:
+    assert overridden(tmp_path, 'name="1234"').name == "1234"
+    assert overridden(tmp_path, "name='a'").name == "a"
+    file_source = ("prompts.train.type=file", "prompts.train.path=x", "prompts.train.id_field=none")
+    assert overridden(tmp_path, *file_source).prompts.train.id_field is None  # type: ignore[union-attr]
+    assert overridden(tmp_path, "allocator.exploration=none").allocator == GVMPoolAllocatorConfig()
+
+
+@pytest.mark.parametrize(("value", "quoted"), [("1234", '"1234"'), ("3.5", '"3.5"'), ("2026-11-30", '"2026-11-30"')])
+def test_a_file_is_told_to_write_quotes(tmp_path: Path, value: str, quoted: str) -> None:
+    with pytest.raises(ConfigError, match=f"name: takes text, not .*; write quotes, e.g. name = {quoted}"):
+        overridden(tmp_path, text=MINIMAL_TOML.replace('"t"', value))
+
+
+def test_bytes_that_editors_on_windows_write_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    for content in (b"\xef\xbb\xbf" + MINIMAL_TOML.encode(), MINIMAL_TOML.replace("\n", "\r\n").encode()):
+        path.write_bytes(content)
+        assert load_config(path).name == "t"
+    for encoding in ("utf-16", "utf-16-le"):
+        path.write_bytes((b"\xff\xfe" if encoding == "utf-16-le" else b"") + MINIMAL_TOML.encode(encoding))
+        with pytest.raises(ConfigError, match=r"it is in UTF-16\); write the path of a TOML file in UTF-8"):
+            load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name = run\n", r"at line 1, column 8\), in 'name = run'; text stands in quotes"),
+        ('name = "a"\nname = "b"\n', r"in 'name = \"b\"'; a table or setting stands once in a file"),
+        ("[model]\na = 1\n[model]\n", r"in '\[model\]'; a table or setting stands once"),
+    ],
+)
+def test_the_line_that_is_no_toml_is_shown(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        overridden(tmp_path, text=text)
+
+
+def test_every_pattern_of_a_text_has_words_for_it() -> None:
+    schemas = [json.dumps(model.model_json_schema()) for model in (RunConfig, ArenaConfig, EstimatorConfig, DataConfig)]
+    used = {json.loads(pattern) for schema in schemas for pattern in re.findall(r'"pattern": ("[^"]*")', schema)}
+    assert used
+    assert used <= set(PATTERNS)
 
 
 def test_missing_file_is_named() -> None:

@@ -59,7 +59,8 @@ def test_variance_is_of_the_scored_rewards_of_any_scale() -> None:
 
 def test_the_settings_say_how_many_candidates_and_what_a_step_may_cost() -> None:
     config = DAPOAllocatorConfig(max_batches=4)
-    assert config.num_candidates(16) == 64
+    wide = RunShape(prompts_per_step=16, samples_per_prompt=8, max_staleness=0, checkpoint_every_steps=1)
+    assert config.needs(wide).candidates == 64
     assert config.max_budget_factor == 4
     shape = RunShape(prompts_per_step=4, samples_per_prompt=1, max_staleness=0, checkpoint_every_steps=1)
     with pytest.raises(ValueError, match="write samples_per_prompt=2 or more"):

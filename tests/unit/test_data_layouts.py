@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gvm_ray.exceptions import ConfigError, DataError
-from tests.data_files import GSM8K, MATH, numina, prepared, reasons, write_jsonl, write_parquet
+from tests.data_files import GSM8K, MATH, VERL, numina, prepared, reasons, write_jsonl, write_parquet
 
 
 def columns(rows: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
@@ -21,6 +21,32 @@ def test_gsm8k_answers_come_after_the_mark_without_commas(tmp_path: Path) -> Non
     assert rows[0]["problem"] == GSM8K[0]["question"]
     assert rows[0]["rationale"] == GSM8K[0]["answer"]
     assert reasons(report) == [("raw.jsonl, line 3", "no_answer")]
+
+
+@pytest.mark.parametrize(
+    ("marked", "answer"),
+    [
+        ("1,234", "1234"),
+        ("-1,000", "-1000"),
+        ("$1,234.50", "$1234.50"),
+        ("1,000,000", "1000000"),
+        ("1,234, 5,678", "1234, 5678"),
+        ("12%", "12%"),
+        ("1, 2", "1, 2"),
+        ("1,2", "1,2"),
+        ("1, 234", "1, 234"),
+        ("1,23", "1,23"),
+        ("1,2,345", "1,2,345"),
+        ("1234,567", "1234,567"),
+        ("0.5,125", "0.5,125"),
+        ("(1,234)", "(1,234)"),
+        ("{100,200,300} and 1,000", "{100,200,300} and 1000"),
+    ],
+)
+def test_only_commas_between_thousands_leave_a_marked_answer(tmp_path: Path, marked: str, answer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": f"So.\n####{marked}"}])
+    rows, _ = prepared(tmp_path / "out.parquet", source)
+    assert [row["answer"] for row in rows] == [answer]
 
 
 def test_math_answers_are_boxed_and_levels_are_numbers(tmp_path: Path) -> None:
@@ -113,13 +139,65 @@ def test_other_data_by_its_usual_names_or_by_those_given(tmp_path: Path) -> None
         "rationale_field": "subfield",
         "feature_fields": ["problem"],
     }
-    with pytest.raises(ConfigError, match="problem can't be a feature"):
-        prepared(tmp_path / "b.parquet", source, **fields)
-    kept, _ = prepared(tmp_path / "b.parquet", source, **{**fields, "feature_fields": ["subfield"]})
-    assert columns(kept, "prompt_id", "problem", "rationale", "subfield") == [
-        ("7", "q1", "Algebra", "Algebra"),
-        ("8", "q2", None, None),
+    kept, _ = prepared(tmp_path / "b.parquet", source, **{**fields, "feature_fields": ["subfield", "problem"]})
+    assert columns(kept, "prompt_id", "problem", "rationale", "subfield", "raw_problem") == [
+        ("7", "q1", "Algebra", "Algebra", "p1"),
+        ("8", "q2", None, None, "p2"),
     ]
+
+
+def test_a_feature_with_the_name_of_a_column_gets_another(tmp_path: Path) -> None:
+    rows = [{"problem": "p", "answer": 1, "source": 3}, {"problem": "q", "answer": 2, "source": "amc"}]
+    source = write_jsonl(tmp_path / "a.jsonl", rows)
+    kept, _ = prepared(tmp_path / "a.parquet", source, feature_fields=["source", "answer"])
+    assert columns(kept, "source", "raw_source", "raw_answer") == [("a.jsonl", "3", 1), ("amc", "amc", 2)]
+    with pytest.raises(
+        ConfigError, match="feature_fields: the output has 'source' as 'raw_source', which is a feature"
+    ):
+        prepared(tmp_path / "b.parquet", source, feature_fields=["source", "raw_source"])
+
+
+def test_nested_fields_and_problems_in_several(tmp_path: Path) -> None:
+    """verl's rows, with the columns that they have and the ones that its preprocessing started from."""
+    source = write_parquet(tmp_path / "verl.parquet", VERL)
+    kept, _ = prepared(
+        tmp_path / "a.parquet",
+        source,
+        prompt_field="prompt",
+        answer_field="reward_model.ground_truth",
+        id_field="extra_info.index",
+        feature_fields=["extra_info.split"],
+    )
+    assert columns(kept, "prompt_id", "problem", "answer", "extra_info.split") == [
+        ("0", "How many are 70 and 2?", "72", "train"),
+        ("1", "How many are 1,000 and 234?", "1234", "train"),
+    ]
+    raw, _ = prepared(
+        tmp_path / "b.parquet",
+        source,
+        layout="gsm8k",
+        prompt_field="extra_info.question",
+        answer_field="extra_info.answer",
+    )
+    assert columns(raw, "answer", "rationale") == [
+        ("72", "70+2=72\n#### 72"),
+        ("1234", "1000+234=1234\n#### 1,234"),
+    ]
+    with pytest.raises(
+        DataError, match=r"no field 'extra_info.gold'; set --answer-field to one of its fields: .*, ext"
+    ):
+        prepared(tmp_path / "c.parquet", source, answer_field="extra_info.gold")
+    svamp = write_jsonl(
+        tmp_path / "svamp.jsonl", [{"Body": "Ann has 8 pens.", "Question": "Half of them?", "Answer": 4.0}]
+    )
+    joined, _ = prepared(tmp_path / "d.parquet", svamp, prompt_field=["Body", "Question"], answer_field="Answer")
+    assert columns(joined, "problem", "answer") == [("Ann has 8 pens. Half of them?", "4")]
+
+
+def test_an_optional_nested_field_may_be_left_out_later(tmp_path: Path) -> None:
+    rows = [{"problem": "p", "answer": 1, "info": {"level": 3}}, {"problem": "q", "answer": 2}]
+    kept, _ = prepared(tmp_path / "a.parquet", write_jsonl(tmp_path / "a.jsonl", rows), feature_fields=["info.level"])
+    assert [row["info.level"] for row in kept] == [3, None]
 
 
 def test_a_layout_that_is_named_is_taken(tmp_path: Path) -> None:

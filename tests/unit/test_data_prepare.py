@@ -144,6 +144,30 @@ def test_a_run_reads_the_output_as_it_is(tmp_path: Path) -> None:
     assert task.features == {"level": 2, "subject": "Algebra", "source": "math"}
 
 
+def test_a_problem_in_several_fields_from_the_command_line(tmp_path: Path) -> None:
+    rows = [
+        {"Body": "Ann has 8 pens", "Question": "and gives 3 away. How many are left?", "Answer": 5.0, "Type": "-"},
+        {"Body": LONG, "Question": "How many roads?", "Answer": 45.0, "Type": "*"},
+    ]
+    source = write_jsonl(tmp_path / "raw.jsonl", rows)
+    evaluation = write_jsonl(tmp_path / "eval.jsonl", [{"Body": f"{LONG},", "Question": "so what?", "Answer": 1}])
+    fields = ["--prompt-fields", "Body", "Question", "--answer-field", "Answer", "--feature-fields", "Type"]
+    output = tmp_path / "train.parquet"
+    assert command(source, "--output", output, *fields, "--decontaminate", evaluation) == 0
+    (row,) = pyarrow.parquet.read_table(output).to_pylist()
+    assert (row["problem"], row["answer"], row["Type"]) == (
+        "Ann has 8 pens and gives 3 away. How many are left?",
+        "5",
+        "-",
+    )
+
+
+def test_numbers_too_large_for_a_column_become_text(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [{"problem": "p", "answer": "1", "seed": 2**70}])
+    rows, _ = prepared(tmp_path / "a.parquet", source, feature_fields=["seed"])
+    assert rows[0]["seed"] == str(2**70)
+
+
 def test_what_is_prepared_can_be_prepared_again(tmp_path: Path) -> None:
     rows, _ = prepared(tmp_path / "a.parquet", write_jsonl(tmp_path / "n.jsonl", [numina("p", "\\boxed{1}")]))
     again, _ = prepared(tmp_path / "b.parquet", tmp_path / "a.parquet")

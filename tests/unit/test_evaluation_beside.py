@@ -2,18 +2,25 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from loop_fakes import START, make_system, run_config
 from tiny_runs import tiny_config
 
+import gvm_ray.launch
 from gvm_ray.evaluation.beside import EvaluationBeside
+from gvm_ray.evaluation.evaluator import HeldOutEvaluator
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.loop import train
 from gvm_ray.reporting import REQUIRED_KEYS, Reporter, RunFolder, read_steps
-from gvm_ray.types import Metrics, WeightsRef
+from gvm_ray.reporting.progress import ProgressLines
+from gvm_ray.types import Metrics, Prompt, SamplingParameters, WeightsRef
 
 
 @dataclass
@@ -108,3 +115,54 @@ def test_its_numbers_join_the_row_of_their_step(tmp_path: Path) -> None:
     steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
     assert steps == [0, 1, 1, 2]
     assert read_steps(folder.metrics)[2]["time_s"] >= rows[1]["time_s"]
+
+
+@dataclass
+class ScoringPools(OwnPools):
+    """Every sample is right; each prompt's are scored together."""
+
+    async def sample_and_score(self, requests: Any, sampling: object, **told: Callable[[int], None]) -> list[Any]:
+        for request in requests:
+            for on_scored in told.values():
+                on_scored(len(request.seeds))
+        return []
+
+
+def test_an_evaluation_tells_how_many_of_its_samples_are_scored() -> None:
+    told: list[int] = []
+
+    def progress(total: int) -> Callable[[int], None]:
+        told.append(total)
+        return told.append
+
+    prompts = [Prompt(prompt_id=str(i), text="", token_ids=np.zeros(1, np.int32), answer="") for i in range(2)]
+    evaluator = HeldOutEvaluator(
+        prompts=prompts,
+        pools=ScoringPools(),  # type: ignore[arg-type]
+        sampling=SamplingParameters(temperature=1.0, max_tokens=4),
+        num_samples=3,
+        accept_threshold=0.5,
+        seed=0,
+    )
+    asyncio.run(evaluator.sample())
+    assert told == []
+    asyncio.run(replace(evaluator, progress=progress).sample())
+    assert told == [6, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("by_time", "expected"), [(True, ["warm start 2/4  loss 0.500  about 20 s left"]), (False, [])]
+)
+def test_a_warm_start_is_told_by_time_where_progress_is_wanted(
+    by_time: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 20.0, 40.0])
+    said: list[str] = []
+    monkeypatch.setattr(
+        gvm_ray.launch, "ProgressLines", partial(ProgressLines, say=said.append, clock=lambda: next(now))
+    )
+    tell = gvm_ray.launch._warm_start_lines(4, by_time=by_time)
+    tell(2, {"loss": 0.5})
+    tell(4, {"loss": 0.25})
+    assert said == expected
+    assert capsys.readouterr().out == "warm start 4/4  loss 0.250\n"  # what came of it

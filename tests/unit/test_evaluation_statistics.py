@@ -1,6 +1,7 @@
 """avg@k, pass@k, maj@k and their intervals, against numbers worked out by hand."""
 
 import json
+import time
 from itertools import combinations
 
 import numpy as np
@@ -16,6 +17,7 @@ from gvm_ray.evaluation import (
 )
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.functional.boxed import final_boxed, last_boxed
+from gvm_ray.rewards.votes import EqualityEnv, merged_votes
 from gvm_ray.types import Completion, Prompt, RolloutGroup
 
 
@@ -165,7 +167,7 @@ def test_last_boxed(text: str, content: str | None):
         (r"$\boxed{1}$ and $\boxed{2}$", "1, 2"),
         (r"$\boxed{1}$, $\boxed{2}$, or $\boxed{3}$.", "1, 2, 3"),
         (r"\boxed{1}. Wait, it is \boxed{2}", "2"),
-        (r"\boxed{1} \boxed{2}", "2"),
+        (r"\boxed{1} \boxed{2}", "1, 2"),
     ],
 )
 def test_final_boxed_joins_what_belongs_together(text: str, content: str):
@@ -177,7 +179,43 @@ def test_boxes_are_found_in_one_pass():
     assert last_boxed(r"\boxed{" * 20_000 + "1}") == "1"
 
 
-def test_final_answer_ignores_spaces_and_empty_boxes():
-    assert final_answer(r"\boxed{ 1 + 2 }") == "1+2"
-    assert final_answer(r"\boxed{ }") is None
-    assert final_answer("7") is None
+def test_unboxed_answers_vote_unless_they_were_cut():
+    assert final_answer(r"\boxed{ 1 + 2 }", truncated=False) == "1 + 2"
+    assert final_answer("The answer is 7.", truncated=False) == "7"
+    assert final_answer(r"\boxed{7} is", truncated=True) == "7"
+    assert final_answer("The answer is 7", truncated=True) is None
+    assert final_answer(r"\boxed{ }", truncated=False) is None
+
+
+def test_votes_are_merged_by_mathematical_equality():
+    answers = [[r"\frac12", "1/2", "0.5", "3", None], ["3", "03", "4"], [r"\text{Yes}", "yes", "no"], ["x+1", "1+x"]]
+    merged = merged_votes(answers)
+    assert merged == [[r"\frac12"] * 3 + ["3", None], ["3", "3", "4"], [r"\text{Yes}"] * 2 + ["no"], ["x+1", "x+1"]]
+    correct = [[1, 1, 1, 0, 0], [0, 0, 1], [1, 1, 0], [1, 1]]
+    np.testing.assert_allclose(majority_at_k(merged, correct), [1.0, 0.0, 1.0, 1.0])
+
+
+def test_a_vote_that_hangs_is_counted_by_its_spelling():
+    merged = merged_votes([["hang", "1/2", "0.5", "hang"]], timeout_s=1.0, make_env=HangingEnv)
+    assert merged == [["hang", "1/2", "1/2", "hang"]]
+
+
+class HangingEnv(EqualityEnv):
+    """Never comes back from an answer that says so."""
+
+    def step(self, completion: Completion) -> tuple[str, float, bool, bool, dict[str, object]]:
+        if "hang" in completion.text:
+            time.sleep(3600)
+        return super().step(completion)
+
+
+def test_an_evaluation_merges_equal_answers():
+    groups = [
+        scored_group(
+            "a",
+            [r"\boxed{\frac12}", "The answer is 1/2.", r"\boxed{0.5}", r"\boxed{3}", r"\boxed{3}"],
+            [1.0, 1.0, 1.0, 0.0, 0.0],
+        )
+    ]
+    assert EvaluationResult.of(groups).metrics["maj@5"].mean == 0.0
+    assert EvaluationResult.of(groups, merge_votes=merged_votes).metrics["maj@5"].mean == 1.0

@@ -153,6 +153,16 @@ def test_a_missing_file_costs_only_what_it_held(tmp_path: Path, missing: str) ->
     assert key_numbers(run)["generated tokens"] == "9k"
 
 
+@pytest.mark.parametrize("unknown", ["NaN", "null"])
+def test_a_base_accuracy_that_is_unknown_is_left_out(tmp_path: Path, unknown: str) -> None:
+    folder = write_run(tmp_path / "unscored")
+    (folder / "base_evaluation.json").write_text(f'{{"eval/accuracy": {unknown}}}')
+    (run,) = read_runs([folder])
+    assert run.base_accuracy is None
+    assert key_numbers(run)["held-out accuracy"] == "0.800"
+    assert "nan" not in write_html_report([folder], tmp_path / "page.html")[0].read_text().lower().split("<h2", 1)[0]
+
+
 def test_rows_cut_short_are_left_out_and_damaged_ones_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", num_steps=2)
     with (folder / "metrics.jsonl").open("a") as file:

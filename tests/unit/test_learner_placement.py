@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gvm_ray.actors.learner import updates_per_command
 from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.learner.attention import resolve_attention
@@ -129,3 +130,11 @@ def test_varlen_is_refused_for_padded_micro_batches() -> None:
 def test_gloo_stands_beside_nccl() -> None:
     assert process_group_backend("cpu") == "gloo"
     assert process_group_backend("cuda") == "cpu:gloo,cuda:nccl"
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "following"),
+    [(1, 0.01, 25), (1, 1.0, 5), (1, 12.0, 1), (25, 0.0, 25), (5, 50.0, 1), (5, 2.5, 10)],
+)
+def test_commands_of_the_warm_start_take_seconds(number: int, seconds: float, following: int) -> None:
+    assert updates_per_command(number, seconds=seconds) == following

@@ -1,5 +1,7 @@
 """One learner rank in this process: losses, gradients, updates, checkpoints, exports."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +204,25 @@ def test_save_and_load_go_on_as_if_nothing_had_happened(base: str, tmp_path: Pat
     assert _largest_difference(_weights(resumed), _weights(learner)) == 0
 
 
+def test_the_rate_that_is_logged_is_that_of_the_last_update_made(base: str) -> None:
+    groups = ragged_groups()
+    learner = Learner(
+        learner_config(
+            num_steps=2,
+            algorithm={"type": "raft++", "updates_per_batch": 2},
+            learner={"optimizer": {"learning_rate": 0.008, "schedule": {"type": "linear"}}},
+            warm_start={"num_updates": 2, "optimizer": {"learning_rate": 0.5, "schedule": {"type": "linear"}}},
+        ),
+        base_path=base,
+        token_loss=SurrogateLoss(),
+    )
+    warm = [learner.supervised_update(copy_demonstrations())["learning_rate"] for _ in range(2)]
+    assert warm == pytest.approx([0.5, 0.25])
+    learner.finish_warm_start()
+    rates = [learner.update(batch_of(groups, step=step), groups).metrics["learning_rate"] for step in range(2)]
+    assert rates == pytest.approx([0.006, 0.002])  # of four updates with 4, 3, 2, 1 quarters
+
+
 def test_a_fresh_optimizer_survives_the_round_trip(base: str, tmp_path: Path) -> None:
     groups = ragged_groups()
     learner, resumed = _learner(base), _learner(base)
@@ -245,6 +266,26 @@ def test_activation_checkpointing_gives_the_same_update(base: str) -> None:
         learner.update(batch_of(groups), groups)
         results.append(_weights(learner))
     assert _largest_difference(*results) < 1e-5
+
+
+def test_activation_checkpointing_turns_no_dropout_on(base: str, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.5}))
+    groups = ragged_groups()
+    results, num_forwards = [], []
+    for checkpointing in (False, True):
+        learner = _learner(
+            str(tmp_path / "model"), learner={"activation_checkpointing": checkpointing, "optimizer": OPTIMIZER}
+        )
+        attention = learner.policy.causal_lm.model.layers[0].self_attn
+        passes: list[None] = []
+        attention.register_forward_hook(lambda *_, passes=passes: passes.append(None))
+        learner.update(batch_of(groups), groups)
+        results.append(_weights(learner))
+        num_forwards.append(len(passes))
+    assert _largest_difference(*results) < 1e-5
+    assert num_forwards[0] < num_forwards[1]  # the blocks were computed again on the way back
 
 
 def test_bfloat16_keeps_float32_master_weights(base: str) -> None:

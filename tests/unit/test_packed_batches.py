@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from gvm_ray.learner.attention import register_varlen
-from gvm_ray.learner.policy import PolicyModule, load_causal_lm, sample_gradient_norms
+from gvm_ray.learner.policy import PolicyModule, load_causal_lm, sample_gradient_norms, try_policy
 from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pack_samples, pad_samples, train_sample
 from gvm_ray.learner.step import Learner
 from gvm_ray.types import IntArray, Pooling
@@ -51,6 +51,13 @@ def _learner(base: str, *, settings: dict[str, Any], **tables: Any) -> Learner:
 def _prompts() -> list[IntArray]:
     rng = np.random.default_rng(0)
     return [rng.integers(3, 90, size=length).astype(np.int32) for length in (5, 1, 23, 11, 11, 2)]
+
+
+def test_a_trial_leaves_the_attention_kernels_as_they_were(base: str) -> None:
+    register_varlen()
+    policy = _policy(base, attention="varlen")  # which run on GPUs alone
+    try_policy(policy, base, packed=True, gradient_parameters=["embed_tokens", "lm_head"])
+    assert policy.causal_lm.model.config._attn_implementation == "varlen"
 
 
 def test_a_packed_row_by_hand() -> None:

@@ -284,3 +284,29 @@ RUN = {
 def test_settings_that_can_not_spend_the_budget_are_refused(allocator: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config({**RUN, "allocator": allocator})
+
+
+@pytest.mark.parametrize(
+    ("changes", "candidates"),
+    [
+        ({}, 64),  # 16 x 4: 32 samples of 3,072 tokens pay for 96 prompts of 1,024
+        ({"sampling": {"max_tokens": 1024}}, 32),  # paid for, and twice the 8 groups of 4 are 16
+        ({"sampling": {"max_tokens": 64}}, 16),  # 2 prompts are paid for: twice the groups
+        ({"sampling": {"max_tokens": 64}, "prefill_price": 0.05}, 40),
+        ({"sampling": {"max_tokens": 64}, "prefill_price": 0}, 64),
+        ({"sampling": {"max_tokens": 64}, "prompts": {**RUN["prompts"], "max_tokens": 64}}, 32),
+        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "group_size": 1}}, 64),  # 2 x 32 singles
+        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "group_size": 32}}, 4),  # one group
+        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "states": "none"}}, 1024),
+        ({"prompts_per_step": 100, "allocator": {"type": "gvm_pool", "states": "none"}}, 1600),
+        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "candidates_per_step": 1024}}, 1024),
+        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_online"}}, 4),  # no more than it samples
+    ],
+)
+def test_candidates_follow_the_budget_of_the_step(changes: dict[str, Any], candidates: int) -> None:
+    assert parse_config({**RUN, **changes}).candidates_per_step == candidates
+
+
+def test_the_defaults_show_1024_candidates() -> None:
+    values = {name: value for name, value in RUN.items() if name not in ("prompts_per_step", "samples_per_prompt")}
+    assert parse_config(values).candidates_per_step == 1024

@@ -15,6 +15,7 @@ from gvm_ray.envs.prompt_env import PromptEnv
 from gvm_ray.envs.vector_prompt_env import VectorPromptEnv
 from gvm_ray.exceptions import ConfigError, DataError, DeadlineExceeded
 from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.rewards.format import FormatReward
 from gvm_ray.types import Completion, Prompt
 
 
@@ -232,3 +233,24 @@ def test_gymnasiums_own_vector_form_works_too():
     assert finals == (observations[0] + answers[0], observations[1] + "no")
     assert rewards.tolist() == [1.0, 0.0]
     assert terminated.all()
+
+
+THINKS_FIRST = FormatReward(r"^<think>.+</think>")
+
+
+@pytest.mark.parametrize("opened", ["<think>", "<think>\n", "<think>\n\n"])
+def test_rewards_read_a_response_from_the_tag_on_that_the_prompt_opened(opened):
+    prompt = make_prompt("a", f"<|im_start|>assistant\n{opened}", "2")
+    env = PromptEnv([prompt], reward={"format": THINKS_FIRST, "brevity": brevity})
+    env.reset()
+    observation, reward, _, _, info = env.step(completion("1+1</think>2"))
+    assert info["reward_terms"] == {"format": 1.0, "brevity": -0.5 * (len(opened) + 12)}
+    assert observation == prompt.text + "1+1</think>2"
+    assert reward == 1.0 - 0.5 * (len(opened) + 12)
+
+
+@pytest.mark.parametrize("text", ["assistant\n<think>\n\n</think>\n", "<think> is a tag", "<bot>"])
+def test_other_prompts_add_nothing_to_what_rewards_read(text):
+    env = PromptEnv([make_prompt("a", text, "2")], reward={"format": THINKS_FIRST, "brevity": brevity})
+    env.reset()
+    assert env.step(completion("1+1</think>2"))[-1]["reward_terms"] == {"format": 0.0, "brevity": -6.0}

@@ -107,6 +107,19 @@ def test_rationales_become_demonstrations_that_end(tmp_path, tokenizer):
     assert all(d.response_token_ids[-1] == tokenizer.eos_token_id for d in shown)
 
 
+def test_demonstrations_of_a_chat_end_as_its_answers_do(tmp_path, tokenizer):
+    """This chat ends every message with a line break, which the model's files may name as an end of a response."""
+    line_break = tokenizer("\n")["input_ids"][0]
+    train = source(tmp_path / "train.jsonl", ("a", "1+1=", "2", "\\boxed{2}"), rationale_field="rationale")
+    config = PromptsConfig(train=train, template=TemplateConfig(type="chat"))
+    for end_token_ids, end in (
+        ({tokenizer.eos_token_id, line_break}, "\n"),
+        ({tokenizer.eos_token_id}, "<|endoftext|>"),
+    ):
+        (shown,) = demonstrations(config, tokenizer, num=1, seed=0, end_token_ids=end_token_ids)
+        assert tokenizer.decode(shown.response_token_ids) == "\\boxed{2}" + end
+
+
 def test_a_source_without_rationales_gives_no_demonstrations(tmp_path, tokenizer):
     train = source(tmp_path / "train.jsonl", ("a", "1+1=", "2"))
     with pytest.raises(DataError, match=r"0 of its tasks have a reference rationale.*write rationale_field"):

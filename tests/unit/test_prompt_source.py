@@ -267,3 +267,12 @@ def test_reasoning_gym_mistakes(task, parameters, complaint):
     pytest.importorskip("reasoning_gym")
     with pytest.raises(DataError, match=complaint):
         load_tasks(ReasoningGymSourceConfig(task=task, size=2, parameters=parameters))
+
+
+def test_a_misspelt_data_file_is_told_with_what_is_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}\n')
+    with pytest.raises(DataError, match=r"trian\.jsonl' doesn't exist; write .*; did you mean '.*/train\.jsonl'\?"):
+        load_tasks(FileSourceConfig(path=str(tmp_path / "trian.jsonl")))
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match=r"can't be loaded: there is no folder '.*/trian'; did you mean '.*/train'\?"):
+        load_tasks(HuggingFaceSourceConfig(path=str(tmp_path / "trian")))

@@ -8,7 +8,9 @@ import pytest
 from gvm_ray.config.prompts import PromptsConfig, ReasoningGymLevelConfig, ReasoningGymSourceConfig
 from gvm_ray.envs import demonstrations, load_tasks
 from gvm_ray.envs.levels import split_of
+from gvm_ray.envs.prompt_report import SourceReport
 from gvm_ray.envs.prompt_source import generated_demonstrations
+from gvm_ray.envs.reasoning_gym_source import generous_tasks
 from gvm_ray.exceptions import DataError
 from gvm_ray.learner.character_tokenizer import build_character_tokenizer
 
@@ -150,3 +152,14 @@ def test_a_level_without_a_problem_to_show_is_named():
         shown(config, excluded=frozenset(task.problem for task in load_tasks(config)))
     with pytest.raises(DataError, match="no demonstrations without rationale_format"):
         shown(countdown(rationale_format=None))
+
+
+def test_a_task_whose_scorer_pays_for_any_text_is_named_in_the_report() -> None:
+    entries = [
+        {"task": task, **entry}
+        for task in ("game_of_life_halting", "chain_sum", "prime_factorization", "boxnet")
+        for entry in reasoning_gym.create_dataset(task, size=3, seed=1)
+    ]
+    assert generous_tasks(entries) == ("game_of_life_halting",)
+    report = SourceReport(loaded=3, kept=3, generous_tasks=("game_of_life_halting",))
+    assert "warning: the scorer of reasoning-gym task 'game_of_life_halting' pays for any text" in report.lines("x")[1]

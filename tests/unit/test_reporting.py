@@ -10,6 +10,7 @@ import pytest
 
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.exceptions import CheckpointError, ConfigError
+from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.reporting import (
     REQUIRED_KEYS,
     Reporter,
@@ -17,11 +18,13 @@ from gvm_ray.reporting import (
     plot_accuracy,
     plot_allocation,
     read_rows,
+    read_summary,
     summary_lines,
     write_plots,
     write_summary,
 )
 from gvm_ray.reporting.console import short_count, step_line
+from gvm_ray.reporting.json_text import json_text, parse_json
 from gvm_ray.types import Metrics
 
 
@@ -177,6 +180,65 @@ def test_short_count(count: float, text: str) -> None:
     assert short_count(count) == text
 
 
+def test_an_evaluation_without_a_scored_sample_is_unknown_and_explained_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unscored = {"eval/accuracy": math.nan, "eval/unscored": 12.0}
+    with Reporter(run_config(), tmp_path) as reporter:
+        reporter.log_base_evaluation(unscored)
+        reporter.log_step(0, metrics(**unscored))
+        reporter.log_step(1, metrics())
+        reporter.log_evaluation(1, unscored)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "base held-out accuracy unknown"
+    assert lines[1].startswith("no sample of the evaluation was scored, so its accuracy is unknown, and null in the")
+    assert [line.partition("eval ")[2].split()[:1] for line in lines[2:]] == [["unknown"], [], ["unknown"]]
+    assert json.loads((tmp_path / "base_evaluation.json").read_text(), parse_constant=pytest.fail) == {
+        "eval/accuracy": None,
+        "eval/unscored": 12.0,
+    }
+    assert RunFolder(tmp_path).read_base_accuracy() is None
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [row.get("eval/accuracy", "none") for row in rows] == [None, "none", None]
+
+
+def test_a_base_accuracy_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter(run_config(), tmp_path) as reporter:
+        reporter.log_base_evaluation({"eval/accuracy": 0.25})
+        assert capsys.readouterr().out == "base held-out accuracy 0.250\n"
+        assert RunFolder(tmp_path).read_base_accuracy() == 0.25
+        reporter.log_base_evaluation({})  # a run without an evaluation set
+        assert capsys.readouterr().out == ""
+    assert RunFolder(tmp_path).read_base_accuracy() is None
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"eval/accuracy": NaN}'])
+def test_a_base_accuracy_that_cannot_be_read_is_unknown(tmp_path: Path, text: str | None) -> None:
+    folder = RunFolder(tmp_path)
+    if text is not None:
+        folder.base_evaluation.write_text(text)
+    assert folder.read_base_accuracy() is None
+
+
+def test_steps_and_their_phases_are_timed_apart_from_what_comes_before(tmp_path: Path) -> None:
+    now = 100.0
+    clock = PhaseClock(lambda: now)
+    with Reporter(run_config(), tmp_path, phases=clock) as reporter:
+        now = 130.0  # the start
+        clock.restart()
+        with clock.phase("update"), clock.phase("sync"):
+            now = 132.0
+        now = 133.0
+        reporter.log_step(0, metrics())
+        now = 137.0
+        reporter.log_step(1, metrics())
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [[row[f"time/{name}_s"] for name in ("step", "update", "sync", "idle")] for row in rows] == [
+        [3.0, 2.0, 2.0, 1.0],
+        [4.0, 0.0, 0.0, 4.0],
+    ]
+
+
 # --- run folder -------------------------------------------------------------------------------------------------------
 def test_new_folder_is_created_and_config_read_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "t")
@@ -191,6 +253,7 @@ def begun_run(path: Path) -> RunFolder:
     folder = RunFolder(path)
     folder.create()
     folder.save_config(run_config())
+    folder.origins.write_text("{}")
     folder.metrics.write_text('{"step": 0}\n')
     (folder.checkpoints / "step_000001").mkdir()
     (path / "notes.txt").write_text("mine")
@@ -282,3 +345,40 @@ def test_summary_without_evaluation_says_nothing_of_accuracy(tmp_path: Path) -> 
         tmp_path, base_accuracy=None, final_accuracy=None, num_steps=2, time_s=1.0, **TIMES, costs=COSTS
     )
     assert not any("accuracy" in line for line in summary_lines(written, run_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("base", "final", "line"),
+    [(math.nan, 0.75, "unknown -> 0.750"), (0.5, math.nan, "0.500 -> unknown"), (0.5, None, "0.500 -> unknown")],
+)
+def test_an_accuracy_that_is_unknown_is_null_in_the_summary(
+    tmp_path: Path, base: float, final: float | None, line: str
+) -> None:
+    written = write_summary(
+        tmp_path, base_accuracy=base, final_accuracy=final, num_steps=2, time_s=1.0, **TIMES, costs=COSTS
+    )
+    assert read_summary(tmp_path) == written == json.loads((tmp_path / "summary.json").read_text())
+    assert None in (written["base_accuracy"], written["final_accuracy"])
+    assert f"held-out accuracy {line}" in summary_lines(written, run_dir=tmp_path)
+
+
+def test_summary_of_steps_that_took_no_time_has_no_shares(tmp_path: Path) -> None:
+    times = {"steps_s": 0.0, "phases": {"sampling": 0.0}}
+    written = write_summary(
+        tmp_path, base_accuracy=0.5, final_accuracy=0.75, num_steps=2, time_s=0.0, **times, costs=COSTS
+    )
+    assert not any("share" in line for line in summary_lines(written, run_dir=tmp_path))
+
+
+@pytest.mark.parametrize("text", [None, "", '{"num_steps": 2', "[]", "{}", '{"num_steps": null}'])
+def test_a_summary_that_was_not_finished_is_none(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "summary.json").write_text(text)
+    assert read_summary(tmp_path) is None
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+def test_json_text_has_null_for_what_json_cannot_say() -> None:
+    value = {"a": [math.nan, (1.5, -math.inf)], "b": {"c": np.float64("nan")}, "d": "NaN", "e": True}
+    assert json_text(value) == '{"a": [null, [1.5, null]], "b": {"c": null}, "d": "NaN", "e": true}'
+    assert parse_json('[NaN, -Infinity, 1.5, "NaN"]') == [None, None, 1.5, "NaN"]

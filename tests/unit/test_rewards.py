@@ -13,6 +13,7 @@ from gvm_ray.config.rewards import (
     FunctionRewardConfig,
     MathVerifyRewardConfig,
     RewardsConfig,
+    TruncatedGrading,
 )
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.rewards import create_reward
@@ -22,19 +23,19 @@ from gvm_ray.rewards.format import FormatReward
 from gvm_ray.rewards.function import FunctionReward
 from gvm_ray.rewards.math_verify import MathVerifyReward, can_parse_answer
 from gvm_ray.rewards.reasoning_gym import ReasoningGymReward
-from gvm_ray.types import Completion, Prompt
+from gvm_ray.types import Completion, FinishReason, Prompt
 
 
 def prompt(answer: str = "", **features: object) -> Prompt:
     return Prompt(prompt_id="p", text="", token_ids=np.zeros(1, np.int32), answer=answer, features=features)
 
 
-def completion(text: str) -> Completion:
+def completion(text: str, *, finish_reason: FinishReason = "stop") -> Completion:
     return Completion(
         token_ids=np.zeros(1, np.int32),
         logprobs=np.zeros(1, np.float32),
         policy_versions=np.zeros(1, dtype=np.int32),
-        finish_reason="stop",
+        finish_reason=finish_reason,
         text=text,
     )
 
@@ -139,6 +140,24 @@ def test_math_verify_keeps_no_gold_answer_of_another_prompt(math_verify: MathVer
     assert values == [1.0, 0.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize("text", ["The answer is 5.", "<answer>5</answer>", "5"])
+def test_a_required_box_leaves_other_answers_wrong(text: str):
+    reward = create_reward(RewardsConfig(terms=(MathVerifyRewardConfig(require_boxed=True),)))
+    assert reward(prompt("5"), completion(text)) == 0.0
+    assert reward(prompt("5"), completion(rf"{text} \boxed{{5}}")) == 1.0
+    assert MathVerifyReward()(prompt("5"), completion(text)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("truncated", "boxed", "unboxed"), [("boxed_only", 1.0, 0.0), ("wrong", 0.0, 0.0), ("as_finished", 1.0, 1.0)]
+)
+def test_a_truncated_response_is_graded_as_configured(truncated: TruncatedGrading, boxed: float, unboxed: float):
+    reward = create_reward(RewardsConfig(terms=(MathVerifyRewardConfig(truncated=truncated),)))
+    assert reward(prompt("5"), completion(r"\boxed{5}. Let me check", finish_reason="length")) == boxed
+    assert reward(prompt("5"), completion("so that we have 5", finish_reason="length")) == unboxed
+    assert reward(prompt("5"), completion("so that we have 5")) == 1.0
+
+
 def test_can_parse_answer():
     for answer in (
         "27",
@@ -166,6 +185,23 @@ def test_format():
     reward = FormatReward(r"<think>.*</think>\s*\\boxed\{")
     assert reward(prompt(), completion("<think>a\nb</think>\n\\boxed{1}")) == 1.0
     assert reward(prompt(), completion(r"\boxed{1}")) == 0.0
+
+
+@pytest.mark.parametrize("content", ["4", r"\frac{1}{2}", "x^{2}", r"\frac{\sqrt{\frac{1}{2}}}{x^{2^{3}}}", r"\{1\}"])
+def test_the_default_format_is_a_box_of_any_depth(content: str):
+    reward = create_reward(RewardsConfig(terms=(FormatRewardConfig(),)))
+    assert reward(prompt(), completion(rf"so $\boxed{{{content}}}$")) == 1.0
+    assert reward(prompt(), completion(rf"so $\boxed{{{content}$")) == 0.0
+
+
+@pytest.mark.parametrize("content", ["", " ", "\n", "~", r"\,", r"\ \quad", "{}", r"\text{ }"])
+def test_a_blank_box_has_not_the_format(content: str):
+    assert FormatReward()(prompt(), completion(rf"so $\boxed{{{content}}}$")) == 0.0
+
+
+def test_a_config_file_with_the_former_default_pattern_still_loads():
+    term = FormatRewardConfig.model_validate({"type": "format", "pattern": r"\\boxed\{[^{}]+\}"})
+    assert create_reward(RewardsConfig(terms=(term,)))(prompt(), completion(r"\boxed{4}")) == 1.0
 
 
 def test_function_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -215,6 +251,29 @@ def test_reasoning_gym_uses_the_tasks_scorer():
     assert reward(asked, completion(f"<answer>{int(gold) + 1}</answer> {gold}")) < 1.0
     with pytest.raises(ValueError, match="no feature 'reasoning_gym'"):
         reward(prompt(gold), completion(gold))
+
+
+@pytest.mark.parametrize("task", ["prime_factorization", "boxnet", "game_of_life"])
+def test_what_a_reasoning_gym_scorer_cannot_read_is_malformed_and_worth_nothing(task: str):
+    entry = {"task": task, **reasoning_gym.create_dataset(task, size=1, seed=1)[0]}
+    reward = CombinedReward([WeightedTerm(name="reasoning_gym", weight=1.0, reward=ReasoningGymReward())])
+    asked = prompt(reasoning_gym=entry)
+    texts = ["I don't know", "0", "{}", "[1, 2", "<<<"]
+    terms = [reward.terms(asked, completion(text)) for text in texts]
+    malformed = [term["reasoning_gym"] for term in terms if term["reasoning_gym_malformed"]]
+    assert malformed
+    assert set(malformed) == {0.0}
+    assert all(np.isfinite(term["reasoning_gym"]) for term in terms)
+
+
+def test_a_reasoning_gym_scorer_that_fails_on_its_gold_answer_leaves_samples_unscored(monkeypatch: pytest.MonkeyPatch):
+    def broken(answer: str, entry: dict[str, object]) -> float:
+        raise KeyError("no such column")
+
+    monkeypatch.setattr(reasoning_gym, "get_score_answer_fn", lambda task: broken)
+    entry = {"task": "chain_sum", "question": "2 + 2 =", "answer": "4", "metadata": {}}
+    with pytest.raises(KeyError, match="no such column"):
+        ReasoningGymReward()(prompt("4", reasoning_gym=entry), completion("5"))
 
 
 def test_combined_is_the_weighted_sum_and_names_are_unique():

@@ -77,7 +77,10 @@ def in_flight(gauges: Gauges) -> list[float]:
 
 def test_samples_are_in_flight_until_they_have_a_reward() -> None:
     gauges = Gauges()
-    outcomes = asyncio.run(pools(gauges).sample_and_score([request("a", 3), request("b", 2)], SAMPLING))
+    scored: list[int] = []
+    sampling = pools(gauges).sample_and_score([request("a", 3), request("b", 2)], SAMPLING, on_scored=scored.append)
+    outcomes = asyncio.run(sampling)
+    assert sum(scored) == 5
     assert [outcome.prompt_id for outcome in outcomes] == ["a", "b"]
     assert in_flight(gauges) == [5, 2, 0, 0]
     assert gauges.seen[-1]["rewards/unscored_timeout"] == 1

@@ -5,9 +5,29 @@ from pathlib import Path
 import pytest
 
 from gvm_ray.arena.plan import planned_runs
+from gvm_ray.arena.record_csv import read_csv
+from gvm_ray.arena.records import run_key
 from gvm_ray.config import load_arena
 
 COMPARE = Path(__file__).parents[2] / "configs" / "compare"
+
+
+def test_shipped_records_are_of_the_shipped_settings() -> None:
+    found = sorted(COMPARE.glob("results/*/*/runs.csv"))
+    assert len(found) == 3
+    for file in found:
+        arena, phase = load_arena(COMPARE / f"{file.parts[-3]}.toml"), file.parts[-2]
+        assert phase in ("exploration", "confirmation")
+        runs = planned_runs(arena, folder=COMPARE, phase=phase)
+        fingerprints = {run_key(run): run.fingerprint for run in runs}
+        records = read_csv(file.parent)
+        assert records
+        assert not [record.key for record in records if record.fingerprint != fingerprints[record.key]]
+
+
+def test_arms_that_were_shown_1024_candidates_still_are() -> None:
+    runs = planned_runs(load_arena(COMPARE / "main.toml"), folder=COMPARE, phase="confirmation")
+    assert {run.config.candidates_per_step for run in runs if run.config.allocator.type == "gvm_pool"} == {1024}
 
 
 @pytest.mark.parametrize("path", sorted(COMPARE.glob("*.toml")), ids=lambda path: path.name)

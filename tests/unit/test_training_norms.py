@@ -20,6 +20,7 @@ from tests.learner_cases import (
     ragged_groups,
     with_training_norms,
 )
+from tests.model_families import build_family
 
 ASLEEP = {"optimizer": {"learning_rate": 1e-12}}  # so that a batch's later updates see the first weights
 
@@ -129,3 +130,13 @@ def test_a_skipped_update_measures_nothing(base: str) -> None:
 
 def test_an_empty_batch_has_no_norms(base: str) -> None:
     assert _learner(base).update(TrainBatch(step=0, groups=()), []).gradient_norms == ()
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2}}], ids=["all weights", "adapters"])
+def test_embeddings_that_a_family_scales(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Gemma multiplies what it looks up by sqrt(32)."""
+    folder, groups = build_family(tmp_path, "gemma"), ragged_groups()
+    batch = batch_of(groups)
+    measured = _learner(str(folder), learner=ASLEEP | settings).update(batch, groups).gradient_norms
+    for computed, expected in zip(measured, _one_by_one(folder, batch, groups), strict=True):
+        np.testing.assert_allclose(computed, expected, rtol=1e-3)

@@ -2,12 +2,19 @@
 
 import asyncio
 import gc
+import logging
+import sys
+from pathlib import Path
 
 import pytest
+from ray._private import worker as ray_worker
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayTaskError
 
+from gvm_ray.actors.placement import _rays_lines_in
 from gvm_ray.actors.waiting import wait_for
-from gvm_ray.exceptions import ActorFailure, ConfigError, DeadlineExceeded, SystemFailure
+from gvm_ray.config.run import FaultsConfig
+from gvm_ray.exceptions import ActorDied, ActorFailure, ConfigError, DeadlineExceeded, SystemFailure
+from gvm_ray.failure_log import FailureLog, in_short
 
 
 def wait(coroutine, *, timeout_s: float = 30.0):
@@ -138,6 +145,52 @@ def test_a_dead_actor_is_named_with_node_and_cause():
             "scoring 3 groups failed: actor reward-3 on node 10.0.0.9 (process 77) died: "
             "Its worker process has died: out of memory."
         )
+
+
+def test_a_failure_is_one_line_without_rays_guesses() -> None:
+    guesses = "End of file. Some common causes include: (1) the process was killed by the OOM killer"
+    assert in_short(f"the allocator failed: it died: {guesses}") == "the allocator failed: it died: End of file."
+    report = (
+        "the learners ended before 'save' was answered: WorkerGroupError: Training failed due to worker errors:\n"
+        "[Rank 0 Error Snippet]:\nWorker info: Worker(\n  pid=7,\n)\n\ttask: 3\n"
+        f"The actor is dead. {guesses}\n(rank 0 was process 7 on node 10.0.0.9)"
+    )
+    assert in_short(ActorDied(report)) == (
+        "the learners ended before 'save' was answered: WorkerGroupError: Training failed due to worker errors: "
+        "The actor is dead. End of file."
+    )
+    assert in_short("gone") == "gone"
+    assert in_short(ActorDied("")) == "ActorDied"
+
+
+def test_rays_own_lines_go_to_a_file_and_what_processes_print_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, logger = tmp_path / "ray.log", logging.getLogger("ray")
+    before = logger.handlers[:]
+    with _rays_lines_in(path):
+        assert not path.exists()  # where nothing goes wrong there is no file
+        printed = {"lines": ["a reward's own words"], "pid": 7, "is_err": False, "ip": "a", "localhost": "a"}
+        ray_worker.print_worker_logs(printed, sys.stdout, ignore_prefix=True)
+        ray_worker.print_to_stdstream(
+            {"lines": ["A worker died or was killed"], "pid": "raylet", "is_err": False}, ignore_prefix=False
+        )
+        logging.getLogger("ray._private.worker").error("Unhandled error")
+        FailureLog(FaultsConfig()).record("reward-0", "it died. Some common causes include: (1) many")
+    assert logger.handlers == before
+    console = capsys.readouterr()
+    assert console.out == "a reward's own words\n"
+    assert console.err == ""
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings[-1] == "reward-0 failed and is replaced: it died."
+    kept = path.read_text()
+    for text in (
+        "A worker died or was killed",
+        "Unhandled error",
+        "reward-0 failed: it died. Some common causes include",
+    ):
+        assert text in kept
+    assert "own words" not in kept
 
 
 def test_an_unreachable_actor_and_a_killed_worker_are_actor_failures():

@@ -9,6 +9,7 @@ import numpy as np
 from gvm_ray.allocators.base import (
     Allocator,
     AllocatorConfig,
+    Needs,
     Report,
     Rounds,
     RunShape,
@@ -47,6 +48,12 @@ class CurESAllocatorConfig(AllocatorConfig):
     def knows_accept_rates(self) -> bool:
         """From earlier visits."""
         return True
+
+    def needs(self, run: RunShape) -> Needs:
+        """Candidates to draw from, and norms out of training."""
+        return Needs(
+            candidates=self.candidates_per_step or run.prompts_per_step, training_norms=self.training_gradient_norms
+        )
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
         """The lower bound."""

@@ -5,6 +5,7 @@ from typing import Literal
 from gvm_ray.allocators.base import (
     Allocator,
     AllocatorConfig,
+    Needs,
     Report,
     Rounds,
     RunShape,
@@ -33,9 +34,9 @@ class DAPOAllocatorConfig(AllocatorConfig):
         """One budget for each batch of candidates."""
         return self.max_batches
 
-    def num_candidates(self, prompts_per_step: int) -> int:
-        """As many batches as may be drawn."""
-        return prompts_per_step * self.max_batches
+    def needs(self, run: RunShape) -> Needs:
+        """As many batches of candidates as may be drawn."""
+        return Needs(candidates=run.prompts_per_step * self.max_batches)
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
         """All are alike."""

@@ -8,6 +8,7 @@ from gvm_ray.allocators.base import (
     Allocator,
     AllocatorConfig,
     GroupSize,
+    Needs,
     Report,
     Rounds,
     RunShape,
@@ -39,6 +40,10 @@ class SPEEDAllocatorConfig(AllocatorConfig):
         """From the screening, which is then no part of the sum."""
         return True
 
+    def needs(self, run: RunShape) -> Needs:
+        """Candidates to screen."""
+        return Needs(candidates=self.candidates_per_step or run.prompts_per_step)
+
     def smallest_group(self, run: RunShape) -> SmallestGroup:
         """A prompt's screening is part of its group."""
         return SmallestGroup(setting="allocator.screening_samples", value=self.screening_samples)
@@ -46,7 +51,7 @@ class SPEEDAllocatorConfig(AllocatorConfig):
     def check_fits(self, run: RunShape) -> None:
         """The screening leaves something to continue with."""
         budget = run.prompts_per_step * run.samples_per_prompt
-        candidates = self.num_candidates(run.prompts_per_step)
+        candidates = self.needs(run).candidates
         if candidates * self.screening_samples >= budget:
             raise ValueError(
                 f"screening {candidates} candidates with allocator.screening_samples={self.screening_samples} each "

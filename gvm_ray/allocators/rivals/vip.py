@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from gvm_ray.allocators.base import Allocator, BoundedAllocatorConfig, PromptStatesConfig, Report, Rounds, Step
+from gvm_ray.allocators.base import (
+    Allocator,
+    BoundedAllocatorConfig,
+    Needs,
+    PromptStatesConfig,
+    Report,
+    Rounds,
+    RunShape,
+    Step,
+)
 from gvm_ray.functional.history_allocation import allocate_by_gain, variance_gains
 from gvm_ray.settings import Count, Positive
 from gvm_ray.types import Float64Array, FloatArray
@@ -45,6 +54,10 @@ class VIPAllocatorConfig(BoundedAllocatorConfig):
                 "min_samples=3 or more, or baseline='rloo'"
             )
         return self
+
+    def needs(self, run: RunShape) -> Needs:
+        """Hidden states to predict from."""
+        return Needs(candidates=run.prompts_per_step, states=self.states)
 
     def build(self, *, accept_threshold: float, seed: int) -> "VIPAllocator":
         """The strategy."""

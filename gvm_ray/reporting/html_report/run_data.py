@@ -1,6 +1,5 @@
 """What a run has left in its folder by now, finished or not, read for a report."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.exceptions import DataError
+from gvm_ray.reporting.json_text import parse_json
 from gvm_ray.reporting.run_folder import RunFolder
 from gvm_ray.reporting.step_rows import read_rows, read_steps
 from gvm_ray.types import Float64Array
@@ -100,7 +100,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _damaged(path, error) from error
     if not isinstance(values, dict):

@@ -1,0 +1,140 @@
+"""Settings classes as a tree: what may stand at a dotted place, and which variant a table without `type` is."""
+
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from inspect import isclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from gvm_ray.settings import Settings
+
+_UNIONS = (typing.Union, types.UnionType)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Somewhere in a settings file."""
+
+    names: tuple[str, ...]  # of the tables and the setting, without the types that an error's location has between them
+    annotations: tuple[Any, ...] = ()  # what may stand there; none of an unknown setting
+    table: tuple[type[Settings], ...] = ()  # classes that the table around it may be
+    variants: tuple[type[Settings], ...] = ()  # the same, whatever its `type` is
+    siblings: tuple[type[Settings], ...] = ()  # classes that the table at the place may be, once its `type` is told
+
+    @property
+    def dotted(self) -> str:
+        """As `--set` takes it."""
+        return ".".join(self.names)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether only text (or none) may stand there."""
+        return bool(self.annotations) and all(map(_is_text, self.annotations)) and self.annotations != (type(None),)
+
+    @property
+    def takes_none(self) -> bool:
+        """Whether the setting can be left empty."""
+        return type(None) in self.annotations
+
+
+def place_at(model: type[Settings], location: Sequence[int | str]) -> Place:
+    """Where this is in files of the model: names and indices, or an error's location, which tells the types as well."""
+    place = Place(names=(), annotations=(model,))
+    for part in location:
+        place = _below(place, part)
+    return place
+
+
+def variants_of(annotations: Sequence[Any]) -> dict[str, type[Settings]]:
+    """The classes that a table may be, by their `type`; none where one class serves all types."""
+    classes = classes_of(annotations)
+    return {kind.model_fields["type"].default: kind for kind in classes} if len(classes) > 1 else {}
+
+
+def settings_in(annotation: Any) -> list[type[Settings]]:
+    """The settings classes that a field's annotation names, those of lists too, in order."""
+    found: list[type[Settings]] = []
+    for part in alternatives(annotation):
+        if get_origin(part) is tuple:
+            found += [kind for argument in get_args(part) for kind in settings_in(argument)]
+        elif _is_settings(part):
+            found.append(part)
+    return found
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """The parts of a union, however it is nested."""
+    if get_origin(annotation) is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in _UNIONS:
+        return [part for argument in get_args(annotation) for part in alternatives(argument)]
+    return [annotation]
+
+
+def with_default_types(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with the default's `type` in every table that may be of several and doesn't say of which."""
+    filled = dict(values)
+    for name, field in model.model_fields.items():
+        if name in filled:
+            filled[name] = _with_types(alternatives(field.annotation), filled[name], default=field.default)
+    return filled
+
+
+def settings_of(model: type[Settings], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The names of every setting and table of the model."""
+    for name, field in model.model_fields.items():
+        yield (*above, name)
+        for kind in settings_in(field.annotation):
+            yield from settings_of(kind, (*above, name))
+
+
+def _with_types(annotations: Sequence[Any], value: Any, *, default: Any = None) -> Any:
+    if isinstance(value, list | tuple):
+        elements = [part for a in annotations if get_origin(a) is tuple for part in alternatives(get_args(a)[0])]
+        return [_with_types(elements, each) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    classes, variants = classes_of(annotations), variants_of(annotations)
+    if variants:
+        kind = getattr(default, "type", None)
+        value = {"type": kind, **value} if kind is not None else value
+        known = isinstance(value.get("type"), str) and value["type"] in variants
+        classes = [variants[value["type"]]] if known else []
+    return with_default_types(classes[0], value) if classes else value
+
+
+def _below(place: Place, part: int | str) -> Place:
+    if isinstance(part, int):
+        return Place(names=(*place.names, str(part)), annotations=_elements(place.annotations))
+    variants = variants_of(place.annotations)
+    if part in variants:
+        return replace(place, annotations=(variants[part],), siblings=tuple(variants.values()))
+    classes = tuple(classes_of(place.annotations))
+    fields = [kind.model_fields[part].annotation for kind in classes if part in kind.model_fields]
+    values = [get_args(a)[1] for a in place.annotations if get_origin(a) is dict]
+    if not classes and not values:
+        return place  # in an error's location, the name of a part of a union
+    found = dict.fromkeys(part for a in fields or values for part in alternatives(a))
+    return Place(
+        names=(*place.names, part), annotations=tuple(found), table=classes, variants=place.siblings or classes
+    )
+
+
+def _elements(annotations: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(part for a in annotations if get_origin(a) is tuple for part in alternatives(get_args(a)[0]))
+
+
+def classes_of(annotations: Sequence[Any]) -> list[type[Settings]]:
+    """The settings classes among these."""
+    return [part for part in annotations if _is_settings(part)]
+
+
+def _is_settings(annotation: Any) -> bool:
+    return isclass(annotation) and issubclass(annotation, Settings)
+
+
+def _is_text(annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return all(isinstance(value, str) for value in get_args(annotation))
+    return annotation in (str, type(None))

@@ -1,0 +1,180 @@
+"""Tries a model on a few random tokens before a run relies on it: the policy against the model's own logits.
+
+Families differ in what they make of token ids and final hidden states, and a difference that isn't known to the policy
+would train on wrong numbers without any other sign of it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gvm_ray.exceptions import ModelError
+from gvm_ray.functional.output_head import OutputHead
+from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pack_samples, pad_samples
+
+if TYPE_CHECKING:
+    from gvm_ray.learner.policy import PolicyModule
+
+_LENGTHS = ((3, 5), (5, 3), (2, 6))  # prompt and response tokens of the samples
+_PROBE_VOCABULARY = 32
+_LARGEST_DIFFERENCE = 2e-3  # nats that rounding makes between two layouts of a deep model
+_LARGEST_SHARE = 1e-2  # that it makes of a gradient norm
+
+
+@contextmanager
+def trial(causal_lm: Any, path: str | Path) -> Iterator[None]:
+    """Whatever a model raises inside becomes a ModelError."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # of its code, which may be of any kind
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise _unsupported(causal_lm, path, f"a few random tokens make it fail ({reason})") from error
+
+
+def check_output(causal_lm: Any, head: Callable[[Any], OutputHead], path: str | Path) -> None:
+    """Compare logits of random hidden states with the model's own, on a small vocabulary; weights may be on `meta`.
+
+    Args:
+        causal_lm: left as it was.
+        head: gives the output head that the policy would use.
+        path: of the model, for messages.
+
+    Raises:
+        ModelError: they differ, or the model computes none from hidden states alone.
+    """
+    layer, backbone = causal_lm.lm_head, causal_lm.model
+    generator = torch.Generator().manual_seed(0)
+    probe = nn.Linear(layer.weight.shape[1], _PROBE_VOCABULARY, bias=layer.bias is not None)
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.normal_(generator=generator)
+        states = torch.randn(1, 4, probe.in_features, generator=generator)
+        causal_lm.lm_head = probe
+        backbone.forward = lambda *_, **__: _Output(states)
+        try:
+            with trial(causal_lm, path):
+                own = causal_lm(torch.zeros(states.shape[:2], dtype=torch.long), use_cache=False).logits
+                logits = head(causal_lm).logits(states)
+        finally:
+            causal_lm.lm_head = layer
+            del backbone.forward
+    _check_logits(causal_lm, path, logits=logits, own=own.float())
+
+
+def check_logprobs(policy: "PolicyModule", path: str | Path, *, packed: bool) -> None:
+    """Compare log-probs of random tokens with those of the model's own logits.
+
+    Args:
+        policy: a whole one, on the CPU.
+        path: of the model, for messages.
+        packed: whether its micro-batches will be packed.
+
+    Raises:
+        ModelError: they differ, or depend on the other samples of a micro-batch.
+    """
+    samples = _random_samples(policy)
+    padded = pad_samples(samples, device=torch.device("cpu"))
+    with torch.no_grad():
+        own = policy.causal_lm(padded.input_ids, use_cache=False).logits.float() / policy.temperature
+        alone = [_own_logprobs(policy, sample) for sample in samples]
+        logprobs, _ = policy(padded)
+        laid_out = policy(pack_samples(samples, device=torch.device("cpu")))[0] if packed else logprobs
+    own_logprobs = own.log_softmax(-1).flatten(0, 1)[padded.state_positions()]
+    own_logprobs = own_logprobs.gather(-1, padded.targets.unsqueeze(-1)).squeeze(-1)
+    _check_logits(policy.causal_lm, path, logits=logprobs[padded.mask], own=own_logprobs[padded.mask], size=own)
+    difference = max(
+        float((row[: len(values)] - values).abs().max()) for row, values in zip(laid_out, alone, strict=True)
+    )
+    if not difference <= _LARGEST_DIFFERENCE:
+        raise ModelError(
+            f"the log-probs of {str(path)!r} ({type(policy.causal_lm).__name__}) differ by up to {difference:.2g} nats "
+            + (
+                "where samples are packed, for its layers read over the borders between them; write "
+                'learner.packing = "padded"'
+                if packed
+                else "with the other samples of a micro-batch; use another model"
+            )
+        )
+
+
+def check_gradient_norms(
+    policy: "PolicyModule", path: str | Path, *, parameter: nn.Parameter, measure: Callable[[SequenceBatch], Tensor]
+) -> None:
+    """Compare norms of samples' gradients with those of autograd.
+
+    Args:
+        policy: a whole one, on the CPU.
+        path: of the model, for messages.
+        parameter: the matrix that is meant.
+        measure: gives the norms [B] of the samples of a batch.
+
+    Raises:
+        ModelError: they differ.
+    """
+    samples = _random_samples(policy)
+    norms = measure(pad_samples(samples, device=torch.device("cpu")))
+    own = torch.stack(
+        [torch.autograd.grad(_own_logprobs(policy, sample).sum(), parameter)[0].norm() for sample in samples]
+    )
+    share = float(((norms - own).abs() / own).max())
+    if not share <= _LARGEST_SHARE:
+        raise ModelError(
+            f"the gradient norms of {str(path)!r} ({type(policy.causal_lm).__name__}) differ from autograd's by "
+            f"{share:.1%}; write another allocator.gradient_parameters, or an allocator that needs no gradient norms "
+            '(allocator.type = "uniform")'
+        )
+
+
+class _Output:
+    """What a backbone gives, with nothing but hidden states."""
+
+    def __init__(self, last_hidden_state: Tensor) -> None:
+        self.last_hidden_state = last_hidden_state
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, place: int | slice) -> Any:
+        return (self.last_hidden_state,)[place]
+
+
+def _check_logits(causal_lm: Any, path: str | Path, *, logits: Tensor, own: Tensor, size: Tensor | None = None) -> None:
+    difference = float((logits - own).abs().max())
+    rounding = float((own if size is None else size).abs().max()) * 1e-6
+    if not difference <= 1e-4 + rounding:
+        raise _unsupported(causal_lm, path, f"its own logits differ from theirs by up to {difference:.2g}")
+
+
+def _unsupported(causal_lm: Any, path: str | Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{str(path)!r} holds a {type(causal_lm).__name__}, which the learners can't train: {reason}; use a text model "
+        "of the Llama, Qwen2, Qwen3, Gemma or Mistral family"
+    )
+
+
+def _own_logprobs(policy: "PolicyModule", sample: TrainSample) -> Tensor:
+    """[T] of a sample's response, by the model's own logits and without company."""
+    prompt, response = (torch.from_numpy(ids).long() for ids in (sample.prompt_ids, sample.response_ids))
+    logits = policy.causal_lm(torch.cat([prompt, response]).unsqueeze(0), use_cache=False).logits[0]
+    logprobs = (logits[len(prompt) - 1 : -1].float() / policy.temperature).log_softmax(-1)
+    return logprobs.gather(-1, response.unsqueeze(-1)).squeeze(-1)
+
+
+def _random_samples(policy: "PolicyModule") -> Sequence[TrainSample]:
+    rng = np.random.default_rng(0)
+    vocab_size = len(policy.causal_lm.lm_head.weight)
+    return [
+        TrainSample(
+            prompt_ids=rng.integers(vocab_size, size=num_prompt).astype(np.int32),
+            response_ids=rng.integers(vocab_size, size=num_response).astype(np.int32),
+            engine_logprobs=np.zeros(0, dtype=np.float32),
+        )
+        for num_prompt, num_response in _LENGTHS
+    ]

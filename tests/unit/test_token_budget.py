@@ -90,13 +90,13 @@ def test_pilots_are_charged_like_all_samples() -> None:
 
 def test_the_norms_of_training_are_in_the_checkpoint_of_their_step() -> None:
     _, learners, records = run(run_config(num_steps=2, allocator=POOL), measures_norms=True)
-    observed = records.saved[-1].allocator["predictor"]["observations"]
+    observed = records.saved[-1].allocator["strategy"]["predictor"]["observations"]
     measured = [(step, accepted) for step, *_, accepted, _ in observed["columns"] if accepted is not None]
     trained = {(batch.step, group.prompt_id) for batch in learners.batches for group in batch.groups}
     assert set(measured) == {(0.0, 4.0), (1.0, 4.0)}
     assert len(measured) == len(trained)
     _, _, records = run(run_config(num_steps=2, allocator=POOL))
-    columns = records.saved[-1].allocator["predictor"]["observations"]["columns"]
+    columns = records.saved[-1].allocator["strategy"]["predictor"]["observations"]["columns"]
     assert all(accepted is None for *_, accepted, _ in columns)
 
 

@@ -182,7 +182,7 @@ def _parse_value(text: str, place: Place) -> Any:
     where it parses as one."""
     text = text.strip()
     value = _toml_value(text)
-    if place.takes_text and not isinstance(value, str):
+    if place.takes_text and not isinstance(value, str | list if place.takes_list else str):
         return None if place.takes_none and value is None else text
     return value
 
@@ -193,9 +193,6 @@ def _toml_value(text: str) -> Any:
         return None
     try:
         values, alone = tomllib.loads(f"value = {text}"), tomllib.loads(f"value = [{text}]")
-    except (
-        ValueError,
-        RecursionError,
-    ):  # also of brackets or digits without end, and of a comment, which ends the list
+    except (ValueError, RecursionError):  # also of brackets or digits without end, and of a comment in the list
         return text
     return values["value"] if len(values) == len(alone) == 1 else text

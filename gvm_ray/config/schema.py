@@ -29,8 +29,14 @@ class Place:
 
     @property
     def takes_text(self) -> bool:
-        """Whether only text (or none) may stand there."""
-        return bool(self.annotations) and all(map(_is_text, self.annotations)) and self.annotations != (type(None),)
+        """Whether only text (or none, or a list of texts) may stand there."""
+        apart_from_lists = [a for a in self.annotations if get_origin(a) is not tuple]  # which are written in brackets
+        return any(a is not type(None) for a in apart_from_lists) and all(map(_is_text, apart_from_lists))
+
+    @property
+    def takes_list(self) -> bool:
+        """Whether a list may stand there."""
+        return any(get_origin(a) is tuple for a in self.annotations)
 
     @property
     def takes_none(self) -> bool:

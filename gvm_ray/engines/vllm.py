@@ -60,8 +60,7 @@ class VLLMEngine:
         self._policy_version = -1
         self._asleep: set[str] = set()  # what has left the GPU, by vLLM's names
         model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
-        self._tied = ties_embeddings(model_config)
-        # Learners send a tied head under one name, whatever the files hold.
+        self._tied = ties_embeddings(model_config)  # a tied head is sent under one name, whatever the files hold
         self._names = tensor_names(model_path) - ({"lm_head.weight"} if self._tied else set())
         arguments = EngineArgs(
             model=model_path,

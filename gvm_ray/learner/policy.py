@@ -233,8 +233,7 @@ def load_policy(
 ) -> PolicyModule:
     """The causal LM of a Hugging Face folder or hub id, sharded over `mesh` block by block; master weights are float32.
 
-    With `settings.lora` only adapters, drawn from `seed`, are trainable. A trainable one is first tried on random
-    tokens, in the layout of the micro-batches (`packed`) and in the gradient norms that will be asked for.
+    With `settings.lora` only adapters, drawn from `seed`, are trainable. A trainable one is tried first (`try_policy`).
 
     Raises:
         ModelError: it isn't a causal LM of the Llama layout, or its log-probs or gradient norms would be wrong.

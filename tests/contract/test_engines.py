@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import (
     build_tiny_model,
     changed_weights,
@@ -175,6 +176,7 @@ def test_every_end_token_that_the_model_names_ends_a_response(kind: EngineKind, 
     path = "examples.custom_engine:ReportingEngine" if kind == "custom" else None
     config = EngineConfig(type=kind, path=path, max_num_seqs=64, kv_cache_gib=0.05)
     engine = create_engine(kind, model_path, config=config, max_model_len=MAX_MODEL_LEN)
+    engine.load_weights(0, load_file(tmp_path / "model.safetensors").items())
     (completions,) = generate(engine, [make_request(PROMPTS[0], num_samples=256)], sampling(temperature=2.0))
     engine.close()
     ends, last = {1, 40, 41, 42}, set()

@@ -216,7 +216,7 @@ FIXED: dict[str, list[tuple[dict[str, Any], str]]] = {  # by section: changes, a
     "rewards": [
         (
             {"rewards": {"terms": [{"type": "exact"}]}},
-            'rewards.terms = [{"type": "math_verify", "weight": 1.0}] (not [{"type": "exact", "weight": 1.0}])',
+            'rewards.terms = [{"type": "math_verify", "weight": 1.0, "require_boxed": false, "truncated": ... (not [',
         ),
         ({"rewards": {"accept_threshold": 0.75}}, "rewards.accept_threshold = 0.5 (not 0.75)"),
     ],

@@ -144,15 +144,18 @@ def swapped(model: Path) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("name", ["config.json", "origins.json"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("config.json", "is damaged .* can't know the run's settings"), ("origins.json", "isn't what the run wrote")],
+)
 @pytest.mark.parametrize("content", ["", '{"model": {', "[1]"])
 def test_a_damaged_record_is_named(
-    name: str, content: str, tmp_path: Path, model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, message: str, content: str, tmp_path: Path, model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(tmp_path, model, rows)
     begin(config)
     (tmp_path / "runs" / "tiny" / name).write_text(content)
-    with pytest.raises(CheckpointError, match=rf"{name}' isn't what the run wrote"):
+    with pytest.raises(CheckpointError, match=rf"{name}' {message}"):
         go_on(config, monkeypatch)
 
 

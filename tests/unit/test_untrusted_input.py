@@ -10,10 +10,11 @@ READERS = {"load", "loads", "load_all", "unsafe_load", "full_load", "Unpickler",
 MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "yaml", "torch", "pandas"}
 CALLS = {"os.system", "os.popen", "shelve.open"}
 
-# What each may read: the reward process's parent; a run folder of the user's own.
+# What each may read: the reward process's parent; a model's tensors; a run folder of the user's own.
 ALLOWED = {
     ("rewards/sandbox_child.py", "pickle.load"),
     ("rewards/sandbox_child.py", "pickle.loads"),
+    ("model_files.py", "torch.load"),  # with weights_only=True: tensors alone
     ("learner/checkpoint.py", "torch.distributed.checkpoint.state_dict_loader.load"),
 }
 

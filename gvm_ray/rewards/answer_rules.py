@@ -147,6 +147,15 @@ RULES = (
         apply=_sub(r"\\(?:[bB]igg?[lrm]?|left|right|middle)(?![a-zA-Z])\s*(?:\.(?!\d))?", ""),
     ),
     Rule(
+        name="bracketed arrays",
+        reason="a matrix in brackets of its own is a matrix, and no list or interval of one item",
+        apply=_sub(
+            r"^(?:[a-zA-Z]\s*=)?\s*[(\[]\s*(\\begin\s*\{(array|matrix)\}(?:(?!\\(?:begin|end)(?![a-zA-Z])).)*\\end\s*\{\2\})"
+            r"\s*[)\]]$",
+            r"\1",
+        ),
+    ),
+    Rule(
         name="phantoms",
         reason="what is not printed",
         apply=_sub(r"\\[hv]?phantom\s*\{[^{}]*\}|(?<!\\)\\!|\\text\s*\{\s*\}|\\label\s*\{[^{}]*\}", ""),

@@ -12,7 +12,10 @@ _SEPARATOR = re.compile(
     re.IGNORECASE,
 )
 
-_BLANK = re.compile(r"(?:[\s~{}$]|\\[\\,;:!> ]|\\(?:q?quad|text|mathrm|mbox)(?![a-zA-Z]))*+")
+_BLANK = re.compile(  # prints nothing
+    r"(?:[\s~{}$\u200b-\u200d\u2060\ufeff]|\\[\\,;:!>() ]|\\(?:[hv]space\*?|[hv]?phantom)\{[^{}]*+\}"
+    r"|\\(?:q?quad|(?:thin|med|thick|en)space|text(?:bf|it|rm|sf)?|math(?:rm|bf|it|sf)|[mhf]box|boxed)(?![a-zA-Z]))*+"
+)
 
 
 def _boxed_spans(text: str) -> list[tuple[int, int, int]]:

@@ -59,6 +59,13 @@ _NUMBER_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 
 }
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|[a-z]|\\[a-z]+)\s*\^\s*\\circ(?![a-zA-Z])")
+QUALIFIER = (
+    r"(?<![a-zA-Z])(?i:or|maybe|perhaps|possibly|not|wrong|incorrect|if|otherwise|unless|except|at least|at most|more than|less than|percent|pct)"
+    r"(?![a-zA-Z])"
+)
+_LAST_UNIT = re.compile(
+    rf"(?<=[\d}})])\s*\\text\s*\{{(?![^{{}}]*{QUALIFIER})[^{{}}]*\}}(?:\s*\^\s*(?:\{{\s*-?\d\s*\}}|-?\d))?\s*(?=$|[,;)\]])"
+)
 _UNIT = r"\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?"
 
 
@@ -107,6 +114,10 @@ def _radians(text: str) -> str:
     if not _TRIGONOMETRIC.search(text):
         return text
     return _DEGREES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
+
+
+def _without_units(text: str) -> str:
+    return _LAST_UNIT.sub("", text) if text.count(r"\text") > 1 else text
 
 
 def _unwrapped(text: str) -> str:
@@ -315,6 +326,16 @@ RULES = (
             r"\\text\s*\{\s*([^{}\s]+) (?:and|or) ([^{}\s]+)\s*\}|,?\s*\\text\s*\{\s*,?\s*(?:and|or)\s*\}",
             lambda match: rf"\text{{{match[1]}}}, \text{{{match[2]}}}" if match[1] else ", ",
         ),
+    ),
+    Rule(
+        name="and between quantities",
+        reason="2 s or 3 s are two numbers; the library drops what follows the first unit",
+        apply=_sub(r"(?<=[\d})])\s*\\text\s*\{[^{}]*(?<![a-zA-Z])(?:and|or)\s*\}(?=\s*[-+(\\\d])", ", "),
+    ),
+    Rule(
+        name="several units",
+        reason="2 cm, 3 cm; the library drops all from the first unit to the last",
+        apply=_without_units,
     ),
     Rule(
         name="quantifiers",

@@ -102,6 +102,18 @@ REWRITTEN = {
         [("A,B", r"\text{A and B}"), ("1,2", r"1 \text{ or } 2"), ("3,4", r"\text{3 and 4}")],
         [("A,B", r"\text{A and C}")],
     ),
+    "and between quantities": (
+        [("2,3", r"2\text{ s or }3\text{ s}"), ("2,3", r"2\text{ cm and }3")],
+        [("2", r"2\text{ s or }3\text{ s}"), ("2", r"\frac{4}{2}\text{ m and }\sqrt{3}\text{ m}")],
+    ),
+    "several units": (
+        [("2,3", r"2\text{ cm}, 3\text{ cm}"), ("(2,3)", r"(2\text{ cm}, 3\text{ cm}^2)")],
+        [
+            ("2", r"2\text{ cm}, 3\text{ cm}"),
+            ("2", r"2\text{ cm}\cdot 3\text{ cm}"),
+            ("2", r"2\text{ red}, 3\text{ blue}"),
+        ],
+    ),
     "quantifiers": (
         [
             (r"2k\pi", r"2\pi k, k \in \mathbb{Z}"),
@@ -148,6 +160,26 @@ DECIDED = {
     "names of points": (
         [(r"\triangle ABC", r"\triangle ABC"), ("3ABC", "3 ABC")],
         [(r"\triangle ABC", r"\triangle CBA"), (r"\angle ABC", r"\angle BAC"), ("3ABC", "3CBA")],
+    ),
+    "qualifiers": (
+        [(r"5\text{ or more}", r"5\text{ or more}"), ("5", r"5\text{ cm}"), ("5", r"5\text{ more apples}")],
+        [
+            ("5", r"5\text{ or more}"),
+            ("5", r"5\text{(maybe 6)}"),
+            ("5", r"5\text{ is wrong}"),
+            ("3", r"3\text{ if }n>1"),
+        ],
+    ),
+    "quantities": (
+        [
+            (r"1\text{ hour }30\text{ minutes}", r"1\text{ h }30\text{ min}"),
+            (r"5\text{ ft }6\text{ in}", r"5\text{ feet }6"),
+        ],
+        [(r"1\text{ hour }30\text{ minutes}", "1"), (r"1\text{ hour }30\text{ minutes}", r"1\text{ h }31\text{ min}")],
+    ),
+    "intervals": (
+        [("(2,3)", "2<x<3"), ("[2,3]", r"2\le x\le 3"), (r"x\in(2,3)", "2<x<3")],
+        [("2,3", "2<x<3"), (r"\{2,3\}", r"2\le x\le 3"), ("2<x<3", "2,3")],
     ),
     "shapes": (
         [("1,2", "2,1"), ("(1,2)", "1,2"), (r"\pm 1", "1,-1"), ("1,2,3", r"\{3,2,1\}"), ("13", "(13)")],

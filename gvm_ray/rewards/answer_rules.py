@@ -60,7 +60,8 @@ _NUMBER_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|[a-z]|\\[a-z]+)\s*\^\s*\\circ(?![a-zA-Z])")
 QUALIFIER = (
-    r"(?<![a-zA-Z])(?i:or|maybe|perhaps|possibly|not|wrong|incorrect|if|otherwise|unless|except|at least|at most|more than|less than|percent|pct)"
+    r"(?<![a-zA-Z])(?i:or|maybe|perhaps|possibly|not|wrong|incorrect|if|otherwise|unless|except"
+    r"|at least|at most|more than|less than|percent|pct)"
     r"(?![a-zA-Z])"
 )
 _LAST_UNIT = re.compile(

@@ -141,7 +141,10 @@ def _num_shared(names: tuple[str, ...], above: tuple[str, ...]) -> int:
 
 
 def _likeness(name: str, names: tuple[str, ...]) -> float:
-    """In [0, 1], of a name and a setting's dotted one; initials of its words are as good as a slip of the finger, its beginning or some of its words less."""
+    """Of a name and a setting's dotted one, in [0, 1].
+
+    Initials of its words are as good as a slip of the finger, its beginning or some of its words less.
+    """
     known, alias = names[-1], _ALIASES.get(name, ())
     words = known.split("_")
     if name == known or (alias and names[-len(alias) :] == alias):

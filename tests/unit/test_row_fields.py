@@ -88,7 +88,7 @@ def test_a_missing_nested_field_is_answered_by_those_at_hand(tmp_path: Path, nam
 
 def test_a_field_with_a_dot_beside_a_nested_one_is_listed_once(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"problem": "p", "a.b": 1, "a": {"b": 2, "c": 3}}])
-    with pytest.raises(DataError, match="set answer_field to one of its fields: a.b, a.c, problem$"):
+    with pytest.raises(DataError, match=r"set answer_field to one of its fields: a\.b, a\.c, problem$"):
         load(path)
 
 

@@ -35,8 +35,12 @@ class Settings(BaseModel):
         default = cls.model_fields[name].default
         example = list(default) if isinstance(default, tuple) else default
         example = example if isinstance(example, int | float | list) else 1
-        message = f"takes numbers, not true or false; write e.g. {name} = {example}"
-        return {"type": PydanticCustomError("boolean_as_number", message), "loc": (name,), "input": values[name]}
+        error = PydanticCustomError(
+            "boolean_as_number",
+            "takes numbers, not true or false; write e.g. {name} = {example}",
+            {"name": name, "example": example},
+        )
+        return {"type": error, "loc": (name,), "input": values[name]}
 
 
 def _has_boolean(value: Any) -> bool:

@@ -124,8 +124,8 @@ def _indexed(folder: Path, index: str) -> set[Path]:
 
 
 @contextmanager
-def model_errors(what: str, path: str | Path) -> Iterator[None]:
-    """Whatever a library raises inside becomes a ModelError about `what` of the model at `path`.
+def model_errors(what: str, path: str | Path, *, remedy: str = _WRITE_FOLDER) -> Iterator[None]:
+    """Whatever a library raises inside becomes a ModelError about `what` of the model at `path`, which says `remedy`.
 
     So does, before, a path where no folder is and that no hub can have.
     """
@@ -134,15 +134,17 @@ def model_errors(what: str, path: str | Path) -> Iterator[None]:
         raise ModelError(f"{_no_folder(path)}; {_WRITE_FOLDER}")
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
         where = f"no {what} can be loaded from {str(path)!r}"
         if is_folder or not path:
-            raise ModelError(f"{where} ({reason}); {_WRITE_FOLDER}") from error
+            raise ModelError(f"{where} ({reason}); {remedy}") from error
         if "/" in str(path) and Path(path).parent.is_dir():  # a misspelt folder rather than an owner on a hub
             raise ModelError(f"{_no_folder(path)}, and no hub that answers has it; {_WRITE_FOLDER}") from error
         raise ModelError(
-            f"{where} ({reason}); {_WRITE_FOLDER}; without network fetch it elsewhere (hf download {path} --local-dir "
+            f"{where} ({reason}); {remedy}; without network fetch it elsewhere (hf download {path} --local-dir "
             "FOLDER) and write FOLDER"
         ) from error
 

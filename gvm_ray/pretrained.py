@@ -6,11 +6,15 @@ Broken files make the libraries raise errors of every kind; each becomes a Model
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from gvm_ray.exceptions import ModelError
 from gvm_ray.functional.memory import ModelSizes
 from gvm_ray.model_files import model_errors, tensor_names
+
+_WIDTHS = ("num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+_USE_FAMILY = "use a text model of the Llama, Qwen2, Qwen3, Gemma or Mistral family"
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -82,7 +86,25 @@ def _json_file(path: str | Path, name: str, *, revision: str | None) -> dict[str
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,  # what must be there is missed by whoever loads it
         )
-        return {} if file is None else dict(json.loads(Path(file).read_bytes()))
+        return {} if file is None else _json_object(Path(file), path)
+
+
+def _json_object(file: Path, path: str | Path) -> dict[str, Any]:
+    """What a file of the model at `path` holds.
+
+    Raises:
+        ModelError: it isn't a JSON object.
+    """
+    content = file.read_bytes()
+    try:
+        values = json.loads(content)
+        wrong = f"holds {shorten(json.dumps(values), 60)}, not an object"
+    except ValueError as error:
+        values, wrong = None, f"isn't JSON ({error})"
+    if isinstance(values, dict):
+        return values
+    leave_out = ", or delete it: it is not needed" if file.name == "generation_config.json" else ""
+    raise ModelError(f"{file.name} of {str(path)!r} {wrong}; put the model's own {file.name} there{leave_out}")
 
 
 def load_model_config(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -109,7 +131,13 @@ def read_model_sizes(path: str | Path, *, revision: str | None = None) -> ModelS
             from huggingface_hub import hf_hub_download
 
             file = Path(hf_hub_download(str(path), file.name, revision=revision))
-        return _model_sizes(json.loads(file.read_bytes()))
+        values = _json_object(file, path)
+        if missing := [name for name in _WIDTHS if name not in values]:
+            raise ModelError(
+                f"config.json of {str(path)!r} has no {missing[0]} at the top level, as those of models that take "
+                f"images or sound too, which aren't supported; {_USE_FAMILY}"
+            )
+        return _model_sizes(values)
 
 
 def _model_sizes(values: Mapping[str, Any]) -> ModelSizes:
@@ -149,7 +177,7 @@ def load_generation_config(path: str | Path, *, revision: str | None = None) -> 
                 _raise_exceptions_for_missing_entries=False,
             )
             if file is not None:
-                values: dict[str, Any] = json.loads(Path(file).read_bytes())
+                values = _json_object(Path(file), path)
                 known = vars(GenerationConfig()) if name == "config.json" else values
                 found = {key: value for key, value in values.items() if key in known and value is not None}
                 break
@@ -194,10 +222,19 @@ def empty_causal_lm(model_config: Any, *, trust_remote_code: bool = False, atten
     from transformers import AutoModelForCausalLM
 
     path = model_config.name_or_path
-    with model_errors("causal language model", path), torch.device("meta"):
-        causal_lm = AutoModelForCausalLM.from_config(
-            model_config, trust_remote_code=trust_remote_code, attn_implementation=attention
-        )
+    remedy = f"put the model's own config.json there, or {_USE_FAMILY}"
+    with model_errors("causal language model", path, remedy=remedy), torch.device("meta"):
+        try:
+            causal_lm = AutoModelForCausalLM.from_config(
+                model_config, trust_remote_code=trust_remote_code, attn_implementation=attention
+            )
+        except ValueError as error:
+            if "does not support an attention implementation" not in str(error):
+                raise
+            raise ModelError(
+                f"{str(path)!r} holds a model of type {model_config.model_type!r}, which can't run on PyTorch's "
+                f"scaled_dot_product_attention, as the learners have it; {_USE_FAMILY}"
+            ) from error
     check_layout(causal_lm, path)
     return causal_lm
 
@@ -216,7 +253,7 @@ def check_layout(causal_lm: Any, path: str | Path) -> None:
     if not hasattr(getattr(causal_lm, "model", None), "layers") or not plain:
         raise ModelError(
             f"{str(path)!r} holds a {type(causal_lm).__name__} without `model.layers`, a linear `lm_head` and a table "
-            "of input embeddings; use a text model of the Llama, Qwen2, Qwen3, Gemma or Mistral family"
+            f"of input embeddings; {_USE_FAMILY}"
         )
 
 

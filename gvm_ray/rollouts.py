@@ -26,6 +26,12 @@ from gvm_ray.types import (
 logger = logging.getLogger(__name__)
 
 Fetch = Callable[[Sequence[GroupOutcome]], Awaitable[list[RolloutGroup]]]
+_UNSCORED = {  # reason -> what happened, and what to do
+    "timeout": "the reward took too long; give it longer with --set rewards.timeout_s=...",
+    "memory": "the reward needed too much memory; give it more with --set rewards.memory_mb=...",
+    "crash": "the reward's process died; mend what ends it",
+    "error": "the reward raised an error, or returned no finite number; mend it",
+}
 _DECILES = np.linspace(0, 1, 11)
 
 
@@ -114,10 +120,18 @@ class RolloutLedger:
         if total and unscored / total > self.max_unscored_fraction:
             raise SystemFailure(
                 f"{unscored} of {total} samples of one round could not be scored, above "
-                f"max_unscored_fraction={self.max_unscored_fraction}: the reward hangs, crashes or needs longer; look "
-                "at the reward actors' logs, give it longer with --set rewards.timeout_s=..., or allow more with "
-                "--set max_unscored_fraction=..."
+                f"max_unscored_fraction={self.max_unscored_fraction}: {_why_unscored(outcomes)}; the reward actors' "
+                "logs have more of it; or allow more with --set max_unscored_fraction=..."
             )
+
+
+def _why_unscored(outcomes: Sequence[GroupOutcome]) -> str:
+    """The most frequent reason, and what to do about it."""
+    reasons = sum((Counter(outcome.unscored) for outcome in outcomes), Counter[str]())
+    if not reasons:
+        return "the reward fails"
+    ((reason, count),) = reasons.most_common(1)
+    return f"{_UNSCORED[reason]} ({count} of them)"
 
 
 def trained_norms(batch: TrainBatch, result: UpdateResult) -> list[TrainedNorms]:

@@ -1,14 +1,65 @@
 """The base of every settings class: frozen, closed, and free of heavy imports."""
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 class Settings(BaseModel):
-    """Frozen settings that refuse unknown keys; infinities and NaN are refused too."""
+    """Frozen settings that refuse unknown keys; infinities, NaN, and booleans as numbers are refused too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_boolean_as_number(cls, values: Any) -> Any:
+        """Python itself takes true as 1."""
+        if not isinstance(values, Mapping):
+            return values
+        wrong = [name for name in cls.model_fields if _has_boolean(values.get(name)) and cls._takes_numbers(name)]
+        if wrong:
+            raise ValidationError.from_exception_data(
+                cls.__name__, [cls._boolean_error(values, name) for name in wrong]
+            )
+        return values
+
+    @classmethod
+    def _takes_numbers(cls, name: str) -> bool:
+        kinds = {*_kinds(cls.model_fields[name].annotation)}
+        return bool(kinds & {int, float}) and not kinds & {bool, Any}
+
+    @classmethod
+    def _boolean_error(cls, values: Mapping[str, Any], name: str) -> InitErrorDetails:
+        default = cls.model_fields[name].default
+        example = list(default) if isinstance(default, tuple) else default
+        example = example if isinstance(example, int | float | list) else 1
+        error = PydanticCustomError(
+            "boolean_as_number",
+            "takes numbers, not true or false; write e.g. {name} = {example}",
+            {"name": name, "example": example},
+        )
+        return {"type": error, "loc": (name,), "input": values[name]}
+
+
+def _has_boolean(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_boolean, value.values()))
+    return any(map(_has_boolean, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    if get_origin(annotation) is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif get_origin(annotation) is Literal:
+        yield from map(type, get_args(annotation))
+    elif arguments := get_args(annotation):
+        for argument in arguments:
+            yield from _kinds(argument)
+    else:
+        yield annotation
 
 
 Positive = Annotated[float, Field(gt=0)]

@@ -4,6 +4,7 @@ object store."""
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,11 +54,16 @@ class RewardActor:
             logger.warning("unscored (%s): %s", failure.reason, failure.detail)
         self._num_failures += len(unscored)
         remaining = iter(results)
-        parts = [_split(group, [next(remaining) for _ in range(len(group))]) for group in groups]
+        by_group = [[next(remaining) for _ in range(len(group))] for group in groups]
+        parts = [_split(group, own) for group, own in zip(groups, by_group, strict=True)]
+        reasons = [_reasons(own) for own, (group, _) in zip(by_group, parts, strict=True) if group is not None]
         scored = tuple(group for group, _ in parts if group is not None)
         open_ = tuple(episodes for _, episodes in parts if episodes is not None)
         numbers = _Numbers(
-            outcomes=[GroupOutcome.of(group, ref=GroupRef(ref=None, index=i)) for i, group in enumerate(scored)],
+            outcomes=[
+                replace(GroupOutcome.of(group, ref=GroupRef(ref=None, index=i)), unscored=reasons[i])
+                for i, group in enumerate(scored)
+            ],
             open=[
                 OpenOutcome(
                     prompt_id=episodes.group.prompt.prompt_id,
@@ -66,7 +72,7 @@ class RewardActor:
                 )
                 for i, episodes in enumerate(open_)
             ],
-            unscored=Counter(failure.reason for failure in unscored),
+            unscored=_reasons(unscored),
             num_malformed=sum(map(_is_malformed, results)),
         )
         return scored, open_, numbers
@@ -204,6 +210,11 @@ class RewardPool:
         """Kill the actors; their processes die with them."""
         for actor in self._actors:
             ray.kill(actor)
+
+
+def _reasons(results: Sequence[Result]) -> Counter[str]:
+    """How many of the results have no reward, by reason."""
+    return Counter(result.reason for result in results if isinstance(result, Unscored))
 
 
 def _is_malformed(result: Result) -> bool:

@@ -120,7 +120,9 @@ def _checked(name: str, path: str, benchmarks: Sequence[Benchmark], *, config: R
     def load(settings: Any, *arguments: Any, **named_arguments: Any) -> PromptSets:
         for each in benchmarks:
             sources = settings.model_copy(update={"train": each.source})
-            sets[each.name] = load_prompts(sources, *arguments, **named_arguments)
+            sets[each.name] = load_prompts(
+                sources, *arguments, **named_arguments, train_name=f"benchmark {each.name!r}"
+            )
         return sets[benchmarks[0].name]
 
     prepared = prepare(own, run_dir=folder / name, load=load, learners=False)

@@ -26,11 +26,11 @@ _UNENCODABLE = re.compile("[\ud800-\udfff]")  # what Python makes of a command l
 
 
 def load_config(path: str | Path | Sequence[str | Path], overrides: Iterable[str] = ()) -> RunConfig:
-    """The run described by a TOML file, with `a.b=c` overrides applied in order.
+    """The run described by a TOML file, with `a.b=c` overrides applied.
 
     Args:
         path: one file, or several that each say a part; where two set the same, the later one counts.
-        overrides: applied to what the files say together.
+        overrides: applied to what the files say together; of two of one setting the later one counts.
 
     Raises:
         ConfigError: a file is missing or isn't TOML, or a setting is unknown, out of range or contradictory.
@@ -41,7 +41,7 @@ def load_config(path: str | Path | Sequence[str | Path], overrides: Iterable[str
 
 
 def load_arena(path: str | Path, overrides: Iterable[str] = ()) -> ArenaConfig:
-    """The comparison described by a TOML file, with `a.b=c` overrides applied in order.
+    """The comparison described by a TOML file, with `a.b=c` overrides applied.
 
     Raises:
         ConfigError: as `load_config`.
@@ -50,7 +50,7 @@ def load_arena(path: str | Path, overrides: Iterable[str] = ()) -> ArenaConfig:
 
 
 def load_estimator(path: str | Path, overrides: Iterable[str] = ()) -> EstimatorConfig:
-    """The measurement of estimators described by a TOML file, with `a.b=c` overrides applied in order.
+    """The measurement of estimators described by a TOML file, with `a.b=c` overrides applied.
 
     Raises:
         ConfigError: as `load_config`.
@@ -123,7 +123,7 @@ def _is_other_variant(names: tuple[str, ...], below: Mapping[str, Any], change: 
 
 
 def parse_config(values: Mapping[str, Any], overrides: Iterable[str] = (), *, origin: str = "config") -> RunConfig:
-    """The run described by nested plain values (what TOML or JSON gives), with `a.b=c` overrides applied in order.
+    """The run described by nested plain values (what TOML or JSON gives), with `a.b=c` overrides applied.
 
     Raises:
         ConfigError: a setting is unknown, out of range or contradictory.
@@ -141,11 +141,27 @@ def parse_data(values: Mapping[str, Any]) -> DataConfig:
 
 
 def _changed(model: type[Settings], values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The values, with the overrides applied to a copy of them."""
+    """The values, with the overrides applied to a copy of them.
+
+    Tables come before what stands in them, and a table's type before its other settings, which a change of type clears:
+    only where two set the same does their order count.
+    """
     changed = copy.deepcopy(with_default_types(model, values))
-    for override in overrides:
-        _apply_override(model, changed, override)
+    split = [(_names(override), override) for override in overrides]
+    for names, override in sorted(split, key=lambda each: (len(each[0]), each[0][-1] != "type")):
+        _apply_override(model, changed, names, override)
     return changed
+
+
+def _names(override: str) -> list[str]:
+    """The tables and the setting that an override names."""
+    key, separator, _ = override.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not separator or not all(names):
+        raise ConfigError(f"--set {override!r} is not of the form a.b=c; write e.g. --set allocator.alpha=0.01")
+    if _UNENCODABLE.search(override):
+        raise ConfigError(f"--set {override!r} is not UTF-8; set the terminal to UTF-8, or write the value in the file")
+    return names
 
 
 def _validated(model: type[Model], values: Mapping[str, Any], *, origin: str) -> Model:
@@ -155,14 +171,8 @@ def _validated(model: type[Model], values: Mapping[str, Any], *, origin: str) ->
         raise ConfigError(explain(error, origin, model)) from None
 
 
-def _apply_override(model: type[Settings], values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    names = [name.strip() for name in key.split(".")]
+def _apply_override(model: type[Settings], values: dict[str, Any], names: Sequence[str], override: str) -> None:
     *parents, last = names
-    if not separator or not all(names):
-        raise ConfigError(f"--set {override!r} is not of the form a.b=c; write e.g. --set allocator.alpha=0.01")
-    if _UNENCODABLE.search(override):
-        raise ConfigError(f"--set {override!r} is not UTF-8; set the terminal to UTF-8, or write the value in the file")
     table = values
     for name in parents:
         table = table.setdefault(name, {})
@@ -171,7 +181,7 @@ def _apply_override(model: type[Settings], values: dict[str, Any], override: str
                 f"--set {override!r}: {name!r} is a value, not a table, in the config file"
                 + ("; write the whole list, in brackets" if isinstance(table, list) else "")
             )
-    value = _parse_value(text, place_at(model, names))
+    value = _parse_value(override.partition("=")[2], place_at(model, names))
     if last == "type" and table.get("type", value) != value and variants_of(place_at(model, parents).annotations):
         table.clear()  # another variant: the fields of the old one don't belong to it
     table[last] = value

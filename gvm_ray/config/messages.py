@@ -13,6 +13,17 @@ from gvm_ray.settings import Settings
 _SHOWN_CHARACTERS = 200  # of a wrong value, in a message
 _NEAR, _VERY_NEAR = 0.6, 0.85  # likeness of names in one table, and of names in different ones
 _MOST_SUGGESTED = 3
+_ALIASES = {  # names in other frameworks -> the last parts of the names here
+    "r": ("lora", "rank"),
+    "lora_r": ("lora", "rank"),
+    "lora_rank": ("lora", "rank"),
+    "lora_alpha": ("lora", "alpha"),
+    "lr": ("learning_rate",),
+    "n": ("samples_per_prompt",),
+    "num_generations": ("samples_per_prompt",),
+    "batch_size": ("prompts_per_step",),
+    "max_new_tokens": ("sampling", "max_tokens"),
+}
 PATTERNS = {  # of text settings
     r"^[A-Za-z0-9][A-Za-z0-9._+-]*$": "letters, digits and . _ + -, with a letter or digit first: it names a folder",
     r"^[\w.]+:[\w.]+$": "'module:name', e.g. 'my_package.scoring:score'",
@@ -103,7 +114,7 @@ def _suggestion(place: Place, model: type[Settings]) -> str:
     if owners:
         types = " or ".join(repr(kind.model_fields["type"].default) for kind in owners)
         return f" of type = {place.table[0].model_fields['type'].default!r}; {'.'.join(above)}.type = {types} has it"
-    here = {known: _likeness(name, known) for kind in place.table for known in kind.model_fields}
+    here = {known: _likeness(name, (*above, known)) for kind in place.table for known in kind.model_fields}
     near = max(here, key=lambda known: here[known], default="")
     if near and here[near] >= _VERY_NEAR:
         return f"; did you mean {near!r}?"
@@ -114,7 +125,7 @@ def _suggestion(place: Place, model: type[Settings]) -> str:
 
 def _elsewhere(name: str, above: tuple[str, ...], model: type[Settings]) -> Sequence[str]:
     """Dotted names of like settings in other tables, of the likest those nearest to this table."""
-    likeness = {names: _likeness(name, names[-1]) for names in dict.fromkeys(settings_of(model))}
+    likeness = {names: _likeness(name, names) for names in dict.fromkeys(settings_of(model))}
     best = max(likeness.values())
     if best < _VERY_NEAR or name == "type":  # many tables have a type
         return ()
@@ -129,10 +140,14 @@ def _num_shared(names: tuple[str, ...], above: tuple[str, ...]) -> int:
     return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
 
-def _likeness(name: str, known: str) -> float:
-    """In [0, 1]; initials of its words are as good as a slip of the finger, its beginning or some of its words less."""
+def _likeness(name: str, names: tuple[str, ...]) -> float:
+    """Of a name and a setting's dotted one, in [0, 1].
+
+    Initials of its words are as good as a slip of the finger, its beginning or some of its words less.
+    """
+    known, alias = names[-1], _ALIASES.get(name, ())
     words = known.split("_")
-    if name == known:
+    if name == known or (alias and names[-len(alias) :] == alias):
         return 1.0
     if len(words) > 1 and name == "".join(word[:1] for word in words):
         return 0.9

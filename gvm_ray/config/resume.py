@@ -84,8 +84,10 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, A
         return
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
         yield name, before, now
-    elif before.get("type") != now.get("type") and f"{name}.type" not in MAY_CHANGE:
+    elif "type" in before and "type" in now and before["type"] != now["type"] and f"{name}.type" not in MAY_CHANGE:
         yield f"{name}.type", before["type"], now["type"]
+    elif before.keys() != now.keys():  # free keywords, as a custom algorithm's
+        yield name, before, now
     else:
         for key in now:
             yield from _differences(before[key], now[key], f"{name}.{key}".lstrip("."))

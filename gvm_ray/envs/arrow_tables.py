@@ -22,12 +22,22 @@ _Reader = Callable[[Any], Any]
 def row_reader(schema: "pyarrow.Schema") -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """A function of rows with Python's values, as Arrow gives them.
 
-    It returns them with short floats (those with the shortest decimal form that is the same number in the column's
-    precision) and with the names of class labels. What isn't of the column's type stays as it is.
+    It returns them with short floats (`python_float`) and with the names of class labels. What isn't of the column's
+    type stays as it is.
     """
     labels = _features(schema)
     readers = {field.name: _reader(field.type, labels.get(field.name)) for field in schema}
     return _in_struct({name: reader for name, reader in readers.items() if reader is not None}) or dict
+
+
+def python_float(value: "np.floating[Any]") -> float:
+    """A whole number as it is, another one with the shortest decimal form that is the same number in its precision.
+
+    The shortest form of 65504 in 16 bits would be 65500. From 1e16 on, where Python writes exponents, it is taken of
+    whole numbers too.
+    """
+    exact = float(value)
+    return exact if exact.is_integer() and abs(exact) < 1e16 else float(str(value))
 
 
 def needed_columns(schema: "pyarrow.Schema", *, where: str, fields: Mapping[str, str]) -> list[str]:
@@ -97,7 +107,7 @@ def _in_struct(readers: Mapping[str, _Reader]) -> _Reader | None:
 
 
 def _float_of(precision: type[np.floating[Any]]) -> _Reader:
-    return lambda value: float(str(precision(value))) if isinstance(value, float | np.floating) else value
+    return lambda value: python_float(precision(value)) if isinstance(value, float | np.floating) else value
 
 
 def _label_of(names: list[str]) -> _Reader:

@@ -41,7 +41,7 @@ def columns_of(name: str, known: Iterable[str]) -> list[str]:
 
 def field_names(row: Mapping[str, Any]) -> str:
     """The names of the fields of a row in alphabetical order, with those that stand in others, for a message."""
-    names = sorted(_names(row))
+    names = sorted({*_names(row)})  # a field `a.b` may stand beside a field `b` in `a`
     shown = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
     return shown or "(none)"
 

@@ -40,7 +40,11 @@ class _Cleaned:
 
 
 def load_prompts(
-    config: PromptsConfig, tokenizer: "PreTrainedTokenizerBase", *, verify_answer: Callable[[str], bool] | None = None
+    config: PromptsConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    verify_answer: Callable[[str], bool] | None = None,
+    train_name: str = "prompts.train",
 ) -> PromptSets:
     """The training and evaluation prompts, rendered and tokenized.
 
@@ -48,6 +52,7 @@ def load_prompts(
         config: Sources, template and the bound on prompt tokens.
         tokenizer: Of the model.
         verify_answer: Says whether a gold answer can be parsed; tasks with a scorer of their own aren't asked about.
+        train_name: For messages, what `config.train` is to who wrote it.
 
     Raises:
         DataError: a source can't be loaded, or no prompt of it is left.
@@ -56,12 +61,12 @@ def load_prompts(
     check_template(config.template, tokenizer=tokenizer)
     cleaned_train, cleaned_eval = _clean_tasks(config)
     train, train_report = _prompts(
-        cleaned_train, name="train", config=config, tokenizer=tokenizer, verify_answer=verify_answer
+        cleaned_train, name=train_name, config=config, tokenizer=tokenizer, verify_answer=verify_answer
     )
     if cleaned_eval is None:
         return PromptSets(train=train, eval=(), report=PromptReport(train=train_report))
     evaluation, eval_report = _prompts(
-        cleaned_eval, name="eval", config=config, tokenizer=tokenizer, verify_answer=verify_answer
+        cleaned_eval, name="prompts.eval", config=config, tokenizer=tokenizer, verify_answer=verify_answer
     )
     return PromptSets(train=train, eval=evaluation, report=PromptReport(train=train_report, eval=eval_report))
 
@@ -110,7 +115,7 @@ def _prompts(
             continue
         if not len(ids):
             raise DataError(
-                f"prompts.{name}: prompt {task.prompt_id!r} gives no token, for the model's tokenizer knows none of "
+                f"{name}: prompt {task.prompt_id!r} gives no token, for the model's tokenizer knows none of "
                 f"its characters ({task.problem[:40]!r}); remove it, or take another model"
             )
         prompts.append(
@@ -129,7 +134,7 @@ def _prompts(
     )
     if not prompts:
         raise DataError(
-            f"prompts.{name} has no prompt left:\n" + "\n".join(report.lines(f"prompts.{name}")) + "\nwrite a larger "
+            f"{name} has no prompt left:\n" + "\n".join(report.lines(name)) + "\nwrite a larger "
             f"prompts.max_tokens (now {config.max_tokens}), or sources that don't hold the same problems"
         )
     return tuple(prompts), report

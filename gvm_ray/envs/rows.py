@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.config.prompts import FieldNames, FileSourceConfig, FunctionSourceConfig, HuggingFaceSourceConfig
+from gvm_ray.envs.arrow_tables import python_float
 from gvm_ray.envs.fields import field_names, field_value, missing_field
 from gvm_ray.envs.task import Task, content_id, normalised
 from gvm_ray.exceptions import DataError
@@ -168,14 +169,14 @@ def _answer_text(value: object, *, where: str, name: str) -> str:
 
 
 def _number_text(value: object) -> str | None:
-    """A finite number in digits, as few as tell it from others of its type and no exponent; None of anything else."""
+    """A finite number in digits, without an exponent; None of anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
         return str(value)
     if not isinstance(value, float | Decimal | np.floating):
         return None
-    number = Decimal(str(value))
+    number = Decimal(str(python_float(value) if isinstance(value, np.floating) else value))
     if not number.is_finite():
         return None
     text = f"{number:f}"

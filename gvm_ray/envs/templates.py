@@ -239,7 +239,7 @@ class Chat:
                 f"template.system_prompt={self._system_prompt!r} has one; write template.system_prompt='none'"
             )
         first = texts[_FORMS[0]]
-        if isinstance(first, Exception) and self._wording.system is not None:
+        if isinstance(first, Exception) and self._is_refused_for_system_prompt():
             raise ConfigError(
                 f"the tokenizer's chat template refuses template.system_prompt={self._system_prompt!r}: {first}; write "
                 "template.system_prompt='none'"
@@ -250,12 +250,19 @@ class Chat:
             "another by template.name, mend it, or write template.type='plain'"
         )
 
-    def _text(self, content: str, *, form: _Form, answer: str | None = None) -> str | Exception:
+    def _is_refused_for_system_prompt(self) -> bool:
+        """Whether there is a system prompt, and without it the template takes the problem."""
+        if self._wording.system is None:
+            return False
+        texts = (self._text(_PROBE, form=form, system=False) for form in _FORMS)
+        return any(isinstance(text, str) for text in texts)
+
+    def _text(self, content: str, *, form: _Form, answer: str | None = None, system: bool = True) -> str | Exception:
         """What the template makes of the messages, or the error that it raises; `answer` ends the chat."""
         messages = [{"role": "user", "content": _content(content, parts=form.user_parts)}]
-        if self._wording.system is not None:
-            system = _content(self._wording.system, parts=form.system_parts)
-            messages.insert(0, {"role": "system", "content": system})
+        if system and self._wording.system is not None:
+            system_content = _content(self._wording.system, parts=form.system_parts)
+            messages.insert(0, {"role": "system", "content": system_content})
         if answer is not None:
             messages.append({"role": "assistant", "content": _content(answer, parts=form.user_parts)})
         try:

@@ -5,13 +5,17 @@ import re
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 # What may stand between boxes of one answer: no word but these, no digit, no sign of operation. Linear in the text.
 _SEPARATOR = re.compile(
-    r"(?:[\s$.,;:&~*|/()\[\]{}]|\\[\\,;:!()\[\] ]|\\[hv]space\{[^{}]*+\}"
-    r"|\\(?:q?quad|text|textrm|mathrm|mbox|hbox|left|right|lor|land|vee|wedge)(?![a-z])"
+    r"(?:&nbsp;|<br ?/?>|[\s$.,;:!?&~*|/()\[\]{}`'\"“”‘’_#•，、；。！？]|\\[\\,;:!()\[\] ]|\\[hv]space\{[^{}]*+\}"  # noqa: RUF001
+    r"|\\(?:q?quad|(?:thin|med|thick|en)space|hfill|newline|linebreak|par)(?![a-z])"
+    r"|\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|emph|[mh]box|left|right|lor|land|vee|wedge)(?![a-z])"
     r"|(?<![a-z])(?:and|or|as|well|also|either|both|alternatively)(?![a-z]))*+",
     re.IGNORECASE,
 )
 
-_BLANK = re.compile(r"(?:[\s~{}$]|\\[\\,;:!> ]|\\(?:q?quad|text|mathrm|mbox)(?![a-zA-Z]))*+")
+_BLANK = re.compile(  # prints nothing
+    r"(?:[\s~{}$\u200b-\u200d\u2060\ufeff]|\\[\\,;:!>() ]|\\(?:[hv]space\*?|[hv]?phantom)\{[^{}]*+\}"
+    r"|\\(?:q?quad|(?:thin|med|thick|en)space|text(?:bf|it|rm|sf)?|math(?:rm|bf|it|sf)|[mhf]box|boxed)(?![a-zA-Z]))*+"
+)
 
 
 def _boxed_spans(text: str) -> list[tuple[int, int, int]]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd
 
+from gvm_ray.rewards.answer_rules import QUALIFIER
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairRule:
@@ -46,6 +48,11 @@ _HALF_OF_DAY = re.compile(r"\s*\\?(?:text\s*\{)?\s*([ap])\.?\s?m\.?\s*\}?$", re.
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)")
 _LETTER_LIST = re.compile(r"[A-Z](?:\s*[,;]\s*[A-Z])+")
 _CAPITALS = re.compile(r"(?<![a-zA-Z\\])[A-Z]{3,}(?![a-zA-Z])")
+_QUALIFIER = re.compile(QUALIFIER)
+_QUANTITY = r"\s*(-?\d+(?:\.\d+)?)\s*\\text\s*\{[^{}\d]*\}"
+_QUANTITIES = re.compile(rf"(?:{_QUANTITY}){{1,3}}\s*\d+(?:\.\d+)?\s*(?:\\text\s*\{{[^{{}}\d]*\}})?")
+_UNSIGNED = re.compile(r"\d+(?:\.\d+)?")
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|lt|gt|leq|geq)(?:slant)?(?![a-zA-Z])")
 _OPENING, _CLOSING = "([{", ")]}"
 
 
@@ -139,6 +146,20 @@ def _capitals(gold: str, answer: str) -> bool | None:
     return False if names and others and names != others and len(names) == len(others) == 1 else None
 
 
+def _qualifiers(gold: str, answer: str) -> bool | None:
+    said, others = (
+        {word.lower() for text in _TEXT.findall(each) for word in _QUALIFIER.findall(text)} for each in (gold, answer)
+    )
+    return False if others - said else None
+
+
+def _quantities(gold: str, answer: str) -> bool | None:
+    if not (_QUANTITIES.fullmatch(gold) or _QUANTITIES.fullmatch(answer)):
+        return None
+    numbers, others = ([Fraction(number) for number in _UNSIGNED.findall(each)] for each in (gold, answer))
+    return numbers == others
+
+
 def _shape(answer: str) -> tuple[str, int]:
     r"""The bracket around the answer ("" for none, "{" for \{), and the number of items in it; ± counts twice."""
     depth, commas, signs, closes = 0, [0, 0], [0, 0], -1
@@ -164,6 +185,15 @@ def _in_number(text: str, position: int) -> bool:
     return text[position] == "," and re.match(r"\d,\d{3}(?!\d)", text[position - 1 : position + 5]) is not None
 
 
+def _intervals(gold: str, answer: str) -> bool | None:
+    for relation, other in ((gold, answer), (answer, gold)):
+        if _INEQUALITY.search(relation) and not _INEQUALITY.search(other):
+            bracket, count = _shape(other)
+            if count > 1 and bracket in ("", "{"):
+                return False
+    return None
+
+
 def _shapes(gold: str, answer: str) -> bool | None:
     (bracket, count), (other, other_count) = _shape(gold), _shape(answer)
     if count > 1 and other_count > 1:
@@ -181,5 +211,8 @@ PAIR_RULES = (
     PairRule(name="ratios", reason="the library divides: 2:3:4 = 1:6, and 12:00 is infinite", equal=_ratios),
     PairRule(name="orders of letters", reason="C,A,B,D ranks; A,C chooses", equal=_letter_lists),
     PairRule(name="names of points", reason="the library multiplies them: ABC = CBA", equal=_capitals),
+    PairRule(name="qualifiers", reason="the library drops words as units: 5 or more, 5 (maybe 6)", equal=_qualifiers),
+    PairRule(name="quantities", reason="the library reads the first only: 1 hour 30 minutes = 1", equal=_quantities),
+    PairRule(name="intervals", reason="the library takes 2 < x < 3 for its ends", equal=_intervals),
     PairRule(name="shapes", reason="the library takes 1,2 for (1,2), for 1,2,2, and [13] for 13", equal=_shapes),
 )

@@ -59,6 +59,14 @@ _NUMBER_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 
 }
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|[a-z]|\\[a-z]+)\s*\^\s*\\circ(?![a-zA-Z])")
+QUALIFIER = (
+    r"(?<![a-zA-Z])(?i:or|maybe|perhaps|possibly|not|wrong|incorrect|if|otherwise|unless|except"
+    r"|at least|at most|more than|less than|percent|pct)"
+    r"(?![a-zA-Z])"
+)
+_LAST_UNIT = re.compile(
+    rf"(?<=[\d}})])\s*\\text\s*\{{(?![^{{}}]*{QUALIFIER})[^{{}}]*\}}(?:\s*\^\s*(?:\{{\s*-?\d\s*\}}|-?\d))?\s*(?=$|[,;)\]])"
+)
 _UNIT = r"\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?"
 
 
@@ -109,6 +117,10 @@ def _radians(text: str) -> str:
     return _DEGREES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
 
 
+def _without_units(text: str) -> str:
+    return _LAST_UNIT.sub("", text) if text.count(r"\text") > 1 else text
+
+
 def _unwrapped(text: str) -> str:
     plain = len(text) > 2 and text[0] == "{" and text.find("}") == len(text) - 1 and "\\" not in text
     return text[1:-1] if plain else text
@@ -145,6 +157,15 @@ RULES = (
         name="bracket sizes",
         reason=r"\bigl( and \left( are (",
         apply=_sub(r"\\(?:[bB]igg?[lrm]?|left|right|middle)(?![a-zA-Z])\s*(?:\.(?!\d))?", ""),
+    ),
+    Rule(
+        name="bracketed arrays",
+        reason="a matrix in brackets of its own is a matrix, and no list or interval of one item",
+        apply=_sub(
+            r"^(?:[a-zA-Z]\s*=)?\s*[(\[]\s*(\\begin\s*\{(array|matrix)\}(?:(?!\\(?:begin|end)(?![a-zA-Z])).)*\\end\s*\{\2\})"
+            r"\s*[)\]]$",
+            r"\1",
+        ),
     ),
     Rule(
         name="phantoms",
@@ -306,6 +327,16 @@ RULES = (
             r"\\text\s*\{\s*([^{}\s]+) (?:and|or) ([^{}\s]+)\s*\}|,?\s*\\text\s*\{\s*,?\s*(?:and|or)\s*\}",
             lambda match: rf"\text{{{match[1]}}}, \text{{{match[2]}}}" if match[1] else ", ",
         ),
+    ),
+    Rule(
+        name="and between quantities",
+        reason="2 s or 3 s are two numbers; the library drops what follows the first unit",
+        apply=_sub(r"(?<=[\d})])\s*\\text\s*\{[^{}]*(?<![a-zA-Z])(?:and|or)\s*\}(?=\s*[-+(\\\d])", ", "),
+    ),
+    Rule(
+        name="several units",
+        reason="2 cm, 3 cm; the library drops all from the first unit to the last",
+        apply=_without_units,
     ),
     Rule(
         name="quantifiers",

@@ -43,6 +43,8 @@ _LATEX = LatexExtractionConfig(
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _LAYOUT = re.compile(r"(?<!\d,)(?<!\d)\s+|\s+(?!\d)")  # not in "1 2" and "1, 234", which aren't 12 and 1234
 _LABEL = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])(?:\)|\.(?=\s)))\s*(.*)", re.DOTALL)
+_CHOICE = re.compile(r"(?<![a-zA-Z\\(])\(?\s*([A-J])\s*\)")  # besides the first
+_BESIDE_CHOICES = re.compile(r"\b(?:and|or)\b|[\s().,;&/]|\b[A-J]\b")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:percent|pct)\s*\}|\bpercent|\bpct)$")
 _NATURAL = re.compile(r"\\ln(?![a-zA-Z])")
 _BARE_LOGARITHM = re.compile(r"\\log(?![a-zA-Z]|\s*_)")
@@ -126,6 +128,9 @@ def _read(answer: str) -> _Answer:
     label = _LABEL.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip())
     if label:
         letter = label[1] or label[2]
+        if others := set(_CHOICE.findall(label[3])) - {letter}:
+            only = not _BESIDE_CHOICES.sub("", label[0])
+            return _Answer(label="", text=", ".join(sorted({letter, *others})) if only else text)
         return _Answer(label=letter, text=rewritten(label[3]) or letter)
     return _Answer(label=text if re.fullmatch("[A-J]", text) else "", text=text)
 
@@ -215,7 +220,8 @@ def _parsed(answer: str) -> Any:
         return None
     value = found[0]
     imaginary = Symbol("i", real=False)  # as the library reads the i of e^{i\pi}
-    return value.xreplace({imaginary: I}) if hasattr(value, "xreplace") else value
+    is_index = not hasattr(value, "free_symbols") or imaginary not in value.free_symbols  # of a sum
+    return value if is_index else value.subs(imaginary, I)
 
 
 def _understood(gold: str) -> bool:

@@ -177,6 +177,7 @@ class GroupOutcome:
     gradient_norms: Float64Array | None = None  # [n]; NaN where not computed
     reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
     num_turns: IntArray | None = None  # [n] of the policy; None = one each
+    unscored: Mapping[str, int] = field(default_factory=dict)  # reason -> samples without a reward, where it is known
 
     @classmethod
     def of(cls, group: RolloutGroup, *, ref: GroupRef) -> "GroupOutcome":

@@ -78,6 +78,7 @@ def test_faults_leave_samples_unscored_and_neighbours_scored():
     outcomes, _, metrics = run(config, (group("a", "xx", "hang", "xxx"), group("b", "exit", "raise", "x")))
     np.testing.assert_array_equal(outcomes[0].rewards, [2.0, np.nan, 3.0])
     np.testing.assert_array_equal(outcomes[1].rewards, [np.nan, np.nan, 1.0])
+    assert [outcome.unscored for outcome in outcomes] == [{"timeout": 1}, {"crash": 1, "error": 1}]
     assert metrics == {
         "rewards/unscored_crash": 1.0,
         "rewards/unscored_error": 1.0,

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gvm_ray.config import EstimatorConfig, RunConfig, load_config, parse_config
 from gvm_ray.config.arena import ArenaConfig
 from gvm_ray.config.data import DataConfig
 from gvm_ray.config.messages import PATTERNS
+from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.config.strategy import KLConfig, RaftPlusPlusConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import Prompt
@@ -135,6 +137,16 @@ def test_a_table_without_type_is_of_the_default_s(tmp_path: Path, override: str,
 def test_the_order_of_type_and_its_settings_does_not_matter(tmp_path: Path) -> None:
     for overrides in (["allocator.type=gvm", "allocator.alpha=0.5"], ["allocator.alpha=0.5", "allocator.type=gvm"]):
         assert overridden(tmp_path, *overrides).allocator == GVMAllocatorConfig(alpha=0.5)
+    of_a_file = [
+        "prompts.train.path=x",
+        "prompts.train.type=file",
+        "prompts.train.limit=3",
+        'prompts.eval={type="file"}',
+    ]
+    for overrides in permutations([*of_a_file, "prompts.eval.path=y"]):
+        prompts = overridden(tmp_path, *overrides).prompts
+        assert prompts.train == FileSourceConfig(path="x", limit=3)
+        assert prompts.eval == FileSourceConfig(path="y")
     sized = MINIMAL_TOML + "[allocator]\ngroup_size = 8\n"
     assert overridden(tmp_path, "allocator.type=gvm_pool", text=sized).allocator == GVMPoolAllocatorConfig(group_size=8)
     assert overridden(tmp_path, "allocator.type=uniform", text=sized).allocator == UniformAllocatorConfig()
@@ -173,11 +185,29 @@ def test_a_type_that_is_a_setting_like_others_leaves_its_table_alone(tmp_path: P
         ("learner.optimizer.lr=1", "learner.optimizer.lr: unknown setting; did you mean 'learning_rate'?"),
         ("learner.lr=1", "learner.lr: unknown setting; did you mean 'learner.optimizer.learning_rate'?"),
         ("learner.learning_rate=1", "did you mean 'learner.optimizer.learning_rate'?"),
+        ("learner.lora.r=8", "learner.lora.r: unknown setting; did you mean 'rank'?"),
+        ("learner.lora.lora_alpha=8", "learner.lora.lora_alpha: unknown setting; did you mean 'alpha'?"),
+        ("lora_alpha=8", "lora_alpha: unknown setting; did you mean 'learner.lora.alpha'?"),
+        ("n=8", "n: unknown setting; did you mean 'samples_per_prompt'?"),
+        ("sampling.n=8", "sampling.n: unknown setting; did you mean 'samples_per_prompt'?"),
+        ("batch_size=8", "batch_size: unknown setting; did you mean 'prompts_per_step'?"),
+        ("sampling.max_new_tokens=8", "sampling.max_new_tokens: unknown setting; did you mean 'max_tokens'?"),
+        ("lr=1", "lr: unknown setting; did you mean 'learner.optimizer.learning_rate'"),
         ("group_size=4", "group_size: unknown setting; did you mean 'allocator.group_size'?"),
         ("sampling.temp=1", "sampling.temp: unknown setting; did you mean 'temperature'?"),
         ("max_tokens=1", "did you mean 'prompts.max_tokens' or 'sampling.max_tokens'?"),
         ("seed=1#2", "seed: Input should be a valid integer, unable to parse string as an integer (got '1#2')"),
         ("seed=1,", "(got '1,')"),
+        ("seed=true", "seed: takes numbers, not true or false; write e.g. seed = 0 (got True)"),
+        (
+            "token_budget=false",
+            "token_budget: takes numbers, not true or false; write e.g. token_budget = 1 (got False",
+        ),
+        ("learner.optimizer.learning_rate=true", "learner.optimizer.learning_rate: takes numbers, not true or false"),
+        ("learner.optimizer.betas=[0.9, true]", "betas = [0.9, 0.999] (got [0.9, True])"),
+        ("learner.lora={rank=true}", "learner.lora.rank: takes numbers"),
+        ("rewards.terms=[{type='exact', weight=true}]", "rewards.terms.0.weight: takes numbers"),
+        ("prompts.train.step_accuracy.+=true", "prompts.train.step_accuracy: takes numbers"),
     ],
 )
 def test_wrong_setting_is_told_where_it_stands_and_what_to_write(tmp_path: Path, override: str, expected: str) -> None:

@@ -22,6 +22,14 @@ REWRITTEN = {
     ),
     "font switches": ([("13", r"\Large 13"), ("13", r"{\bf 13}"), ("1/2", r"\displaystyle\frac12")], [("1", r"\bf 2")]),
     "bracket sizes": ([("(1,2)", r"\bigl(1,2\bigr)"), ("[0,1]", r"\Big[0,1\Big]"), ("3", r"\left(3\right)")], []),
+    "bracketed arrays": (
+        [
+            (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]"),
+            (r"\left[\begin{array}{c}1\\3\end{array}\right]", r"\begin{bmatrix}1\\3\end{bmatrix}"),
+            (r"\begin{pmatrix}1&2\end{pmatrix}", r"A = \left[\begin{matrix}1&2\end{matrix}\right]"),
+        ],
+        [(r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\left[\begin{array}{cc}1&2\\3&5\end{array}\right]")],
+    ),
     "phantoms": (
         [("13", r"\phantom{0}13"), ("1234567", r"1,\!234,\!567"), ("13", r"\text{ }13")],
         [("13", r"\phantom{1}3")],
@@ -94,6 +102,18 @@ REWRITTEN = {
         [("A,B", r"\text{A and B}"), ("1,2", r"1 \text{ or } 2"), ("3,4", r"\text{3 and 4}")],
         [("A,B", r"\text{A and C}")],
     ),
+    "and between quantities": (
+        [("2,3", r"2\text{ s or }3\text{ s}"), ("2,3", r"2\text{ cm and }3")],
+        [("2", r"2\text{ s or }3\text{ s}"), ("2", r"\frac{4}{2}\text{ m and }\sqrt{3}\text{ m}")],
+    ),
+    "several units": (
+        [("2,3", r"2\text{ cm}, 3\text{ cm}"), ("(2,3)", r"(2\text{ cm}, 3\text{ cm}^2)")],
+        [
+            ("2", r"2\text{ cm}, 3\text{ cm}"),
+            ("2", r"2\text{ cm}\cdot 3\text{ cm}"),
+            ("2", r"2\text{ red}, 3\text{ blue}"),
+        ],
+    ),
     "quantifiers": (
         [
             (r"2k\pi", r"2\pi k, k \in \mathbb{Z}"),
@@ -140,6 +160,26 @@ DECIDED = {
     "names of points": (
         [(r"\triangle ABC", r"\triangle ABC"), ("3ABC", "3 ABC")],
         [(r"\triangle ABC", r"\triangle CBA"), (r"\angle ABC", r"\angle BAC"), ("3ABC", "3CBA")],
+    ),
+    "qualifiers": (
+        [(r"5\text{ or more}", r"5\text{ or more}"), ("5", r"5\text{ cm}"), ("5", r"5\text{ more apples}")],
+        [
+            ("5", r"5\text{ or more}"),
+            ("5", r"5\text{(maybe 6)}"),
+            ("5", r"5\text{ is wrong}"),
+            ("3", r"3\text{ if }n>1"),
+        ],
+    ),
+    "quantities": (
+        [
+            (r"1\text{ hour }30\text{ minutes}", r"1\text{ h }30\text{ min}"),
+            (r"5\text{ ft }6\text{ in}", r"5\text{ feet }6"),
+        ],
+        [(r"1\text{ hour }30\text{ minutes}", "1"), (r"1\text{ hour }30\text{ minutes}", r"1\text{ h }31\text{ min}")],
+    ),
+    "intervals": (
+        [("(2,3)", "2<x<3"), ("[2,3]", r"2\le x\le 3"), (r"x\in(2,3)", "2<x<3")],
+        [("2,3", "2<x<3"), (r"\{2,3\}", r"2\le x\le 3"), ("2<x<3", "2,3")],
     ),
     "shapes": (
         [("1,2", "2,1"), ("(1,2)", "1,2"), (r"\pm 1", "1,-1"), ("1,2,3", r"\{3,2,1\}"), ("13", "(13)")],
@@ -258,6 +298,49 @@ def test_a_labelled_gold_answer_is_nothing_else(answer: str):
 
 
 @pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("A", "(A)(B)(C)(D)"),
+        ("A", r"(A) \text{ or } (B)"),
+        ("A", "A) B)"),
+        ("(A), (C)", "(A)"),
+        ("(A), (C)", "A"),
+        ("6", "(A) 5 (B) 6"),
+    ],
+)
+def test_several_choices_are_not_the_first_of_them(gold: str, answer: str):
+    assert not equal_answers(gold, answer)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("A, C", "(A), (C)"),
+        ("(A), (C)", r"(C) \text{ and } (A)"),
+        ("(A) and (C)", "A, C"),
+        ("A", "(A) (A)"),
+        ("(C) P(A)", "C"),
+    ],
+)
+def test_several_choices_in_any_spelling(gold: str, answer: str):
+    assert equal_answers(gold, answer)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "equal"),
+    [
+        ("6", r"\sum_{i=1}^{3} i", True),
+        ("5", r"\sum_{i=1}^{3} i", False),
+        ("5", r"\int_0^1 i\,di", False),
+        ("6+i", r"i+\sum_{i=1}^{3} i", True),
+        (r"-1", r"e^{i\pi}", True),
+    ],
+)
+def test_i_is_imaginary_where_it_counts_nothing(gold: str, answer: str, equal: bool):
+    assert equal_answers(gold, answer) == equal
+
+
+@pytest.mark.parametrize(
     "gold", [LABELLED, "4343_6", "2:3:4", r"\text{Evelyn}", "(A) 5", r"33\frac{1}{3}\%", r"0.\overline{3}", "45°", "∞"]
 )
 def test_what_the_reward_can_judge_counts_as_understood(gold: str):
@@ -274,6 +357,9 @@ def test_what_the_reward_can_judge_counts_as_understood(gold: str):
         ("\\boxed{1}\n\n\\boxed{2}", "1, 2"),
         (r"**\boxed{1}** / **\boxed{2}**", "1, 2"),
         (r"\boxed{1}\hspace{1cm}\text{or}~\boxed{2}", "1, 2"),
+        (r"\boxed{1}\hfill\textbf{or}\thinspace\boxed{2}", "1, 2"),
+        (r"\boxed{1}，“\boxed{2}”", "1, 2"),
+        (r"\boxed{1} &nbsp;<br> • \boxed{2}", "1, 2"),
         (r"\boxed{5} and \boxed{5}", "5"),
         (r"\boxed{1}, no: \boxed{2}", "2"),
         (r"\boxed{\boxed{6} 5}", r"\boxed{6} 5"),

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gvm_ray.actors.learner import updates_per_command
+from gvm_ray.actors.commands import updates_per_command
 from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.learner.attention import resolve_attention

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from tiny_models import build_tiny_model
+from transformers import AutoConfig
 
 from gvm_ray.exceptions import ModelError
 from gvm_ray.model_files import model_files, weights_digest
-from gvm_ray.pretrained import load_end_token_ids, load_tokenizer
+from gvm_ray.pretrained import empty_causal_lm, load_end_token_ids, load_generation_config, load_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -141,6 +142,30 @@ def test_an_end_token_that_is_no_number_is_refused(folder: Path, value: object) 
     changed(GENERATION, eos_token_id=value)(folder)
     with pytest.raises(ModelError, match=r"eos_token_id in generation_config.json of .*; write the number of a token"):
         load_end_token_ids(folder, tokenizer=tokenizer)
-    (folder / GENERATION).write_text("{")
-    with pytest.raises(ModelError, match=r"no generation_config.json can be loaded from"):
-        load_end_token_ids(folder, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "3", "{"])
+def test_generation_settings_that_are_no_object_are_named(folder: Path, text: str) -> None:
+    (folder / "generation_config.json").write_text(text)
+    wrong = "isn't JSON" if text == "{" else f"holds {text}, not an object"
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: load_end_token_ids(folder, tokenizer=load_tokenizer(folder)),
+        lambda: load_generation_config(folder),
+    )
+    for read in readers:
+        with pytest.raises(ModelError) as error:
+            read()
+        assert f"generation_config.json of {str(folder)!r} {wrong}" in str(error.value)
+        assert str(error.value).endswith("own generation_config.json there, or delete it: it is not needed")
+
+
+@pytest.mark.parametrize("family", ["mamba", "gpt_oss", "rwkv"])
+def test_a_family_without_the_learners_attention_is_named(family: str) -> None:
+    config = AutoConfig.for_model(family)
+    with pytest.raises(ModelError, match=rf"{family}.*scaled_dot_product_attention.*; use a text model of the Llama"):
+        empty_causal_lm(config, attention="sdpa")
+
+
+def test_a_model_that_is_no_causal_one_is_answered_by_families() -> None:
+    with pytest.raises(ModelError, match=r"T5Config.*; put the model's own config.json there, or use a text model of"):
+        empty_causal_lm(AutoConfig.for_model("t5"))

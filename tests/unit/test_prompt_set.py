@@ -76,6 +76,8 @@ def test_no_prompt_left_says_why(tmp_path, tokenizer):
     train = source(tmp_path / "train.jsonl", ("a", "1+1=", "2"))
     with pytest.raises(DataError, match=r"prompts.train has no prompt left(.|\n)*longer.*(.|\n)*write a larger"):
         load_prompts(PromptsConfig(train=train, max_tokens=3), tokenizer)
+    with pytest.raises(DataError, match=r"^benchmark 'sums' has no prompt left:\nbenchmark 'sums': 0 of 1 prompts"):
+        load_prompts(PromptsConfig(train=train, max_tokens=3), tokenizer, train_name="benchmark 'sums'")
     with pytest.raises(DataError, match=r"prompts.train has no prompt left(.|\n)*the evaluation has them too: a"):
         load_prompts(PromptsConfig(train=train, eval=train), tokenizer)
 

@@ -161,10 +161,23 @@ def test_planned_against_the_setting_the_smallest_gpu_or_an_assumption(
     assert find_hardware(run_config()).machine.num_bytes is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"hidden_size": 64}', '{"num_attention_heads": 0, "hidden_size": 64}'])
-def test_a_configuration_without_widths_is_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", r"config\.json of '.*' isn't JSON \(.*\); put the model's own config\.json there"),
+        ("[]", r"config\.json of '.*' holds \[\], not an object; put the model's own config\.json there"),
+        ('{"hidden_size": 64}', r"has no num_attention_heads at the top level.*use a text model of the Llama"),
+        ('{"text_config": {"num_attention_heads": 4}}', r"has no num_attention_heads at the top level"),
+        (
+            '{"num_attention_heads": 0, "hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 8, '
+            '"vocab_size": 9}',
+            r"ZeroDivisionError.*write model\.path as a folder with config\.json",
+        ),
+    ],
+)
+def test_a_configuration_without_widths_is_refused(text: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ModelError, match=r"write model\.path as a folder with config\.json"):
+    with pytest.raises(ModelError, match=expected):
         read_model_sizes(tmp_path)
 
 

@@ -156,6 +156,18 @@ def test_other_settings_are_refused_before_anything_is_written(
     assert contents(folder) == before
 
 
+CUSTOM = {"type": "custom", "path": "package:Algorithm"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [({}, {"x": 1}), ({"x": 1}, {}), ({"x": 1}, {"y": 1}), ({"x": {"type": 1}}, {"x": {"y": 1}})]
+)
+def test_free_keywords_are_compared_whole(tmp_path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    ended_run(tmp_path, algorithm={**CUSTOM, "parameters": before})
+    with pytest.raises(CheckpointError, match=r"other settings in algorithm\.parameters"):
+        resumed(tmp_path, algorithm={**CUSTOM, "parameters": now}, num_steps=5)
+
+
 def test_a_run_of_damaged_settings_is_named(tmp_path: Path) -> None:
     folder = ended_run(tmp_path)
     shutil.rmtree(folder.checkpoints)

@@ -194,7 +194,24 @@ def test_the_default_format_is_a_box_of_any_depth(content: str):
     assert reward(prompt(), completion(rf"so $\boxed{{{content}$")) == 0.0
 
 
-@pytest.mark.parametrize("content", ["", " ", "\n", "~", r"\,", r"\ \quad", "{}", r"\text{ }"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        " ",
+        "\n",
+        "~",
+        r"\,",
+        r"\ \quad",
+        "{}",
+        r"\text{ }",
+        r"\boxed{}",
+        r"\hspace{1cm}",
+        r"\phantom{5}",
+        r"\(\)",
+        "\u200b",
+    ],
+)
 def test_a_blank_box_has_not_the_format(content: str):
     assert FormatReward()(prompt(), completion(rf"so $\boxed{{{content}}}$")) == 0.0
 

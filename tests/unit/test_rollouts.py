@@ -123,6 +123,24 @@ def test_more_unscored_samples_than_allowed_stop_the_run() -> None:
     assert ledger(max_unscored_fraction=1.0).refill([outcome("a", nan, nan)], requests, step=0)
 
 
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        ({"error": 2, "timeout": 1}, r": the reward raised an error, or returned no finite number.*\(3 of them\)"),
+        ({"timeout": 1}, r": the reward took too long; .*--set rewards\.timeout_s=\.\.\. \(2 of them\)"),
+        ({"memory": 1}, r": the reward needed too much memory; .*--set rewards\.memory_mb"),
+        ({"crash": 1}, r": the reward's process died"),
+        ({}, r": the reward fails; "),
+    ],
+)
+def test_the_most_frequent_reason_is_named(reasons: dict[str, int], expected: str) -> None:
+    nan = float("nan")
+    last = dict.fromkeys(reasons, 1)
+    outcomes = [replace(outcome("a", nan, nan), unscored=reasons), replace(outcome("b", nan, nan), unscored=last)]
+    with pytest.raises(SystemFailure, match=expected):
+        ledger().refill(outcomes, [], step=0)
+
+
 def test_staleness_is_counted_by_sample() -> None:
     outcomes = [outcome("a", 0.0, 0.0, 0.0, version=3), outcome("b", 1.0, version=5)]
     assert staleness_metrics(outcomes, step=5, max_staleness=2) == {"staleness/mean": 1.5, "staleness/max": 2.0}

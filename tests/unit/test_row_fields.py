@@ -35,6 +35,7 @@ def rows() -> list[dict[str, Any]]:
 def numpy_rows() -> list[dict[str, Any]]:
     """Answers as NumPy's scalars and arrays."""
     answers = [np.float32(1234.56), np.float64(0.5), np.int64(3), np.array([0.1, 2], np.float32), np.str_("x")]
+    answers += [np.float16(65504), np.float32(33554436)]
     return [{"problem": f"p{index}", "answer": answer} for index, answer in enumerate(answers)]
 
 
@@ -83,6 +84,12 @@ def test_a_missing_nested_field_is_answered_by_those_at_hand(tmp_path: Path, nam
         DataError, match=r"'reward_model' is dict .*; name a field in it: reward_model.ground_truth, reward_model.style"
     ):
         load(path, **{**NESTED, "answer_field": "reward_model"})
+
+
+def test_a_field_with_a_dot_beside_a_nested_one_is_listed_once(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"problem": "p", "a.b": 1, "a": {"b": 2, "c": 3}}])
+    with pytest.raises(DataError, match=r"set answer_field to one of its fields: a\.b, a\.c, problem$"):
+        load(path)
 
 
 def test_where_a_dot_leads(tmp_path: Path) -> None:
@@ -156,7 +163,8 @@ def test_field_names_in_a_config() -> None:
     config = parse_config(values, ['prompts.train.prompt_field=["Body", "Question"]'])
     assert config.prompts.train.prompt_field == ("Body", "Question")  # type: ignore[union-attr]
     assert parse_config(config.model_dump(mode="json")) == config
-    for value in ("3", "[]", '["a", 1]'):
+    assert parse_config(values, ["prompts.train.prompt_field=3"]).prompts.train.prompt_field == "3"  # type: ignore[union-attr]
+    for value in ("[]", '["a", 1]'):
         with pytest.raises(ConfigError, match="prompt_field: write the name of a field, or a list of several"):
             parse_config(values, [f"prompts.train.prompt_field={value}"])
 
@@ -167,6 +175,8 @@ def test_field_names_in_a_config() -> None:
     [
         (pyarrow.array([1234.56, 0.1, 1e20, 3], pyarrow.float32()), ["1234.56", "0.1", "1" + "0" * 20, "3"]),
         (pyarrow.array(np.array([0.1, 2.5], np.float16)), ["0.1", "2.5"]),
+        (pyarrow.array(np.array([65504, -2049, 0.1], np.float16)), ["65504", "-2048", "0.1"]),
+        (pyarrow.array([2.0**24, 123456789.0, 2.0**40], pyarrow.float32()), ["16777216", "123456792", "1099511627776"]),
         (pyarrow.array([[1234.56, 2], [0.3]], pyarrow.list_(pyarrow.float32())), ["1234.56, 2", "0.3"]),
         (pyarrow.array([[0.7]], pyarrow.large_list(pyarrow.float32())), ["0.7"]),
         (pyarrow.array([1234.56, 1e23, 1e-7, -0.0]), ["1234.56", "1" + "0" * 23, "0.0000001", "0"]),
@@ -267,4 +277,4 @@ def test_a_label_that_is_missing_is_no_answer(tmp_path: Path) -> None:
 
 def test_numpy_values_of_a_function() -> None:
     tasks = load_tasks(FunctionSourceConfig(path=f"{HERE}:numpy_rows"))
-    assert [task.answer for task in tasks] == ["1234.56", "0.5", "3", "0.1, 2", "x"]
+    assert [task.answer for task in tasks] == ["1234.56", "0.5", "3", "0.1, 2", "x", "65504", "33554436"]

@@ -259,3 +259,8 @@ def test_demonstrations_end_as_the_chat_template_ends_an_answer():
     assert end_token_id(TemplateConfig(), tokenizer=tokenizer, end_token_ids={1, 4}) == 1
     tokenizer.chat_template = "{{ messages[0].content }}"
     assert end_token_id(chat, tokenizer=tokenizer, end_token_ids={1, 4}) == 1
+
+
+def test_a_chat_template_that_refuses_every_message_is_not_blamed_on_the_system_prompt():
+    with pytest.raises(ModelError, match=r"leaves the problem out of the prompt \(no chat here\); choose another"):
+        chat_text("{{ raise_exception('no chat here') }}", system_prompt="qwen-boxed")

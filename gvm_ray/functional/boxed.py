@@ -8,7 +8,8 @@ _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _SEPARATOR = re.compile(
     r"(?:(?:(?<![a-z])(?:answer|option|choice|part|case|solution)\s?)?"
     r"(?<![a-z\d\\])\(?(?:\d{1,2}|[a-z]|[ivx]{2,4})\**(?:[.:](?!\d)|\))"
-    r"|&nbsp;|<[bh]r ?/?>|[\s$.,;:!?&~*|/()\[\]{}`'\"“”‘’_#•，、；。！？–—→⇒⟶⟹∪∨>-]|\\[\\,;:!()\[\] |]|\\[hv]space\{[^{}]*+\}"  # noqa: RUF001
+    r"|&nbsp;|<[bh]r ?/?>|[\s$.,;:!?&~*|/()\[\]{}`'\"“”‘’_#•，、；。！？–—→⇒⟶⟹∪∨>-]"  # noqa: RUF001
+    r"|\\[\\,;:!()\[\] |]|\\[hv]space\{[^{}]*+\}"
     r"|\\(?:q?quad|(?:thin|med|thick|en)space|hfill|newline|linebreak|par|item|hline|hrule|bullet)(?![a-z])"
     r"|\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|emph|[mh]box|left|right|lor|land|vee|wedge)(?![a-z])"
     r"|\\(?:to|mapsto|implies|iff|(?:long)?(?:left)?rightarrow|cup|mid|vert|parallel)(?![a-z])"

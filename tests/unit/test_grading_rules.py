@@ -5,11 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from gvm_ray.functional.final_answer import final_answer
 from gvm_ray.rewards.answer_pairs import PAIR_RULES, decided
 from gvm_ray.rewards.answer_rules import RULES, rewritten
-from gvm_ray.rewards.exact_values import TooLarge, check_sizes
-from gvm_ray.rewards.math_verify import _parsed, can_parse_answer, equal_answers
+from gvm_ray.rewards.math_verify import can_parse_answer, equal_answers
 
 # name of the rule -> answers that it rewrites, and what they say; then answers that say something else.
 REWRITTEN = {
@@ -298,78 +296,6 @@ def test_a_number_too_large_to_work_out_is_right_only_where_it_is_spelt_alike(to
     assert equal_answers(tower, f" {tower} ")
 
 
-@pytest.mark.parametrize(
-    "formula",
-    [
-        r"\pi^{\pi^{20}}",
-        "e^{e^{20}}",
-        r"\int_0^\infty e^{-x^2} dx",
-        r"\int_0^1 x^x dx",
-        r"\sum_{n=1}^{\infty}\frac1{n^3}",
-        r"\sum_{n=1}^{1000000}\frac1n",
-        r"\sum_{i=1}^{100}\sum_{j=1}^{100} ij",
-        r"\prod_{n=1}^{\infty}(1+\frac{1}{n^2})",
-        r"\lim_{x\to 0}\frac{\sin x}{x}",
-        "(x+1)^{1000}",
-        "(x+y+z)^{100}",
-        r"(1+\sqrt2)^{1000}",
-        "x^{10^9}",
-        r"\cosh(\cosh(\cosh(\cosh(9))))",
-        r"\lfloor\pi^{\pi^{20}}\rfloor",
-        r"\begin{pmatrix}(x+1)^{1000}\\1\end{pmatrix}",
-    ],
-)
-def test_what_may_never_be_finished_is_not_begun(formula: str):
-    value = _parsed(formula)
-    assert value is not None
-    with pytest.raises(TooLarge):
-        check_sizes(value)
-    assert not equal_answers("5", formula)
-    assert equal_answers(formula, f" {formula} ")
-
-
-@pytest.mark.parametrize(
-    "formula",
-    [
-        r"\binom{1000000000}{500000000}",
-        r"\gcd(10^{99999999},3)",
-        r"\gcd(9^{9^{9^9}},3)",
-        r"[0,9^{9^{9^{9}}}]",
-        r"\pi^{\pi^{\pi^{\pi^\pi}}}",
-        "e^{e^{e^{e^{e}}}}",
-    ],
-)
-def test_what_the_parser_would_work_out_is_not_parsed(formula: str):
-    assert _parsed(formula) is None
-    assert not equal_answers("5", formula)
-    assert equal_answers(formula, f" {formula} ")
-
-
-@pytest.mark.parametrize(
-    ("gold", "answer", "equal"),
-    [
-        ("(x+1)^3", "x^3+3x^2+3x+1", True),
-        ("(x+1)^3", "x^3+3x^2+3x+2", False),
-        ("e^{e^2}", r"\exp(e^2)", True),
-        ("2598960", r"\binom{52}{5}", True),
-        ("6", r"\gcd(12,18)", True),
-        ("1<x<2", "2<2x<4", True),
-        ("0<x<1", r"1<x^{1000}+x+1<2", False),
-        ("5", r"\begin{pmatrix}1&1\\1&x\end{pmatrix}^{1000}", False),
-        ("x^{2024}", r"x^{2023}\cdot x", True),
-        (r"\frac{x^{100}-1}{x-1}", r"\frac{1-x^{100}}{1-x}", True),
-        (r"\frac{137}{60}", r"\sum_{n=1}^{5}\frac1n", True),
-        (r"\frac{137}{60}", r"\sum_{n=1}^{6}\frac1n", False),
-        ("120", r"\prod_{n=1}^{5} n", True),
-        ("5", r"\frac{5x}{x}", True),
-        ("5", r"\frac{x^{1000}-1}{x-1}", False),
-        (r"\pi^{\pi^\pi}", r"\pi^{\pi^{\pi}+1}", False),
-    ],
-)
-def test_what_can_be_finished_is_compared(gold: str, answer: str, equal: bool):
-    assert equal_answers(gold, answer) == equal
-
-
 LABELLED = r"\textbf{(B)}\ \frac{1}{2}"
 
 
@@ -431,74 +357,3 @@ def test_i_is_imaginary_where_it_counts_nothing(gold: str, answer: str, equal: b
 )
 def test_what_the_reward_can_judge_counts_as_understood(gold: str):
     assert can_parse_answer(gold)
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"$\boxed{1}\quad\text{and}\quad\boxed{2}$", "1, 2"),
-        (r"\(\boxed{1}\) and \(\boxed{2}\)", "1, 2"),
-        (r"\boxed{1}; \boxed{2}", "1, 2"),
-        (r"\boxed{1}\boxed{2}", "1, 2"),
-        ("\\boxed{1}\n\n\\boxed{2}", "1, 2"),
-        (r"**\boxed{1}** / **\boxed{2}**", "1, 2"),
-        (r"\boxed{1}\hspace{1cm}\text{or}~\boxed{2}", "1, 2"),
-        (r"\boxed{1}\hfill\textbf{or}\thinspace\boxed{2}", "1, 2"),
-        (r"\boxed{1}，“\boxed{2}”", "1, 2"),
-        (r"\boxed{1} &nbsp;<br> • \boxed{2}", "1, 2"),
-        (r"\boxed{5} and \boxed{5}", "5"),
-        ("1. \\boxed{6}\n2. \\boxed{5}", "6, 5"),
-        (r"(a) \boxed{6} (b) \boxed{5}", "6, 5"),
-        ("i) \\boxed{6}\nii) \\boxed{5}", "6, 5"),
-        ("- \\boxed{6}\n- \\boxed{5}", "6, 5"),
-        (r"\item \boxed{6} \item \boxed{5}", "6, 5"),
-        ("**Answer 1:** \\boxed{6}\n**Answer 2:** \\boxed{5}", "6, 5"),
-        (r"\boxed{6} or maybe \boxed{5}", "6, 5"),
-        (r"\boxed{6} vs. \boxed{5}", "6, 5"),
-        ("\\boxed{6}\n\n---\n\n\\boxed{5}", "6, 5"),
-        (r"$\boxed{6} \Rightarrow \boxed{5}$", "6, 5"),
-        (r"$\boxed{6}$ → $\boxed{5}$", "6, 5"),
-        (r"\boxed{6} \cup \boxed{5}", "6, 5"),
-        (r"\boxed{6} \mid \boxed{5}", "6, 5"),
-        (r"\boxed{5}\boxed(6)", "5, 6"),
-        (r"\boxed{6} \boxed{} \boxed{5}", "6, 5"),
-        ("Step 1: \\boxed{6}\nStep 2: \\boxed{5}", "5"),
-        ("\\boxed{6}\n\nFinal answer: \\boxed{5}", "5"),
-        (r"\boxed{2} + \boxed{3} = \boxed{5}", "5"),
-        (r"There are $\boxed{6}$ pears. 2. Adding the apples gives \boxed{5}", "5"),
-        (r"\boxed{5}, so the box is \boxed{...}", "5"),
-        (r"\boxed{?}", None),
-        (r"\boxed{\ldots}", None),
-        (r"\boxed{1}, no: \boxed{2}", "2"),
-        (r"\boxed{\boxed{6} 5}", r"\boxed{6} 5"),
-        (r"\boxed{5}, and I was asked for a \boxed{}", "5"),
-        (r"\boxed(5)", "5"),
-        (r"\box{5}", "5"),
-        ("\boxed{5}", "5"),  # a backspace
-        (r"<think>\boxed{6}</think> \boxed{5}", "5"),
-        (r"so \boxed{6}</think> \boxed{5}", "5"),
-        (r"<think>\boxed{5}", None),
-        (r"<think>\boxed{5}</think>", None),
-        (r"so \boxed{5}</think>", None),
-        (r"<think >\boxed{5}</think >", None),
-        (r'<think type="long">\boxed{6}</think> \boxed{5}', "5"),
-        (r"<reasoning>\boxed{5}</reasoning>", None),
-        (r"<thought>\boxed{6}</thought> \boxed{5}", "5"),
-        (r"<|begin_of_thought|>\boxed{5}<|end_of_thought|>", None),
-        (r"\boxed{6}<|end_of_thought|> \boxed{5}", "5"),
-        (r"[THINK]\boxed{6}[/THINK] \boxed{5}", "5"),
-        (r"◁think▷\boxed{6}◁/think▷ \boxed{5}", "5"),
-        (r"I think \boxed{5}, by this reasoning", "5"),
-        ("<answer>6</answer> or <answer>5</answer>", "5"),
-        ("The answer is **5**.", "5"),
-        ("The answer is (1, 2).", "(1, 2)"),
-        ("The answer is 5 or 6.", "5 or 6"),
-        ("The answer is not 5.", None),
-        ("The answer is not 5 but 6.", "6"),
-        ("It isn't clear, but there are 7 apples.", "7"),
-        ("I don't know", None),
-    ],
-)
-def test_final_answer(text: str, answer: str | None):
-    found = final_answer(text)
-    assert (None if found is None else found.text) == answer

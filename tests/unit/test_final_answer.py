@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - look-alike signs are what some cases are about
 """The final answer of a response: its boxes, and what is no answer."""
 
 import pytest

@@ -3,18 +3,24 @@ r"""Final answers in LaTeX text: what stands inside \boxed{...}. Pure text, shar
 import re
 
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-# What may stand between boxes of one answer: no word but these, no digit, no sign of operation. Linear in the text.
+# What may stand between boxes of one answer: the labels of a list, punctuation, layout, arrows and these words, but no
+# other word or digit and no sign of operation. Linear in the text.
 _SEPARATOR = re.compile(
-    r"(?:&nbsp;|<br ?/?>|[\s$.,;:!?&~*|/()\[\]{}`'\"“”‘’_#•，、；。！？]|\\[\\,;:!()\[\] ]|\\[hv]space\{[^{}]*+\}"  # noqa: RUF001
-    r"|\\(?:q?quad|(?:thin|med|thick|en)space|hfill|newline|linebreak|par)(?![a-z])"
+    r"(?:(?:(?<![a-z])(?:answer|option|choice|part|case|solution)\s?)?"
+    r"(?<![a-z\d\\])\(?(?:\d{1,2}|[a-z]|[ivx]{2,4})\**(?:[.:](?!\d)|\))"
+    r"|&nbsp;|<[bh]r ?/?>|[\s$.,;:!?&~*|/()\[\]{}`'\"“”‘’_#•，、；。！？–—→⇒⟶⟹∪∨>-]"  # noqa: RUF001
+    r"|\\[\\,;:!()\[\] |]|\\[hv]space\{[^{}]*+\}"
+    r"|\\(?:q?quad|(?:thin|med|thick|en)space|hfill|newline|linebreak|par|item|hline|hrule|bullet)(?![a-z])"
     r"|\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|emph|[mh]box|left|right|lor|land|vee|wedge)(?![a-z])"
-    r"|(?<![a-z])(?:and|or|as|well|also|either|both|alternatively)(?![a-z]))*+",
+    r"|\\(?:to|mapsto|implies|iff|(?:long)?(?:left)?rightarrow|cup|mid|vert|parallel)(?![a-z])"
+    r"|(?<![a-z])(?:and|n?or|as|well|also|else|either|both|alternatively|maybe|perhaps|possibly|vs|versus)(?![a-z]))*+",
     re.IGNORECASE,
 )
 
-_BLANK = re.compile(  # prints nothing
-    r"(?:[\s~{}$\u200b-\u200d\u2060\ufeff]|\\[\\,;:!>() ]|\\(?:[hv]space\*?|[hv]?phantom)\{[^{}]*+\}"
-    r"|\\(?:q?quad|(?:thin|med|thick|en)space|text(?:bf|it|rm|sf)?|math(?:rm|bf|it|sf)|[mhf]box|boxed)(?![a-zA-Z]))*+"
+_BLANK = re.compile(  # prints nothing, or the dots or the question mark of a form
+    r"(?:[\s~{}$.?…_\u200b-\u200d\u2060\ufeff]|\\[\\,;:!>() _]|\\(?:[hv]space\*?|[hv]?phantom)\{[^{}]*+\}"
+    r"|\\(?:q?quad|(?:thin|med|thick|en)space|text(?:bf|it|rm|sf)?|math(?:rm|bf|it|sf)|[mhf]box|boxed|[lc]?dots)"
+    r"(?![a-zA-Z]))*+"
 )
 
 
@@ -50,17 +56,19 @@ def last_boxed(text: str) -> str | None:
 def final_boxed(text: str) -> str | None:
     r"""The answer in the last boxes of `text`, stripped; None where no box holds anything.
 
-    Boxes that only punctuation, layout, "and" or "or" part, or nothing, are one answer, joined by ", " and each named
-    once: "\boxed{1} and \boxed{2}" gives "1, 2". Blank boxes are passed over, and a box inside another is part of it.
+    Boxes that only punctuation, layout, the labels of a list, "and" or "or" part, or nothing, are one answer, joined by
+    ", " and each named once: "\boxed{1} and \boxed{2}" gives "1, 2". Blank boxes are passed over, as are those that
+    hold dots or a question mark, and a box inside another is part of it.
     """
     group: list[tuple[int, int, int]] = []
+    following = 0  # where the box behind starts
     for span in reversed(_outer(_boxed_spans(text))):
-        _, start, end = span
-        if _BLANK.fullmatch(text, start, end - 1):
-            continue
-        if group and not _SEPARATOR.fullmatch(text, end, group[-1][0]):
+        box, start, end = span
+        if group and not _SEPARATOR.fullmatch(text, end, following):
             break
-        group.append(span)
+        following = box
+        if not _BLANK.fullmatch(text, start, end - 1):
+            group.append(span)
     contents = dict.fromkeys(text[start : end - 1].strip() for _, start, end in reversed(group))
     return ", ".join(contents) if contents else None
 

@@ -10,7 +10,11 @@ from gvm_ray.functional.boxed import final_boxed
 
 # An unboxed answer is looked for at the end only.
 _END_CHARACTERS = 2000
-_THINKING = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+_THINKING = re.compile(
+    r"<\s?(/?)\s?(?:think(?:ing)?|thoughts?|reasoning)(?:\s[^<>]{0,100})?>|<\|(?:begin|(end))_of_thought\|>"
+    r"|\[(/?)THINK\]|◁(/?)think▷",
+    re.IGNORECASE,
+)
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 # \box{5}, \boxed(5), \boxed[5], and \boxed{5} whose \b a string literal turned into a backspace.
 _MISSPELT_BOX = re.compile(r"(?:\\box|\x08oxed)\s*\{|\\boxed\s*([(\[])([^()\[\]{}\n]{1,80})[)\]]")
@@ -40,24 +44,22 @@ def final_answer(response: str) -> FinalAnswer | None:
 
     In this order: the last \boxed{} that isn't empty (several with nothing but "and" or punctuation between them are
     one answer), the last <answer> tags, what follows "the answer is", the last formula or number of the last 2,000
-    characters. Text in <think> tags, closed or not, is no answer, nor is a number that the response says it is not.
+    characters. Text in <think> tags or the like, closed or not, is no answer, nor is a number said not to be it.
     """
-    spoken = _without_thinking(response)
-    boxed = final_boxed(spoken)
-    if boxed is None and _MISSPELT_BOX.search(spoken):
-        boxed = final_boxed(_MISSPELT_BOX.sub(lambda box: rf"\boxed{{{box[2]}}}" if box[1] else r"\boxed{", spoken))
+    spoken = without_thinking(response)
+    boxed = final_boxed(_MISSPELT_BOX.sub(lambda box: rf"\boxed{{{box[2]}}}" if box[1] else r"\boxed{", spoken))
     if boxed is not None:
         return FinalAnswer(text=boxed, boxed=True)
     text = _said(spoken[-_END_CHARACTERS:])
     return FinalAnswer(text=text, boxed=False) if text else None
 
 
-def _without_thinking(text: str) -> str:
-    """What isn't in <think> tags; what stands before a closing tag without opening one was thought, too."""
+def without_thinking(text: str) -> str:
+    """The text outside <think> tags and the like; before a closing tag without an opening one all was thought, too."""
     kept: list[str] = []
     position, is_open = 0, False
     for tag in _THINKING.finditer(text):
-        if not tag[1]:
+        if not any(tag.groups()):
             if not is_open:
                 kept.append(text[position : tag.start()])
             is_open = True

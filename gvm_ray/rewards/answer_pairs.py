@@ -51,6 +51,7 @@ _CAPITALS = re.compile(r"(?<![a-zA-Z\\])[A-Z]{3,}(?![a-zA-Z])")
 _QUALIFIER = re.compile(QUALIFIER)
 _QUANTITY = r"\s*(-?\d+(?:\.\d+)?)\s*\\text\s*\{[^{}\d]*\}"
 _QUANTITIES = re.compile(rf"(?:{_QUANTITY}){{1,3}}\s*\d+(?:\.\d+)?\s*(?:\\text\s*\{{[^{{}}\d]*\}})?")
+_MARK = re.compile(r"\\(?:[lc]?dots)(?![a-zA-Z])|\.\.\.|…|(?<=[a-zA-Z)])'")
 _UNSIGNED = re.compile(r"\d+(?:\.\d+)?")
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|lt|gt|leq|geq)(?:slant)?(?![a-zA-Z])")
 _OPENING, _CLOSING = "([{", ")]}"
@@ -74,7 +75,7 @@ def _words(gold: str, answer: str) -> bool | None:
         # abc may be the product a \cdot b \cdot c; no longer word is a formula.
         short = _PRODUCT.fullmatch((word or other or "")[-2:]) and len(word or other or "") <= 3
         return None if short and _OPERATION.search(gold + answer) else False
-    if _PRODUCT.fullmatch(gold) and _PRODUCT.fullmatch(answer):
+    if "no" not in (word, other) and _PRODUCT.fullmatch(gold) and _PRODUCT.fullmatch(answer):
         return None
     return word == other
 
@@ -153,6 +154,11 @@ def _qualifiers(gold: str, answer: str) -> bool | None:
     return False if others - said else None
 
 
+def _marks(gold: str, answer: str) -> bool | None:
+    one, other = (sorted(set(_MARK.findall(_TEXT.sub("", each)))) for each in (gold, answer))
+    return False if one != other else None
+
+
 def _quantities(gold: str, answer: str) -> bool | None:
     if not (_QUANTITIES.fullmatch(gold) or _QUANTITIES.fullmatch(answer)):
         return None
@@ -199,6 +205,8 @@ def _shapes(gold: str, answer: str) -> bool | None:
     if count > 1 and other_count > 1:
         if bracket == "" and other == "(":  # a pair has an order, which a list hasn't
             return False
+        if {bracket, other} == {"{", "("}:
+            return False
         return False if count != other_count else None
     if count == other_count == 1 and "[" in (bracket, other) and bracket != other:
         return False
@@ -212,7 +220,12 @@ PAIR_RULES = (
     PairRule(name="orders of letters", reason="C,A,B,D ranks; A,C chooses", equal=_letter_lists),
     PairRule(name="names of points", reason="the library multiplies them: ABC = CBA", equal=_capitals),
     PairRule(name="qualifiers", reason="the library drops words as units: 5 or more, 5 (maybe 6)", equal=_qualifiers),
+    PairRule(
+        name="marks", reason="the library drops primes and dots: f'(x) = f(x), and 1, 2, ... = 1, 2", equal=_marks
+    ),
     PairRule(name="quantities", reason="the library reads the first only: 1 hour 30 minutes = 1", equal=_quantities),
     PairRule(name="intervals", reason="the library takes 2 < x < 3 for its ends", equal=_intervals),
-    PairRule(name="shapes", reason="the library takes 1,2 for (1,2), for 1,2,2, and [13] for 13", equal=_shapes),
+    PairRule(
+        name="shapes", reason="the library takes 1,2 and {1,2} for (1,2), 1,2 for 1,2,2, [13] for 13", equal=_shapes
+    ),
 )

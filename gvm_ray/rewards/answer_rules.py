@@ -61,7 +61,7 @@ _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|[a-z]|\\[a-z]+)\s*\^\s*\\circ(?![a-zA-Z])")
 QUALIFIER = (
     r"(?<![a-zA-Z])(?i:or|maybe|perhaps|possibly|not|wrong|incorrect|if|otherwise|unless|except"
-    r"|at least|at most|more than|less than|percent|pct)"
+    r"|at least|at most|more than|less than|percent|pct|thousand|million|billion|trillion|dozen)"
     r"(?![a-zA-Z])"
 )
 _LAST_UNIT = re.compile(

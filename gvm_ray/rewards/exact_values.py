@@ -1,9 +1,9 @@
 """Exact comparison, beside Math-Verify's.
 
 The library subtracts in floating point and takes what lies below 1e-15 for zero. Here rational numbers are compared as
-fractions, other numbers to a thousand digits, and formulas at a few points. A number of more than 2**17 bits, which
-might never be finished, isn't worked out. Decimals keep the library's convention of six places against each other and
-against irrational numbers, which they can only approach; a fraction they must equal.
+fractions, other numbers to a thousand digits, and formulas at a few points. What might never be finished isn't begun:
+its size is bounded first, from how it is written. Decimals keep the library's convention of six places against each
+other and against irrational numbers, which they can only approach; a fraction they must equal.
 """
 
 import math
@@ -12,24 +12,49 @@ from fractions import Fraction
 from typing import Any
 
 from sympy import (
+    Abs,
     Add,
     Basic,
+    Derivative,
     Expr,
     FiniteSet,
     Float,
+    Function,
+    Integral,
     Interval,
+    Limit,
     MatrixBase,
+    Max,
+    Min,
     Mul,
+    Number,
+    NumberSymbol,
     Pow,
+    Product,
     Rational,
+    Sum,
     Tuple,
     UnevaluatedExpr,
+    ceiling,
+    conjugate,
+    exp,
     factorial,
+    floor,
+    im,
+    log,
+    re,
+    sign,
 )
 from sympy.core.relational import Relational
+from sympy.functions.elementary.trigonometric import InverseTrigonometricFunction, TrigonometricFunction
 
 _MAX_BITS = 2**17
 _MAX_FACTORIAL = 10_000  # of 118,458 bits
+_MAX_TERMS = 100  # of a sum that is written out, and of a formula whose products are
+_NEVER_FINISHED = (Integral, Derivative, Limit)
+_SLOWLY_GROWING = (TrigonometricFunction, InverseTrigonometricFunction, log, Abs, floor, ceiling, re, im, conjugate)
+_SLOWLY_GROWING += (sign, Max, Min)
+_FEW_DIGITS = 20  # which most unequal numbers don't share
 _DIGITS = 1000
 _RELATIVE_TOLERANCE = 1e-3  # what rounding to six decimals can hide in a number of size 1e-3
 
@@ -68,15 +93,89 @@ def rational(value: Any) -> Fraction | None:
 
 
 def check_sizes(value: Any) -> None:
-    """Pass where no part of the value is too large.
+    """Pass where the value can be worked out and expanded quickly, which its structure tells.
 
     Raises:
-        TooLarge: one is.
+        TooLarge: a part has more than 2**17 bits or would have more than 100 terms, or is an integral, a derivative or
+            a limit, or a sum or product that isn't over 100 whole numbers at most.
     """
-    rational(value)
-    if isinstance(value, MatrixBase):
-        for part in value.flat():
+    for part in value.flat() if isinstance(value, MatrixBase) else (value,):
+        if isinstance(part, Basic):
             rational(part)
+            _bits(part)
+            _num_terms(part)
+
+
+def written_out(value: Any) -> Any:
+    """The value with its sums and products, which `check_sizes` has passed, term by term."""
+    if not isinstance(value, Basic) or not value.has(Sum, Product):
+        return value
+    if isinstance(value, Sum | Product):
+        (index, low, high), inner = value.limits[0], written_out(value.function)
+        terms = [inner.xreplace({index: Rational(number)}) for number in range(int(low), int(high) + 1)]
+        return Add(*terms) if isinstance(value, Sum) else Mul(*terms)
+    return value.func(*map(written_out, value.args))
+
+
+def _bits(value: Any) -> float:
+    """A bound of |log2 |value||, where each symbol is at most 2 and nothing cancels."""
+    match value:
+        case Rational():
+            bits = float(int(value.p).bit_length() + int(value.q).bit_length())
+        case Number() | NumberSymbol():
+            bits = abs(float(log(abs(value), 2).evalf(5))) if value.is_finite and value else 1.0
+        case Pow() | exp():
+            base, exponent = value.as_base_exp()
+            bits = max(1.0, _bits(base)) * max(1.0, _absolute(exponent))
+        case Add() | Mul():
+            parts = [_bits(part) for part in value.args]
+            bits = sum(parts) if isinstance(value, Mul) else max(parts) + math.log2(len(parts))
+        case _:
+            bits = max((_bits(part) for part in value.args), default=1.0)
+            if isinstance(value, Function) and not isinstance(value, _SLOWLY_GROWING):
+                bits *= 2 ** min(bits, 64.0)  # as a factorial does
+    if bits > _MAX_BITS:
+        raise TooLarge
+    return bits
+
+
+def _absolute(exponent: Any) -> float:
+    """A bound of |exponent|."""
+    return abs(float(exponent)) if isinstance(exponent, Rational) else 2 ** min(_bits(exponent), 64.0)
+
+
+def _num_terms(value: Any) -> int:
+    """A bound of the number of terms once all products, powers and sums are written out."""
+    parts = [_num_terms(part) for part in value.args]
+    if isinstance(value, _NEVER_FINISHED):
+        raise TooLarge
+    if isinstance(value, Sum | Product):
+        num_terms = _span(value) * parts[0] if isinstance(value, Sum) else parts[0] ** _span(value)
+    elif isinstance(value, Pow) and isinstance(value.exp, Rational) and parts[0] > 1 and rational(value) is None:
+        num_terms = _num_products(parts[0], math.ceil(abs(value.exp)))
+    elif isinstance(value, Add):
+        num_terms = sum(parts) if rational(value) is None else 1
+    else:
+        num_terms = math.prod(parts) if isinstance(value, Mul) else max(parts, default=1)
+    if num_terms > _MAX_TERMS:
+        raise TooLarge
+    return num_terms
+
+
+def _span(value: Sum | Product) -> int:
+    """How many terms a sum or product of whole numbers has."""
+    if len(value.limits) != 1 or len(value.limits[0]) != 3:
+        raise TooLarge
+    low, high = (rational(limit) for limit in value.limits[0][1:])
+    if low is None or high is None or low.denominator != 1 or high.denominator != 1 or high - low >= _MAX_TERMS:
+        raise TooLarge
+    return max(1, int(high - low) + 1)
+
+
+def _num_products(num_factors: int, degree: int) -> int:
+    if degree > _MAX_TERMS:
+        raise TooLarge
+    return math.comb(num_factors + degree - 1, degree)
 
 
 def contradicted(gold: Any, answer: Any) -> bool:
@@ -115,9 +214,7 @@ def _differ(gold: Any, answer: Any) -> bool:
     gold, answer = _right_side(gold), _right_side(answer)
     if gold == answer or not isinstance(gold, Expr) or not isinstance(answer, Expr):
         return False
-    if gold.free_symbols != answer.free_symbols:
-        return False
-    points = _points(gold.free_symbols)
+    points = _points(gold.free_symbols | answer.free_symbols)
     return any(_numbers_differ(gold.xreplace(point), answer.xreplace(point)) for point in points)
 
 
@@ -140,7 +237,12 @@ def _numbers_differ(gold: Any, answer: Any) -> bool:
         exact = rational(_as_written(gold)), rational(_as_written(answer))
         if None not in exact:
             return exact[0] != exact[1]
-    digits, tolerance = (20, _RELATIVE_TOLERANCE) if any(decimals) else (_DIGITS, Pow(10, 10 - _DIGITS).evalf(5))
+    if any(decimals):
+        return _values_differ(gold, answer, _FEW_DIGITS, _RELATIVE_TOLERANCE)
+    return any(_values_differ(gold, answer, digits, Pow(10, 10 - digits).evalf(5)) for digits in (_FEW_DIGITS, _DIGITS))
+
+
+def _values_differ(gold: Any, answer: Any, digits: int, tolerance: Any) -> bool:
     try:
         values = [value.evalf(digits, maxn=2 * _DIGITS) for value in (gold, answer)]
         size = max(abs(value) for value in values)

@@ -17,14 +17,15 @@ from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
 from latex2sympy2_extended.logic import And
 from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.grader import is_relation
-from sympy import Eq, Expr, I, MatrixBase, Symbol, Tuple, pi
+from sympy import Eq, Expr, I, MatrixBase, Symbol, Tuple, degree, pi
+from sympy.core.relational import Relational
 
 from gvm_ray.config.rewards import TruncatedGrading
 from gvm_ray.functional.boxed import final_boxed
 from gvm_ray.functional.final_answer import final_answer
 from gvm_ray.rewards.answer_pairs import decided, has_rule
 from gvm_ray.rewards.answer_rules import rewritten
-from gvm_ray.rewards.exact_values import TooLarge, check_sizes, contradicted, rational
+from gvm_ray.rewards.exact_values import TooLarge, check_sizes, contradicted, rational, written_out
 from gvm_ray.types import Completion, Prompt
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once a process that its time limits are off
@@ -40,6 +41,10 @@ _LATEX = LatexExtractionConfig(
         basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="all", equations=False
     ),
 )
+# The library works these out as it parses them, and compares the ends of intervals.
+_WORKED_OUT = re.compile(r"\\(?:[dt]?binom|choose|gcd|lcm)(?![a-zA-Z])|\{\s*(?:gcd|lcm)\s*\}")
+_LARGE = re.compile(r"\d{5}|\^[^,&]*\^")
+_MAX_TOWER = 2  # powers in exponents: a^{b^c}
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _LAYOUT = re.compile(r"(?<!\d,)(?<!\d)\s+|\s+(?!\d)")  # not in "1 2" and "1, 234", which aren't 12 and 1234
 _LABEL = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])(?:\)|\.(?=\s)))\s*(.*)", re.DOTALL)
@@ -153,7 +158,7 @@ def _equal(gold: str, answer: str) -> bool:
         return by_rule
     try:
         return any(_judged(*values) for values in _values(*_same_logarithm(gold, answer)))
-    except TooLarge:
+    except (TooLarge, NotImplementedError):
         return False
 
 
@@ -175,8 +180,11 @@ def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
 
 def _judged(gold: Any, answer: Any) -> bool:
     """Math-Verify's verdict, unless exact comparison contradicts it, or gives it at once."""
+    if type(gold) is type(answer) and gold == answer:
+        return True
     check_sizes(gold)
     check_sizes(answer)
+    gold, answer = written_out(gold), written_out(answer)
     exact = rational(gold), rational(answer)
     if None not in exact:
         return exact[0] == exact[1]
@@ -193,12 +201,21 @@ def _compared_relations(gold: Any, answer: Any) -> tuple[Any, Any]:
     """The numbers of two assignments (x = 5, y = 5), the solutions of two chains of inequalities, or as given."""
     if all(isinstance(value, Eq) and value.lhs.is_Symbol and value.rhs.is_number for value in (gold, answer)):
         return gold.rhs, answer.rhs
-    if all(isinstance(value, And) for value in (gold, answer)) and gold.free_symbols == answer.free_symbols:
+    chains = all(isinstance(value, And) and _is_quadratic(value) for value in (gold, answer))
+    if chains and gold.free_symbols == answer.free_symbols:
         try:
             return gold.as_set(), answer.as_set()
         except (NotImplementedError, TypeError, ValueError, AttributeError):
             return gold, answer
     return gold, answer
+
+
+def _is_quadratic(chain: And) -> bool:
+    """Whether its inequalities are solved quickly: polynomials of one symbol, of degree two at most."""
+    sides = [side for relation in chain.args if isinstance(relation, Relational) for side in relation.args]
+    return len(chain.free_symbols) == 1 and all(
+        isinstance(side, Expr) and side.is_polynomial() and degree(side, *chain.free_symbols) <= 2 for side in sides
+    )
 
 
 def _as_tuple(value: Any) -> Any:
@@ -209,6 +226,8 @@ def _as_tuple(value: Any) -> Any:
 @functools.lru_cache(maxsize=64)
 def _parsed(answer: str) -> Any:
     """A sympy object, or None."""
+    if _tower(answer) > _MAX_TOWER or (_WORKED_OUT.search(answer) and _LARGE.search(answer)):
+        return None
     found = parse(
         rf"\boxed{{{answer}}}",
         [_LATEX],
@@ -252,3 +271,18 @@ def _depth(answer: str) -> int:
     """How deep brackets of any kind are nested, escaped ones included."""
     steps = ((character in "([{") - (character in ")]}") for character in answer)
     return max(itertools.accumulate(steps), default=0)
+
+
+def _tower(answer: str) -> int:
+    """How deep powers are nested in exponents."""
+    open_braces: list[bool] = []  # of an exponent, or not
+    deepest, before = 0, ""
+    for character in answer:
+        if character == "^":
+            deepest = max(deepest, sum(open_braces) + 1)
+        elif character == "{":
+            open_braces.append(before == "^")
+        elif character == "}" and open_braces:
+            open_braces.pop()
+        before = before if character.isspace() else character
+    return deepest

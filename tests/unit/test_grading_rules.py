@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from gvm_ray.functional.final_answer import final_answer
 from gvm_ray.rewards.answer_pairs import PAIR_RULES, decided
 from gvm_ray.rewards.answer_rules import RULES, rewritten
 from gvm_ray.rewards.math_verify import can_parse_answer, equal_answers
@@ -137,7 +136,7 @@ REWRITTEN = {
 DECIDED = {
     "words": (
         [("yes", r"\text{Yes}"), ("ellipse", r"\text{an ellipse}"), ("xy", "yx"), ("no", r"\text{No.}")],
-        [("stop", "post"), ("CABD", "ABCD"), (r"\text{left}", "felt"), ("stop", "(post)"), ("5", "five")],
+        [("stop", "post"), ("CABD", "ABCD"), (r"\text{left}", "felt"), ("stop", "(post)"), ("5", "five"), ("no", "on")],
     ),
     "bases": (
         [("4343_6", "4343_{6}"), ("11111_2", "11111"), ("1A_{16}", "1A_{16}")],
@@ -167,8 +166,13 @@ DECIDED = {
             ("5", r"5\text{ or more}"),
             ("5", r"5\text{(maybe 6)}"),
             ("5", r"5\text{ is wrong}"),
+            ("5", r"5\text{ million}"),
             ("3", r"3\text{ if }n>1"),
         ],
+    ),
+    "marks": (
+        [("f'(x)", "f'(x)"), (r"1+2+\ldots", r"1 + 2 + \ldots"), ("5", r"5\text{ o'clock}")],
+        [("f'(x)", "f(x)"), ("f(x)", "f'(x)"), ("5", r"5,\ldots"), ("1,2", r"1,2,\dots")],
     ),
     "quantities": (
         [
@@ -183,7 +187,15 @@ DECIDED = {
     ),
     "shapes": (
         [("1,2", "2,1"), ("(1,2)", "1,2"), (r"\pm 1", "1,-1"), ("1,2,3", r"\{3,2,1\}"), ("13", "(13)")],
-        [("1,2", "1,2,2"), ("1,2", "(1,2)"), ("13", "[13]"), ("10,20", "(10,20)"), ("1,234", "1, 234")],
+        [
+            ("1,2", "1,2,2"),
+            ("1,2", "(1,2)"),
+            (r"\{1,2\}", "(2,1)"),
+            ("(1,2)", r"\{1,2\}"),
+            ("13", "[13]"),
+            ("10,20", "(10,20)"),
+            ("1,234", "1, 234"),
+        ],
     ),
 }
 
@@ -345,43 +357,3 @@ def test_i_is_imaginary_where_it_counts_nothing(gold: str, answer: str, equal: b
 )
 def test_what_the_reward_can_judge_counts_as_understood(gold: str):
     assert can_parse_answer(gold)
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"$\boxed{1}\quad\text{and}\quad\boxed{2}$", "1, 2"),
-        (r"\(\boxed{1}\) and \(\boxed{2}\)", "1, 2"),
-        (r"\boxed{1}; \boxed{2}", "1, 2"),
-        (r"\boxed{1}\boxed{2}", "1, 2"),
-        ("\\boxed{1}\n\n\\boxed{2}", "1, 2"),
-        (r"**\boxed{1}** / **\boxed{2}**", "1, 2"),
-        (r"\boxed{1}\hspace{1cm}\text{or}~\boxed{2}", "1, 2"),
-        (r"\boxed{1}\hfill\textbf{or}\thinspace\boxed{2}", "1, 2"),
-        (r"\boxed{1}，“\boxed{2}”", "1, 2"),
-        (r"\boxed{1} &nbsp;<br> • \boxed{2}", "1, 2"),
-        (r"\boxed{5} and \boxed{5}", "5"),
-        (r"\boxed{1}, no: \boxed{2}", "2"),
-        (r"\boxed{\boxed{6} 5}", r"\boxed{6} 5"),
-        (r"\boxed{5}, and I was asked for a \boxed{}", "5"),
-        (r"\boxed(5)", "5"),
-        (r"\box{5}", "5"),
-        ("\boxed{5}", "5"),  # a backspace
-        (r"<think>\boxed{6}</think> \boxed{5}", "5"),
-        (r"so \boxed{6}</think> \boxed{5}", "5"),
-        (r"<think>\boxed{5}", None),
-        (r"<think>\boxed{5}</think>", None),
-        (r"so \boxed{5}</think>", None),
-        ("<answer>6</answer> or <answer>5</answer>", "5"),
-        ("The answer is **5**.", "5"),
-        ("The answer is (1, 2).", "(1, 2)"),
-        ("The answer is 5 or 6.", "5 or 6"),
-        ("The answer is not 5.", None),
-        ("The answer is not 5 but 6.", "6"),
-        ("It isn't clear, but there are 7 apples.", "7"),
-        ("I don't know", None),
-    ],
-)
-def test_final_answer(text: str, answer: str | None):
-    found = final_answer(text)
-    assert (None if found is None else found.text) == answer

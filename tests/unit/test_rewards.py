@@ -216,6 +216,22 @@ def test_a_blank_box_has_not_the_format(content: str):
     assert FormatReward()(prompt(), completion(rf"so $\boxed{{{content}}}$")) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"<think>\boxed{5}</think> 5", 0.0),
+        (r"<reasoning>\boxed{5}", 0.0),
+        (r"<|begin_of_thought|>\boxed{5}<|end_of_thought|> 5", 0.0),
+        (r"<think>\boxed{6}</think> \boxed{5}", 1.0),
+        (r"so \boxed{...}", 0.0),
+        (r"so \boxed{?}", 0.0),
+        (r"so \boxed{\text{yes?}}", 1.0),
+    ],
+)
+def test_a_box_in_thinking_or_of_dots_has_not_the_format(text: str, value: float):
+    assert FormatReward()(prompt(), completion(text)) == value
+
+
 def test_a_config_file_with_the_former_default_pattern_still_loads():
     term = FormatRewardConfig.model_validate({"type": "format", "pattern": r"\\boxed\{[^{}]+\}"})
     assert create_reward(RewardsConfig(terms=(term,)))(prompt(), completion(r"\boxed{4}")) == 1.0

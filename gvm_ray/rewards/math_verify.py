@@ -17,7 +17,7 @@ from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
 from latex2sympy2_extended.logic import And
 from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.grader import is_relation
-from sympy import Eq, Expr, I, MatrixBase, Symbol, Tuple, degree, pi
+from sympy import Eq, Expr, I, MatrixBase, Poly, Symbol, Tuple, pi
 from sympy.core.relational import Relational
 
 from gvm_ray.config.rewards import TruncatedGrading
@@ -214,7 +214,8 @@ def _is_quadratic(chain: And) -> bool:
     """Whether its inequalities are solved quickly: polynomials of one symbol, of degree two at most."""
     sides = [side for relation in chain.args if isinstance(relation, Relational) for side in relation.args]
     return len(chain.free_symbols) == 1 and all(
-        isinstance(side, Expr) and side.is_polynomial() and degree(side, *chain.free_symbols) <= 2 for side in sides
+        isinstance(side, Expr) and side.is_polynomial() and (side.is_number or Poly(side).degree() <= 2)
+        for side in sides
     )
 
 

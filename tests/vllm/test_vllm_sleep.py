@@ -30,9 +30,12 @@ class FakeLLMEngine:
     def wake_up(self, tags: list[str]) -> None:
         self.calls.append(("wake", *tags))
 
-    def collective_rpc(self, name: str, kwargs: dict[str, Any]) -> None:
+    def collective_rpc(self, method: Any, kwargs: dict[str, Any] | None = None) -> list[bool]:
+        if kwargs is None:  # whether the model has a head of its own
+            return [True]
         assert list(kwargs["weights_iterator"])
-        self.calls.append(name)
+        self.calls.append(method)
+        return []
 
     def add_request(self, *_: Any) -> None:
         self.calls.append("add")

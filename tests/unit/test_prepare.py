@@ -134,7 +134,7 @@ def test_generation_settings_of_an_old_config_json_are_tried_too(tmp_path: Path)
 def test_a_damaged_generation_config_is_refused(tmp_path: Path) -> None:
     folder = Path(build_tiny_model(tmp_path / "model"))
     (folder / "generation_config.json").write_text("[]")
-    with pytest.raises(ModelError, match="no generation settings can be loaded"):
+    with pytest.raises(ModelError, match=r"generation_config.json .*\[\]"):
         prepare(pretrained(folder), run_dir=tmp_path)
 
 

@@ -7,7 +7,7 @@ This one gives prompts that have always been solved so far half of what the othe
 """
 
 from gvm_ray.allocators import Allocator, Report, Rounds, Step
-from gvm_ray.functional.allocation import apportion
+from gvm_ray.maths.allocation import apportion
 
 
 class FewerForSolved(Allocator):

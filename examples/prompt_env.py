@@ -8,8 +8,9 @@ from pathlib import Path
 import gymnasium
 
 import gvm_ray.envs  # registers gvm_ray/Prompt-v0
+import gvm_ray.tasks
 from gvm_ray.config import load_config
-from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.rewards import create_reward
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.toml"
@@ -19,7 +20,7 @@ def main() -> None:
     """Score a right, a wrong and an unfinished response, then two at once."""
     config = load_config(CONFIG)
     tokenizer = build_character_tokenizer()
-    prompts = gvm_ray.envs.load_prompts(config.prompts, tokenizer).train
+    prompts = gvm_ray.tasks.load_prompts(config.prompts, tokenizer).train
     settings = {"prompts": prompts, "reward": create_reward(config.rewards), "max_tokens": 16, "tokenizer": tokenizer}
 
     env = gymnasium.make("gvm_ray/Prompt-v0", **settings)

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gvm_ray.config import RunConfig
-from gvm_ray.evaluation.beside import EvaluationBeside
+from gvm_ray.evaluation.evaluator import EvaluationBeside
+from gvm_ray.ledger import (
+    RolloutLedger,
+    SampleTexts,
+    sample_histograms,
+    staleness_metrics,
+    trained_norms,
+    turn_metrics,
+)
 from gvm_ray.protocols import (
     Algorithm,
     Allocator,
@@ -23,14 +31,6 @@ from gvm_ray.protocols import (
     PromptStream,
     RolloutPools,
     StepLog,
-)
-from gvm_ray.rollouts import (
-    RolloutLedger,
-    SampleTexts,
-    sample_histograms,
-    staleness_metrics,
-    trained_norms,
-    turn_metrics,
 )
 from gvm_ray.sample_text import SampleText
 from gvm_ray.stop_request import StopRequest

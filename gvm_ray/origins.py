@@ -9,8 +9,8 @@ from typing import Any
 
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig
-from gvm_ray.envs.prompt_set import PromptSets
 from gvm_ray.model_files import model_files
+from gvm_ray.tasks.prompt_set import PromptSets
 from gvm_ray.types import Prompt
 
 

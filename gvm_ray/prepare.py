@@ -13,14 +13,12 @@ from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
 from gvm_ray.config.prompts import FunctionSourceConfig
 from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.envs.environments import create_environment
-from gvm_ray.envs.prompt_set import PromptSets, load_prompts
-from gvm_ray.envs.templates import reads_date
 from gvm_ray.exceptions import ConfigError, DataError, obstacle_to_writing
-from gvm_ray.learner.base_model import build_scratch_model, warm_start_key
 from gvm_ray.learner.lora import check_target_modules
 from gvm_ray.learner.model_folder import try_model_folder
 from gvm_ray.learner.model_trial import check_output
 from gvm_ray.learner.policy import output_head
+from gvm_ray.learner.scratch_model import build_scratch_model, warm_start_key
 from gvm_ray.model_files import check_tied_weights, check_weight_files
 from gvm_ray.pretrained import (
     check_not_quantized,
@@ -36,6 +34,8 @@ from gvm_ray.pretrained import (
 from gvm_ray.resources import find_hardware, plan_resources
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
+from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
+from gvm_ray.tasks.templates import reads_date
 from gvm_ray.types import WeightTransfer
 
 

@@ -10,7 +10,7 @@ from textwrap import shorten
 from typing import Any
 
 from gvm_ray.exceptions import ModelError
-from gvm_ray.functional.memory import ModelSizes
+from gvm_ray.maths.memory import ModelSizes
 from gvm_ray.model_files import model_errors, tensor_names
 
 _WIDTHS = ("num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")

@@ -9,8 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gvm_ray.actors.cluster import check_home, connected, names_are_free
 from gvm_ray.actors.metrics import RayGaugeSink
-from gvm_ray.actors.placement import check_home, connected, names_are_free
 from gvm_ray.actors.pools import fetch_groups
 from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_settings
 from gvm_ray.config import RunConfig, parse_config
@@ -18,7 +18,6 @@ from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
 from gvm_ray.exceptions import ActorDied, CheckpointError, DataError, DeadlineExceeded, ObjectsLost
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.launch import Launched, launched, make_evaluator, start_pools
 from gvm_ray.loop import System, is_over
 from gvm_ray.loop import train as run_loop
 from gvm_ray.origins import differences, run_origins
@@ -39,6 +38,7 @@ from gvm_ray.reporting import (
 from gvm_ray.reporting.json_text import json_text
 from gvm_ray.rewards.votes import merged_votes
 from gvm_ray.stop_request import StopRequest
+from gvm_ray.system import Launched, launched, make_evaluator, start_pools
 from gvm_ray.types import CheckpointState
 
 Result = TypeVar("Result")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gvm_ray.arena.records import Evaluation, RunCosts, RunRecord, Setting
+from gvm_ray.lab.compare.records import Evaluation, RunCosts, RunRecord, Setting
 
 
 def setting(family: str = "arithmetic", base: str = "base0", **other: str) -> Setting:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.config import EstimatorConfig, RunConfig, parse_config
-from gvm_ray.estimator.plan import PlannedArm
-from gvm_ray.estimator.pool import SamplePool
+from gvm_ray.lab.estimator.plan import PlannedArm
+from gvm_ray.lab.estimator.pool import SamplePool
 from gvm_ray.types import Prompt
 
 

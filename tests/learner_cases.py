@@ -14,7 +14,7 @@ from gvm_ray.allocators.base import Needs, RunShape
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.model import ScratchModelConfig
-from gvm_ray.learner.base_model import build_scratch_model
+from gvm_ray.learner.scratch_model import build_scratch_model
 from gvm_ray.types import Completion, Demonstration, GroupRef, Prompt, RolloutGroup, TrainBatch, TrainGroup
 
 TINY_MODEL = ScratchModelConfig(

@@ -17,8 +17,8 @@ import numpy as np
 import ray
 
 from gvm_ray.actors.generator_pool import GeneratorPool
-from gvm_ray.actors.learner import LearnerGroup
-from gvm_ray.actors.learner_recovery import RecoveringLearners
+from gvm_ray.actors.learners import LearnerGroup
+from gvm_ray.actors.recovery import RecoveringLearners
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.failure_log import FailureLog

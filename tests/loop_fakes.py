@@ -10,11 +10,11 @@ import numpy as np
 from gvm_ray.algorithms import create_algorithm
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.config import RunConfig, parse_config
-from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.loop import System, train
 from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.sample_text import SampleText
+from gvm_ray.tasks.prompt_stream import ShuffledPrompts
 from gvm_ray.types import (
     Allocation,
     AllocationReport,

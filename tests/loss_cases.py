@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gvm_ray.functional.importance import ImportanceCorrection
+from gvm_ray.maths.losses import ImportanceCorrection
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.3}
 EVERY_CORRECTION = [

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from tiny_models import make_prompt
 
-from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.types import Completion
 
 PROMPT = make_prompt("1+1=")

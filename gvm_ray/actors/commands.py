@@ -16,7 +16,7 @@ import ray
 from numpy.typing import NDArray
 
 from gvm_ray.config import RunConfig
-from gvm_ray.functional.demonstration_batches import demonstration_batches
+from gvm_ray.maths.packing import demonstration_batches
 from gvm_ray.types import (
     Demonstration,
     FloatArray,

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from gvm_ray.actors.gpu_groups import show_group_gpus
+from gvm_ray.actors.cluster import show_group_gpus
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine

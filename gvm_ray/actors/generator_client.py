@@ -7,8 +7,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from gvm_ray.actors.cluster import GPUGroup
 from gvm_ray.actors.generator import GeneratorActor
-from gvm_ray.actors.gpu_groups import GPUGroup
 from gvm_ray.actors.waiting import failure_of, wait_for
 from gvm_ray.config.run import DeadlineConfig, EngineConfig
 from gvm_ray.engines import EngineKind

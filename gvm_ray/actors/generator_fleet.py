@@ -1,20 +1,41 @@
-"""The generators of a run: which are available, which policy they hold, and what happens when one fails."""
+"""The generators of a pool: starting, watching, replacing them, and getting new weights to all."""
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from gvm_ray.actors.generator_client import GeneratorClient
 from gvm_ray.actors.gpu_turns import GPUTurns
-from gvm_ray.actors.transfer_worlds import TransferWorlds
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.actors.weight_sync import buckets_of
 from gvm_ray.config.run import DeadlineConfig
 from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded, ObjectsLost, TransferBroken
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import Delivery, LiveWeights, TransferWorld, WeightsRef
+
+
+class TransferWorlds:
+    """One world after the other; each has a generation of its own."""
+
+    def __init__(self) -> None:
+        self._world = TransferWorld(generation=0, members=())
+        self._lives: tuple[tuple[str, int], ...] | None = None  # of its members; None = not to be used again
+
+    def of(self, generators: Sequence[GeneratorClient]) -> TransferWorld:
+        """The present world where it has just these members, each alive since; else the next."""
+        lives = tuple((generator.name, generator.life) for generator in generators)
+        if lives != self._lives:
+            members = tuple(generator.member for generator in generators)
+            self._world = TransferWorld(generation=self._world.generation + 1, members=members)
+            self._lives = lives
+        return self._world
+
+    def end(self) -> None:
+        """After a failure, what is left of the connections is not used again."""
+        self._lives = None
+
 
 _RETRY_S = 1.0  # before another look at a generator that died while it restarted
 

@@ -27,7 +27,7 @@ def publish(
 
     The buckets live as long as a copy of the returned reference, and no longer than the process that published them.
     """
-    from gvm_ray.functional.buckets import pack  # imports torch, which a generator may do without
+    from gvm_ray.actors.buckets import pack  # imports torch, which a generator may do without
 
     location = tuple(map(ray.put, pack(named_tensors, bucket_bytes=bucket_bytes)))  # holds no bucket past its put
     return WeightsRef(policy_version=policy_version, location=location)

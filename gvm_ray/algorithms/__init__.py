@@ -17,7 +17,7 @@ from gvm_ray.config.strategy import (
     RLOOConfig,
 )
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.functional.import_path import create_from_path
+from gvm_ray.maths.import_path import create_from_path
 from gvm_ray.protocols import Algorithm
 
 if TYPE_CHECKING:

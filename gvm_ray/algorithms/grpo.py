@@ -5,10 +5,9 @@ Length normalisation isn't theirs to choose here: it is the weighting of the est
 
 from collections.abc import Sequence
 
-from gvm_ray.algorithms.baselines import batch_with_advantages
-from gvm_ray.algorithms.samples import scored_samples
+from gvm_ray.algorithms.base import batch_with_advantages, scored_samples
 from gvm_ray.config.strategy import DrGRPOConfig, GRPOConfig
-from gvm_ray.functional.advantages import group_normalized
+from gvm_ray.maths.advantages import group_normalized
 from gvm_ray.types import EstimatorTerms, GroupOutcome, TrainBatch
 
 

@@ -5,8 +5,7 @@ They share the batch and differ in the token loss: RAFT++ has the importance rat
 
 from collections.abc import Sequence
 
-from gvm_ray.algorithms.samples import scored_samples, train_batch
-from gvm_ray.algorithms.weighting import sample_weights
+from gvm_ray.algorithms.base import sample_weights, scored_samples, train_batch
 from gvm_ray.config.strategy import RaftConfig, RaftPlusPlusConfig
 from gvm_ray.types import EstimatorTerms, GroupOutcome, TrainBatch
 

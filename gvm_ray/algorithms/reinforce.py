@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from gvm_ray.algorithms.baselines import batch_with_advantages
-from gvm_ray.algorithms.samples import scored_samples
+from gvm_ray.algorithms.base import batch_with_advantages, scored_samples
 from gvm_ray.config.strategy import ReinforcePlusPlusConfig
-from gvm_ray.functional.advantages import batch_normalized
+from gvm_ray.maths.advantages import batch_normalized
 from gvm_ray.types import EstimatorTerms, GroupOutcome, TrainBatch
 
 

@@ -13,8 +13,8 @@ from gvm_ray.allocators.base import Allocator, AllocatorConfig, Needs, Report, R
 from gvm_ray.allocators.memory import PromptMemory
 from gvm_ray.allocators.selection import sample_indices
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.functional.allocation import apportion, gvm_weights
-from gvm_ray.functional.statistics import divisible_rates
+from gvm_ray.maths.allocation import apportion, gvm_weights
+from gvm_ray.maths.statistics import divisible_rates
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive
 from gvm_ray.types import Allocation, Float64Array
 

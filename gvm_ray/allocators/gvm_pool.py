@@ -21,9 +21,16 @@ from gvm_ray.allocators.base import (
     Step,
     check_bounds,
 )
-from gvm_ray.functional.allocation import apportion, gradient_deviation, gvm_weights, neyman_weights
-from gvm_ray.functional.calibration import brier_score
-from gvm_ray.functional.selection import expected_samples, inclusion_weights, select_groups
+from gvm_ray.maths.allocation import (
+    apportion,
+    expected_samples,
+    gradient_deviation,
+    gvm_weights,
+    inclusion_weights,
+    neyman_weights,
+    select_groups,
+)
+from gvm_ray.maths.statistics import brier_score
 from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability, Settings
 from gvm_ray.types import Float64Array, Metrics, TrainedNorms
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gvm_ray.functional.statistics import beta_posterior_mean
+from gvm_ray.maths.statistics import beta_posterior_mean
 from gvm_ray.types import Float64Array, GroupOutcome, Prompt, TrainedNorms
 
 _ROW = np.dtype([("trials", "f8"), ("successes", "f8"), ("gradient_norm", "f8")])

@@ -8,8 +8,8 @@ import numpy as np
 from scipy.special import expit
 
 from gvm_ray.allocators.memory import Observations
-from gvm_ray.functional.calibration import rank_correlation
-from gvm_ray.functional.regression import fit_binomial, fit_ridge
+from gvm_ray.maths.regression import fit_binomial, fit_ridge
+from gvm_ray.maths.statistics import rank_correlation
 from gvm_ray.types import BoolArray, Float64Array, FloatArray, GroupOutcome, Metrics, Prompt, TrainedNorms
 
 if TYPE_CHECKING:

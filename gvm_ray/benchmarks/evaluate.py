@@ -1,28 +1,66 @@
-"""Models on benchmarks from beginning to end: what is sampled already is read, the rest goes to the generator pool."""
+"""`gvm-ray eval`: a model on published benchmarks."""
 
+import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gvm_ray.actors.placement import connected
+from gvm_ray.actors.cluster import connected
 from gvm_ray.actors.pools import fetch_groups
-from gvm_ray.benchmarks.files import Benchmark, find_benchmarks
 from gvm_ray.benchmarks.report import BenchmarkReport
 from gvm_ray.benchmarks.results import BenchmarkResult, ModelResult, PromptSamples
-from gvm_ray.benchmarks.samples import SampleFile, earlier_date, writing
-from gvm_ray.benchmarks.sampling import Work, sample_missing
+from gvm_ray.benchmarks.samples import Benchmark, SampleFile, earlier_date, find_benchmarks, writing
 from gvm_ray.config import RunConfig, parse_config
-from gvm_ray.config.benchmarks import benchmark_defaults
-from gvm_ray.envs.prompt_set import PromptSets, load_prompts
+from gvm_ray.config.data import benchmark_defaults
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.launch import make_evaluator, start_pools
 from gvm_ray.model_files import model_files
 from gvm_ray.prepare import Prepared, prepare, with_date
 from gvm_ray.reporting.run_folder import RAY_LOG
 from gvm_ray.run import evaluation_config, run_to_end
+from gvm_ray.system import make_evaluator, start_pools
+from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
 from gvm_ray.types import Prompt, RolloutGroup
+
+PROMPTS_PER_PIECE = 64
+_PIECES_AT_ONCE = 2  # the next one keeps the generators busy while the longest responses of one are finished
+
+Sampler = Callable[[Sequence[Prompt]], Awaitable[list[RolloutGroup]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A benchmark's prompts, and the file for their samples."""
+
+    label: str
+    prompts: Sequence[Prompt]
+    file: SampleFile
+
+    @property
+    def missing(self) -> list[Prompt]:
+        """Prompts whose samples aren't in the file."""
+        return [prompt for prompt in self.prompts if prompt.prompt_id not in self.file.finished]
+
+    def __str__(self) -> str:
+        return f"{self.label}: {len(self.prompts) - len(self.missing)} of {len(self.prompts)} prompts"
+
+
+async def sample_missing(work: Sequence[Work], sample: Sampler, *, on_piece: Callable[[Work], None]) -> None:
+    """Sample what is missing, a few pieces at once, in order; `on_piece` is called once a piece is in its file."""
+    gate = asyncio.Semaphore(_PIECES_AT_ONCE)
+
+    async def finish(part: Work, piece: Sequence[Prompt]) -> None:
+        async with gate:
+            part.file.append(await sample(piece))
+        on_piece(part)
+
+    async with asyncio.TaskGroup() as tasks:
+        for part in work:
+            missing = part.missing
+            for start in range(0, len(missing), PROMPTS_PER_PIECE):
+                tasks.create_task(finish(part, missing[start : start + PROMPTS_PER_PIECE]))
+
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 

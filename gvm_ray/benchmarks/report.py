@@ -8,7 +8,7 @@ from typing import Any
 
 from gvm_ray.benchmarks.results import BenchmarkResult, ModelResult
 from gvm_ray.evaluation import EvaluationResult
-from gvm_ray.functional.bootstrap import MIN_SEEDS, Estimate
+from gvm_ray.maths.bootstrap import MIN_SEEDS, Estimate
 from gvm_ray.reporting.json_text import json_text
 from gvm_ray.reporting.plots import add_axes, new_figure, save_figure
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from gvm_ray.benchmarks.samples import Sample
 from gvm_ray.evaluation import EvaluationResult
-from gvm_ray.functional.bootstrap import Estimate, estimate_mean
+from gvm_ray.maths.bootstrap import Estimate, estimate_mean
 from gvm_ray.rewards.votes import merged_votes
 
 # The averages of the paper (arXiv 2505.02391): each benchmark has the same weight, whatever its size.

@@ -29,13 +29,13 @@ def add_to(commands: Commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from gvm_ray.bench.suite import BenchOptions, part_names, run_parts, select
+    from gvm_ray.lab.speed.suite import BenchOptions, part_names, run_parts, select
 
     if options.list:
         print("\n".join(part_names()))
         return 0
     names = select(options.names)
-    from gvm_ray.bench.table import BenchReport, Machine
+    from gvm_ray.lab.speed.suite import BenchReport, Machine
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)  # the tables alone go to the standard output

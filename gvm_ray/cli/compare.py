@@ -35,7 +35,7 @@ def add_to(commands: Commands) -> None:
 def _compare(options: argparse.Namespace) -> int:
     arena = load_arena(options.arena, options.overrides)
     arena_folder = Path(options.arena).parent
-    from gvm_ray.arena.plan import planned_runs, selected, warnings
+    from gvm_ray.lab.compare.plan import planned_runs, selected, warnings
 
     only = options.only or ["*"]
     for line in warnings(arena, phase=options.phase):
@@ -44,7 +44,7 @@ def _compare(options: argparse.Namespace) -> int:
         runs = selected(planned_runs(arena, folder=arena_folder, phase=options.phase), only)
         print("\n".join([*(run.name for run in runs), f"{len(runs)} runs of {arena.token_budget:,} tokens each"]))
         return 0
-    from gvm_ray.arena.compare import ComparisonFolder, compare, report
+    from gvm_ray.lab.compare.compare import ComparisonFolder, compare, report
 
     if options.report:
         records = report(arena, arena_folder=arena_folder, phase=options.phase)

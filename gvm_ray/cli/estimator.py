@@ -37,13 +37,13 @@ def _estimator(options: argparse.Namespace) -> int:
     short = {setting: getattr(options, option) for option, setting in _SHORT.items()}
     overrides = [*options.overrides, *(f"{name}={value}" for name, value in short.items() if value is not None)]
     estimator, folder = load_estimator(options.config, overrides), Path(options.config).parent
-    from gvm_ray.estimator.plan import planned_arms
+    from gvm_ray.lab.estimator.plan import planned_arms
 
     arms = planned_arms(estimator, folder=folder)
     if options.dry_run:
         print("\n".join([*(f"{arm.algorithm}/{arm.name}" for arm in arms), describe_estimator(estimator)]))
         return 0
-    from gvm_ray.estimator.measure import measure
+    from gvm_ray.lab.estimator.measure import measure
 
     print(measure(estimator, folder=folder, output=None if options.output is None else Path(options.output)))
     return 0

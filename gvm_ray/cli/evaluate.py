@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gvm_ray.cli.options import Commands, add_overrides
 from gvm_ray.config import RunConfig, load_config, parse_config
-from gvm_ray.config.benchmarks import benchmark_defaults
+from gvm_ray.config.data import benchmark_defaults
 from gvm_ray.config.prompts import SYSTEM_PROMPTS
 from gvm_ray.exceptions import ModelError, UserError
 

@@ -1,11 +1,27 @@
-"""What `gvm-ray data prepare` is asked for."""
+"""Settings of `gvm-ray data prepare`, and of published benchmarks."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from gvm_ray.config.prompts import FieldNames
 from gvm_ray.settings import Count, Positive, Settings
+
+
+def benchmark_defaults(model: str) -> dict[str, Any]:
+    """Values of a RunConfig: chats that ask for a boxed answer, 3,072 tokens, temperature 1, graded by Math-Verify."""
+    return {
+        "name": "evaluation",
+        "model": {"type": "pretrained", "path": model},
+        "prompts": {
+            "train": {"type": "file", "path": "(each benchmark)"},
+            "template": {"type": "chat", "system_prompt": "qwen25-math-cot"},
+            "max_tokens": 1024,
+        },
+        "sampling": {"max_tokens": 3072},
+        "allocator": {"type": "uniform"},
+    }
+
 
 LayoutName = Literal["auto", "numina_math", "gsm8k", "math", "plain"]
 

@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gvm_ray.config.arena import ArenaConfig
 from gvm_ray.config.data import DataConfig
-from gvm_ray.config.estimator import EstimatorConfig
+from gvm_ray.config.lab import ArenaConfig, EstimatorConfig
 from gvm_ray.config.messages import explain, shown
 from gvm_ray.config.run import RunConfig
 from gvm_ray.config.schema import Place, classes_of, place_at, variants_of, with_default_types

@@ -7,9 +7,8 @@ from pydantic import Field, model_validator
 from gvm_ray.allocators import AllocatorSettings
 from gvm_ray.allocators.base import Needs, PromptStatesConfig, RunShape
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
-from gvm_ray.config.baselines import check_accept_rates, check_baselines
+from gvm_ray.config.checks import check_accept_rates, check_baselines, check_gpus
 from gvm_ray.config.environment import EnvironmentSettings, SingleTurnConfig
-from gvm_ray.config.gpus import check_gpus
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
 from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
 from gvm_ray.config.rewards import RewardsConfig

@@ -1,34 +1,100 @@
-"""From raw rows to the Parquet file: read, verify, drop duplicates, decontaminate, drop what is too long, write."""
+"""`gvm-ray data prepare`: from published tables to prompts whose answers can be verified."""
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from gvm_ray.config.data import DataConfig
-from gvm_ray.data.decontamination import EvaluationProblems, contaminated
-from gvm_ray.data.duplicates import duplicates
-from gvm_ray.data.layouts import find_layout, problem_field
-from gvm_ray.data.lengths import too_long
-from gvm_ray.data.pile import Pile
-from gvm_ray.data.rejection import Rejection
-from gvm_ray.data.report import DataReport, Dropped, Input, aligned, read_report, reason_rows
-from gvm_ray.data.tables import Table, file_sha256, find_tables
+from gvm_ray.config.prompts import TemplateConfig
+from gvm_ray.data.duplicates import EvaluationProblems, contaminated, duplicates
+from gvm_ray.data.report import (
+    DataReport,
+    Dropped,
+    Input,
+    Rejection,
+    aligned,
+    publish,
+    read_report,
+    reason_rows,
+    write_incomplete,
+)
+from gvm_ray.data.tables import Table, file_sha256, find_layout, find_tables, problem_field
 from gvm_ray.data.verification import unverified
-from gvm_ray.data.writing import publish, write_incomplete
-from gvm_ray.envs.fields import field_names, field_value
-from gvm_ray.envs.rows import Row, names_of, problem_text
 from gvm_ray.exceptions import DataError, ModelError
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.reporting.summary import package_versions
+from gvm_ray.tasks.fields import field_names, field_value
+from gvm_ray.tasks.rows import Row, Task, names_of, problem_text
+from gvm_ray.tasks.templates import longest_problem, render_all
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(kw_only=True)
+class Pile:
+    """Tasks with file and line of each."""
+
+    num_read: int = 0
+    tasks: list[Task] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    kept_unverified: list[Dropped] = field(default_factory=list)
+    num_common_ngrams: int = 0
+
+    def drop(self, rejections: Mapping[int, Rejection]) -> None:
+        """Take these tasks out, by index."""
+        self.dropped += self.rejected(rejections)
+        kept = [index for index in range(len(self.tasks)) if index not in rejections]
+        self.tasks, self.places = [self.tasks[index] for index in kept], [self.places[index] for index in kept]
+
+    def rejected(self, rejections: Mapping[int, Rejection]) -> list[Dropped]:
+        """What the report says of these tasks."""
+        return [
+            Dropped(
+                prompt_id=self.tasks[index].prompt_id,
+                where=self.places[index],
+                reason=rejection.reason,
+                detail=rejection.detail,
+            )
+            for index, rejection in sorted(rejections.items())
+        ]
+
+
+_CHUNK = 1000  # problems tokenized at once
+
+
+def too_long(
+    tasks: Sequence[Task],
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_tokens: int,
+    on_progress: Callable[[int], Any] = lambda num: None,
+) -> dict[int, Rejection]:
+    """By index, the tasks whose problem alone, no chat template applied, has more than `max_tokens` tokens."""
+    bound = longest_problem(max_tokens, tokenizer=tokenizer)
+    lengths: dict[int, str] = {}
+    for start in range(0, len(tasks), _CHUNK):
+        chunk = dict(enumerate(tasks[start : start + _CHUNK], start=start))
+        short = {index: task for index, task in chunk.items() if len(task.problem) <= bound}
+        rendered = render_all(list(short.values()), template=TemplateConfig(), tokenizer=tokenizer)
+        lengths |= {index: f"{len(task.problem)} characters" for index, task in chunk.items() if index not in short}
+        for index, (_, ids) in zip(short, rendered, strict=True):
+            if len(ids) > max_tokens:
+                lengths[index] = f"{len(ids)} tokens"
+        on_progress(len(chunk))
+    return {index: Rejection(reason="too_long", detail=length) for index, length in lengths.items()}
+
 
 _PACKAGES = ("gvm-ray", "math-verify", "pyarrow", "datasets", "transformers", "tokenizers")
 # Options that don't change what comes out; the inputs' names and contents, which do, are hashed beside the options.

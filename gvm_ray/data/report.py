@@ -1,14 +1,39 @@
-"""What a preparation read, kept and dropped: a JSON file beside the Parquet file, and a table for people."""
+"""What was kept and what was rejected and why, and the files that say so."""
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gvm_ray.data.rejection import REASONS, Reason
+from gvm_ray.exceptions import DataError, free_space
 from gvm_ray.settings import Settings
+from gvm_ray.tasks.rows import Task
+
+Reason = Literal["bad_row", "no_answer", "unverified", "duplicate", "near_duplicate", "contaminated", "too_long"]
+
+# In the order in which they are looked at; a row leaves for the first that holds.
+REASONS: dict[Reason, str] = {
+    "bad_row": "a field is missing, empty or of the wrong type",
+    "no_answer": "no final answer in the answer's field",
+    "unverified": "Math-Verify can't parse the answer",
+    "duplicate": "the same problem to the letter",
+    "near_duplicate": "the same problem but for layout, case or dollar signs",
+    "contaminated": "an evaluation set has the problem, or a part of it",
+    "too_long": "more tokens than --max-tokens",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """Why one task is taken out."""
+
+    reason: Reason
+    detail: str
 
 
 class Input(Settings):
@@ -88,3 +113,70 @@ def read_report(output: str) -> DataReport | None:
         return DataReport.model_validate_json(report_path(output).read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+_ROW_GROUP = 2**16
+
+
+def write_incomplete(tasks: Sequence[Task], *, output: Path) -> Path:
+    """The tasks under another name, in the output's folder; the same tasks give the same bytes.
+
+    Raises:
+        DataError: the folder can't be written.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    features = dict.fromkeys(name for task in tasks for name in task.features)
+    text = pyarrow.string()
+    columns = {
+        "prompt_id": pyarrow.array([task.prompt_id for task in tasks], text),
+        "problem": pyarrow.array([task.problem for task in tasks], text),
+        "answer": pyarrow.array([task.answer for task in tasks], text),
+        **{name: _column([task.features.get(name) for task in tasks]) for name in features},
+        "rationale": pyarrow.array([task.rationale for task in tasks], text),
+    }
+    incomplete = _incomplete(output)
+    with _writable(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        table = pyarrow.table(columns)
+        pyarrow.parquet.write_table(table, incomplete, compression="zstd", row_group_size=_ROW_GROUP)
+    return incomplete
+
+
+def publish(report: DataReport, *, output: Path) -> None:
+    """Give what `write_incomplete` wrote its name, and write the report beside it.
+
+    Raises:
+        DataError: the folder can't be written.
+    """
+    with _writable(output):
+        _incomplete(report.path).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        os.replace(_incomplete(output), output)
+        os.replace(_incomplete(report.path), report.path)
+
+
+def _column(values: Sequence[Any]) -> Any:
+    """An array of the type that all values have, else of text."""
+    import pyarrow
+
+    try:
+        return pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError):  # of several types, as levels 3 and "Level 3", or too large
+        return pyarrow.array([None if value is None else str(value) for value in values], pyarrow.string())
+
+
+def _incomplete(path: Path) -> Path:
+    return path.with_name(path.name + ".incomplete")
+
+
+@contextmanager
+def _writable(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        _incomplete(output).unlink(missing_ok=True)
+        raise DataError(
+            f"{str(output)!r} can't be written ({error}); {free_space(output.parent)} are free there. Make room, check "
+            "its permissions, or write another --output"
+        ) from error

@@ -1,17 +1,29 @@
-"""Serves an engine to asynchronous callers: requests of many callers in one batch, new weights between two steps."""
+"""An engine as an asynchronous service: requests and weights come in at any time."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from gvm_ray.config.run import InFlightPolicy
-from gvm_ray.engines.sleeping import Sleeps
 from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
+
+
+@runtime_checkable
+class Sleeps(Protocol):
+    """What an engine offers besides, if it can leave its GPUs to the learners that share them."""
+
+    def sleep(self) -> None:
+        """Give back the memory of weights, keys and values; no request is under way.
+
+        The weights stay the engine's. `load_weights` brings those back, and `add` everything, whichever comes first.
+        """
+        ...
+
 
 Answer = tuple[SampleRequest, tuple[Completion, ...]]
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.engines.server import EngineServer
-from gvm_ray.functional.seeds import turn_seed
+from gvm_ray.maths.seeds import turn_seed
 from gvm_ray.types import (
     BoolArray,
     Completion,

@@ -1,6 +1,7 @@
-"""The task as a Gymnasium environment: `reset` gives a prompt, `step` takes a response and gives its reward."""
+"""The prompt environment of gymnasium's shape: reset gives a prompt, step takes a response."""
 
 import math
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -8,15 +9,43 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Text
 
 from gvm_ray.envs.environments import Environment
-from gvm_ray.envs.text_spaces import AnyText, ResponseSpace
 from gvm_ray.exceptions import ConfigError, DataError, SystemFailure
 from gvm_ray.protocols import RewardFunction
 from gvm_ray.types import Completion, FinishReason, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+SAMPLED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
+
+
+class AnyText(Text):
+    """Any string, of any characters and length. Samples are short and of ASCII characters.
+
+    A fixed-size shared buffer can't hold it: Gymnasium's AsyncVectorEnv needs shared_memory=False.
+    """
+
+    def __init__(self, *, max_sample_length: int = 32) -> None:
+        """A space whose samples have at most `max_sample_length` characters."""
+        super().__init__(max_sample_length, min_length=0, charset=SAMPLED_CHARACTERS)
+
+    def contains(self, x: Any) -> bool:
+        """True for every string."""
+        return isinstance(x, str)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class ResponseSpace(AnyText):
+    """A response: any string, or a `Completion` of an engine. Samples are strings."""
+
+    def contains(self, x: Any) -> bool:
+        """True for every string and every completion."""
+        return isinstance(x, (str, Completion))
 
 
 class PromptEnv(gymnasium.Env[str, str | Completion]):

@@ -1,8 +1,14 @@
 """Evaluation over several samples of each prompt: avg@k, pass@k and maj@k with bootstrap intervals."""
 
-from gvm_ray.evaluation.answers import final_answer
-from gvm_ray.evaluation.results import Estimate, EvaluationResult
-from gvm_ray.evaluation.statistics import average_at_k, bootstrap_interval, majority_at_k, pass_at_k
+from gvm_ray.evaluation.results import (
+    Estimate,
+    EvaluationResult,
+    average_at_k,
+    bootstrap_interval,
+    final_answer,
+    majority_at_k,
+    pass_at_k,
+)
 
 __all__ = [
     "Estimate",

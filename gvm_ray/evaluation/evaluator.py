@@ -1,13 +1,15 @@
-"""Held-out accuracy during training: samples the evaluation prompts with whatever policy the generators hold."""
+"""Held-out accuracy: in the loop, or beside it on generators of its own."""
 
+import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gvm_ray.functional.seeds import sample_seed
-from gvm_ray.protocols import RolloutPools
-from gvm_ray.types import GroupOutcome, Metrics, Prompt, SampleRequest, SamplingParameters
+from gvm_ray.maths.seeds import sample_seed
+from gvm_ray.protocols import Evaluator, RolloutPools
+from gvm_ray.types import GroupOutcome, Metrics, Prompt, SampleRequest, SamplingParameters, WeightsRef
 
 # Seeds apart from every training step, and the same ones each time: less noise between two evaluations.
 _EVALUATION_STEP = -1
@@ -57,3 +59,36 @@ class HeldOutEvaluator:
             "eval/policy_version": float(max(o.policy_versions.max(initial=-1) for o in outcomes)),
             "eval/length_mean": float(np.mean(np.concatenate([o.num_tokens for o in outcomes]))),
         }
+
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationBeside:
+    """Evaluates one policy after the other; training waits where the one before isn't through yet.
+
+    Args:
+        evaluator: asks `pools`.
+        pools: nothing else samples by them.
+        log: is given the step that a policy comes of, and its metrics.
+    """
+
+    def __init__(self, evaluator: Evaluator, pools: RolloutPools, *, log: Callable[[int, Metrics], None]) -> None:
+        self._evaluator = evaluator
+        self._pools = pools
+        self._log = log
+        self._under_way: asyncio.Task[None] | None = None
+
+    async def begin(self, step: int, weights: WeightsRef, tasks: asyncio.TaskGroup) -> None:
+        """Evaluate the policy of a step in a task of the group; returns when that has begun."""
+        if self._under_way is not None:
+            await self._under_way
+        self._under_way = tasks.create_task(self._evaluate(step, weights))
+
+    async def _evaluate(self, step: int, weights: WeightsRef) -> None:
+        await self._pools.publish(weights)
+        metrics = await self._evaluator.evaluate()
+        if metrics.get("eval/policy_version", weights.policy_version) == weights.policy_version:
+            self._log(step, metrics)
+        else:  # the weights were lost with the learners, which have published later ones since
+            logger.warning("step %d has no evaluation: its weights were lost in a failure", step)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gvm_ray.exceptions import ModelError
-from gvm_ray.functional.output_head import OutputHead
 from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pack_samples, pad_samples
+from gvm_ray.maths.logprobs import OutputHead
 
 if TYPE_CHECKING:
     from gvm_ray.learner.policy import PolicyModule

@@ -19,18 +19,17 @@ from torch.distributed.tensor import DTensor
 
 from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ModelError
-from gvm_ray.functional.gradient_norms import (
+from gvm_ray.learner.kernels import AttentionKernels
+from gvm_ray.learner.lora import add_adapters, base_name, is_adapter, merged_tensor
+from gvm_ray.learner.model_trial import check_gradient_norms, check_logprobs, trial
+from gvm_ray.learner.sequences import SequenceBatch
+from gvm_ray.maths.gradient_norms import (
     HeadGradients,
     embedding_gradient_square_norms,
     head_gradients,
     tied_gradient_inner_products,
 )
-from gvm_ray.functional.logprobs import token_logprobs
-from gvm_ray.functional.output_head import OutputHead
-from gvm_ray.learner.attention import AttentionKernels
-from gvm_ray.learner.lora import add_adapters, base_name, is_adapter, merged_tensor
-from gvm_ray.learner.model_trial import check_gradient_norms, check_logprobs, trial
-from gvm_ray.learner.sequences import SequenceBatch
+from gvm_ray.maths.logprobs import OutputHead, token_logprobs
 from gvm_ray.model_files import model_errors, ties_embeddings
 from gvm_ray.pretrained import check_layout, load_generation_config
 from gvm_ray.types import GradientParameters, Pooling

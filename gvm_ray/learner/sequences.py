@@ -10,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gvm_ray.functional.packing import micro_batches
+from gvm_ray.maths.packing import micro_batches
 from gvm_ray.types import BoolArray, Demonstration, FloatArray, IntArray, RolloutGroup, TrainBatch
 
 

@@ -2,8 +2,7 @@
 
 from gvm_ray.reporting.plots import plot_accuracy, plot_allocation, write_plots
 from gvm_ray.reporting.reporter import REQUIRED_KEYS, Callback, CallbackSink, MetricsSink, Reporter
-from gvm_ray.reporting.run_folder import RunFolder
-from gvm_ray.reporting.step_rows import read_rows, read_steps
+from gvm_ray.reporting.run_folder import RunFolder, read_rows, read_steps
 from gvm_ray.reporting.summary import read_summary, summary_lines, write_summary
 
 __all__ = [

@@ -4,8 +4,7 @@ Arithmetic on settings and the model's widths: no cluster is asked and no large 
 has as many CPUs and GPUs is seen when the run connects to it.
 """
 
-from gvm_ray.resources.gpu_shares import generator_bundles, rank_gpus
-from gvm_ray.resources.hardware import Hardware, Memory, find_hardware
+from gvm_ray.resources.hardware import Hardware, Memory, find_hardware, generator_bundles, rank_gpus
 from gvm_ray.resources.parts import sizes_of_settings
 from gvm_ray.resources.plan import ActorGroup, Device, ResourcePlan
 from gvm_ray.resources.planning import actor_groups, plan_resources

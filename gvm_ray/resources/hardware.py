@@ -1,4 +1,4 @@
-"""The memory that a run is planned against."""
+"""What a machine or cluster has, and what part of a GPU each part of a run gets."""
 
 import os
 import shutil
@@ -6,6 +6,26 @@ import subprocess
 from dataclasses import dataclass
 
 from gvm_ray.config import RunConfig
+from gvm_ray.config.run import EngineConfig, Placement
+
+_COLOCATED_GENERATOR = 0.6
+_COLOCATED_RANK = 0.4
+
+
+def rank_gpus(config: RunConfig) -> float:
+    """GPUs of one learner rank."""
+    return _COLOCATED_RANK if config.cluster.placement == "colocated" else config.learner.gpus_per_worker
+
+
+def generator_bundles(engine: EngineConfig, *, placement: Placement) -> tuple[float, ...]:
+    """GPUs of each bundle of resources that one generator needs, all of them on one node; empty without GPUs.
+
+    Whole GPUs are one bundle. Parts of several GPUs can't be one, and so are one for each tensor-parallel part.
+    """
+    if placement == "colocated":
+        return (_COLOCATED_GENERATOR,) * engine.tensor_parallel_size
+    return (engine.gpus_per_generator,) if engine.gpus_per_generator else ()
+
 
 _ASSUMED_GPU_GIB = 80.0  # an A100's or H100's
 

@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import ModelSettings, ScratchModelConfig
-from gvm_ray.functional.memory import ModelSizes, key_value_bytes, learner_bytes
-from gvm_ray.learner.character_tokenizer import BOXED_TOKEN, CHARACTERS, EOS_TOKEN, PAD_TOKEN
+from gvm_ray.learner.scratch_model import BOXED_TOKEN, CHARACTERS, EOS_TOKEN, PAD_TOKEN
+from gvm_ray.maths.memory import ModelSizes, key_value_bytes, learner_bytes
 from gvm_ray.pretrained import read_model_sizes
 from gvm_ray.resources.hardware import Memory
 from gvm_ray.resources.plan import KeyValueCache, Part

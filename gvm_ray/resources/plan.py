@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gvm_ray.exceptions import ResourceError
-from gvm_ray.functional.memory import ModelSizes
+from gvm_ray.maths.memory import ModelSizes
 from gvm_ray.resources.hardware import Memory
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from gvm_ray.config import RunConfig
-from gvm_ray.functional.memory import ModelSizes
-from gvm_ray.resources.gpu_shares import generator_bundles, rank_gpus
-from gvm_ray.resources.hardware import Hardware
+from gvm_ray.maths.memory import ModelSizes
+from gvm_ray.resources.hardware import Hardware, generator_bundles, rank_gpus
 from gvm_ray.resources.parts import engine_parts, learner_parts
 from gvm_ray.resources.plan import ActorGroup, Device, Part, ResourcePlan
 

@@ -2,8 +2,8 @@
 
 import re
 
-from gvm_ray.functional.boxed import final_boxed
-from gvm_ray.functional.final_answer import without_thinking
+from gvm_ray.maths.boxed import final_boxed
+from gvm_ray.maths.final_answer import without_thinking
 from gvm_ray.types import Completion, Prompt
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gvm_ray.bench.plan import SAMPLES_PER_PROMPT, make_prompts, plans
+from gvm_ray.lab.speed.plan import SAMPLES_PER_PROMPT, make_prompts, plans
 
 
 @pytest.mark.parametrize("num_prompts", [10**3, 10**5])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from gvm_ray.bench.gradient_norms import norms_one_by_one, random_batch, tiny_policy
+from gvm_ray.lab.speed.gradient_norms import norms_one_by_one, random_batch, tiny_policy
 from gvm_ray.learner.policy import sample_gradient_norms
 from gvm_ray.types import GradientParameters
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scripted_outcomes import run_step as scripted_step
 
-from gvm_ray.algorithms.samples import scored_samples
+from gvm_ray.algorithms.base import scored_samples
 from gvm_ray.allocators import AllocationDriver, AllocatorSettings
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.custom import CustomAllocatorConfig

@@ -22,7 +22,7 @@ from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine, generate, resolve_engine
 from gvm_ray.engines.transformers import _nucleus
 from gvm_ray.exceptions import DataError, SystemFailure
-from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gvm_ray.config import RunConfig, load_arena, load_config, load_estimator, parse_config
-from gvm_ray.config.arena import ArenaConfig
-from gvm_ray.config.estimator import EstimatorConfig
+from gvm_ray.config.lab import ArenaConfig, EstimatorConfig
 from gvm_ray.config.load import _validated
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.settings import Settings

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from gvm_ray.config.prompts import FileSourceConfig, PromptsConfig, TemplateConfig
-from gvm_ray.envs import load_prompts, prompt_set
-from gvm_ray.envs.prompt_source import load_tasks
 from gvm_ray.exceptions import DataError, UserError
-from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.rewards.math_verify import can_parse_answer
+from gvm_ray.tasks import load_prompts, prompt_set
+from gvm_ray.tasks.prompt_set import load_tasks
 
 pytestmark = pytest.mark.faults
 

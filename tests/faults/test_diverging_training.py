@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from gvm_ray.config import parse_config
 from gvm_ray.config.model import OptimizerConfig
 from gvm_ray.exceptions import TrainingDiverged
+from gvm_ray.learner.learner import Learner
 from gvm_ray.learner.optimizer import PolicyOptimizer
-from gvm_ray.learner.step import Learner
 from gvm_ray.types import TrainBatch
 from tests.learner_cases import (
     OPTIMIZER,

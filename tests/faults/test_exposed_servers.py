@@ -21,7 +21,7 @@ HOST = """
 import json, sys
 from pathlib import Path
 import ray
-from gvm_ray.actors.placement import connected
+from gvm_ray.actors.cluster import connected
 from tests.tiny_runs import tiny_config
 
 with connected(tiny_config(Path(sys.argv[1]), cluster={"dashboard": True})) as dashboard:

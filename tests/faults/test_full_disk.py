@@ -16,7 +16,7 @@ import pytest
 from gvm_ray.checkpoints import CheckpointFolder
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.exceptions import CheckpointError, ConfigError, ResourceError, StorageFailure
-from gvm_ray.learner.step import Learner
+from gvm_ray.learner.learner import Learner
 from gvm_ray.reporting import RunFolder, read_rows
 from gvm_ray.types import CheckpointState
 from tests.learner_cases import SurrogateLoss, batch_of, build_tiny_model, learner_config, ragged_groups

@@ -10,8 +10,8 @@ import pytest
 import ray
 import torch
 
-from gvm_ray.actors.learner import LearnerGroup
-from gvm_ray.actors.learner_recovery import RecoveringLearners
+from gvm_ray.actors.learners import LearnerGroup
+from gvm_ray.actors.recovery import RecoveringLearners
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config import RunConfig
 from gvm_ray.config.run import FaultsConfig

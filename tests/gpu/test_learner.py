@@ -12,9 +12,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from gvm_ray.config.model import LearnerConfig
+from gvm_ray.learner.kernels import process_group_backend
+from gvm_ray.learner.learner import BatchUpdate, Learner
 from gvm_ray.learner.policy import load_policy
-from gvm_ray.learner.process_group import process_group_backend
-from gvm_ray.learner.step import BatchUpdate, Learner
 from tests.learner_cases import (
     OPTIMIZER,
     SurrogateLoss,

@@ -8,7 +8,7 @@ from tiny_models import build_tiny_model, changed_weights, make_prompt, make_req
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import create_engine, generate
-from gvm_ray.engines.sleeping import Sleeps
+from gvm_ray.engines.server import Sleeps
 from gvm_ray.types import SamplingParameters
 
 pytest.importorskip("vllm")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gvm_ray.bench.weight_sync import named_tensors, sync_rows
+from gvm_ray.lab.speed.weight_sync import named_tensors, sync_rows
 
 pytestmark = pytest.mark.ray
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_models import build_tiny_model
 
-from gvm_ray.benchmarks import evaluate, sampling
+from gvm_ray.benchmarks import evaluate
 from gvm_ray.cli import main
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -46,7 +46,7 @@ def interrupted_after_a_piece() -> Iterator[None]:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling.Work, "__str__", interrupt)
+        patch.setattr(evaluate.Work, "__str__", interrupt)
         yield
 
 
@@ -86,7 +86,7 @@ def test_an_interrupted_evaluation_goes_on_and_compares_the_models(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sampling, "PROMPTS_PER_PIECE", 2)
+    monkeypatch.setattr(evaluate, "PROMPTS_PER_PIECE", 2)
     output = tmp_path / "evaluation"
     command = ["eval", *models, "--benchmarks", "math500,amc23", "--benchmark-dir", str(benchmark_dir)]
     command += ["--num-samples", "2", "--max-tokens", "8", "--prompt-template", "plain", "--output", str(output)]

@@ -11,7 +11,7 @@ import ray
 from ray.util import list_named_actors
 from tiny_runs import TINY_TOML, tiny_config
 
-from gvm_ray.actors import placement
+from gvm_ray.actors import cluster
 from gvm_ray.cli import main
 from gvm_ray.exceptions import ResourceError
 
@@ -114,15 +114,15 @@ def test_a_cluster_that_does_not_answer(address: str, tmp_path: Path, monkeypatc
     def no_cluster(**_: object) -> None:
         raise ConnectionError("no cluster found")
 
-    monkeypatch.setattr(placement.ray, "is_initialized", lambda: False)  # this session's own cluster is not meant
-    monkeypatch.setattr(placement.ray, "init", no_cluster)
-    monkeypatch.setattr(placement.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)  # this session's own cluster is not meant
+    monkeypatch.setattr(cluster.ray, "init", no_cluster)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and doesn't listen
         address = address.format(port=unused.getsockname()[1])
         with (
             pytest.raises(ResourceError, match=f"no Ray cluster answers at '{address}'"),
-            placement.connected(tiny_config(tmp_path, cluster={"address": address})),
+            cluster.connected(tiny_config(tmp_path, cluster={"address": address})),
         ):
             pass
 

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from tiny_runs import TINY_TOML
 
-from gvm_ray.arena.compare import ComparisonFolder, compare, report
-from gvm_ray.arena.record_csv import read_csv
-from gvm_ray.arena.records import RunRecord
 from gvm_ray.cli import main
 from gvm_ray.config import ArenaConfig, load_arena
+from gvm_ray.lab.compare.compare import ComparisonFolder, compare, report
+from gvm_ray.lab.compare.records import RunRecord, read_csv
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -10,9 +10,9 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from gvm_ray.actors.cluster import check_nodes
 from gvm_ray.actors.generator_pool import GeneratorPool
-from gvm_ray.actors.learner_trainer import rank_resources
-from gvm_ray.actors.placement import check_nodes
+from gvm_ray.actors.rank import rank_resources
 from gvm_ray.actors.weight_sync import publish
 from gvm_ray.config.run import DeadlineConfig, FaultsConfig, RunConfig
 from gvm_ray.exceptions import DeadlineExceeded, ResourceError

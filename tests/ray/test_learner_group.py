@@ -10,14 +10,13 @@ import ray
 import torch
 from ray.train.torch import TorchTrainer
 
-from gvm_ray.actors.learner import LearnerGroup
-from gvm_ray.actors.learner_rank import LearnerSetup, RankSetup
-from gvm_ray.actors.learner_trainer import rank_trainer
+from gvm_ray.actors.learners import LearnerGroup
+from gvm_ray.actors.rank import LearnerSetup, RankSetup, rank_trainer
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorFailure, ConfigError, ModelError
-from gvm_ray.functional.demonstration_batches import demonstration_batches
-from gvm_ray.learner.step import Learner
+from gvm_ray.learner.learner import Learner
+from gvm_ray.maths.packing import demonstration_batches
 from gvm_ray.types import GroupOutcome, GroupRef, Pooling, RolloutGroup, WeightsRef
 from tests.learner_cases import (
     OPTIMIZER,

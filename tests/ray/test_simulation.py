@@ -4,11 +4,10 @@ import dataclasses
 
 import pytest
 
-from gvm_ray.bench.latency_model import LatencyModel
-from gvm_ray.bench.simulation import simulate
-from gvm_ray.bench.simulation_result import bench_rows, table_header, table_line
-from gvm_ray.bench.simulation_settings import SimulationSettings
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.lab.speed.simulated_engine import LatencyModel
+from gvm_ray.lab.speed.simulation import bench_rows, simulate, table_header, table_line
+from gvm_ray.lab.speed.simulation_settings import SimulationSettings
 
 pytestmark = pytest.mark.ray
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvm_ray.functional.advantages import batch_normalized, group_normalized, leave_one_out
+from gvm_ray.maths.advantages import batch_normalized, group_normalized, leave_one_out
 
 # Groups 7: rewards 1, 0, 0, 1; 3: rewards 1; 5: rewards 0, 0; in mixed order.
 REWARDS = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]

@@ -26,7 +26,7 @@ from gvm_ray.config.strategy import (
     Weighting,
 )
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.functional.losses import ImportanceCorrection
+from gvm_ray.maths.losses import ImportanceCorrection
 from gvm_ray.protocols import Algorithm
 from gvm_ray.types import EstimatorTerms, GroupOutcome, GroupRef, TrainBatch
 

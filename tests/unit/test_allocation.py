@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvm_ray.functional.allocation import apportion, gvm_weights
+from gvm_ray.maths.allocation import apportion, gvm_weights
 
 
 def test_gvm_weights_are_the_formula_of_proposition_1() -> None:

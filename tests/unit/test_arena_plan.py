@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from arena_settings import ARENA, RUN_TOML
 
-from gvm_ray.arena.plan import PlannedRun, planned_runs, selected, warnings
 from gvm_ray.config import ArenaConfig, load_arena
-from gvm_ray.config.arena import Phase
+from gvm_ray.config.lab import Phase
 from gvm_ray.config.load import merged
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.lab.compare.plan import PlannedRun, planned_runs, selected, warnings
 
 
 @pytest.fixture

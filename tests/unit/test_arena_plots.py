@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from arena_records import failed, record, setting
 
-from gvm_ray.arena.plots import plot_curves, plot_reliability, write_plots
 from gvm_ray.exceptions import DataError
+from gvm_ray.lab.compare.plots import plot_curves, plot_reliability, write_plots
 
 
 def is_png(path: Path) -> bool:

@@ -7,9 +7,8 @@ import pytest
 from arena_records import failed, record, setting
 from pydantic import ValidationError
 
-from gvm_ray.arena.record_csv import read_csv, write_csv
-from gvm_ray.arena.records import RunCosts, RunRecord, read_records, write_record
 from gvm_ray.exceptions import DataError
+from gvm_ray.lab.compare.records import RunCosts, RunRecord, read_csv, read_records, write_csv, write_record
 
 RECORDS = [
     record("uniform", 0, accuracy=(0.1 + 0.2, 1 / 3, 0.7)),

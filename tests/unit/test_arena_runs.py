@@ -9,14 +9,13 @@ import pytest
 from arena_records import record
 from arena_settings import ARENA, RUN_TOML
 
-from gvm_ray.arena import compare as comparing
-from gvm_ray.arena.compare import ComparisonFolder, report, settings_without
-from gvm_ray.arena.plan import PlannedRun, planned_runs
-from gvm_ray.arena.record_csv import write_csv
-from gvm_ray.arena.records import RunRecord, write_record
-from gvm_ray.arena.run_log import CurveLog, ManyTests
 from gvm_ray.config import ArenaConfig
 from gvm_ray.exceptions import ConfigError, DataError, SystemFailure
+from gvm_ray.lab.compare import compare as comparing
+from gvm_ray.lab.compare.compare import ComparisonFolder, report, settings_without
+from gvm_ray.lab.compare.plan import PlannedRun, planned_runs
+from gvm_ray.lab.compare.records import RunRecord, write_csv, write_record
+from gvm_ray.lab.compare.slot import CurveLog, ManyTests
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.run import run_to_end
 from gvm_ray.types import Metrics

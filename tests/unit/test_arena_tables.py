@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from arena_records import failed, record, setting
 
-from gvm_ray.arena.comparison import compare_arms
-from gvm_ray.arena.records import RunCosts, RunRecord
-from gvm_ray.arena.tables import ALL, table_rows, write_tables
 from gvm_ray.exceptions import DataError
+from gvm_ray.lab.compare.comparison import compare_arms
+from gvm_ray.lab.compare.records import RunCosts, RunRecord
+from gvm_ray.lab.compare.tables import ALL, table_rows, write_tables
 
 UNIFORM = (0.5, 0.6, 0.7, 0.7, 0.7)  # reaches its final .7 at 200 tokens
 FAST = (0.5, 0.7, 0.8, 0.8, 0.8)  # reaches .7 at 100

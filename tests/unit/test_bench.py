@@ -9,13 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from gvm_ray.bench import end_to_end
-from gvm_ray.bench.plan import make_prompts, plans, pool_step, rounded_down
-from gvm_ray.bench.rows import BenchRow
-from gvm_ray.bench.suite import BenchOptions, PartResult, part_names, run_parts, select
-from gvm_ray.bench.table import BenchReport, Machine
-from gvm_ray.bench.timing import compare
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.lab.speed import end_to_end
+from gvm_ray.lab.speed.plan import make_prompts, plans, pool_step, rounded_down
+from gvm_ray.lab.speed.suite import (
+    BenchOptions,
+    BenchReport,
+    BenchRow,
+    Machine,
+    PartResult,
+    compare,
+    part_names,
+    run_parts,
+    select,
+)
 
 MACHINE = Machine(cpu="CPU | 1", cores=2, memory_gib=8.0, gpus=())
 

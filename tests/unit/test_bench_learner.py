@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gvm_ray.bench import learner as bench
-from gvm_ray.bench.suite import BenchOptions
+from gvm_ray.lab.speed import learner as bench
+from gvm_ray.lab.speed.suite import BenchOptions
 
 TINY = bench.LearnerCase(
     hidden_size=32,

@@ -9,10 +9,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gvm_ray.benchmarks.files import find_benchmarks
-from gvm_ray.envs import load_tasks
+from gvm_ray.benchmarks.samples import find_benchmarks
 from gvm_ray.exceptions import ConfigError, DataError
-from gvm_ray.functional.boxed import final_boxed
+from gvm_ray.maths.boxed import final_boxed
+from gvm_ray.tasks import load_tasks
 
 # A row of each layout, and the final answer that its gold answer states.
 LAYOUTS: dict[str, tuple[dict[str, Any], str, str | None, str | None]] = {

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gvm_ray.benchmarks import sampling
+from gvm_ray.benchmarks import evaluate
+from gvm_ray.benchmarks.evaluate import Work, sample_missing
 from gvm_ray.benchmarks.samples import Sample, SampleFile
-from gvm_ray.benchmarks.sampling import Work, sample_missing
 from gvm_ray.exceptions import ConfigError, DataError, SystemFailure
 from gvm_ray.types import Completion, Prompt, RolloutGroup
 
@@ -115,7 +115,7 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_evaluation_samples_only_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "PROMPTS_PER_PIECE", 2)
+    monkeypatch.setattr(evaluate, "PROMPTS_PER_PIECE", 2)
     prompts = [make_prompt(number) for number in range(7)]
 
     def work() -> list[Work]:
@@ -141,7 +141,7 @@ def test_an_interrupted_evaluation_samples_only_the_rest(tmp_path: Path, monkeyp
 
 
 def test_no_more_than_two_pieces_are_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "PROMPTS_PER_PIECE", 1)
+    monkeypatch.setattr(evaluate, "PROMPTS_PER_PIECE", 1)
     under_way: list[int] = [0]
     most: list[int] = []
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gvm_ray.functional.buckets import Bucket, pack
+from gvm_ray.actors.buckets import Bucket, pack
 
 
 def _round_trip(named: list[tuple[str, torch.Tensor]], *, bucket_bytes: int) -> list[tuple[str, torch.Tensor]]:

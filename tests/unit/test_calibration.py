@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gvm_ray.functional.calibration import brier_score, rank_correlation, reliability_bins
+from gvm_ray.maths.statistics import brier_score, rank_correlation, reliability_bins
 
 
 def test_brier_score_by_hand() -> None:

@@ -7,10 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from gvm_ray.config.prompts import ArithmeticSourceConfig, ChainLevelConfig, ListProgramSourceConfig
-from gvm_ray.envs import load_tasks
-from gvm_ray.envs.levels import half_of, split_of
-from gvm_ray.envs.prompt_source import chain_family
 from gvm_ray.exceptions import DataError
+from gvm_ray.tasks import load_tasks
+from gvm_ray.tasks.prompt_set import chain_family
+from gvm_ray.tasks.sources.chains import half_of, split_of
 
 FAMILIES = [ArithmeticSourceConfig, ListProgramSourceConfig]
 each_family = pytest.mark.parametrize("source_of", FAMILIES)

@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from gvm_ray.config.model import DType, PretrainedModelConfig, WarmStartConfig
 from gvm_ray.config.prompts import ArithmeticSourceConfig, FileSourceConfig, PromptsConfig
-from gvm_ray.learner.base_model import warm_start_key
-from gvm_ray.learner.character_tokenizer import BOXED_TOKEN, CHARACTERS, build_character_tokenizer
+from gvm_ray.learner.scratch_model import BOXED_TOKEN, CHARACTERS, build_character_tokenizer, warm_start_key
 from tests.learner_cases import TINY_MODEL, build_tiny_model
 
 BUILT = build_character_tokenizer()

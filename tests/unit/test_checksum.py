@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gvm_ray.functional.checksum import TensorChecksum
+from gvm_ray.maths.checksum import TensorChecksum
 
 TENSOR = torch.randn(70, 1000, generator=torch.Generator().manual_seed(0))
 

@@ -14,8 +14,8 @@ from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig, PredictorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig, load_config, parse_config
-from gvm_ray.config.arena import ArenaConfig
 from gvm_ray.config.data import DataConfig
+from gvm_ray.config.lab import ArenaConfig
 from gvm_ray.config.messages import PATTERNS
 from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.config.strategy import KLConfig, RaftPlusPlusConfig

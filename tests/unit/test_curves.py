@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvm_ray.functional.curves import area_under_curve, final_accuracy, token_ratio, tokens_to_reach
+from gvm_ray.maths.curves import area_under_curve, final_accuracy, token_ratio, tokens_to_reach
 
 ACCURACIES = st.lists(st.integers(0, 64).map(lambda correct: correct / 64), min_size=1, max_size=12)
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from gvm_ray.data.decontamination import EvaluationProblems, contaminated, ngrams
-from gvm_ray.data.duplicates import duplicates, spelling
-from gvm_ray.data.lengths import too_long
+from gvm_ray.data.duplicates import EvaluationProblems, contaminated, duplicates, ngrams, spelling
+from gvm_ray.data.preparation import too_long
 from gvm_ray.data.verification import AnswerEnv, unverified
-from gvm_ray.envs.task import Task, content_id
-from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.learner.scratch_model import build_character_tokenizer
+from gvm_ray.tasks.rows import Task, content_id
 
 
 def tasks(*problems: str, answer: str = "1") -> list[Task]:

@@ -9,9 +9,9 @@ import pytest
 
 from gvm_ray.cli import main
 from gvm_ray.config.prompts import FileSourceConfig, PromptsConfig
-from gvm_ray.envs import load_prompts
-from gvm_ray.envs.prompt_source import load_tasks
-from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.learner.scratch_model import build_character_tokenizer
+from gvm_ray.tasks import load_prompts
+from gvm_ray.tasks.prompt_set import load_tasks
 from tests.data_files import GSM8K, MATH, numina, prepared, reasons, write_jsonl
 from tests.tiny_models import build_tiny_model
 

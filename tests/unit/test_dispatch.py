@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gvm_ray.actors.dispatch import LengthHistory, Pieces, assign
+from gvm_ray.actors.generator_pool import LengthHistory, Pieces, assign
 from gvm_ray.types import GroupOutcome, GroupRef, Prompt, SampleRequest
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from gvm_ray.config import RunConfig
-from gvm_ray.estimator.measure import algorithm_rows
-from gvm_ray.estimator.repeats import repeated_steps
-from gvm_ray.estimator.table import EstimatorRow, csv_text, markdown
-from gvm_ray.estimator.truth import exact_moments, prompt_gradients, target_gradient
 from gvm_ray.exceptions import DataError
-from gvm_ray.functional.estimator_quality import measured_error
-from gvm_ray.functional.group_moments import SampleSizes
+from gvm_ray.lab.estimator.measure import algorithm_rows
+from gvm_ray.lab.estimator.moments import SampleSizes, measured_error
+from gvm_ray.lab.estimator.repeats import repeated_steps
+from gvm_ray.lab.estimator.table import EstimatorRow, csv_text, markdown
+from gvm_ray.lab.estimator.truth import exact_moments, prompt_gradients, target_gradient
 from tests.estimator_pools import gaussian_pool, planned_arm, run_config, settings
 
 RATES = [0.1, 0.4, 0.6, 0.9, 1.0, 0.0]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gvm_ray.functional.estimator_quality import measured_error, ratio_interval
+from gvm_ray.lab.estimator.moments import measured_error, ratio_interval
 
 
 def test_two_estimates_by_hand() -> None:

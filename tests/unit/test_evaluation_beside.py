@@ -13,9 +13,8 @@ import pytest
 from loop_fakes import START, make_system, run_config
 from tiny_runs import tiny_config
 
-import gvm_ray.launch
-from gvm_ray.evaluation.beside import EvaluationBeside
-from gvm_ray.evaluation.evaluator import HeldOutEvaluator
+import gvm_ray.system
+from gvm_ray.evaluation.evaluator import EvaluationBeside, HeldOutEvaluator
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.loop import train
 from gvm_ray.reporting import REQUIRED_KEYS, Reporter, RunFolder, read_steps
@@ -159,9 +158,9 @@ def test_a_warm_start_is_told_by_time_where_progress_is_wanted(
     now = iter([0.0, 20.0, 40.0])
     said: list[str] = []
     monkeypatch.setattr(
-        gvm_ray.launch, "ProgressLines", partial(ProgressLines, say=said.append, clock=lambda: next(now))
+        gvm_ray.system, "ProgressLines", partial(ProgressLines, say=said.append, clock=lambda: next(now))
     )
-    tell = gvm_ray.launch._warm_start_lines(4, by_time=by_time)
+    tell = gvm_ray.system._warm_start_lines(4, by_time=by_time)
     tell(2, {"loss": 0.5})
     tell(4, {"loss": 0.25})
     assert said == expected

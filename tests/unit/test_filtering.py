@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators.selection import even_counts, num_groups, reward_ranges
-from gvm_ray.functional.filtering import (
+from gvm_ray.maths.rival_rules import (
     adjusted_exploration,
     max_variance_subset,
     sampling_probability,

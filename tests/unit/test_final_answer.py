@@ -3,7 +3,7 @@
 
 import pytest
 
-from gvm_ray.functional.final_answer import final_answer
+from gvm_ray.maths.final_answer import final_answer
 
 
 @pytest.mark.parametrize(

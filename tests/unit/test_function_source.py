@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from gvm_ray.config.prompts import FunctionSourceConfig
-from gvm_ray.envs.prompt_source import load_tasks
 from gvm_ray.exceptions import ConfigError, DataError
+from gvm_ray.tasks.prompt_set import load_tasks
 
 FUNCTIONS = """
 ROWS = [{"problem": "p", "answer": 1, "level": 3}, {"problem": "q", "answer": [2, 3.5], "level": 4}]

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gvm_ray.functional.gradient_norms import (
+from gvm_ray.maths.gradient_norms import (
     embedding_gradient_square_norms,
     head_gradients,
     tied_gradient_inner_products,
 )
-from gvm_ray.functional.output_head import OutputHead
+from gvm_ray.maths.logprobs import OutputHead
 
 TEMPERATURE = 0.8
 LENGTHS = ((3, 5), (1, 2), (4, 9))  # prompt and response tokens of each sample

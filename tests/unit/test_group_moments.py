@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gvm_ray.functional.group_moments import GroupCoefficients, GroupMoments, PromptGradients, SampleSizes
-from gvm_ray.functional.mse_oracle import oracle_counts
+from gvm_ray.lab.estimator.moments import GroupCoefficients, GroupMoments, PromptGradients, SampleSizes, oracle_counts
 
 
 def raft(max_samples: int) -> GroupCoefficients:

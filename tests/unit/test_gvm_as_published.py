@@ -11,7 +11,7 @@ import pytest
 
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
-from gvm_ray.functional.allocation import apportion, gvm_weights
+from gvm_ray.maths.allocation import apportion, gvm_weights
 from gvm_ray.types import GroupOutcome, GroupRef, Prompt
 
 ALPHA, BETA = 1e-3, 2.0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvm_ray.functional.history_allocation import (
+from gvm_ray.maths.rival_rules import (
     allocate_by_gain,
     draw_by_learning_potential,
     half_of_each_class,

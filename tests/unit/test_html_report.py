@@ -14,12 +14,11 @@ from gvm_ray.cli import main
 from gvm_ray.exceptions import DataError
 from gvm_ray.reporting.console import short_duration
 from gvm_ray.reporting.html_report import write_html_report
-from gvm_ray.reporting.html_report.budget import Calibration
-from gvm_ray.reporting.html_report.curves import running_mean
+from gvm_ray.reporting.html_report.curves import Calibration, running_mean
 from gvm_ray.reporting.html_report.figures import VARIABLES
+from gvm_ray.reporting.html_report.page import all_sections, key_numbers, settings_section
 from gvm_ray.reporting.html_report.run_data import read_runs
-from gvm_ray.reporting.html_report.sections import all_sections, key_numbers, settings_section
-from gvm_ray.reporting.settings import chosen_settings, differing_settings
+from gvm_ray.reporting.summary import chosen_settings, differing_settings
 
 SECTIONS = (
     "learning",

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from gvm_ray.functional.importance import ImportanceCorrection, importance_weights
-from gvm_ray.functional.losses import policy_loss
+from gvm_ray.maths.losses import ImportanceCorrection, importance_weights, policy_loss
 from tests.loss_cases import CLIP, EVERY_CORRECTION, random_case, row
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gvm_ray.actors.commands import Command, Publish, SendWeights, Update
-from gvm_ray.actors.learner_recovery import RecoveringLearners
+from gvm_ray.actors.recovery import RecoveringLearners
 from gvm_ray.config.run import FaultsConfig
 from gvm_ray.exceptions import DeadlineExceeded
 from gvm_ray.failure_log import FailureLog

@@ -11,9 +11,8 @@ from torch.utils._pytree import tree_leaves
 from gvm_ray.actors.commands import updates_per_command
 from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.learner.attention import resolve_attention
-from gvm_ray.learner.process_group import process_group_backend
-from gvm_ray.learner.step import Learner
+from gvm_ray.learner.kernels import process_group_backend, resolve_attention
+from gvm_ray.learner.learner import Learner
 from gvm_ray.types import Metrics
 from tests.learner_cases import OPTIMIZER, SurrogateLoss, batch_of, build_tiny_model, learner_config, ragged_groups
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from gvm_ray.algorithms import token_loss
 from gvm_ray.exceptions import CheckpointError, ModelError
-from gvm_ray.learner.step import Learner
+from gvm_ray.learner.learner import Learner
 from gvm_ray.types import Metrics, TrainBatch
 from tests.learner_cases import (
     OPTIMIZER,

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from gvm_ray.functional.logprobs import token_logprobs
-from gvm_ray.functional.output_head import OutputHead
+from gvm_ray.maths.logprobs import OutputHead, token_logprobs
 
 
 def _operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,9 +13,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
 from gvm_ray.exceptions import CheckpointError, ConfigError
+from gvm_ray.learner.learner import Learner
 from gvm_ray.learner.lora import base_name, is_adapter
 from gvm_ray.learner.sequences import train_sample
-from gvm_ray.learner.step import Learner
 from gvm_ray.types import Completion, Prompt, RolloutGroup
 from tests.learner_cases import (
     OPTIMIZER,

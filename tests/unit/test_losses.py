@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gvm_ray.functional.importance import ImportanceCorrection
-from gvm_ray.functional.losses import clipped_surrogate, kl_estimate, policy_loss
+from gvm_ray.maths.losses import ImportanceCorrection, clipped_surrogate, kl_estimate, policy_loss
 from tests.loss_cases import CLIP, EVERY_CORRECTION, logs, random_case, row
 
 

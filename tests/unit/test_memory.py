@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from gvm_ray.functional.memory import LearnerBytes, ModelSizes, key_value_bytes, learner_bytes
+from gvm_ray.maths.memory import LearnerBytes, ModelSizes, key_value_bytes, learner_bytes
 from gvm_ray.pretrained import empty_causal_lm, read_model_sizes
 from tests.model_shapes import SHAPES, write_shape
 

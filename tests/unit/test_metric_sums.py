@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gvm_ray.learner.metric_sums import MetricSums
+from gvm_ray.learner.losses import MetricSums
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 
-from gvm_ray.actors.outcome_columns import OutcomeColumns
+from gvm_ray.actors.allocator import OutcomeColumns
 from gvm_ray.types import GroupOutcome, GroupRef
 
 

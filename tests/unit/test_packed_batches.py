@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gvm_ray.learner.attention import register_varlen
+from gvm_ray.learner.kernels import register_varlen
+from gvm_ray.learner.learner import Learner
 from gvm_ray.learner.policy import PolicyModule, load_causal_lm, sample_gradient_norms, try_policy
 from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pack_samples, pad_samples, train_sample
-from gvm_ray.learner.step import Learner
 from gvm_ray.types import IntArray, Pooling
 from tests.learner_cases import (
     OPTIMIZER,

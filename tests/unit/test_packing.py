@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvm_ray.functional.packing import micro_batches, split_updates
+from gvm_ray.maths.packing import micro_batches, split_updates
 
 
 def test_micro_batches_by_hand() -> None:

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from gvm_ray.actors.placement import check_home
+from gvm_ray.actors.cluster import check_home
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.exceptions import ConfigError, DataError, ModelError, ResourceError
-from gvm_ray.learner.step import Learner
+from gvm_ray.learner.learner import Learner
 from gvm_ray.prepare import prepare, report_lines
 from gvm_ray.pretrained import load_generation_config
 from gvm_ray.run import train

@@ -7,7 +7,7 @@ import pytest
 
 from gvm_ray.allocators.gvm_pool import Score, _beta_draws, score
 from gvm_ray.allocators.predictor import PromptEstimates
-from gvm_ray.functional.allocation import gradient_deviation, gvm_weights, neyman_weights
+from gvm_ray.maths.allocation import gradient_deviation, gvm_weights, neyman_weights
 
 
 def estimates(**fields: Any) -> PromptEstimates:

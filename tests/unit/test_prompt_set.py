@@ -12,9 +12,9 @@ from gvm_ray.config.prompts import (
     PromptsConfig,
     TemplateConfig,
 )
-from gvm_ray.envs import demonstrations, load_prompts
 from gvm_ray.exceptions import ConfigError, DataError
-from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.learner.scratch_model import build_character_tokenizer
+from gvm_ray.tasks import demonstrations, load_prompts
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from gvm_ray.config.prompts import FileSourceConfig, HuggingFaceSourceConfig, ReasoningGymSourceConfig
-from gvm_ray.envs.prompt_source import load_tasks
 from gvm_ray.exceptions import DataError
+from gvm_ray.tasks.prompt_set import load_tasks
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gvm_ray.learner.step import Learner
+from gvm_ray.learner.learner import Learner
 from gvm_ray.types import FloatArray, IntArray, Pooling
 from tests.learner_cases import SurrogateLoss, batch_of, build_tiny_model, learner_config, ragged_groups
 

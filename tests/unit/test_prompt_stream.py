@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gvm_ray.envs.prompt_stream import ShuffledPrompts
 from gvm_ray.exceptions import CheckpointError, DataError
 from gvm_ray.protocols import PromptStream
+from gvm_ray.tasks.prompt_stream import ShuffledPrompts
 from gvm_ray.types import Prompt
 
 

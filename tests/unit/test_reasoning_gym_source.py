@@ -6,13 +6,12 @@ from collections import Counter
 import pytest
 
 from gvm_ray.config.prompts import PromptsConfig, ReasoningGymLevelConfig, ReasoningGymSourceConfig
-from gvm_ray.envs import demonstrations, load_tasks
-from gvm_ray.envs.levels import split_of
-from gvm_ray.envs.prompt_report import SourceReport
-from gvm_ray.envs.prompt_source import generated_demonstrations
-from gvm_ray.envs.reasoning_gym_source import generous_tasks
 from gvm_ray.exceptions import DataError
-from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.learner.scratch_model import build_character_tokenizer
+from gvm_ray.tasks import demonstrations, load_tasks
+from gvm_ray.tasks.prompt_set import SourceReport, generated_demonstrations
+from gvm_ray.tasks.sources.chains import split_of
+from gvm_ray.tasks.sources.reasoning_gym import generous_tasks
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 

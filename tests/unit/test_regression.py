@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from gvm_ray.functional.regression import fit_binomial, fit_ridge
+from gvm_ray.maths.regression import fit_binomial, fit_ridge
 
 RIDGE = 3.0
 CONSTANT_PRECISION = 0.04

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from gvm_ray.actors.replay import Replayed
+from gvm_ray.actors.recovery import Replayed
 from gvm_ray.config.run import FaultsConfig
 from gvm_ray.exceptions import ActorDied, ActorFailure, ConfigError, DeadlineExceeded, TooManyFailures
 from gvm_ray.failure_log import FailureLog

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gvm_ray.exceptions import SystemFailure
-from gvm_ray.rollouts import RolloutLedger, staleness_metrics, trained_norms
+from gvm_ray.ledger import RolloutLedger, staleness_metrics, trained_norms
 from gvm_ray.types import (
     Allocation,
     GroupOutcome,

@@ -12,9 +12,9 @@ import pytest
 
 from gvm_ray.config import parse_config
 from gvm_ray.config.prompts import FileSourceConfig, FunctionSourceConfig, HuggingFaceSourceConfig
-from gvm_ray.envs.prompt_source import load_tasks
-from gvm_ray.envs.task import Task
 from gvm_ray.exceptions import ConfigError, DataError
+from gvm_ray.tasks.prompt_set import load_tasks
+from gvm_ray.tasks.rows import Task
 from tests.data_files import VERL, write_jsonl, write_parquet
 
 NESTED: dict[str, Any] = {

@@ -11,10 +11,10 @@ import pytest
 from loop_fakes import START, make_system, run_config
 
 from gvm_ray.exceptions import ObjectsLost
+from gvm_ray.ledger import SampleTexts, sample_histograms
 from gvm_ray.loop import train
 from gvm_ray.reporting import REQUIRED_KEYS, Reporter, read_rows
-from gvm_ray.reporting.tensorboard import as_markdown
-from gvm_ray.rollouts import SampleTexts, sample_histograms
+from gvm_ray.reporting.reporter import as_markdown
 from gvm_ray.sample_text import SampleText
 from gvm_ray.types import Completion, GroupOutcome, GroupRef, Prompt, RolloutGroup
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gvm_ray.functional.selection import expected_samples, inclusion_chances, inclusion_weights, select_groups
+from gvm_ray.maths.allocation import expected_samples, inclusion_chances, inclusion_weights, select_groups
 
 DRAWS = 4000
 MIXED = np.array([30.0, 9.0, *np.full(20, 1.2), 1.0])  # two large candidates, 21 that together make 25 / 8 groups

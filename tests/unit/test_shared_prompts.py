@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from gvm_ray.arena.slot import SharedPrompts
 from gvm_ray.config import RunConfig
 from gvm_ray.config.prompts import ArithmeticSourceConfig
+from gvm_ray.lab.compare.slot import SharedPrompts
 from gvm_ray.prepare import prepare
 
 

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gvm_ray.arena.plan import planned_runs
-from gvm_ray.arena.record_csv import read_csv
-from gvm_ray.arena.records import run_key
 from gvm_ray.config import load_arena
+from gvm_ray.lab.compare.plan import planned_runs
+from gvm_ray.lab.compare.records import read_csv, run_key
 
 COMPARE = Path(__file__).parents[2] / "configs" / "compare"
 

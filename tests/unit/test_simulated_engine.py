@@ -8,11 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from gvm_ray.bench.latency_model import LatencyModel
-from gvm_ray.bench.simulated_engine import SimulatedEngine
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DataError
+from gvm_ray.lab.speed.simulated_engine import LatencyModel, SimulatedEngine
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Prompt, SampleRequest, SamplingParameters
 
@@ -22,7 +21,7 @@ SAMPLING = SamplingParameters(temperature=1.0, max_tokens=64)
 
 def make_engine(model: LatencyModel = FAST, *, max_num_seqs: int = 4) -> SimulatedEngine:
     config = EngineConfig(
-        type="custom", path="gvm_ray.bench.simulated_engine:SimulatedEngine", max_num_seqs=max_num_seqs
+        type="custom", path="gvm_ray.lab.speed.simulated_engine:SimulatedEngine", max_num_seqs=max_num_seqs
     )
     engine = create_engine("custom", model.to_json(), config=config, max_model_len=100)
     assert isinstance(engine, SimulatedEngine)
@@ -142,7 +141,7 @@ def test_time_passes_as_the_model_says_and_is_counted() -> None:
 
 def test_the_actor_of_a_simulated_engine_stays_light() -> None:
     script = (
-        "import sys, gvm_ray.actors.generator, gvm_ray.bench.simulated_engine; "
+        "import sys, gvm_ray.actors.generator, gvm_ray.lab.speed.simulated_engine; "
         "print([name for name in ('torch', 'transformers', 'vllm', 'datasets', 'pandas') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

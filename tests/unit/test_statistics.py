@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gvm_ray.functional.statistics import beta_posterior_mean, binned_mean
+from gvm_ray.maths.statistics import beta_posterior_mean, binned_mean
 
 
 def test_posterior_mean() -> None:

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from gvm_ray.config.prompts import TemplateConfig
-from gvm_ray.envs.task import Task
-from gvm_ray.envs.templates import end_token_id, reads_date, render, render_all
 from gvm_ray.exceptions import ConfigError, ModelError
+from gvm_ray.tasks.rows import Task
+from gvm_ray.tasks.templates import end_token_id, reads_date, render, render_all
 
 CHAT = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"

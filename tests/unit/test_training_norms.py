@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from gvm_ray.learner.step import Learner
+from gvm_ray.learner.learner import Learner
 from gvm_ray.types import RolloutGroup, TrainBatch
 from tests.learner_cases import (
     OPTIMIZER,

@@ -6,7 +6,7 @@ import pytest
 
 from gvm_ray.config.run import DeadlineConfig
 from gvm_ray.exceptions import ActorDied, DeadlineExceeded
-from gvm_ray.learner.transfer_client import TransferClient, TransferStopped
+from gvm_ray.learner.transfer import TransferClient, TransferStopped
 from gvm_ray.types import (
     FinishUpdate,
     JoinWorld,

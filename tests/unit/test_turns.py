@@ -18,10 +18,10 @@ from gvm_ray.engines import create_engine
 from gvm_ray.engines.server import EngineServer
 from gvm_ray.engines.turns import episodes_by_sample, next_turns
 from gvm_ray.exceptions import ObjectsLost
-from gvm_ray.learner.character_tokenizer import build_character_tokenizer
+from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.learner.sequences import pad_samples, train_sample
+from gvm_ray.ledger import turn_metrics
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.rollouts import turn_metrics
 from gvm_ray.types import (
     Completion,
     GroupOutcome,

@@ -9,7 +9,7 @@ from scripted_outcomes import run_step
 
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
-from gvm_ray.functional.history_allocation import allocate_by_gain, variance_gains
+from gvm_ray.maths.rival_rules import allocate_by_gain, variance_gains
 
 STATES = np.array([[0, 0], [4, 0], [0, 4]], dtype=np.float32)
 REWARDS = {"a": [1, 0], "b": [1], "c": [0]}

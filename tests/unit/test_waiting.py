@@ -10,7 +10,7 @@ import pytest
 from ray._private import worker as ray_worker
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayTaskError
 
-from gvm_ray.actors.placement import _rays_lines_in
+from gvm_ray.actors.cluster import _rays_lines_in
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config.run import FaultsConfig
 from gvm_ray.exceptions import ActorDied, ActorFailure, ConfigError, DeadlineExceeded, SystemFailure

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from gvm_ray.functional.checksum import TensorChecksum
-from gvm_ray.learner.step import Learner
-from gvm_ray.learner.weight_source import PolicyWeights
+from gvm_ray.learner.learner import Learner
+from gvm_ray.learner.transfer import PolicyWeights
+from gvm_ray.maths.checksum import TensorChecksum
 from tests.learner_cases import OPTIMIZER, SurrogateLoss, build_tiny_model, learner_config
 
 CPU = torch.device("cpu")

@@ -16,9 +16,9 @@ from gvm_ray.engines import create_engine
 from gvm_ray.engines.server import EngineServer
 from gvm_ray.engines.weight_receiver import WeightReceiver
 from gvm_ray.exceptions import SystemFailure
+from gvm_ray.learner.learner import Learner
 from gvm_ray.learner.policy import local_shards
-from gvm_ray.learner.step import Learner
-from gvm_ray.learner.weight_sender import WeightSender
+from gvm_ray.learner.transfer import WeightSender
 from gvm_ray.types import SamplingParameters, TransferMember, TransferPhase, TransferWorld
 from tests import gloo_transfer
 from tests.learner_cases import SurrogateLoss, learner_config

@@ -16,8 +16,8 @@ from gvm_ray.allocators.base import (
     SmallestGroup,
     Step,
 )
-from gvm_ray.functional.allocation import apportion
-from gvm_ray.functional.history_allocation import draw_by_learning_potential, policy_gradient_std
+from gvm_ray.maths.allocation import apportion
+from gvm_ray.maths.rival_rules import draw_by_learning_potential, policy_gradient_std
 from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability
 from gvm_ray.types import Float64Array, TrainedNorms
 

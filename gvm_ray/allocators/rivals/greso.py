@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
 from gvm_ray.allocators.selection import CandidateAllocatorConfig, even_counts, num_groups, reward_ranges
-from gvm_ray.functional.filtering import adjusted_exploration, sampling_probability, zero_variance_run
+from gvm_ray.maths.rival_rules import adjusted_exploration, sampling_probability, zero_variance_run
 from gvm_ray.settings import Positive, Probability
 from gvm_ray.types import GroupOutcome
 

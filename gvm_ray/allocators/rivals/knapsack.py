@@ -12,9 +12,9 @@ from gvm_ray.allocators.base import (
     Rounds,
     Step,
 )
-from gvm_ray.functional.allocation import apportion
-from gvm_ray.functional.history_allocation import allocate_by_gain, knapsack_gains
-from gvm_ray.functional.statistics import divisible_rates
+from gvm_ray.maths.allocation import apportion
+from gvm_ray.maths.rival_rules import allocate_by_gain, knapsack_gains
+from gvm_ray.maths.statistics import divisible_rates
 from gvm_ray.settings import Count, Probability
 from gvm_ray.types import Float64Array
 

@@ -9,7 +9,7 @@ from gvm_ray.allocators.base import (
     Step,
 )
 from gvm_ray.allocators.selection import CandidateAllocatorConfig, even_counts, num_groups
-from gvm_ray.functional.filtering import thompson_nearest
+from gvm_ray.maths.rival_rules import thompson_nearest
 from gvm_ray.settings import Positive, Probability
 
 

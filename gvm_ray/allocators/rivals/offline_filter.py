@@ -10,8 +10,8 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from gvm_ray.allocators.base import Allocator, GroupSize, Report, Rounds, RunShape, SmallestGroup, Step
 from gvm_ray.allocators.selection import CandidateAllocatorConfig, num_groups, reward_ranges, sample_indices
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.functional.allocation import apportion
-from gvm_ray.functional.statistics import divisible_rates
+from gvm_ray.maths.allocation import apportion
+from gvm_ray.maths.statistics import divisible_rates
 from gvm_ray.settings import Probability
 from gvm_ray.types import Allocation
 

@@ -17,7 +17,7 @@ from gvm_ray.allocators.base import (
     Step,
 )
 from gvm_ray.allocators.selection import even_counts
-from gvm_ray.functional.filtering import max_variance_subset
+from gvm_ray.maths.rival_rules import max_variance_subset
 from gvm_ray.types import GroupOutcome
 
 

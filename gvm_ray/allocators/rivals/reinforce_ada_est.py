@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from gvm_ray.allocators.base import Allocator, BoundedAllocatorConfig, Report, Rounds, Step
-from gvm_ray.functional.allocation import apportion
-from gvm_ray.functional.history_allocation import log_objective_weights
-from gvm_ray.functional.statistics import divisible_rates
+from gvm_ray.maths.allocation import apportion
+from gvm_ray.maths.rival_rules import log_objective_weights
+from gvm_ray.maths.statistics import divisible_rates
 from gvm_ray.settings import Count, NonNegative, Positive, Probability
 
 

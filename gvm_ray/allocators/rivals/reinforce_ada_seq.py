@@ -17,8 +17,8 @@ from gvm_ray.allocators.base import (
     Step,
 )
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.functional.allocation import apportion
-from gvm_ray.functional.history_allocation import half_of_each_class
+from gvm_ray.maths.allocation import apportion
+from gvm_ray.maths.rival_rules import half_of_each_class
 from gvm_ray.settings import Count, NonNegativeCount
 from gvm_ray.types import BoolArray, GroupOutcome
 

@@ -17,7 +17,7 @@ from gvm_ray.allocators.base import (
 )
 from gvm_ray.allocators.selection import even_counts, sample_indices
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.functional.statistics import divisible_rates
+from gvm_ray.maths.statistics import divisible_rates
 from gvm_ray.settings import Count
 
 

@@ -19,7 +19,7 @@ from gvm_ray.allocators.base import (
     RunShape,
     Step,
 )
-from gvm_ray.functional.history_allocation import allocate_by_gain, variance_gains
+from gvm_ray.maths.rival_rules import allocate_by_gain, variance_gains
 from gvm_ray.settings import Count, Positive
 from gvm_ray.types import Float64Array, FloatArray
 
@@ -124,7 +124,7 @@ class VIPAllocator(Allocator):
         settings = self._settings
         if states is None or not self._observed:
             return np.full(num_prompts, settings.prior_accept_rate)
-        from gvm_ray.functional.accept_rate_prediction import predict_accept_rates  # late: scipy and scikit-learn
+        from gvm_ray.maths.accept_rate_prediction import predict_accept_rates  # late: scipy and scikit-learn
 
         return predict_accept_rates(
             states,

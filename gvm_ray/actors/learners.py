@@ -1,0 +1,209 @@
+"""The learner group: FSDP2 ranks in a Ray Train worker group, driven by commands; the driver never sees a token."""
+
+import asyncio
+import contextlib
+import threading
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from gvm_ray.actors.commands import Command, LearnerCommands, Reset, SendWeights, Start, Stop
+from gvm_ray.actors.generator_fleet import GeneratorFleet
+from gvm_ray.actors.mailbox import Mailbox, RankIdentity
+from gvm_ray.actors.rank import RankSetup, check_ranks_fit, learner_setup, rank_trainer
+from gvm_ray.actors.waiting import wait_for
+from gvm_ray.config import RunConfig
+from gvm_ray.exceptions import ActorDied, ActorFailure, SystemFailure
+from gvm_ray.learner.losses import TokenLoss
+from gvm_ray.phase_clock import PhaseClock
+from gvm_ray.types import (
+    WeightTransfer,
+)
+
+
+class LearnerTurns:
+    """The turns of ranks that share GPUs with these generators; without generators, none is waited for."""
+
+    def __init__(self, generators: GeneratorFleet | None) -> None:
+        self._generators = generators
+
+    async def nodes(self) -> Sequence[str]:
+        """Ray's id of the node of each GPU that is shared, once the generators have started there."""
+        return () if self._generators is None else await self._generators.nodes()
+
+    def turn(self, command: Command) -> contextlib.AbstractAsyncContextManager[None]:
+        """The GPUs as the command needs them: the generators away, or there to be sent weights, or either."""
+        match command.generators:
+            case "away":
+                return self.alone()
+            case "at_work" if self._generators is not None:
+                return self._generators.at_work()
+            case _:
+                return contextlib.nullcontext()
+
+    def alone(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """The generators away, where they take turns with the ranks."""
+        return contextlib.nullcontext() if self._generators is None else self._generators.away()
+
+
+_STOP_S = 60.0  # for the ranks to end by themselves
+_CAUSE_S = 2.0  # for the mailbox to tell a rank's own error, after Ray Train has told that the ranks ended
+
+
+class LearnerGroup(LearnerCommands):
+    """Learners over a Ray Train `TorchTrainer`, whose blocking `fit()` runs in a thread.
+
+    Args:
+        config: the run.
+        base_path: Hugging Face folder or hub id of the starting policy.
+        token_loss: the algorithm's loss.
+        run_dir: the run's folder; Ray Train keeps its own files below it.
+        namespace: Ray namespace of the run's actors.
+        clock: counts the time of updates, gradient norms and prompt states.
+        generators: those that share the ranks' GPUs, where any do. They start first, so that each rank finds its place
+            beside one; and where they take turns with the ranks, they are away while a command fills the GPUs.
+        transfer: how updates publish the new weights.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        base_path: str,
+        token_loss: TokenLoss,
+        run_dir: str,
+        namespace: str,
+        clock: PhaseClock | None = None,
+        transfer: WeightTransfer = "object_store",
+        generators: GeneratorFleet | None = None,
+    ) -> None:
+        self._setup = learner_setup(config, base_path=base_path, token_loss=token_loss, transfer=transfer)
+        self._clock = clock or PhaseClock()
+        self._run_dir = run_dir
+        self._namespace = namespace
+        self._turns = LearnerTurns(generators)
+        self._mailbox: Any = None
+        self._ended: asyncio.Future[BaseException | None] | None = None  # what fit() ended with
+        self._ranks: dict[int, RankIdentity] = {}
+
+    async def start(self) -> None:
+        """Return when every rank holds its shard of the policy.
+
+        Raises:
+            ModelError: the model or its tokenizer can't be loaded.
+            DeadlineExceeded: the ranks did not start in time; often the cluster lacks free CPUs or GPUs.
+            ActorFailure: a rank died.
+        """
+        nodes = await self._turns.nodes()
+        name = f"learner-mailbox-{uuid.uuid4().hex[:8]}"  # a group that is being stopped may still hold a plain name
+        self._mailbox = Mailbox.options(name=name, namespace=self._namespace).remote(self.config.learner.num_workers)
+        self._ended = asyncio.get_running_loop().create_future()
+        async with self._turns.alone():
+            threading.Thread(
+                target=self._fit, args=(self._ended.get_loop(), nodes), daemon=True, name="learners"
+            ).start()
+            await self.do(Start())
+        self._ranks = await self._mailbox.ranks.remote()
+
+    async def stop(self) -> None:
+        """End the ranks; does nothing where there are none, or where they failed."""
+        mailbox, self._mailbox = self._mailbox, None
+        if mailbox is None or self._ended is None:
+            return
+        if not self._ended.done():
+            answer = asyncio.ensure_future(_result(mailbox.post.remote(Stop())))
+            await asyncio.wait({self._ended}, timeout=_STOP_S)
+            if not answer.cancel():
+                answer.exception()  # seen: the ranks had failed, and a command has said so
+        if not self._ended.done():  # they hang
+            self._kill_ranks()
+        ray.kill(mailbox)  # a rank that still waits for a command ends with it
+
+    async def kill(self) -> None:
+        """End the ranks at once, also those that hang in a collective call."""
+        mailbox, self._mailbox = self._mailbox, None
+        if mailbox is None or self._ended is None:
+            return
+        with contextlib.suppress(SystemFailure):  # it died itself
+            self._ranks |= await wait_for(
+                _result(mailbox.ranks.remote()), timeout_s=_CAUSE_S, what="the mailbox", setting="deadlines.start_s"
+            )
+        self._kill_ranks()
+        ray.kill(mailbox)
+        await asyncio.wait({self._ended}, timeout=_STOP_S)
+
+    def _kill_ranks(self) -> None:
+        for rank in self._ranks.values():
+            ray.kill(rank.actor)
+
+    async def reset(self, config: RunConfig, *, base_path: str, token_loss: TokenLoss) -> None:
+        """Begin another run with the ranks that there are: they hold what ranks that were started for it would hold.
+
+        Ray Train's own files stay in the folder of the first run, and its deadline for collective calls that of the
+        first.
+
+        Raises:
+            ConfigError: the run asks for other ranks than these.
+            ModelError: the model or its tokenizer can't be loaded; this ends the ranks.
+        """
+        check_ranks_fit(config.learner, self.config.learner)
+        setup = learner_setup(config, base_path=base_path, token_loss=token_loss, transfer=self._setup.transfer)
+        await self.do(Reset(setup=ray.put(setup)))
+        self._setup = setup
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings."""
+        return self._setup.config
+
+    def _fit(self, loop: asyncio.AbstractEventLoop, nodes: Sequence[str]) -> None:
+        outcome: BaseException | None = None
+        try:
+            setup = RankSetup(learner=self._setup, mailbox=self._mailbox)
+            rank_trainer(setup, run_dir=self._run_dir, nodes=nodes).fit()
+        except BaseException as error:
+            outcome = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._end, outcome)
+
+    def _end(self, outcome: BaseException | None) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(outcome)
+
+    async def do(self, command: Command) -> Any:
+        """See `LearnerCommands.do`. The ranks serve one command after the other."""
+        deadlines = self.config.deadlines
+        timeout_s = deadlines.transfer_s if isinstance(command, SendWeights) else getattr(deadlines, command.deadline)
+        with self._clock.phase(command.phase) if command.phase else contextlib.nullcontext():
+            async with self._turns.turn(command):
+                return await wait_for(
+                    self._post(command),
+                    timeout_s=timeout_s,
+                    what=f"the learners' {command.what}",
+                    setting=f"deadlines.{command.deadline}",
+                )
+
+    async def _post(self, command: Command) -> Any:
+        """The ranks' answer; if they end first, the reason why."""
+        if self._mailbox is None or self._ended is None:
+            raise ActorFailure("the learners are not running; call start() first")
+        answer = asyncio.ensure_future(_result(self._mailbox.post.remote(command)))
+        await asyncio.wait({answer, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            await asyncio.wait({answer}, timeout=_CAUSE_S)
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        outcome = self._ended.result()
+        if outcome is None:
+            raise ActorFailure(f"the learners ended before {command.what!r} was answered: they were stopped")
+        ranks = ", ".join(f"rank {rank} was {identity}" for rank, identity in sorted(self._ranks.items()))
+        raise ActorDied(
+            f"the learners ended before {command.what!r} was answered: {type(outcome).__name__}: {outcome}\n({ranks})"
+        ) from outcome
+
+
+async def _result(ref: Any) -> Any:
+    return await ref

@@ -1,0 +1,164 @@
+"""Settings of comparisons and of estimator measurements."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Settings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # also the name of a folder
+Overrides = dict[str, Any]  # nested as in the run's own TOML; a table whose `type` changes is replaced whole
+Phase = Literal["exploration", "confirmation"]
+
+
+class VariantConfig(Settings):
+    """A named change of a run's settings."""
+
+    name: Name
+    set: Overrides = Field(default_factory=dict)
+
+
+class TrainingSetConfig(VariantConfig):
+    """A training set, and what makes the family's test one that is drawn as it is."""
+
+    test_takes: tuple[str, ...] = ("levels",)  # what prompts.eval takes over from prompts.train for the test "train"
+    test: Overrides = Field(default_factory=dict)  # further changes of prompts.eval for it
+
+
+class FamilyConfig(Settings):
+    """A task family: one run configuration, and its variants. Its own prompts.eval is the test "balanced"."""
+
+    name: Name
+    config: str  # path of a run's TOML file, from the arena's own folder
+    bases: tuple[VariantConfig, ...] = (VariantConfig(name="a"),)
+    training_sets: tuple[TrainingSetConfig, ...]
+
+
+class ArmConfig(VariantConfig):
+    """An allocator with all that belongs to it; `by_algorithm` changes more for the algorithms it names."""
+
+    by_algorithm: dict[str, Overrides] = Field(default_factory=dict)
+    algorithms: tuple[str, ...] | None = Field(default=None, min_length=1)  # that it runs with; none = all
+
+    def runs_with(self, algorithm: str) -> bool:
+        """Whether it has runs with this algorithm; one without a baseline, say, may take what GRPO can't."""
+        return self.algorithms is None or algorithm in self.algorithms
+
+
+class ArenaConfig(Settings):
+    """A whole comparison. Seeds to explore with and seeds to confirm with are apart, and so may their tests be."""
+
+    name: Name
+    runs_dir: str = "runs"
+    results_dir: str | None = None  # for tables, plots and CSV files, from the arena's own folder; none = with the runs
+    token_budget: Count  # charged tokens that end every run
+    prefill_price: NonNegative  # generated tokens that a prefilled token of a candidate costs: measure it
+    baseline: str = "uniform"
+    highlighted: str | None = None  # an arm that the plots bring out
+    exploration_seeds: tuple[NonNegativeCount, ...] = (0, 1, 2)
+    confirmation_seeds: tuple[NonNegativeCount, ...] = (100, 101, 102, 103, 104)
+    phases: dict[Phase, Overrides] = Field(default_factory=dict)  # what differs between the two, such as the tests
+    num_slots: Count = 2  # runs at once, each with engines and learners of its own
+    families: tuple[FamilyConfig, ...]
+    algorithms: tuple[VariantConfig, ...] = (VariantConfig(name="as_configured"),)
+    arms: tuple[ArmConfig, ...]
+
+    def seeds(self, phase: Phase) -> tuple[int, ...]:
+        """The seeds of a phase."""
+        return self.exploration_seeds if phase == "exploration" else self.confirmation_seeds
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "ArenaConfig":
+        check_distinct("families", [family.name for family in self.families])
+        check_distinct("algorithms", [algorithm.name for algorithm in self.algorithms])
+        check_distinct("arms", [arm.name for arm in self.arms])
+        for family in self.families:
+            check_distinct(f"bases of {family.name!r}", [base.name for base in family.bases])
+            check_distinct(f"training_sets of {family.name!r}", [variant.name for variant in family.training_sets])
+        check_distinct("exploration_seeds and confirmation_seeds", self.exploration_seeds + self.confirmation_seeds)
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "ArenaConfig":
+        arms = [arm.name for arm in self.arms]
+        for setting, name in (("baseline", self.baseline), ("highlighted", self.highlighted)):
+            if name is not None and name not in arms:
+                raise ValueError(f"{setting}={name!r} is no arm; write one of {', '.join(arms)}")
+        check_arms_algorithms(self.arms, [algorithm.name for algorithm in self.algorithms], baseline=self.baseline)
+        return self
+
+
+def check_arms_algorithms(arms: Sequence[ArmConfig], algorithms: Sequence[str], *, baseline: str) -> None:
+    """Refuse arms that name an algorithm which there isn't, and a baseline that some algorithms have no runs of.
+
+    Raises:
+        ValueError: which one, and what to write instead.
+    """
+    for arm in arms:
+        for name in (*arm.by_algorithm, *(arm.algorithms or ())):
+            if name not in algorithms:
+                raise ValueError(f"arm {arm.name!r} names the algorithm {name!r}; write one of {', '.join(algorithms)}")
+        if arm.name == baseline and not all(map(arm.runs_with, algorithms)):
+            raise ValueError(
+                f"the baseline {arm.name!r} has runs with {list(arm.algorithms or ())} alone, so that the others "
+                "have nothing to compare with; leave its algorithms out"
+            )
+
+
+def check_distinct(what: str, names: Sequence[object]) -> None:
+    """Refuse no names at all, and one that stands twice.
+
+    Raises:
+        ValueError: what there is too little or too much of.
+    """
+    if not names:
+        raise ValueError(f"{what} is empty; write at least one")
+    if double := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{what} hold {double[0]!r} more than once; write it once")
+
+
+class EstimatorConfig(Settings):
+    """What is drawn from the policy, and how often each arm's step is repeated on it."""
+
+    name: Name
+    runs_dir: str = "runs"
+    config: str  # path of a run's TOML file, from this one's folder; its starting policy is measured
+    seed: NonNegativeCount = 0
+    num_prompts: Count = 64  # of the training set: the gradient is that of their mean
+    num_samples: Count = 256  # of each prompt: they stand for the policy
+    prompts_per_step: Count | None = None  # that an arm which doesn't select gets; none = all, so only n_i differs
+    samples_per_prompt: Count | None = None  # of the step's budget, for each of its prompts; none = as in `config`
+    num_repeats: Annotated[int, Field(ge=2)] = 200
+    warm_up_steps: NonNegativeCount = 8  # on other prompts before each measured step, for allocators that learn
+    num_warm_up_prompts: Count = 64
+    projection_size: Count | None = 2048  # dimensions that gradients are projected on; none = all of the model's
+    baseline: str = "uniform"  # the arm that errors are compared with
+    algorithms: tuple[VariantConfig, ...] = (VariantConfig(name="as_configured"),)
+    arms: tuple[ArmConfig, ...]
+
+    @property
+    def step_prompts(self) -> int:
+        """Prompts of a step; its budget is so many times samples_per_prompt, for every arm."""
+        return self.prompts_per_step or self.num_prompts
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "EstimatorConfig":
+        algorithms = [algorithm.name for algorithm in self.algorithms]
+        check_distinct("algorithms", algorithms)
+        arms = [arm.name for arm in self.arms]
+        check_distinct("arms", arms)
+        if self.baseline not in arms:
+            raise ValueError(f"baseline={self.baseline!r} is no arm; write one of {', '.join(arms)}")
+        check_arms_algorithms(self.arms, algorithms, baseline=self.baseline)
+        return self
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "EstimatorConfig":
+        if self.step_prompts > self.num_prompts:
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step} is above num_prompts={self.num_prompts}; write "
+                f"num_prompts={self.prompts_per_step} or more"
+            )
+        return self

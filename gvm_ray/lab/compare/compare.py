@@ -1,0 +1,202 @@
+"""`gvm-ray compare`: every planned run that isn't done yet, some at once, and the results of all."""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvm_ray.actors.cluster import connected
+from gvm_ray.config import ArenaConfig, RunConfig
+from gvm_ray.config.lab import Phase
+from gvm_ray.lab.compare.plan import PlannedRun, planned_runs, selected
+from gvm_ray.lab.compare.plots import write_plots
+from gvm_ray.lab.compare.records import (
+    RunCosts,
+    RunRecord,
+    read_csv,
+    read_record,
+    record_path,
+    run_key,
+    write_csv,
+    write_record,
+)
+from gvm_ray.lab.compare.slot import SharedPrompts, Slot
+from gvm_ray.lab.compare.tables import write_tables
+from gvm_ray.reporting.run_folder import RAY_LOG
+from gvm_ray.run import run_to_end
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonFolder:
+    """Where a comparison keeps what it made.
+
+    A run is known by its record, one JSON file below `records`, or else by the CSV files of `results`: with these alone
+    a comparison goes on elsewhere.
+    """
+
+    path: Path
+    results: Path
+
+    @classmethod
+    def of(cls, arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> "ComparisonFolder":
+        path = Path(arena.runs_dir).resolve() / arena.name
+        results = path / "results" if arena.results_dir is None else arena_folder / arena.results_dir
+        return cls(path=path, results=results / phase)
+
+    @property
+    def records(self) -> Path:
+        """One JSON file a run."""
+        return self.path / "records"
+
+    def known(self, runs: Sequence[PlannedRun]) -> dict[str, RunRecord]:
+        """Name -> record of the runs that have one with these very settings."""
+        by_key = {}
+        if (self.results / "runs.csv").is_file():
+            by_key = {record.key: record for record in read_csv(self.results)}
+        known = {}
+        for run in runs:
+            path = record_path(self.records, run)
+            record = read_record(path) if path.is_file() else by_key.get(run_key(run))
+            if record is not None and record.fingerprint == run.fingerprint:
+                known[run.name] = record
+        return known
+
+
+def compare(
+    arena: ArenaConfig, *, arena_folder: Path, phase: Phase, only: Sequence[str] = ("*",), say: Say = print
+) -> list[RunRecord]:
+    """Run what isn't done yet of a phase, and write its results.
+
+    Args:
+        arena: the comparison.
+        arena_folder: of its TOML file.
+        phase: which seeds and tests.
+        only: patterns of the runs to make now, as `plan.selected` takes them; the results are of all that are done.
+        say: told of each run's end.
+
+    Raises:
+        UserError: a run's settings or a base policy are wrong; raised before the first run.
+    """
+    folder = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=phase)
+    planned = planned_runs(arena, folder=arena_folder, phase=phase)
+    known = folder.known(planned)
+    runs = selected(planned, only)
+    finished = {name for name, record in known.items() if record.status == "finished"}
+    waiting = [run for run in runs if run.name not in finished]  # a failed one is tried again
+    say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before")
+    for setting in settings_without(arena.baseline, runs, known):
+        say(
+            f"warning: {setting} has no run of {arena.baseline!r}, so its table will show no ratio; add --only "
+            f"'{setting}/{arena.baseline}/*'"
+        )
+    if waiting:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with connected(_for_all_slots(waiting[0].config, num_slots=arena.num_slots), ray_log=folder.path / RAY_LOG):
+            run_to_end(_run_all(waiting, folder=folder, num_slots=arena.num_slots, say=say))
+    return report(arena, arena_folder=arena_folder, phase=phase)
+
+
+def report(arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> list[RunRecord]:
+    """Write tables, plots and CSV files of what there is of a phase; returns its records.
+
+    Raises:
+        UserError: there is nothing yet, or the records can't be compared.
+    """
+    folder = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=phase)
+    known = list(folder.known(planned_runs(arena, folder=arena_folder, phase=phase)).values())
+    write_csv(known, folder.results)
+    write_tables(known, folder.results, baseline=arena.baseline)
+    write_plots(known, folder.results, highlighted=arena.highlighted)
+    return known
+
+
+def settings_without(arm: str, runs: Sequence[PlannedRun], known: Mapping[str, RunRecord]) -> list[str]:
+    """Settings of the runs in which an arm neither has a record nor is among them."""
+    there = {str(run.setting) for run in [*runs, *known.values()] if run.arm == arm}
+    return [setting for setting in dict.fromkeys(str(run.setting) for run in runs) if setting not in there]
+
+
+async def _run_all(runs: Sequence[PlannedRun], *, folder: ComparisonFolder, num_slots: int, say: Say) -> None:
+    """Bases first, then the runs in order, each by the next free slot."""
+    load = SharedPrompts()
+    slots = [Slot(number, folder=folder.path / "work", load=load) for number in range(min(num_slots, len(runs)))]
+    try:
+        bases = {(run.setting.family, run.setting.base): run for run in runs}
+        await _share(slots, list(bases.values()), Slot.build_base)
+        done = 0
+
+        async def run_one(slot: Slot, run: PlannedRun) -> None:
+            nonlocal done
+            start = time.monotonic()
+            record = await _record(slot, run)
+            write_record(folder.records, record)
+            done += 1
+            say(f"[{done}/{len(runs)}] {run.name}: {_outcome(record)} in {time.monotonic() - start:.0f} s")
+
+        await _share(slots, runs, run_one)
+    finally:
+        await asyncio.gather(*(slot.close() for slot in slots))
+
+
+async def _share(
+    slots: Sequence[Slot], runs: Sequence[PlannedRun], work: Callable[[Slot, PlannedRun], Awaitable[None]]
+) -> None:
+    """Each slot takes the next run when it is free."""
+    waiting = iter(runs)
+
+    async def serve(slot: Slot) -> None:
+        for run in waiting:
+            await work(slot, run)
+
+    async with asyncio.TaskGroup() as tasks:
+        for slot in slots:
+            tasks.create_task(serve(slot))
+
+
+async def _record(slot: Slot, run: PlannedRun) -> RunRecord:
+    """The run's record; one that failed says why, and spoils no other."""
+    try:
+        return await slot.run(run)
+    except Exception as error:
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        return RunRecord(
+            phase=run.phase,
+            setting=run.setting,
+            arm=run.arm,
+            seed=run.seed,
+            status="failed",
+            error=f"{type(cause).__name__}: {cause}",
+            updates_per_batch=run.config.algorithm.updates_per_batch,
+            token_budget=run.token_budget,
+            evaluations=(),
+            costs=RunCosts(),
+            fingerprint=run.fingerprint,
+        )
+
+
+def _outcome(record: RunRecord) -> str:
+    if record.status == "failed":
+        return f"FAILED, {record.error.splitlines()[0]}"
+    first, last = record.evaluations[0], record.evaluations[-1]
+    tests = ", ".join(f"{name} {first.accuracy[name]:.3f} -> {last.accuracy[name]:.3f}" for name in record.tests)
+    return f"{tests} with {last.charged_tokens:,.0f} tokens and {last.updates} updates"
+
+
+def _for_all_slots(config: RunConfig, *, num_slots: int) -> RunConfig:
+    """The configuration of one run, with logical CPUs for as many at once."""
+    cluster = config.cluster
+    if cluster.num_cpus is None:
+        engine, learner, rewards = config.engine, config.learner, config.rewards
+        needed = (
+            engine.num_generators * engine.cpus_per_generator
+            + learner.num_workers * learner.cpus_per_worker
+            + rewards.num_actors * rewards.cpus_per_actor
+        )
+        cluster = cluster.model_copy(update={"num_cpus": math.ceil(num_slots * (needed + 1))})
+    return config.model_copy(update={"cluster": cluster})

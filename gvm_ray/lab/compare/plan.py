@@ -1,0 +1,180 @@
+"""What a comparison is made of: one planned run for each arm, setting and seed, checked before the first one starts."""
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gvm_ray.config import ArenaConfig, RunConfig, parse_config
+from gvm_ray.config.lab import ArmConfig, FamilyConfig, Phase, TrainingSetConfig, VariantConfig
+from gvm_ray.config.load import merged, read_toml
+from gvm_ray.exceptions import ConfigError
+from gvm_ray.lab.compare.records import Setting
+from gvm_ray.maths.bootstrap import MIN_SEEDS
+
+# What arms of one setting share, besides the number of updates.
+_EQUAL = ("token_budget", "prefill_price", "model", "warm_start", "prompts", "sampling", "rewards", "evaluation")
+# Where a run takes place and what it keeps.
+_DECIDES_NOTHING = {"runs_dir", "checkpoint", "deadlines", "cluster", "reporting"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run. `base` builds the policy that it starts from; only family and base have a say in that."""
+
+    phase: Phase
+    setting: Setting
+    arm: str
+    seed: int
+    base: RunConfig
+    config: RunConfig  # its prompts.eval is the test "balanced"
+    train_test: RunConfig  # the same with the test that is drawn like the training set
+
+    @property
+    def name(self) -> str:
+        """For people: where it stands in the comparison."""
+        return f"{self.phase}/{self.setting}/{self.arm}/{self.seed}"
+
+    @property
+    def token_budget(self) -> int:
+        """Charged tokens that end the run."""
+        assert self.config.token_budget is not None
+        return self.config.token_budget
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the settings, as written, that decide what comes out; a record with another one is of another run.
+
+        A setting that was left to its default is not in it: a later version's new settings would disown every record.
+        """
+        configs = (self.base, self.config, self.train_test)
+        parts = [each.model_dump_json(exclude_unset=True, exclude=_DECIDES_NOTHING) for each in configs]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def planned_runs(arena: ArenaConfig, *, folder: Path, phase: Phase) -> list[PlannedRun]:
+    """Every run of a phase, those of one engine and one base together, and each setting's arms side by side.
+
+    Args:
+        arena: the comparison.
+        folder: of its TOML file, from which the families' paths count.
+        phase: which seeds and tests.
+
+    Raises:
+        ConfigError: a run's settings are wrong, or arms of one setting differ in what must be equal.
+    """
+    runs: list[PlannedRun] = []
+    for family in arena.families:
+        values = {**read_toml(folder / family.config), "name": arena.name, "runs_dir": arena.runs_dir}
+        for base in family.bases:
+            for algorithm in arena.algorithms:
+                for training_set in family.training_sets:
+                    runs += _setting_runs(arena, values, family, base, training_set, algorithm, phase=phase)
+    return runs
+
+
+def selected(runs: Sequence[PlannedRun], patterns: Sequence[str]) -> list[PlannedRun]:
+    """The runs, in order, whose family/base/training_set/algorithm/arm/seed matches one of the patterns, shell-like.
+
+    Raises:
+        ConfigError: a pattern matches no run.
+    """
+    keys = {run.name: run.name.removeprefix(f"{run.phase}/") for run in runs}
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(key, pattern) for key in keys.values()):
+            raise ConfigError(f"--only {pattern} matches no run; they have names such as {next(iter(keys.values()))}")
+    return [run for run in runs if any(fnmatch.fnmatchcase(keys[run.name], pattern) for pattern in patterns)]
+
+
+def warnings(arena: ArenaConfig, *, phase: Phase) -> list[str]:
+    """What the results will lack, said before anything is spent."""
+    seeds = arena.seeds(phase)
+    if len(seeds) >= MIN_SEEDS:
+        return []
+    return [
+        f"{phase}_seeds has {len(seeds)} seed(s), too few for an interval: the table will show none; write "
+        f"{MIN_SEEDS} or more"
+    ]
+
+
+def _setting_runs(
+    arena: ArenaConfig,
+    values: Mapping[str, Any],
+    family: FamilyConfig,
+    base: VariantConfig,
+    training_set: TrainingSetConfig,
+    algorithm: VariantConfig,
+    *,
+    phase: Phase,
+) -> list[PlannedRun]:
+    """The runs of one setting, seed by seed, so that what is there of it early is comparable."""
+    setting = Setting(family=family.name, base=base.name, training_set=training_set.name, algorithm=algorithm.name)
+    base_values = merged(values, base.set)
+    shared = base_values
+    for changes in (training_set.set, arena.phases.get(phase, {}), algorithm.set):
+        shared = merged(shared, changes)
+    configs: dict[str, dict[str, Any]] = {}
+    for arm in arena.arms:
+        if not arm.runs_with(algorithm.name):
+            continue
+        configs[arm.name] = merged(shared, _of_arm(arena, arm, algorithm.name))
+    _check_equal_means(setting, {name: _parsed(each, f"{setting}/{name}") for name, each in configs.items()})
+    train_test = {"prompts": {"eval": merged(_taken(shared, training_set), training_set.test)}}
+    runs = []
+    for seed in arena.seeds(phase):
+        for name, each in configs.items():
+            seeded = {**each, "seed": seed}
+            runs.append(
+                PlannedRun(
+                    phase=phase,
+                    setting=setting,
+                    arm=name,
+                    seed=seed,
+                    base=_parsed(base_values, f"{family.name}/{base.name}"),
+                    config=_parsed(seeded, f"{setting}/{name}"),
+                    train_test=_parsed(merged(seeded, train_test), f"{setting}/{name}, its test"),
+                )
+            )
+    return runs
+
+
+def _taken(values: Mapping[str, Any], training_set: TrainingSetConfig) -> dict[str, Any]:
+    """Settings of prompts.train that make a test like it; a source without levels, say, has none to give."""
+    train = values["prompts"]["train"]
+    return {name: train[name] for name in training_set.test_takes if name in train}
+
+
+def _of_arm(arena: ArenaConfig, arm: ArmConfig, algorithm: str) -> dict[str, Any]:
+    budget = {"token_budget": arena.token_budget, "prefill_price": arena.prefill_price}
+    return merged(merged(budget, arm.set), arm.by_algorithm.get(algorithm, {}))
+
+
+def _parsed(values: Mapping[str, Any], origin: str) -> RunConfig:
+    config = parse_config(values, origin=origin)
+    if config.prompts.eval is None:
+        raise ConfigError(f"{origin}: the family's config has no [prompts.eval], so accuracy can't be measured; add it")
+    return config
+
+
+def _check_equal_means(setting: Setting, configs: Mapping[str, RunConfig]) -> None:
+    """Arms of one setting may differ in allocator, learning rate and the like, not in what they may spend.
+
+    Raises:
+        ConfigError: they do.
+    """
+    means = {name: _means(config) for name, config in configs.items()}
+    for what in next(iter(means.values())):
+        if len({values[what] for values in means.values()}) > 1:
+            found = "; ".join(f"{name}: {values[what]}" for name, values in means.items())
+            raise ConfigError(
+                f"{setting}: the arms differ in {what} ({found}), so they could not be compared; write the same for all"
+            )
+
+
+def _means(config: RunConfig) -> dict[str, str]:
+    sections = config.model_dump(mode="json", include=set(_EQUAL))
+    updates = {"algorithm.updates_per_batch": str(config.algorithm.updates_per_batch)}
+    return updates | {name: json.dumps(sections[name]) for name in _EQUAL}

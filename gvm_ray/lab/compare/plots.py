@@ -1,0 +1,168 @@
+"""Figures of a comparison: accuracy against its cost, arm beside arm, and whether predicted accept rates come true."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gvm_ray.exceptions import DataError
+from gvm_ray.lab.compare.comparison import check_comparable
+from gvm_ray.lab.compare.records import Cost, RunRecord
+from gvm_ray.maths.bootstrap import MIN_SEEDS, pointwise_interval
+from gvm_ray.maths.statistics import brier_score, reliability_bins
+from gvm_ray.reporting.console import short_count
+from gvm_ray.reporting.plots import BLUE, ORANGE, add_axes, new_figure, save_figure
+from gvm_ray.types import Float64Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COSTS: dict[Cost, str] = {
+    "charged_tokens": "charged tokens (generated + prefilled at its price)",
+    "generated_tokens": "generated tokens (pilots included)",
+    "updates": "optimizer updates",
+    "seconds": "seconds (without evaluation)",
+}
+_PLOTTED: tuple[Cost, ...] = ("charged_tokens", "updates", "seconds")
+_NUM_POINTS = 60
+# Twenty-four arms can be told apart; black is the baseline's and orange the highlighted arm's.
+_COLOURS = ("#2a6fb0", "#2e8b57", "#8e5bb5", "#c44e75", "#7a6a58", "#1aa6b7", "#a3a500", "#7f7f7f")
+_LINE_STYLES = ("solid", "dashed", "dotted")
+
+
+def write_plots(
+    records: Sequence[RunRecord], folder: Path, *, baseline: str = "uniform", highlighted: str | None = None
+) -> list[Path]:
+    """For each phase, training set and algorithm: accuracy on each test against each cost; returns the files written.
+
+    Args:
+        records: all runs; failed ones are left out.
+        folder: made where it is missing.
+        baseline: the arm drawn in black.
+        highlighted: the arm drawn thick in orange, with its interval.
+
+    Raises:
+        DataError: the records can't be compared.
+    """
+    check_comparable(records)
+    written: list[Path] = []
+    finished = sorted((record for record in records if record.status == "finished"), key=_group)
+    for (phase, training_set, algorithm), group in groupby(finished, key=_group):
+        runs = list(group)
+        for test in runs[0].tests:
+            for cost in _PLOTTED:
+                written.append(folder / f"{phase}-{training_set}-{algorithm}-{test}-{cost}.png")
+                plot_curves(runs, written[-1], test=test, cost=cost, baseline=baseline, highlighted=highlighted)
+    return written
+
+
+def plot_curves(
+    records: Sequence[RunRecord],
+    path: Path,
+    *,
+    test: str,
+    cost: Cost,
+    baseline: str = "uniform",
+    highlighted: str | None = None,
+) -> None:
+    """Mean accuracy over seeds against a cost, a panel for each family and base, as far as every seed of an arm goes.
+
+    Bands are 95 % bootstrap intervals over seeds. With more than three arms only the baseline and the highlighted arm
+    have one, for bands on top of each other can't be told apart; nor has an arm with fewer than three seeds.
+
+    Args:
+        records: finished runs of one phase, training set and algorithm.
+        path: the PNG to write.
+        test: of which the accuracy is drawn.
+        cost: the horizontal axis.
+        baseline: the arm drawn in black.
+        highlighted: the arm drawn thick in orange.
+
+    Raises:
+        DataError: there are no records.
+    """
+    if not records:
+        raise DataError(f"there is no finished run to draw into {path.name}; run the comparison first")
+    panels = sorted({(record.setting.family, record.setting.base) for record in records})
+    arms = sorted({record.arm for record in records}, key=lambda arm: (arm != baseline, arm != highlighted, arm))
+    styles = _line_styles(arms, baseline=baseline, highlighted=highlighted)
+    with_band = arms if len(arms) <= 3 else [baseline, highlighted]
+    num_columns = min(3, len(panels))
+    num_rows = math.ceil(len(panels) / num_columns)
+    figure = new_figure(width=1.5 + 4 * num_columns, height=1.2 + 3.2 * num_rows + 0.25 * math.ceil(len(arms) / 4))
+    for index, panel in enumerate(panels):
+        axes = add_axes(figure, num_rows, num_columns, index + 1)
+        runs = [record for record in records if (record.setting.family, record.setting.base) == panel]
+        for arm in arms:
+            if curves := [(run.spent(cost), run.accuracy(test)) for run in runs if run.arm == arm]:
+                _draw_mean(axes, curves, style=styles[arm], band=arm in with_band)
+        axes.set(title=" ".join(panel), xlim=(0, None))
+        axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
+    figure.supxlabel(_COSTS[cost], fontsize=13)
+    figure.supylabel(f"accuracy, {test} test (bands: 95 % over seeds)", fontsize=13)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend(
+        [lines[arm] for arm in arms], arms, loc="outside upper center", ncols=min(4, len(arms)), frameon=False
+    )
+    save_figure(figure, path)
+
+
+def plot_reliability(predicted: ArrayLike, outcomes: ArrayLike, path: Path, *, num_bins: int = 10) -> None:
+    """Predicted accept rates against what came of them, in bins with their sizes; on the diagonal they are calibrated.
+
+    Args:
+        predicted: [N] probabilities.
+        outcomes: [N] 0 or 1, or shares of several trials.
+        path: the PNG to write.
+        num_bins: equal bins of [0, 1]; empty ones are left out.
+
+    Raises:
+        ValueError: the shapes differ, nothing is given, or a number isn't in [0, 1].
+    """
+    mean_predicted, mean_outcome, counts = reliability_bins(predicted, outcomes, num_bins=num_bins)
+    figure = new_figure(width=6, height=5.5)
+    axes = add_axes(figure)
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="dashed")
+    axes.plot(mean_predicted, mean_outcome, color=BLUE, marker="o", markersize=6, linewidth=2)
+    for x, y, count in zip(mean_predicted, mean_outcome, counts, strict=True):
+        axes.annotate(short_count(count), (x, y), textcoords="offset points", xytext=(7, -12), fontsize=10)
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.05, 1.03)
+    axes.set_aspect("equal")
+    axes.set_xlabel("predicted accept rate (mean of a bin)", fontsize=13)
+    axes.set_ylabel("observed accept rate", fontsize=13)
+    axes.set_title(f"Brier score {brier_score(predicted, outcomes):.3f}; numbers count predictions", fontsize=11)
+    save_figure(figure, path)
+
+
+def _draw_mean(
+    axes: "Axes", curves: Sequence[tuple[Float64Array, Float64Array]], *, style: Mapping[str, Any], band: bool
+) -> None:
+    # Seeds are evaluated at different costs: their curves are read off at common points, which all of them reach.
+    start, end = max(cost[0] for cost, _ in curves), min(cost[-1] for cost, _ in curves)
+    points = np.linspace(start, end, _NUM_POINTS)
+    accuracies = np.stack([np.interp(points, cost, accuracy) for cost, accuracy in curves])
+    axes.plot(points, accuracies.mean(axis=0), **style)
+    if band and len(curves) >= MIN_SEEDS:
+        low, high = pointwise_interval(accuracies)
+        axes.fill_between(points, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _line_styles(arms: Sequence[str], *, baseline: str, highlighted: str | None) -> dict[str, dict[str, Any]]:
+    styles: dict[str, dict[str, Any]] = {}
+    others = [arm for arm in arms if arm not in (baseline, highlighted)]
+    for index, arm in enumerate(others):
+        line_style = _LINE_STYLES[index // len(_COLOURS) % len(_LINE_STYLES)]
+        styles[arm] = {"color": _COLOURS[index % len(_COLOURS)], "linewidth": 1.2, "linestyle": line_style}
+    if highlighted is not None:
+        styles[highlighted] = {"color": ORANGE, "linewidth": 2.6, "zorder": 3}
+    styles[baseline] = {"color": "black", "linewidth": 2.6, "zorder": 3}
+    return {arm: styles[arm] | {"label": arm} for arm in arms}
+
+
+def _group(record: RunRecord) -> tuple[str, str, str]:
+    return record.phase, record.setting.training_set, record.setting.algorithm

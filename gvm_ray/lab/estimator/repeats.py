@@ -1,0 +1,161 @@
+"""Repeats an arm's step on the pool: the allocator's own rounds, the algorithm's own batch, and their estimate."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gvm_ray.algorithms import create_algorithm
+from gvm_ray.allocators import AllocationDriver
+from gvm_ray.allocators.gvm import GVMAllocatorConfig
+from gvm_ray.allocators.uniform import UniformAllocatorConfig
+from gvm_ray.config import EstimatorConfig, RunConfig
+from gvm_ray.lab.estimator.moments import SampleSizes
+from gvm_ray.lab.estimator.pool import IndexArray, SamplePool
+from gvm_ray.types import EstimatorTerms, Float64Array, GroupOutcome, TrainBatch, TrainedNorms
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RepeatedSteps:
+    """What R independent steps of one arm gave."""
+
+    estimates: Float64Array  # [R, D] gradient of the log-likelihood, weighted as the batch says
+    num_samples: float  # drawn in a step, pilots included; mean
+    num_tokens: float  # likewise
+    max_samples: int  # of one prompt in any of the steps
+    sizes: SampleSizes | None  # of the target prompts; None where a step's n depend on samples that it also trains on
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Step:
+    batch: TrainBatch
+    drawn: dict[str, int]  # prompt_id -> samples
+    num_tokens: int
+    terms: EstimatorTerms
+    one_round: bool
+
+
+def repeated_steps(config: RunConfig, pool: SamplePool, *, estimator: EstimatorConfig, arm: int) -> RepeatedSteps:
+    """`num_repeats` steps on the target prompts, each by a new allocator after its own warm-up.
+
+    Allocators whose earlier steps have no say in later ones are not warmed up.
+
+    Args:
+        config: the arm's run.
+        pool: to draw from.
+        estimator: the measurement's settings.
+        arm: its number, which sets its random draws apart from other arms'.
+
+    Raises:
+        ConfigError: the allocator can't spend the budget on these prompts.
+    """
+    remembers = not isinstance(config.allocator, UniformAllocatorConfig | GVMAllocatorConfig)
+    steps = []
+    for repeat in range(estimator.num_repeats):
+        arm_steps = _ArmSteps(config, pool, rng=np.random.default_rng((estimator.seed, arm, repeat)), seed=repeat)
+        for step in range(estimator.warm_up_steps if remembers else 0):
+            arm_steps.take(np.arange(pool.num_targets, len(pool.prompts)), step=step)
+        steps.append(arm_steps.take(np.arange(pool.num_targets), step=estimator.warm_up_steps))
+    coefficients = np.stack([batch_coefficients(step.batch, pool) for step in steps])
+    return RepeatedSteps(
+        estimates=coefficients @ pool.gradients,
+        num_samples=float(np.mean([sum(step.drawn.values()) for step in steps])),
+        num_tokens=float(np.mean([step.num_tokens for step in steps])),
+        max_samples=max(max(step.drawn.values()) for step in steps),
+        sizes=_sizes(steps, [prompt.prompt_id for prompt in pool.prompts[: pool.num_targets]]),
+    )
+
+
+def batch_coefficients(batch: TrainBatch, pool: SamplePool) -> Float64Array:
+    """[V] weight x advantage of each response's gradient in the batch's estimate of the gradient.
+
+    At the policy that sampled, importance ratios are 1: the gradient of the batch loss is minus the sum over samples of
+    weight x advantage x gradient of ln pi(response), KL and entropy terms left out.
+    """
+    coefficients = np.zeros(len(pool.gradients))
+    for group in batch.groups:
+        np.add.at(coefficients, group.ref.ref[group.sample_indices], group.weights * group.advantages)
+    return coefficients
+
+
+def _sizes(steps: Sequence[_Step], prompt_ids: Sequence[str]) -> SampleSizes | None:
+    """Each step's n and factors, where they were settled before its samples were drawn and nothing else was changed."""
+    if not all(step.one_round and not step.terms.kept and not step.terms.baselines for step in steps):
+        return None
+    factors = [
+        [step.terms.prompt_weights.get(prompt_id, 1.0) / step.terms.num_prompts for prompt_id in prompt_ids]
+        for step in steps
+    ]
+    counts = [[step.drawn.get(prompt_id, 0) for prompt_id in prompt_ids] for step in steps]
+    return SampleSizes(counts=np.array(counts, dtype=np.float64), factors=np.array(factors))
+
+
+class _ArmSteps:
+    """One allocator's steps, one after the other."""
+
+    def __init__(self, config: RunConfig, pool: SamplePool, *, rng: np.random.Generator, seed: int) -> None:
+        threshold = config.rewards.accept_threshold
+        self._config = config
+        self._pool = pool
+        self._rng = rng
+        self._allocator = AllocationDriver.of(config.allocator, accept_threshold=threshold, seed=seed)
+        self._algorithm = create_algorithm(config.algorithm, accept_threshold=threshold)
+        self._index_of = pool.index_of()
+        accepted = pool.rewards >= threshold
+        self._pilot_norms = np.where(accepted, pool.pilot_norms[config.needs.pilot_norms or "embed_tokens"], np.nan)
+
+    def take(self, prompts: IndexArray, *, step: int) -> _Step:
+        """A step on some of these prompts: as many at random as the run shows the allocator at once.
+
+        Where there are fewer of them than a step has prompts, the budget is smaller in proportion.
+        """
+        config = self._config
+        shown = min(config.candidates_per_step, len(prompts))
+        chosen = np.sort(self._rng.choice(prompts, size=shown, replace=False)) if shown < len(prompts) else prompts
+        budget = min(config.prompts_per_step, len(prompts)) * config.samples_per_prompt
+        pooling = config.prompt_states and config.prompt_states.pooling
+        drawn = dict.fromkeys((self._pool.prompts[index].prompt_id for index in chosen), 0)
+        kept: list[GroupOutcome] = []
+        num_tokens = num_rounds = 0
+        allocation = self._allocator.plan(
+            [self._pool.prompts[index] for index in chosen],
+            step=step,
+            budget=budget,
+            states=self._pool.states[pooling][chosen] if pooling else None,
+        )
+        while allocation.total:
+            outcomes = self._draw(allocation.counts, drawn)
+            num_rounds += 1
+            num_tokens += sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
+            if allocation.needs_gradient_norms:
+                outcomes = [o.with_gradient_norms(self._pilot_norms[o.ref.ref]) for o in outcomes]
+            if allocation.trained_on:
+                kept += outcomes
+            allocation = self._allocator.observe(outcomes, step=step)
+        report = self._allocator.report(step=step)
+        batch = self._algorithm.build_batch(kept, step=step, terms=report.estimator)
+        if config.training_gradient_norms:
+            self._allocator.observe_training(self._trained_norms(batch))
+        return _Step(batch=batch, drawn=drawn, num_tokens=num_tokens, terms=report.estimator, one_round=num_rounds == 1)
+
+    def _draw(self, counts: Mapping[str, int], drawn: dict[str, int]) -> list[GroupOutcome]:
+        outcomes = []
+        for prompt_id, count in counts.items():
+            if count:
+                prompt = self._index_of[prompt_id]
+                outcomes.append(self._pool.draw(prompt, num=count, first_index=drawn[prompt_id], rng=self._rng))
+                drawn[prompt_id] += count
+        return outcomes
+
+    def _trained_norms(self, batch: TrainBatch) -> Sequence[TrainedNorms]:
+        """What training on the batch would measure."""
+        return [
+            TrainedNorms(
+                prompt_id=group.prompt_id,
+                positive=group.advantages > 0,
+                norms=np.where(
+                    group.advantages != 0, self._pool.training_norms[group.ref.ref[group.sample_indices]], np.nan
+                ),
+            )
+            for group in batch.groups
+        ]

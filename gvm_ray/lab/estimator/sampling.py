@@ -1,0 +1,206 @@
+"""Draws the pool: the policy's samples by the run's own engine, scored by its rewards, with their gradients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gvm_ray.actors.reward_env import make_reward_sandbox
+from gvm_ray.algorithms import token_loss
+from gvm_ray.config import EstimatorConfig, RunConfig
+from gvm_ray.engines import create_engine, generate
+from gvm_ray.exceptions import DataError
+from gvm_ray.lab.estimator.pool import IndexArray, SamplePool, distinct_rows
+from gvm_ray.lab.estimator.score_gradients import ScoreGradients
+from gvm_ray.learner.learner import Learner
+from gvm_ray.learner.policy import PolicyModule, load_causal_lm, try_policy
+from gvm_ray.learner.sequences import TrainSample
+from gvm_ray.maths.packing import demonstration_batches
+from gvm_ray.maths.seeds import sample_seed
+from gvm_ray.prepare import Prepared, check_date, prepare
+from gvm_ray.reporting.progress import ProgressLines
+from gvm_ray.rewards.sandbox import Scored
+from gvm_ray.tasks.prompt_set import demonstrations
+from gvm_ray.types import (
+    Completion,
+    Float64Array,
+    GradientParameters,
+    Pooling,
+    Prompt,
+    SampleRequest,
+    SamplingParameters,
+)
+
+Say = Callable[[str], None]
+
+
+def warm_started_path(config: RunConfig, prepared: Prepared, *, say: Say) -> str:
+    """The model folder (or hub id) of the run's starting policy; a warm start that isn't cached is made, and cached."""
+    warm_start, target = config.warm_start, prepared.base.warm_start_folder
+    if warm_start is None or target is None:
+        return prepared.base.path
+    examples = demonstrations(
+        config.prompts,
+        prepared.tokenizer,
+        num=warm_start.num_demonstrations,
+        seed=warm_start.seed,
+        end_token_ids=prepared.end_token_ids,
+    )
+    batches = demonstration_batches(
+        len(examples), batch_size=warm_start.batch_size, num_updates=warm_start.num_updates, seed=warm_start.seed
+    )
+    learner = Learner(config, base_path=prepared.base.path, token_loss=token_loss(config.algorithm))
+    metrics: dict[str, Any] = {}
+    lines = ProgressLines("warm start", len(batches), say=say)
+    for indices in batches:
+        metrics = learner.supervised_update([examples[index] for index in indices])
+        lines.add(note=f"loss {metrics['loss']:.3f}")
+    say(f"warm start of {len(batches)} updates, loss {metrics['loss']:.3f}")
+    learner.export(str(target))
+    return str(target)
+
+
+def load_whole_policy(config: RunConfig, prepared: Prepared, path: str) -> PolicyModule:
+    """The policy as one plain module, whose gradients are whole tensors."""
+    of_hub = path == prepared.base.path
+    causal_lm = load_causal_lm(
+        path,
+        revision=prepared.base.revision if of_hub else None,
+        trust_remote_code=prepared.base.trust_remote_code,
+    )
+    policy = PolicyModule(
+        causal_lm, temperature=config.sampling.temperature, chunk_tokens=config.learner.logprob_chunk_tokens
+    )
+    try_policy(policy, path, gradient_parameters=("embed_tokens",))
+    return policy.eval()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Responses:
+    """The different responses of each prompt, and how often each was sampled."""
+
+    prompts: tuple[Prompt, ...]  # [U]
+    completions: tuple[Completion, ...]  # [U]
+    samples: tuple[IndexArray, ...]  # of each prompt: [K] indices into them
+
+
+def draw_pool(
+    estimator: EstimatorConfig, base: RunConfig, arms: Sequence[RunConfig], *, run_dir: Path, say: Say
+) -> SamplePool:
+    """The pool of a measurement's policy, with what its arms are going to ask for.
+
+    Raises:
+        UserError: the run's settings, model or data are wrong, its training set is too small, or a prompt has no
+            scored sample.
+    """
+    prepared = prepare(base, run_dir=run_dir)
+    check_date(base, prepared.tokenizer)
+    prompts = _chosen_prompts(estimator, prepared.prompts.train)
+    path = warm_started_path(base, prepared, say=say)
+    say(f"sampling {len(prompts)} prompts x {estimator.num_samples}")
+    responses = _sampled(estimator, base, prepared, path=path, prompts=prompts)
+    say(f"{len(prompts)} prompts with {estimator.num_samples} samples each, {len(responses.prompts)} different ones")
+    rewards = _scored(base, responses)
+    samples = _with_rewards(responses, prompts, rewards)
+    num_targets = estimator.num_prompts
+    device = torch.device("cuda" if base.learner.gpus_per_worker else "cpu")
+    policy = load_whole_policy(base, prepared, path).to(device)
+    measure = ScoreGradients(policy, size=estimator.projection_size, seed=estimator.seed)
+    train_samples = [
+        TrainSample(prompt_ids=prompt.token_ids, response_ids=completion.token_ids, engine_logprobs=completion.logprobs)
+        for prompt, completion in zip(responses.prompts, responses.completions, strict=True)
+    ]
+    say(f"measuring the gradients of {len(train_samples)} responses")
+    num_target_rows = 1 + max(int(own.max()) for own in responses.samples[:num_targets])
+    parameters: set[GradientParameters] = {"embed_tokens"}
+    parameters |= {arm.needs.pilot_norms for arm in arms if arm.needs.pilot_norms is not None}
+    poolings: set[Pooling] = {arm.prompt_states.pooling for arm in arms if arm.prompt_states is not None}
+    return SamplePool(
+        prompts=prompts,
+        num_targets=num_targets,
+        samples=samples,
+        rewards=rewards,
+        num_tokens=np.array([len(c.token_ids) for c in responses.completions], dtype=np.int32),
+        truncated=np.array([c.finish_reason == "length" for c in responses.completions]),
+        gradients=measure.projected(train_samples[:num_target_rows]),
+        pilot_norms={name: measure.pilot_norms(train_samples, parameters=name) for name in parameters},
+        training_norms=measure.training_norms(train_samples),
+        states={name: measure.prompt_states([p.token_ids for p in prompts], pooling=name) for name in poolings},
+    )
+
+
+def _chosen_prompts(estimator: EstimatorConfig, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """The targets at random, then the warm-up's."""
+    needed = estimator.num_prompts + (estimator.num_warm_up_prompts if estimator.warm_up_steps else 0)
+    if needed > len(prompts):
+        raise DataError(
+            f"num_prompts={estimator.num_prompts} and num_warm_up_prompts={estimator.num_warm_up_prompts} need "
+            f"{needed} training prompts, and there are {len(prompts)}; write fewer, or warm_up_steps=0"
+        )
+    order = np.random.default_rng(estimator.seed).permutation(len(prompts))
+    return tuple(prompts[index] for index in order[:needed])
+
+
+def _sampled(
+    estimator: EstimatorConfig, base: RunConfig, prepared: Prepared, *, path: str, prompts: Sequence[Prompt]
+) -> _Responses:
+    engine = create_engine(
+        prepared.engine_kind,
+        path,
+        config=base.engine,
+        max_model_len=prepared.max_model_len,
+        revision=prepared.base.revision if path == prepared.base.path else None,
+        trust_remote_code=prepared.base.trust_remote_code,
+    )
+    indices = tuple(range(estimator.num_samples))
+    requests = [
+        SampleRequest(
+            prompt=prompt,
+            sample_indices=indices,
+            seeds=tuple(
+                sample_seed(estimator.seed, step=0, prompt_id=prompt.prompt_id, sample_index=index) for index in indices
+            ),
+        )
+        for prompt in prompts
+    ]
+    parameters = SamplingParameters(temperature=base.sampling.temperature, max_tokens=base.sampling.max_tokens)
+    answers = generate(engine, requests, parameters)
+    engine.close()
+    owners: list[Prompt] = []
+    completions: list[Completion] = []
+    samples: list[IndexArray] = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        first, rows = distinct_rows([completion.token_ids.tobytes() for completion in answer])
+        samples.append(rows + len(completions))
+        completions += [answer[index] for index in first]
+        owners += [prompt] * len(first)
+    return _Responses(prompts=tuple(owners), completions=tuple(completions), samples=tuple(samples))
+
+
+def _scored(base: RunConfig, responses: _Responses) -> Float64Array:
+    """[U] rewards; NaN where a response could not be scored."""
+    sandbox = make_reward_sandbox(base.rewards, max_tokens=base.sampling.max_tokens)
+    try:
+        results = sandbox.score(list(zip(responses.prompts, responses.completions, strict=True)))
+    finally:
+        sandbox.close()
+    return np.array([result.reward if isinstance(result, Scored) else np.nan for result in results])
+
+
+def _with_rewards(responses: _Responses, prompts: Sequence[Prompt], rewards: Float64Array) -> tuple[IndexArray, ...]:
+    """Each prompt's samples that could be scored.
+
+    Raises:
+        DataError: a prompt has none.
+    """
+    scored = tuple(own[np.isfinite(rewards[own])] for own in responses.samples)
+    for prompt, own in zip(prompts, scored, strict=True):
+        if not own.size:
+            raise DataError(
+                f"none of the samples of prompt {prompt.prompt_id!r} could be scored; give the reward longer with "
+                "rewards.timeout_s, or more memory with rewards.memory_mb, in the run's file"
+            )
+    return scored

@@ -1,0 +1,259 @@
+"""A running system without a model: its learners' time is slept, their weights are bytes."""
+
+import asyncio
+import functools
+import random
+import zlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from gvm_ray.actors.allocator import AllocatorClient
+from gvm_ray.actors.generator_pool import GeneratorPool
+from gvm_ray.actors.pools import SamplingPools
+from gvm_ray.actors.reward import RewardPool
+from gvm_ray.algorithms import create_algorithm
+from gvm_ray.checkpoints import NoCheckpoints
+from gvm_ray.config import RunConfig
+from gvm_ray.failure_log import FailureLog
+from gvm_ray.lab.speed.simulated_engine import LatencyModel, SimulatedEngine
+from gvm_ray.loop import System
+from gvm_ray.phase_clock import PhaseClock
+from gvm_ray.prompt_states import CachedPromptStates
+from gvm_ray.protocols import StepLog
+from gvm_ray.tasks.prompt_stream import ShuffledPrompts
+from gvm_ray.types import (
+    Completion,
+    Demonstration,
+    FloatArray,
+    GroupOutcome,
+    Metrics,
+    Pooling,
+    Prompt,
+    TrainBatch,
+    UpdateResult,
+    WeightsRef,
+)
+
+REWARD_PATH = f"{__name__}:reward"
+
+
+def simulated_prompts(
+    num_prompts: int, *, num_tokens: int = 100, difficulty: tuple[float, float] = (0.7, 0.7), seed: int = 0
+) -> list[Prompt]:
+    """Prompts that all look alike; the accept rate of each is drawn from Beta(*difficulty), by default a wide one."""
+    accept_rates = np.random.default_rng(seed).beta(*difficulty, size=num_prompts)
+    token_ids = np.zeros(num_tokens, dtype=np.int32)
+    return [
+        Prompt(
+            prompt_id=f"simulated-{index}",
+            text="",
+            token_ids=token_ids,
+            answer="",
+            features={"accept_rate": float(accept_rate)},
+        )
+        for index, accept_rate in enumerate(accept_rates)
+    ]
+
+
+def reward(prompt: Prompt, completion: Completion) -> float:
+    """1 with the prompt's accept rate, else 0; always the same for the same text."""
+    return float(random.Random(completion.text).random() < prompt.features["accept_rate"])
+
+
+_STATE_WIDTH = 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SimulatedBucket:
+    """Takes the place of a `Bucket` of tensors."""
+
+    data: NDArray[np.uint8]
+
+    def tensors(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """All of it, under one name."""
+        yield "weights", self.data
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerLatency:
+    """How long commands take, in seconds of the clock."""
+
+    constant_s: float  # an update of nothing
+    tokens_per_s: float  # trained on; measuring gradient norms and prompt states is as fast
+
+
+class SimulatedLearners:
+    """Protocol `Learners`: one command at a time, with gradient norms that shrink as responses grow."""
+
+    def __init__(
+        self, latency: LearnerLatency, *, weights_bytes: int, accept_threshold: float, clock: PhaseClock
+    ) -> None:
+        self._latency = latency
+        self._weights_bytes = weights_bytes
+        self._accept_threshold = accept_threshold
+        self._clock = clock
+        self._command = asyncio.Lock()
+
+    async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """Norms [n] of each outcome's accepted samples, NaN for the others; the same for the same samples."""
+        accepted = [outcome.rewards >= self._accept_threshold for outcome in outcomes]
+        num_tokens = sum(int(o.num_tokens[mask].sum()) for o, mask in zip(outcomes, accepted, strict=True))
+        async with self._command:
+            with self._clock.phase("gradient_norms"):
+                await asyncio.sleep(num_tokens / self._latency.tokens_per_s)
+        return [
+            outcome.with_gradient_norms(np.where(mask, _norms(outcome), np.nan))
+            for outcome, mask in zip(outcomes, accepted, strict=True)
+        ]
+
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
+        """[P, 16], or [P, 32] for both poolings: standard normal numbers, the same for the same prompt."""
+        num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        async with self._command:
+            with self._clock.phase("prompt_states"):
+                await asyncio.sleep(num_tokens / self._latency.tokens_per_s)
+        width = _STATE_WIDTH * (2 if pooling == "both" else 1)
+        states = [_draw(prompt.prompt_id).standard_normal(width, dtype=np.float32) for prompt in prompts]
+        return np.array(states, dtype=np.float32).reshape(len(prompts), width)
+
+    async def update(self, batch: TrainBatch) -> UpdateResult:
+        """The next version, after as long as the batch's tokens take."""
+        num_tokens = sum(int(group.num_tokens.sum()) for group in batch.groups)
+        async with self._command:
+            with self._clock.phase("update"):
+                await asyncio.sleep(self._latency.constant_s + num_tokens / self._latency.tokens_per_s)
+        return UpdateResult(
+            weights=await self.weights(batch.step + 1),
+            metrics={"num_updates": 1.0, "learner/tokens": float(num_tokens)},
+        )
+
+    async def weights(self, policy_version: int) -> WeightsRef:
+        """New bytes in the object store."""
+        bucket = SimulatedBucket(data=np.full(self._weights_bytes, policy_version % 256, dtype=np.uint8))
+        return WeightsRef(policy_version=policy_version, location=(ray.put(bucket),))
+
+    async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
+        """There is nothing to learn."""
+        return {"loss": 0.0}
+
+    async def save(self, folder: str) -> None:
+        """There is nothing to save."""
+
+    def checkpointed(self, folder: str) -> None:
+        """There is nothing to forget."""
+
+    async def export(self, folder: str) -> None:
+        """There is nothing to export."""
+
+
+def _norms(outcome: GroupOutcome) -> NDArray[np.float64]:
+    """[n] log-normal about 1 / sqrt(tokens), with a factor of each prompt's own."""
+    draw = _draw(outcome.prompt_id, *outcome.sample_indices)
+    return (
+        draw.lognormal(sigma=0.5)
+        * draw.lognormal(sigma=0.3, size=len(outcome.num_tokens))
+        / np.sqrt(outcome.num_tokens)
+    )
+
+
+def _draw(prompt_id: str, *sample_indices: int) -> np.random.Generator:
+    """Random numbers that depend on these alone."""
+    return np.random.default_rng([zlib.crc32(prompt_id.encode()), *sample_indices])
+
+
+PROMPT_TOKENS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedParts:
+    """What a simulation knows of the parts that are not real, or that a run takes from data."""
+
+    model: LatencyModel
+    learners: LearnerLatency
+    num_prompts: int  # of the whole set
+    weights_bytes: int
+    num_slow: int  # generators
+    slow_factor: float  # times as long for everything
+
+
+class NoEvaluation:
+    """Protocol `Evaluator`: there is no policy to evaluate."""
+
+    async def evaluate(self) -> Metrics:
+        return {}
+
+
+@asynccontextmanager
+async def simulated_system(
+    config: RunConfig, parts: SimulatedParts, *, log: StepLog, clock: PhaseClock
+) -> AsyncIterator[tuple[System, GeneratorPool]]:
+    """A started system whose generators hold policy version 0; its actors end with it."""
+    threshold = config.rewards.accept_threshold
+    failures = FailureLog(config.faults)
+    pools = _pools(config, parts, clock=clock, failures=failures)
+    allocator = AllocatorClient(
+        config.allocator,
+        accept_threshold=threshold,
+        seed=config.seed,
+        timeout_s=config.deadlines.sample_s,
+        failures=failures,
+    )
+    learners = SimulatedLearners(
+        parts.learners, weights_bytes=parts.weights_bytes, accept_threshold=threshold, clock=clock
+    )
+    try:
+        await pools.start()
+        if parts.num_slow:
+            await pools.generators.ask(functools.partial(_slow_down, num_slow=parts.num_slow, factor=parts.slow_factor))
+        await pools.publish(await learners.weights(0))
+        system = System(
+            prompts=ShuffledPrompts(
+                simulated_prompts(parts.num_prompts, num_tokens=PROMPT_TOKENS, seed=config.seed),
+                seed=config.seed,
+                shuffle=True,
+                unique_within=min(config.candidates_per_step * config.block_steps, parts.num_prompts),
+            ),
+            states=CachedPromptStates(learners=learners, config=config.prompt_states),
+            allocator=allocator,
+            pools=pools,
+            learners=learners,
+            algorithm=create_algorithm(config.algorithm, accept_threshold=threshold),
+            evaluator=NoEvaluation(),
+            checkpoints=NoCheckpoints(),
+            log=log,
+        )
+        yield system, pools.generators
+    finally:
+        pools.close()
+        allocator.close()
+
+
+def _pools(config: RunConfig, parts: SimulatedParts, *, clock: PhaseClock, failures: FailureLog) -> SamplingPools:
+    max_tokens = config.sampling.max_tokens
+    return SamplingPools(
+        generators=GeneratorPool(
+            config.engine,
+            kind="custom",
+            model_path=parts.model.to_json(),
+            max_model_len=PROMPT_TOKENS + max_tokens,
+            max_tokens=max_tokens,
+            deadlines=config.deadlines,
+            failures=failures,
+            clock=clock,
+        ),
+        rewards=RewardPool(config.rewards, max_tokens=max_tokens, deadlines=config.deadlines, failures=failures),
+        clock=clock,
+    )
+
+
+def _slow_down(engine: SimulatedEngine, *, num_slow: int, factor: float) -> None:
+    """In the generator's process: the first generators are the slow ones."""
+    name = ray.get_runtime_context().get_actor_name()
+    assert name is not None
+    if int(name.rpartition("-")[2]) < num_slow:
+        engine.slow_down(factor)

@@ -1,0 +1,109 @@
+"""What the learners measure of a policy without training on it, and gradient norms that training gives by the way."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gvm_ray.learner.policy import PolicyModule, looked_up_gradients, reshard, sample_gradient_norms
+from gvm_ray.learner.sequences import BatchLayout, SequenceBatch, TrainSample, prompt_sample
+from gvm_ray.maths.gradient_norms import embedding_gradient_square_norms
+from gvm_ray.types import Float64Array, FloatArray, GradientParameters, IntArray, Pooling
+
+
+class PolicyMeasurements:
+    """Forward passes, and backward passes that reach no parameter, over one policy.
+
+    Args:
+        policy: the sharded policy.
+        layout: of the micro-batches.
+    """
+
+    def __init__(self, policy: PolicyModule, *, layout: BatchLayout) -> None:
+        self._policy = policy
+        self._layout = layout
+        self._device = layout.device
+
+    @torch.no_grad()
+    def logprobs(self, samples: Sequence[TrainSample]) -> list[FloatArray]:
+        """[T] nats for each sample."""
+        stops = np.cumsum([0, *(len(s.response_ids) for s in samples)])
+        flat = self._zeros(int(stops[-1]))
+        for indices, batch in self._layout.micro_batches(samples):
+            logprobs, _ = self._policy(batch)
+            for row, i in enumerate(indices):
+                flat[stops[i] : stops[i + 1]] = logprobs[row, : stops[i + 1] - stops[i]]
+        values = self._gathered(flat)
+        return [values[start:stop] for start, stop in pairwise(stops)]
+
+    def gradient_norms(self, samples: Sequence[TrainSample], *, parameters: GradientParameters) -> Float64Array:
+        """[N] norm of each sample's gradient of its log-probs' sum, in one matrix; see `sample_gradient_norms`."""
+        norms = self._zeros(len(samples), dtype=torch.float64)
+        for indices, batch in self._layout.micro_batches(samples, by_sample=True):
+            computed = sample_gradient_norms(self._policy, batch, parameters=parameters)
+            norms[torch.from_numpy(indices).to(self._device)] = computed[: len(indices)].double()
+        return self._gathered(norms)
+
+    @torch.no_grad()
+    def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> FloatArray:
+        """[P, F] pooled final hidden states of prompts of at least one token; see `PolicyModule.prompt_states`."""
+        width = self._policy.causal_lm.config.hidden_size * (2 if pooling == "both" else 1)
+        states = self._zeros(len(token_ids), width)
+        samples = [prompt_sample(ids) for ids in token_ids]
+        for indices, batch in self._layout.micro_batches(samples, by_sample=True):
+            pooled = self._policy.prompt_states(batch, pooling=pooling)
+            states[torch.from_numpy(indices).to(self._device)] = pooled[: len(indices)]
+        return self._gathered(states)
+
+    def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._device)
+
+    def _gathered(self, values: Tensor) -> NDArray[Any]:
+        """The sum over ranks, each of which filled in its own samples' values."""
+        reshard(self._policy)
+        dist.all_reduce(values)
+        return values.cpu().numpy()
+
+
+class TrainingGradientNorms:
+    """Collects the norms of the N samples of one update, over its micro-batches and then over the ranks.
+
+    With tied embeddings the norm is that of the input's part of the gradient, without the output head's.
+    """
+
+    def __init__(self, policy: PolicyModule, *, num_samples: int, device: torch.device) -> None:
+        self._embedding = policy.causal_lm.get_input_embeddings()
+        self._square_norms = torch.zeros(num_samples, dtype=torch.float64, device=device)
+
+    @contextmanager
+    def collected(self, indices: NDArray[np.int64], batch: SequenceBatch) -> Iterator[None]:
+        """Inside, a forward and backward pass over `batch` fills in the norms of its samples, `indices`."""
+
+        def collect(gradient: Tensor) -> None:
+            rows = looked_up_gradients(self._embedding, gradient, batch.input_ids)
+            norms = embedding_gradient_square_norms(rows, batch.input_ids, samples=batch.sample_indices)
+            self._square_norms[torch.from_numpy(indices).to(norms.device)] = norms[: len(indices)].double()
+
+        def watch(_module: torch.nn.Module, _inputs: Any, output: Tensor) -> None:
+            if torch.is_grad_enabled():  # a reference of the same model passes through, too
+                output.requires_grad_().register_hook(collect)  # a frozen embedding's doesn't by itself
+
+        handle = self._embedding.register_forward_hook(watch)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def reduce(self, factors: Float64Array) -> Float64Array:
+        """[N] norms, each divided by the absolute value of what multiplied the sample's loss; NaN where that was 0.
+
+        A collective call.
+        """
+        dist.all_reduce(self._square_norms)
+        return self._square_norms.sqrt().cpu().numpy() / np.where(factors == 0, np.nan, np.abs(factors))

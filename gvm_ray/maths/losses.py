@@ -1,0 +1,197 @@
+"""Token losses of policy optimisation, and the importance weights that correct for the engine's probabilities."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0  # cut before exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceCorrection:
+    """How samples are weighted for having been drawn under other probabilities than the learner computes.
+
+    The weight is w = learner's probability / engine's probability, of the token or of the whole response (the product
+    over its tokens). `truncate` takes min(w, cap): truncated importance sampling, as between IMPALA's actors and
+    learner (arXiv 1802.01561). `mask` takes w where floor <= w <= cap and 0 elsewhere: for tokens IcePop (arXiv
+    2510.18855), for responses masked importance sampling.
+    """
+
+    level: Literal["token", "sequence"] = "token"
+    mode: Literal["truncate", "mask"] = "truncate"
+    cap: float = 2.0
+    floor: float = 0.5  # of `mask` alone
+
+
+@torch.no_grad()
+def importance_weights(
+    learner_logprobs: Tensor, engine_logprobs: Tensor, *, correction: ImportanceCorrection, mask: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Importance weights [B, T], detached, and [B, T] diagnostics that tell whether the correction holds.
+
+    Args:
+        learner_logprobs: [B, T] nats.
+        engine_logprobs: [B, T] nats, under the policy that sampled.
+        correction: level, mode and bounds.
+        mask: [B, T], True at response tokens, over which the level "sequence" sums; a ValueError where it is needed
+            and None.
+
+    Returns:
+        The weights, and under "importance/...": "mean" (near 1) and "max" the unbounded ratio, "clipped_fraction" 1
+        where it was truncated or masked, "effective_sample_size" the weights.
+    """
+    log_ratio = learner_logprobs - engine_logprobs
+    if correction.level == "sequence":
+        if mask is None:
+            raise ValueError("importance level 'sequence' needs mask, which is None")
+        log_ratio = torch.where(mask, log_ratio, 0.0).sum(-1, keepdim=True).expand_as(log_ratio)
+    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+    if correction.mode == "truncate":
+        weights = ratio.clamp(max=correction.cap)
+    else:
+        weights = torch.where((ratio >= correction.floor) & (ratio <= correction.cap), ratio, 0.0)
+    return weights, {
+        "importance/mean": ratio,
+        "importance/max": ratio,
+        "importance/clipped_fraction": (weights != ratio).to(ratio.dtype),
+        "importance/effective_sample_size": weights,
+    }
+
+
+KLKind = Literal["k1", "k2", "k3"]
+Surrogate = Callable[..., Tensor]  # (logprobs, *, old_logprobs, advantages, mask) -> [B, T] losses
+
+
+class _Bounds(TypedDict):
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
+
+
+def clipped_surrogate(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """PPO's clipped loss, -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(logprobs - old_logprobs).
+
+    Source: arXiv 1707.06347, equation 7; unequal bounds as in DAPO (arXiv 2503.14476). With `dual_clip` = c > 1 the
+    loss of a token of negative advantage is at most -c A (arXiv 1912.09729, equation 5).
+
+    Returns:
+        [B, T] losses.
+    """
+    ratio = _ratio(logprobs, old_logprobs)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+    if dual_clip is None:
+        return loss
+    return torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, kind: KLKind) -> Tensor:
+    """Estimates [B, T] of KL(policy || reference) from sampled tokens; with d = logprobs - ref_logprobs:
+
+    k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman, "Approximating KL divergence", 2020). As loss terms on
+    on-policy samples they differ: in expectation the gradient of k1 is 0, that of k2 is the gradient of
+    KL(policy || reference), and that of k3 the gradient of KL(reference || policy).
+    """
+    difference = logprobs - ref_logprobs
+    match kind:
+        case "k1":
+            return difference
+        case "k2":
+            return 0.5 * difference.square()
+        case "k3":
+            # Cut in both terms: in the exponential alone it would leave the linear term's gradient, of the wrong sign.
+            bounded = difference.clamp(min=-MAX_LOG_RATIO)
+            return torch.expm1(-bounded) + bounded
+
+
+def policy_loss(
+    logprobs: Tensor,
+    *,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    ratio: bool = True,
+    surrogate: Surrogate | None = None,
+    engine_logprobs: Tensor | None = None,
+    importance: ImportanceCorrection | None = None,
+    mask: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    kl_coefficient: float = 0.0,
+    kl_kind: KLKind = "k3",
+    entropy: Tensor | None = None,
+    entropy_coefficient: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """importance weight x surrogate + kl_coefficient x KL - entropy_coefficient x entropy, for each token.
+
+    The surrogate is `clipped_surrogate`, without `ratio` the plain likelihood -A x logprobs, or the given one. All
+    log-probs are [B, T]: `old_logprobs` the learner's own from before the batch's first update, `engine_logprobs` those
+    the tokens were sampled with, `ref_logprobs` the reference policy's; `mask` is True at response tokens. The weight
+    is old/engine as `importance` says; None leaves it out. A term whose input is None is a ValueError.
+
+    Returns [B, T] losses, and detached [B, T] diagnostics: "ratio", "clip_fraction" (1 where the clip took the
+    gradient; not of a given surrogate), "kl" where kl_coefficient > 0, and those of `importance_weights`.
+    """
+    if surrogate is not None:
+        loss = surrogate(logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
+        diagnostics = {"ratio": _ratio(logprobs, old_logprobs).detach()}
+    else:
+        bounds: _Bounds = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
+        loss, diagnostics = _surrogate(logprobs, old_logprobs, advantages, ratio=ratio, bounds=bounds)
+    if importance is not None:
+        engine_logprobs = _required(engine_logprobs, "engine_logprobs", f"importance level {importance.level!r}")
+        weights, measured = importance_weights(old_logprobs, engine_logprobs, correction=importance, mask=mask)
+        loss, diagnostics = loss * weights, diagnostics | measured
+    if kl_coefficient > 0:
+        ref_logprobs = _required(ref_logprobs, "ref_logprobs", f"kl_coefficient={kl_coefficient}")
+        kl = kl_estimate(logprobs, ref_logprobs, kind=kl_kind)
+        loss = loss + kl_coefficient * kl
+        diagnostics["kl"] = kl.detach()
+    if entropy_coefficient > 0:
+        entropy = _required(entropy, "entropy", f"entropy_coefficient={entropy_coefficient}")
+        loss = loss - entropy_coefficient * entropy
+    return loss, diagnostics
+
+
+def _surrogate(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, ratio: bool, bounds: _Bounds
+) -> tuple[Tensor, dict[str, Tensor]]:
+    current = _ratio(logprobs, old_logprobs).detach()
+    if ratio:
+        loss = clipped_surrogate(logprobs, old_logprobs, advantages, **bounds)
+        clipped = _clipped(current, advantages, **bounds)
+    else:
+        loss, clipped = -advantages * logprobs, torch.zeros_like(current)
+    return loss, {"ratio": current, "clip_fraction": clipped}
+
+
+def _ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    return (logprobs - old_logprobs).clamp(max=MAX_LOG_RATIO).exp()
+
+
+def _clipped(
+    ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None
+) -> Tensor:
+    """1 where `clipped_surrogate` is flat in the ratio, else 0."""
+    clipped = ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
+    if dual_clip is not None:
+        clipped = clipped | ((advantages < 0) & (ratio > dual_clip))
+    return clipped.to(ratio.dtype)
+
+
+def _required(value: Tensor | None, name: str, reason: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"{reason} needs {name}, which is None")
+    return value

@@ -1,0 +1,105 @@
+"""Accept rates, and the calibration of predictions."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def beta_posterior_mean(
+    successes: ArrayLike, trials: ArrayLike, *, prior_successes: float, prior_failures: float
+) -> NDArray[np.float64]:
+    """Posterior mean of a success probability under a Beta prior, elementwise: (s + a) / (t + a + b).
+
+    Without a prior (a = b = 0) it is the raw rate s / t, and 0 where there were no trials.
+
+    Raises:
+        ValueError: not 0 <= successes <= trials, or a negative or non-finite number.
+    """
+    s, t = np.broadcast_arrays(np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64))
+    bad = ~(np.isfinite(t) & (s >= 0) & (s <= t))
+    if bad.any():
+        index = int(np.argmax(bad))
+        raise ValueError(f"{s.flat[index]} successes of {t.flat[index]} trials (entry {index}) is not a count")
+    if not (0 <= prior_successes < np.inf and 0 <= prior_failures < np.inf):
+        raise ValueError(f"prior_successes={prior_successes} and prior_failures={prior_failures} must be >= 0")
+    total = t + prior_successes + prior_failures
+    return np.divide(s + prior_successes, total, out=np.zeros_like(total), where=total > 0)
+
+
+def divisible_rates(rates: ArrayLike, trials: ArrayLike) -> NDArray[np.float64]:
+    """Success rates that can be divided by: 0 becomes half a success, (1/2) / (t + 1), as under Jeffreys' prior.
+
+    Args:
+        rates: in [0, 1].
+        trials: t behind each, >= 0.
+    """
+    values = np.asarray(rates, dtype=np.float64)
+    return np.where(values > 0, values, 0.5 / (np.asarray(trials, dtype=np.float64) + 1))
+
+
+def binned_mean(
+    x: NDArray[np.float64], y: NDArray[np.float64], *, num_bins: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Mean of x, mean of y and number of points in equal bins of x over [0, 1]; shapes [B], empty bins are left out."""
+    bins = np.clip((x * num_bins).astype(int), 0, num_bins - 1)
+    totals = np.bincount(bins, minlength=num_bins)
+    filled = totals > 0
+    mean_x = np.bincount(bins, weights=x, minlength=num_bins)[filled] / totals[filled]
+    mean_y = np.bincount(bins, weights=y, minlength=num_bins)[filled] / totals[filled]
+    return mean_x, mean_y, totals[filled]
+
+
+def brier_score(predicted: ArrayLike, outcomes: ArrayLike) -> float:
+    """Mean squared error of predicted probabilities (Brier, 1950); 0 is perfect, predicting 1/2 for coins gives 1/4.
+
+    Args:
+        predicted: [N] probabilities.
+        outcomes: [N] what came of them, 0 or 1, or the share of several trials.
+
+    Raises:
+        ValueError: the shapes differ, nothing is given, or a number isn't in [0, 1].
+    """
+    p, y = _pairs(predicted, outcomes)
+    return float(np.mean((p - y) ** 2))
+
+
+def reliability_bins(
+    predicted: ArrayLike, outcomes: ArrayLike, *, num_bins: int = 10
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Mean prediction, mean outcome and number of predictions in each of equal bins that isn't empty: [B], [B], [B].
+
+    Calibrated predictions have the first two equal. Arguments and errors as for :func:`brier_score`.
+    """
+    p, y = _pairs(predicted, outcomes)
+    return binned_mean(p, y, num_bins=num_bins)
+
+
+def rank_correlation(predicted: ArrayLike, outcomes: ArrayLike) -> float:
+    """Spearman's rank correlation [-1, 1] of two arrays [N], ties by mean rank; NaN where either is constant.
+
+    Raises:
+        ValueError: the shapes differ, there are fewer than two pairs, or a number isn't finite.
+    """
+    x, y = np.asarray(predicted, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1 or x.size < 2:
+        raise ValueError(f"shapes {x.shape} and {y.shape}: a rank correlation needs two arrays [N] with N >= 2")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("a rank correlation needs finite numbers; leave out pairs with NaN or infinity")
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    from scipy.stats import rankdata  # late: settings import this module
+
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+
+
+def _pairs(predicted: ArrayLike, outcomes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    p, y = np.asarray(predicted, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    if p.shape != y.shape or p.ndim != 1 or p.size == 0:
+        raise ValueError(
+            f"predicted has shape {p.shape}, outcomes {y.shape}; give one of each per prompt, at least one"
+        )
+    for name, values in (("predicted", p), ("outcomes", y)):
+        bad = ~((values >= 0) & (values <= 1))
+        if bad.any():
+            index = int(np.argmax(bad))
+            raise ValueError(f"{name}[{index}] = {values[index]} is not in [0, 1]")
+    return p, y

@@ -1,0 +1,316 @@
+"""The prompts of a run: tasks loaded, rendered, filtered and counted."""
+
+import random
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gvm_ray.config.prompts import (
+    ArithmeticSourceConfig,
+    ChainSourceConfig,
+    FileSourceConfig,
+    FunctionSourceConfig,
+    GeneratedSourceConfig,
+    HuggingFaceSourceConfig,
+    ListProgramSourceConfig,
+    PromptsConfig,
+    ReasoningGymSourceConfig,
+    SourceSettings,
+)
+from gvm_ray.exceptions import DataError, ModelError
+from gvm_ray.tasks.rows import Task, normalised
+from gvm_ray.tasks.sources.chains import ChainFamily, arithmetic_family, list_program_family
+from gvm_ray.tasks.sources.file import file_tasks
+from gvm_ray.tasks.sources.function import function_tasks
+from gvm_ray.tasks.sources.huggingface import huggingface_tasks
+from gvm_ray.tasks.sources.reasoning_gym import generous_tasks, reasoning_gym_demonstrations, reasoning_gym_tasks
+from gvm_ray.tasks.templates import check_template, end_token_id, longest_problem, render_all, token_ids
+from gvm_ray.types import Demonstration, IntArray, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN_IDS = 5  # ids that a report line names before it says how many more there are
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceReport:
+    """What became of the tasks of one source; loaded = kept + duplicates + overlapping + too long."""
+
+    loaded: int
+    kept: int
+    duplicate_ids: tuple[str, ...] = ()  # a second task with this id or problem was dropped
+    overlapping_ids: tuple[str, ...] = ()  # training only: dropped, because the evaluation has the problem too
+    too_long_ids: tuple[str, ...] = ()  # dropped: more prompt tokens than prompts.max_tokens
+    unparsable_answer_ids: tuple[str, ...] = ()  # kept, but only a response that spells the answer alike is right
+    generous_tasks: tuple[str, ...] = ()  # of reasoning-gym, whose scorer pays for any text
+
+    def lines(self, name: str) -> list[str]:
+        """For printing: one line of counts, and one for each thing that a person may want to mend."""
+        lines = [f"{name}: {self.kept} of {self.loaded} prompts"]
+        for what, ids in (
+            ("dropped as duplicates", self.duplicate_ids),
+            ("dropped because the evaluation has them too", self.overlapping_ids),
+            ("dropped as longer than prompts.max_tokens", self.too_long_ids),
+            ("kept, but their gold answer can't be parsed", self.unparsable_answer_ids),
+        ):
+            if ids:
+                more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+                lines.append(f"  {len(ids)} {what}: {', '.join(ids[:SHOWN_IDS])}{more}")
+        for task in self.generous_tasks:
+            lines.append(f"  warning: the scorer of reasoning-gym task {task!r} pays for any text, right or not")
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptReport:
+    """What became of the tasks of a run."""
+
+    train: SourceReport
+    eval: SourceReport | None = None
+
+    def lines(self) -> list[str]:
+        """For printing."""
+        lines = self.train.lines("training")
+        return lines if self.eval is None else lines + self.eval.lines("evaluation")
+
+
+def load_tasks(config: SourceSettings) -> list[Task]:
+    """The tasks of a source in its order, never none; duplicates are still among them.
+
+    Raises:
+        DataError: the source is missing, empty or has a bad row; the message says where and what to write.
+    """
+    match config:
+        case FileSourceConfig():
+            return file_tasks(config)
+        case HuggingFaceSourceConfig():
+            return huggingface_tasks(config)
+        case FunctionSourceConfig():
+            return function_tasks(config)
+        case ReasoningGymSourceConfig():
+            return reasoning_gym_tasks(config)
+        case ArithmeticSourceConfig() | ListProgramSourceConfig():
+            return chain_family(config).tasks(config)
+
+
+def generated_demonstrations(
+    config: GeneratedSourceConfig, *, num: int, seed: int, excluded: frozenset[str]
+) -> Iterator[tuple[str, str]]:
+    """`num` pairs (problem, response) from a source that makes its own problems.
+
+    Args:
+        config: The source; its size, seed and half play no part.
+        num: Demonstrations to draw.
+        seed: Of the draws.
+        excluded: Problems never to show, e.g. those of the evaluation.
+
+    Raises:
+        DataError: a level has no problem left, or the source is told no form of a response.
+    """
+    match config:
+        case ReasoningGymSourceConfig():
+            return reasoning_gym_demonstrations(config, num=num, seed=seed, excluded=excluded)
+        case _:
+            return chain_family(config).demonstrations(config, num=num, seed=seed, excluded=excluded)
+
+
+def chain_family(config: ChainSourceConfig) -> ChainFamily:
+    """The family of chains of operations that a source draws from."""
+    match config:
+        case ArithmeticSourceConfig():
+            return arithmetic_family(config)
+        case ListProgramSourceConfig():
+            return list_program_family(config)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptSets:
+    """The prompts of a run. Ids are distinct within each set."""
+
+    train: tuple[Prompt, ...]
+    eval: tuple[Prompt, ...]  # empty without prompts.eval
+    report: PromptReport
+
+
+@dataclass(kw_only=True)
+class _Cleaned:
+    """Tasks of one source without duplicates and without those that the evaluation has."""
+
+    loaded: int
+    tasks: list[Task] = field(default_factory=list)
+    duplicate_ids: list[str] = field(default_factory=list)
+    overlapping_ids: list[str] = field(default_factory=list)
+
+
+def load_prompts(
+    config: PromptsConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    verify_answer: Callable[[str], bool] | None = None,
+    train_name: str = "prompts.train",
+) -> PromptSets:
+    """The training and evaluation prompts, rendered and tokenized.
+
+    Args:
+        config: Sources, template and the bound on prompt tokens.
+        tokenizer: Of the model.
+        verify_answer: Says whether a gold answer can be parsed; tasks with a scorer of their own aren't asked about.
+        train_name: For messages, what `config.train` is to who wrote it.
+
+    Raises:
+        DataError: a source can't be loaded, or no prompt of it is left.
+        ConfigError, ModelError: the template contradicts itself or doesn't fit the tokenizer.
+    """
+    check_template(config.template, tokenizer=tokenizer)
+    cleaned_train, cleaned_eval = _clean_tasks(config)
+    train, train_report = _prompts(
+        cleaned_train, name=train_name, config=config, tokenizer=tokenizer, verify_answer=verify_answer
+    )
+    if cleaned_eval is None:
+        return PromptSets(train=train, eval=(), report=PromptReport(train=train_report))
+    evaluation, eval_report = _prompts(
+        cleaned_eval, name="prompts.eval", config=config, tokenizer=tokenizer, verify_answer=verify_answer
+    )
+    return PromptSets(train=train, eval=evaluation, report=PromptReport(train=train_report, eval=eval_report))
+
+
+def _clean_tasks(config: PromptsConfig) -> tuple[_Cleaned, _Cleaned | None]:
+    """Training and evaluation tasks; a problem that stands in both stays in the evaluation alone."""
+    cleaned_eval = None if config.eval is None else _clean(load_tasks(config.eval), held_out=frozenset())
+    held_out = frozenset(normalised(task.problem) for task in cleaned_eval.tasks) if cleaned_eval else frozenset()
+    return _clean(load_tasks(config.train), held_out=held_out), cleaned_eval
+
+
+def _clean(tasks: Sequence[Task], *, held_out: frozenset[str]) -> _Cleaned:
+    cleaned = _Cleaned(loaded=len(tasks))
+    seen_ids: set[str] = set()
+    seen_problems: set[str] = set()
+    for task in tasks:
+        problem = normalised(task.problem)
+        if task.prompt_id in seen_ids or problem in seen_problems:
+            cleaned.duplicate_ids.append(task.prompt_id)
+        elif problem in held_out:
+            cleaned.overlapping_ids.append(task.prompt_id)
+        else:
+            cleaned.tasks.append(task)
+        seen_ids.add(task.prompt_id)
+        seen_problems.add(problem)
+    return cleaned
+
+
+def _prompts(
+    cleaned: _Cleaned,
+    *,
+    name: str,
+    config: PromptsConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    verify_answer: Callable[[str], bool] | None,
+) -> tuple[tuple[Prompt, ...], SourceReport]:
+    bound = longest_problem(config.max_tokens, tokenizer=tokenizer)
+    tasks = [task for task in cleaned.tasks if len(task.problem) <= bound]
+    rendered = render_all(tasks, template=config.template, tokenizer=tokenizer)
+    prompts: list[Prompt] = []
+    too_long = [task.prompt_id for task in cleaned.tasks if len(task.problem) > bound]
+    unparsable: list[str] = []
+    for task, (text, ids) in zip(tasks, rendered, strict=True):
+        if len(ids) > config.max_tokens:
+            too_long.append(task.prompt_id)
+            continue
+        if not len(ids):
+            raise DataError(
+                f"{name}: prompt {task.prompt_id!r} gives no token, for the model's tokenizer knows none of "
+                f"its characters ({task.problem[:40]!r}); remove it, or take another model"
+            )
+        prompts.append(
+            Prompt(prompt_id=task.prompt_id, text=text, token_ids=ids, answer=task.answer, features=task.features)
+        )
+        if verify_answer is not None and "reasoning_gym" not in task.features and not verify_answer(task.answer):
+            unparsable.append(task.prompt_id)
+    report = SourceReport(
+        loaded=cleaned.loaded,
+        kept=len(prompts),
+        duplicate_ids=tuple(cleaned.duplicate_ids),
+        overlapping_ids=tuple(cleaned.overlapping_ids),
+        too_long_ids=tuple(too_long),
+        unparsable_answer_ids=tuple(unparsable),
+        generous_tasks=generous_tasks([entry for task in tasks if (entry := task.features.get("reasoning_gym"))]),
+    )
+    if not prompts:
+        raise DataError(
+            f"{name} has no prompt left:\n" + "\n".join(report.lines(name)) + "\nwrite a larger "
+            f"prompts.max_tokens (now {config.max_tokens}), or sources that don't hold the same problems"
+        )
+    return tuple(prompts), report
+
+
+def demonstrations(
+    config: PromptsConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    num: int,
+    seed: int,
+    end_token_ids: Collection[int] = (),
+) -> list[Demonstration]:
+    """`num` demonstrations from the training source, none on a problem of the evaluation, the same for the same seed.
+
+    Sources that make their problems make demonstrations too. Others give their rationales in random order, again and
+    again until `num` is reached. Responses end with the token of `end_token_ids` that the chat template ends an answer
+    with, or with the tokenizer's end-of-sequence token; prompts of more than `max_tokens` tokens are left out.
+
+    Raises:
+        DataError: the source has no rationales, or none whose prompt is short enough.
+        ModelError: the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path or 'the model'!r} has no end-of-sequence token, so a response "
+            "can't be taught to end; set eos_token in its tokenizer_config.json"
+        )
+    if isinstance(config.train, GeneratedSourceConfig):
+        tasks = _generated(config.train, config=config, num=num, seed=seed)
+    else:
+        tasks = [task for task in _clean_tasks(config)[0].tasks if task.rationale is not None]
+    end = end_token_id(config.template, tokenizer=tokenizer, end_token_ids=end_token_ids)
+    tokenized = _tokenized(tasks, config=config, tokenizer=tokenizer, end_token_id=end)
+    if not tokenized:
+        raise DataError(
+            f"prompts.train ({config.train.type!r}) gives no demonstration: {len(tasks)} of its tasks have a reference "
+            f"rationale, and no prompt of these has at most max_tokens={config.max_tokens} tokens; write "
+            "rationale_field = '...', or a larger prompts.max_tokens"
+        )
+    return tokenized if len(tokenized) == num else _repeated(tokenized, num=num, seed=seed)
+
+
+def _generated(source: GeneratedSourceConfig, *, config: PromptsConfig, num: int, seed: int) -> list[Task]:
+    held_out = frozenset() if config.eval is None else frozenset(task.problem for task in load_tasks(config.eval))
+    return [
+        Task(prompt_id=problem, problem=problem, answer="", rationale=response)
+        for problem, response in generated_demonstrations(source, num=num, seed=seed, excluded=held_out)
+    ]
+
+
+def _tokenized(
+    tasks: list[Task], *, config: PromptsConfig, tokenizer: "PreTrainedTokenizerBase", end_token_id: int
+) -> list[Demonstration]:
+    bound = longest_problem(config.max_tokens, tokenizer=tokenizer)
+    tasks = [task for task in tasks if len(task.problem) <= bound]
+    prompts = render_all(tasks, template=config.template, tokenizer=tokenizer)
+    responses = token_ids([task.rationale or "" for task in tasks], tokenizer=tokenizer)
+    end: IntArray = np.array([end_token_id], dtype=np.int32)
+    return [
+        Demonstration(prompt_token_ids=prompt, response_token_ids=np.concatenate([response, end]))
+        for (_, prompt), response in zip(prompts, responses, strict=True)
+        if len(prompt) <= config.max_tokens
+    ]
+
+
+def _repeated(items: list[Demonstration], *, num: int, seed: int) -> list[Demonstration]:
+    """`num` of them: whole random orders of all, one after the other, the last one cut."""
+    rng = random.Random(f"demonstration order {seed}")
+    chosen: list[Demonstration] = []
+    while len(chosen) < num:
+        chosen += rng.sample(items, k=len(items))
+    return chosen[:num]

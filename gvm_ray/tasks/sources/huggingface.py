@@ -1,0 +1,88 @@
+"""Tasks from a dataset of the `datasets` library."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gvm_ray.config.prompts import HuggingFaceSourceConfig
+from gvm_ray.exceptions import DataError, likely_paths, may_be_hub_id
+from gvm_ray.tasks.arrow_tables import needed_columns, row_reader
+from gvm_ray.tasks.rows import Row, Task, tasks_from_rows, used_fields
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def huggingface_tasks(config: HuggingFaceSourceConfig) -> list[Task]:
+    """The split's tasks in its order, at most `limit`.
+
+    Raises:
+        DataError: the dataset or its split can't be loaded, is empty, or has a bad row (row and field are named).
+    """
+    rows = dataset_rows(load_split(config), config=config, fields=used_fields(config))
+    tasks = tasks_from_rows(rows, config=config)
+    if not tasks:
+        raise DataError(f"{_origin(config)} has no rows; write a split with at least one task")
+    return tasks
+
+
+def dataset_rows(
+    dataset: "Dataset", *, config: HuggingFaceSourceConfig, fields: Mapping[str, str] | None = None
+) -> Iterator[Row]:
+    """The rows of a split in its order; with `fields`, of these only (name -> the setting behind it).
+
+    Raises:
+        DataError: it doesn't have one of the fields.
+    """
+    origin = _origin(config)
+    schema = dataset.features.arrow_schema
+    read = row_reader(schema)
+    rows: Any = dataset
+    if fields is not None:
+        rows = dataset.select_columns(needed_columns(schema, where=origin, fields=fields))
+    return ((f"{origin}, row {number}", read(row)) for number, row in enumerate(rows, start=1))
+
+
+def _origin(config: HuggingFaceSourceConfig) -> str:
+    return f"dataset {config.path!r}, split {config.split!r}"
+
+
+def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
+    """The split; a local folder may hold data files or what `save_to_disk` wrote.
+
+    Raises:
+        DataError: it can't be loaded.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    folder = Path(config.path).expanduser()
+    try:
+        if not folder.exists() and not may_be_hub_id(config.path):
+            raise ValueError(f"there is no folder {config.path!r}{likely_paths(folder)}")
+        if (folder / "dataset_dict.json").is_file():
+            return _load_saved(folder / config.split, known=json.loads((folder / "dataset_dict.json").read_text()))
+        if (folder / "state.json").is_file():
+            return _load_saved(folder, known={})  # one split, whose name isn't saved
+        origin = str(folder) if folder.is_dir() else config.path
+        return datasets.load_dataset(origin, name=config.name, split=config.split)
+    except (DatasetsError, ValueError, OSError) as error:
+        fetch = (
+            f"; without network fetch it elsewhere (hf download --repo-type dataset {config.path} --local-dir FOLDER)"
+        )
+        raise DataError(
+            f"dataset {config.path!r} (name {config.name!r}, split {config.split!r}) can't be loaded: {error}; write a "
+            "hub id or a local folder as path, and a split that it has" + (fetch if not folder.exists() else "")
+        ) from error
+
+
+def _load_saved(folder: Path, *, known: Mapping[str, Any]) -> "Dataset":
+    """One split that `save_to_disk` wrote; `known` is the index of the splits beside it."""
+    import datasets
+
+    if "splits" in known and folder.name not in known["splits"]:
+        raise ValueError(f"its splits are {', '.join(known['splits'])}")
+    if not json.loads((folder / "state.json").read_text())["_data_files"]:
+        raise ValueError("it has no rows")  # load_from_disk meets an IndexError there
+    return datasets.Dataset.load_from_disk(str(folder))

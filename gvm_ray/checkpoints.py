@@ -27,6 +27,7 @@ from gvm_ray.protocols import Learners
 from gvm_ray.types import CheckpointState
 
 _MANIFEST, _STATE, _PROMPT_STATES, _CONFIG = "manifest.json", "state.json", "prompt_states.npz", "config.json"
+_FORMAT = 2  # of `state.json`; raised where the same fields come to hold something else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class CheckpointFolder:
         """The newest checkpoint, all of whose files are as they were written; None where none was completed yet.
 
         Raises:
-            CheckpointError: it is damaged, or it belongs to another configuration.
+            CheckpointError: it is damaged, of another format, or it belongs to another configuration.
         """
         found = self.complete()
         if not found:
@@ -83,6 +84,8 @@ class CheckpointFolder:
         try:
             _verify(newest)
             state, saved = _read_state(newest), json.loads((newest / _CONFIG).read_text(encoding="utf-8"))
+        except CheckpointError:
+            raise
         except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
             older = (
                 f"to resume from {found[-2].name!r}, the one before"
@@ -145,13 +148,18 @@ class NoCheckpoints:
 def _write_state(state: CheckpointState, folder: Path) -> None:
     values = {each.name: getattr(state, each.name) for each in fields(state)}
     arrays: Mapping[str, Any] = values.pop("prompt_states")
-    (folder / _STATE).write_text(json.dumps(values), encoding="utf-8")
+    (folder / _STATE).write_text(json.dumps({"format": _FORMAT, **values}), encoding="utf-8")
     if arrays:
         np.savez(folder / _PROMPT_STATES, **arrays)
 
 
 def _read_state(folder: Path) -> CheckpointState:
     values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    if (found := values.pop("format", 1)) != _FORMAT:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} has format {found}, and this version of gvm_ray reads format {_FORMAT}; "
+            "resume with the version that it was made with, or start a new run with --set name=..."
+        )
     arrays: dict[str, Any] = {}
     if (folder / _PROMPT_STATES).exists():
         with np.load(folder / _PROMPT_STATES, allow_pickle=False) as saved:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -339,4 +340,20 @@ def test_settings_of_another_version_are_no_riddle(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"this version of gvm_ray doesn't take \(.*gone: unknown setting.* resume"
     ):
+        folder.latest()
+
+
+@pytest.mark.parametrize("found", [None, 3])
+def test_a_checkpoint_of_another_format_is_not_called_damaged(tmp_path: Path, found: int | None) -> None:
+    folder = CheckpointFolder(folder=tmp_path, config=run_config())
+    save(folder, 1)
+    path = tmp_path / "step_000001" / "state.json"
+    values = json.loads(path.read_text())
+    del values["format"]
+    path.write_text(json.dumps(values if found is None else {**values, "format": found}))
+    manifest = path.with_name("manifest.json")
+    entries = json.loads(manifest.read_text())
+    entries["state.json"] = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    manifest.write_text(json.dumps(entries))
+    with pytest.raises(CheckpointError, match=rf"step_000001' has format {found or 1}, .* reads format 2; resume with"):
         folder.latest()

@@ -220,7 +220,7 @@ class Learners(Protocol):
         ...
 
     def checkpointed(self, folder: str) -> None:
-        """What `save` wrote last is part of a complete checkpoint and lies here now."""
+        """Take note of where the last `save` lies in a complete checkpoint."""
         ...
 
     async def export(self, folder: str) -> None:

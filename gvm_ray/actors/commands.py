@@ -1,4 +1,4 @@
-"""What the driver asks of the learner ranks: one frozen type for each command, and the methods that issue them.
+"""Commands of the driver to the learner ranks: one frozen type for each command, and the methods that issue them.
 
 A new command is a class here, a `case` in the rank, and a method below if the loop is to call it.
 """
@@ -41,7 +41,7 @@ _UPDATES_PER_COMMAND, _COMMAND_S = 25, 5.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Command:
-    """What every rank does next; rank 0's answer is the command's. Object refs in its fields stay refs."""
+    """Work of every rank; rank 0's answer is the command's. Object refs in its fields stay refs."""
 
     what: ClassVar[str]  # in words, for messages
     changes_policy: ClassVar[bool] = False  # ranks that take these ones' place have to do it again
@@ -265,7 +265,7 @@ class LearnerCommands(ABC):
         await self.do(Export(folder=absolute(folder)))
 
     def checkpointed(self, folder: str) -> None:
-        """What `save` wrote last is part of a complete checkpoint and lies here now; ranks end with their failure."""
+        """Take note of where the last `save` lies in a complete checkpoint; ranks end with their failure."""
         return
 
 

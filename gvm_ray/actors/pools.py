@@ -125,7 +125,7 @@ def _apart(outcomes: Sequence[Outcome]) -> tuple[list[GroupOutcome], list[OpenOu
 
 
 def _refs_by_sample(episodes: Sequence[OpenOutcome]) -> dict[SampleKey, ray.ObjectRef]:
-    """Where each sample is on its way."""
+    """Place of each sample on its way."""
     return {(episode.prompt_id, index): episode.ref.ref for episode in episodes for index in episode.sample_indices}
 
 

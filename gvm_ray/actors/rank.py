@@ -259,7 +259,7 @@ _NODE_ID = "ray.io/node-id"  # a label that Ray gives every node
 def learner_setup(
     config: RunConfig, *, base_path: str, token_loss: TokenLoss, transfer: WeightTransfer
 ) -> LearnerSetup:
-    """What the ranks' learners are made of."""
+    """Parts of the ranks' learners."""
     path = absolute(base_path) if Path(base_path).is_dir() else base_path  # else a hub id
     return LearnerSetup(config=config, base_path=path, token_loss=token_loss, transfer=transfer)
 

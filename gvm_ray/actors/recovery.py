@@ -60,7 +60,7 @@ class Replayed(Generic[T]):
         return self._part
 
     async def do(self, command: Callable[[T], Awaitable[Any]], *, changes_state: bool, step: int | None = None) -> Any:
-        """What the command gives back; given again to a replacement where the part dies or hangs.
+        """Result of the command, which is given again to a replacement where the part dies or hangs.
 
         Args:
             command: asks the part for something.

@@ -120,7 +120,7 @@ class TokenLoss:
         advantages: Tensor,
         mask: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses [B, T] and detached diagnostics [B, T]; see `functional.losses.policy_loss` for the arguments."""
+        """Losses [B, T] and detached diagnostics [B, T]; see `maths.losses.policy_loss` for the arguments."""
         return policy_loss(
             logprobs,
             old_logprobs=old_logprobs,

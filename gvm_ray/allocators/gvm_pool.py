@@ -274,11 +274,9 @@ class GVMPoolAllocator(PredictiveAllocator):
         )
 
 
-class GVMOnlineAllocatorConfig(_PredictiveConfig):
-    """Divides the budget inside the step's prompts by predictions; every prompt keeps `min_samples`."""
+class _BoundedConfig(_PredictiveConfig):
+    """Divides the budget inside the step's prompts, within bounds."""
 
-    type: Literal["gvm_online"] = "gvm_online"
-    score: Score = "gvm"
     min_samples: NonNegativeCount = 0
     max_samples: Count | None = None
 
@@ -290,12 +288,19 @@ class GVMOnlineAllocatorConfig(_PredictiveConfig):
         """The bounds admit the mean."""
         check_bounds(self.min_samples, self.max_samples, run)
 
+
+class GVMOnlineAllocatorConfig(_BoundedConfig):
+    """Divides the budget inside the step's prompts by predictions; every prompt keeps `min_samples`."""
+
+    type: Literal["gvm_online"] = "gvm_online"
+    score: Score = "gvm"
+
     def build(self, *, accept_threshold: float, seed: int) -> "GVMOnlineAllocator":
         """The strategy."""
         return GVMOnlineAllocator(self, accept_threshold=accept_threshold, seed=seed)
 
 
-class NeymanAllocatorConfig(_PredictiveConfig):
+class NeymanAllocatorConfig(_BoundedConfig):
     """The optimal split for a linear objective, n ~ sqrt(p (1 - p)), or for the log pass rate, n ~ sqrt((1 - p) / p)
     (arXiv 2510.04996, appendix B), inside the step's prompts; p is predicted.
     """
@@ -304,15 +309,6 @@ class NeymanAllocatorConfig(_PredictiveConfig):
     score: Literal["neyman", "log_neyman"] = "neyman"
     training_gradient_norms: bool = False
     min_samples: NonNegativeCount = 2  # a group of one has no baseline
-    max_samples: Count | None = None
-
-    def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """The lower bound."""
-        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
-
-    def check_fits(self, run: RunShape) -> None:
-        """The bounds admit the mean."""
-        check_bounds(self.min_samples, self.max_samples, run)
 
     def build(self, *, accept_threshold: float, seed: int) -> "GVMOnlineAllocator":
         """The strategy."""

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 
 from gvm_ray.actors.generator_pool import GeneratorPool
+from gvm_ray.actors.waiting import wait_for
 from gvm_ray.types import GroupOutcome, GroupRef, RolloutGroup, SampleRequest, SamplingParameters
 
 
@@ -16,7 +17,8 @@ async def sample(
     """The groups in order of the requests; one that was split has several."""
 
     async def describe(chunk: ray.ObjectRef) -> list[GroupOutcome]:
-        groups: tuple[RolloutGroup, ...] = await chunk
+        """Raises what a reward pool raises for a chunk that is an error: an object that is lost is sampled again."""
+        groups: tuple[RolloutGroup, ...] = await wait_for(chunk, timeout_s=60.0, what="fetching a chunk", setting="-")
         return [GroupOutcome.of(group, ref=GroupRef(ref=groups, index=i)) for i, group in enumerate(groups)]
 
     outcomes = await pool.sample(requests, sampling, score=describe)

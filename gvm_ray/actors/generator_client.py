@@ -124,9 +124,11 @@ class GeneratorClient:
     ) -> AsyncIterator[ray.ObjectRef]:
         """Refs of tuples of unscored groups, as they are finished; see `GeneratorActor.generate`.
 
+        An error of the engine is the last ref: whoever reads it raises it. Ray ends such a stream without raising.
+
         Raises:
-            ActorDied: the generator died, or was killed because it gave nothing for `deadlines.sample_s`.
-            ActorFailure: its engine raised. The last ref may then be an error too.
+            ActorDied: the generator died, or was killed because it gave nothing for `deadlines.sample_s`. The last ref
+                may then be this error too.
         """
         stream = self._actor.generate.options(num_returns="streaming").remote(requests, sampling, weights, *episodes)
         hung = False

@@ -134,8 +134,12 @@ class Publisher:
         return publish(tensors.items(), policy_version=policy_version)
 
 
-def test_weights_that_died_with_their_publisher_are_published_again(model_path: str, runner: asyncio.Runner) -> None:
-    with generators(model_path, runner, name="bereft", num=2) as (pool, failures):
+@pytest.mark.parametrize("restarted", [False, True], ids=["while they restart", "once they are back"])
+def test_weights_that_died_with_their_publisher_are_published_again(
+    model_path: str, runner: asyncio.Runner, restarted: bool
+) -> None:
+    name = f"bereft-{restarted}"
+    with generators(model_path, runner, name=name, num=2) as (pool, failures):
         expected = tokens(runner.run(sample(pool, REQUESTS, SAMPLING)))
         asked = 0
 
@@ -152,6 +156,9 @@ def test_weights_that_died_with_their_publisher_are_published_again(model_path: 
             ray.kill(publisher)
             for pid in await pool.ask(lambda engine: os.getpid()):
                 os.kill(pid, signal.SIGKILL)
+            if restarted:  # a call then finds no dead actor, only weights that are gone
+                actors = [ray.get_actor(f"{name}-{number}", namespace="gvm_ray") for number in range(2)]
+                await asyncio.gather(*(actor.policy_version.options(max_task_retries=-1).remote() for actor in actors))
             groups = await sample(pool, REQUESTS, SAMPLING)
             await asyncio.wait_for(all_available(pool, 2), timeout=240)
             return groups

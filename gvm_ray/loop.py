@@ -1,4 +1,4 @@
-"""The page: two loops and a bounded queue.
+"""The page: two loops and a bounded queue, as a generator of steps.
 
 One code path serves both modes. With ``max_staleness = 0`` the loops alternate (strictly on-policy). With
 ``max_staleness = k`` sampling runs up to k updates ahead: the next batches' requests are with the generators while the
@@ -7,10 +7,12 @@ last samples of a batch are under way, scored, measured and trained on.
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from gvm_ray.background import Background
 from gvm_ray.config import RunConfig
 from gvm_ray.evaluation.evaluator import EvaluationBeside
 from gvm_ray.ledger import (
@@ -56,6 +58,14 @@ class System:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class StepResult:
+    """A completed step."""
+
+    step: int  # from 0
+    metrics: Metrics  # as logged
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StepPrompts:
     """The prompts of one step, and where the stream stood after them."""
 
@@ -76,16 +86,17 @@ class ScoredBatch:
     cursor: Mapping[str, Any]  # of the prompts, after this batch
 
 
-async def train(system: System, config: RunConfig, *, start: CheckpointState) -> None:
-    """Run steps start.step .. num_steps - 1, or until the token budget is spent or a stop is asked for. The generators
-    hold policy version start.step already.
+async def train(system: System, config: RunConfig, *, start: CheckpointState) -> AsyncGenerator[StepResult]:
+    """Steps start.step .. num_steps - 1, each once it is completed; fewer where the token budget is spent or a stop is
+    asked for. The generators hold policy version start.step already. Between two steps sampling goes on.
     """
     if is_over(config, start.step, start.costs):
         return
     batches: asyncio.Queue[ScoredBatch] = asyncio.Queue(maxsize=config.max_staleness + 1)
-    async with asyncio.TaskGroup() as tasks:
-        rollouts = tasks.create_task(rollout_loop(system, config, batches, start))
-        await update_loop(system, config, batches, start)
+    async with Background() as background, aclosing(update_loop(system, config, batches, start, background)) as updates:
+        rollouts = background.create_task(rollout_loop(system, config, batches, start))
+        while (result := await background.guard(anext(updates, None))) is not None:
+            yield result
         rollouts.cancel()  # what is under way when the token budget is spent is of no use
 
 
@@ -93,16 +104,16 @@ async def rollout_loop(
     system: System, config: RunConfig, batches: asyncio.Queue[ScoredBatch], start: CheckpointState
 ) -> None:
     """Consumes prompts; produces scored batches; waits for a policy version within max_staleness of the steps that will
-    train on the samples; unblocked by a weight publish. So many blocks are sampled at once as that leaves room for.
+    train on the samples; unblocked by a weight publish. Several blocks are sampled at once where that leaves room.
     """
-    turn: asyncio.Task[None] | None = None
+    previous: asyncio.Task[None] | None = None
     async with asyncio.TaskGroup() as tasks:
         for first in range(start.step, config.num_steps, config.block_steps):
             steps = range(first, min(first + config.block_steps, config.num_steps))
             # A block's first step also samples pilots that its last step trains on.
             await system.pools.wait_for_version(min(first, steps[-1] - config.max_staleness))
             block = [take_prompts(system, config, step=step) for step in steps]
-            turn = tasks.create_task(sample_block(system, config, batches, block, turn))
+            previous = tasks.create_task(sample_block(system, config, batches, block, previous))
 
 
 async def sample_block(
@@ -110,21 +121,22 @@ async def sample_block(
     config: RunConfig,
     batches: asyncio.Queue[ScoredBatch],
     block: Sequence[StepPrompts],
-    turn: asyncio.Task[None] | None,
+    previous: asyncio.Task[None] | None,
 ) -> None:
-    """The batches of the steps that share one allocation, each put after those of the block before, whose `turn` it is
-    until it ends.
+    """Sample and score one block of steps, which share an allocation. Batches are queued in step order: wait for the
+    previous block's task before each put.
     """
     ledger = RolloutLedger(run_seed=config.seed, max_unscored_fraction=config.max_unscored_fraction)
-    for part in block:
-        await system.pools.wait_for_version(part.step - config.max_staleness)
+    for step_prompts in block:
+        step = step_prompts.step
+        await system.pools.wait_for_version(step - config.max_staleness)
         if config.max_staleness == 0:
             await batches.join()  # an evaluation beside it would change the engine's batches, and so their rounding
-        upcoming = [prompt for later in block if later.step > part.step for prompt in later.prompts]
-        await sample_in_rounds(system, config, ledger, part, upcoming=upcoming if part is block[0] else ())
-        scored = await scored_batch(system, config, ledger, part)
-        if turn is not None:
-            await turn
+        upcoming = [prompt for later in block[1:] for prompt in later.prompts] if step == block[0].step else ()
+        await sample_in_rounds(system, config, ledger, step_prompts, upcoming=upcoming)
+        scored = await scored_batch(system, config, ledger, step_prompts)
+        if previous is not None:
+            await previous
         await batches.put(scored)
 
 
@@ -135,79 +147,83 @@ def take_prompts(system: System, config: RunConfig, *, step: int) -> StepPrompts
 
 
 async def sample_in_rounds(
-    system: System, config: RunConfig, ledger: RolloutLedger, part: StepPrompts, *, upcoming: Sequence[Prompt]
+    system: System, config: RunConfig, ledger: RolloutLedger, step_prompts: StepPrompts, *, upcoming: Sequence[Prompt]
 ) -> None:
     """Spend the step's budget as the allocator decides, round by round, into the ledger."""
+    step, prompts = step_prompts.step, step_prompts.prompts
     sampling = SamplingParameters(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
-    states, num_tokens = await system.states.of(part.prompts, step=part.step)
+    states, num_tokens = await system.states.of(prompts, step=step)
     ledger.charge_prefill(num_tokens)
     allocation = await system.allocator.plan(
-        part.prompts, step=part.step, budget=config.samples_per_step, upcoming=upcoming, states=states
+        prompts, step=step, budget=config.samples_per_step, upcoming=upcoming, states=states
     )
     while allocation.total:
-        requests = ledger.requests(allocation, prompts=[*part.prompts, *upcoming], step=part.step)
+        requests = ledger.requests(allocation, prompts=[*prompts, *upcoming], step=step)
         outcomes = await system.pools.sample_and_score(requests, sampling)
-        if refill := ledger.refill(outcomes, requests, step=part.step):
+        if refill := ledger.refill(outcomes, requests, step=step):
             outcomes += await system.pools.sample_and_score(refill, sampling)
         if allocation.needs_gradient_norms:
             outcomes = await system.learners.gradient_norms(outcomes)
         ledger.record(outcomes, allocation)
-        allocation = await system.allocator.observe(outcomes, step=part.step)
+        allocation = await system.allocator.observe(outcomes, step=step)
 
 
-async def scored_batch(system: System, config: RunConfig, ledger: RolloutLedger, part: StepPrompts) -> ScoredBatch:
+async def scored_batch(
+    system: System, config: RunConfig, ledger: RolloutLedger, step_prompts: StepPrompts
+) -> ScoredBatch:
     """The step's outcomes as a training batch, with all that the update loop needs to log and to checkpoint it."""
-    outcomes = ledger.take(part.prompts)
-    report = await system.allocator.report(step=part.step)
-    batch = system.algorithm.build_batch(outcomes, step=part.step, terms=report.estimator)
-    staleness = staleness_metrics(outcomes, step=part.step, max_staleness=config.max_staleness)
+    step = step_prompts.step
+    outcomes = ledger.take(step_prompts.prompts)
+    report = await system.allocator.report(step=step)
+    batch = system.algorithm.build_batch(outcomes, step=step, terms=report.estimator)
+    staleness = staleness_metrics(outcomes, step=step, max_staleness=config.max_staleness)
     return ScoredBatch(
         batch=batch,
         metrics={**batch.metrics, **report.metrics, **staleness, **turn_metrics(outcomes)},
         histograms={**report.histograms, **sample_histograms(outcomes)},
-        texts=await system.texts.of(outcomes, step=part.step),
+        texts=await system.texts.of(outcomes, step=step),
         costs=ledger.take_costs(),
-        cursor=part.cursor,
+        cursor=step_prompts.cursor,
     )
 
 
 async def update_loop(
-    system: System, config: RunConfig, batches: asyncio.Queue[ScoredBatch], start: CheckpointState
-) -> None:
+    system: System,
+    config: RunConfig,
+    batches: asyncio.Queue[ScoredBatch],
+    start: CheckpointState,
+    background: Background,
+) -> AsyncGenerator[StepResult]:
     """Consumes batches; produces policy versions, metrics and checkpoints; waits for a batch; unblocked by
-    rollout_loop. New weights go out while the learners go on.
+    rollout_loop. New weights go out in the background while the learners go on.
     """
     costs = Counter(start.costs)
     publishing: asyncio.Task[None] | None = None
-    async with asyncio.TaskGroup() as tasks:
-        for step in range(start.step, config.num_steps):
-            scored = await batches.get()
-            result = await system.learners.update(scored.batch)
-            if norms := trained_norms(scored.batch, result):
-                await system.allocator.observe_training(norms)
-            costs.update({**scored.costs, "cost/optimizer_updates": result.metrics["num_updates"]})
-            is_last = is_over(config, step + 1, costs)
-            is_stopped = system.stop.is_set
-            # Before the new weights go out: without staleness, no later step has begun.
-            is_due = is_last or is_stopped or (step + 1) % config.checkpoint.every_steps == 0
-            state = await checkpoint_state(system, scored, step=step, costs=costs) if is_due else None
-            if publishing is not None:
-                await publishing
-            publishing = tasks.create_task(system.pools.publish(result.weights))
-            metrics = {
-                **scored.metrics,
-                **result.metrics,
-                **costs,
-                "cost/charged_tokens": charged_tokens(config, costs),
-                "queue/batches": float(batches.qsize()),
-                **await evaluation(system, config, publishing, result.weights, tasks, is_last=is_last),
-            }
-            batches.task_done()
-            system.log.log_step(step, metrics, histograms=scored.histograms, texts=scored.texts)
-            if state is not None:
-                await system.checkpoints.save(state, system.learners)
-            if is_last or is_stopped:
-                break
+    for step in range(start.step, config.num_steps):
+        scored = await batches.get()
+        result = await system.learners.update(scored.batch)
+        if norms := trained_norms(scored.batch, result):
+            await system.allocator.observe_training(norms)
+        costs.update({**scored.costs, "cost/optimizer_updates": result.metrics["num_updates"]})
+        is_last = is_over(config, step + 1, costs)
+        is_stopped = system.stop.is_set
+        # Before the new weights go out: without staleness, no later step has begun.
+        is_due = is_last or is_stopped or (step + 1) % config.checkpoint.every_steps == 0
+        state = await checkpoint_state(system, scored, step=step, costs=costs) if is_due else None
+        if publishing is not None:
+            await publishing
+        publishing = background.create_task(system.pools.publish(result.weights))
+        evaluated = await evaluation(system, config, publishing, result.weights, background, is_last=is_last)
+        costs_now = {**costs, "cost/charged_tokens": charged_tokens(config, costs)}
+        queued = {"queue/batches": float(batches.qsize())}
+        metrics = {**scored.metrics, **result.metrics, **costs_now, **queued, **evaluated}
+        batches.task_done()
+        metrics = system.log.log_step(step, metrics, histograms=scored.histograms, texts=scored.texts)
+        if state is not None:
+            await system.checkpoints.save(state, system.learners)
+        yield StepResult(step=step, metrics=metrics)
+        if is_last or is_stopped:
+            return
 
 
 def is_over(config: RunConfig, completed_steps: int, costs: Mapping[str, float]) -> bool:
@@ -226,17 +242,17 @@ async def evaluation(
     config: RunConfig,
     publishing: asyncio.Task[None],
     weights: WeightsRef,
-    tasks: asyncio.TaskGroup,
+    background: Background,
     *,
     is_last: bool,
 ) -> Metrics:
-    """Metrics of the policy that comes of a step, every so many steps and after the last; or none yet, where its
+    """Metrics of a step's new policy, every `evaluation.every_steps` steps and after the last; none yet where its
     evaluation goes on beside the next steps.
     """
     if not is_last and weights.policy_version % config.evaluation.every_steps:
         return {}
     if system.beside is not None and not is_last:
-        await system.beside.begin(weights.policy_version - 1, weights, tasks)
+        await system.beside.begin(weights.policy_version - 1, weights, background)
         return {}
     await publishing
     return await system.evaluator.evaluate()

@@ -36,7 +36,7 @@ from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
 from gvm_ray.tasks.templates import reads_date
-from gvm_ray.types import WeightTransfer
+from gvm_ray.types import ModelSpec, WeightTransfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,17 @@ class Prepared:
     end_token_ids: frozenset[int] = frozenset()  # any of which ends a response
     transfer: WeightTransfer = "object_store"
     left_out_of_export: tuple[str, ...] = ()  # generation settings that contradict others
+
+    @property
+    def model(self) -> ModelSpec:
+        """The starting policy, as the generators' engines load it."""
+        return ModelSpec(
+            path=self.base.path,
+            max_model_len=self.max_model_len,
+            revision=self.base.revision,
+            trust_remote_code=self.base.trust_remote_code,
+            transfer=self.transfer,
+        )
 
 
 def prepare(

@@ -245,4 +245,6 @@ class Checkpoints(Protocol):
 class StepLog(Protocol):
     """Where one step's numbers go."""
 
-    def log_step(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None: ...
+    def log_step(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> Metrics:
+        """The metrics as logged, with those that the log adds."""
+        ...

@@ -3,25 +3,29 @@
 import asyncio
 import json
 import tempfile
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gvm_ray.actors.cluster import check_home, connected, names_are_free
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.pools import fetch_groups
+from gvm_ray.actors.watch import RUN, FailureEvent, Raise
+from gvm_ray.background import drain
 from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_settings
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
-from gvm_ray.exceptions import ActorDied, CheckpointError, DataError, DeadlineExceeded, ObjectsLost
+from gvm_ray.exceptions import CheckpointError, DataError
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.loop import System, is_over
+from gvm_ray.loop import StepResult, is_over
 from gvm_ray.loop import train as run_loop
 from gvm_ray.origins import differences, run_origins
-from gvm_ray.phase_clock import PHASES, PhaseClock
+from gvm_ray.phase_clock import PHASES
 from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines, with_date
 from gvm_ray.reporting import (
     Callback,
@@ -45,12 +49,7 @@ Result = TypeVar("Result")
 
 
 def train(
-    config: RunConfig,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    callbacks: Sequence[Callback] = (),
-    arrange: Callable[[System], System] = lambda system: system,
+    config: RunConfig, *, resume: bool = False, overwrite: bool = False, callbacks: Sequence[Callback] = ()
 ) -> dict[str, Any]:
     """Run the whole job that `config` describes; returns what summary.json holds.
 
@@ -58,42 +57,60 @@ def train(
 
     Args:
         config: the run.
-        resume: go on from the last checkpoint of the run of this name; from its beginning where it has none yet. Of a
-            run that has ended nothing is touched, and its summary is returned.
+        resume: go on from the last checkpoint of the run of this name; from its beginning where it has none yet. A run
+            that has ended is left as it is, and its summary is returned.
         overwrite: replace an earlier run of this name.
         callbacks: each is called with the index and the metrics of every step that is completed. A step that is done
             again, from the last checkpoint, comes again.
-        arrange: given the parts of the started system, gives those that the loop is to run with.
 
     Raises:
         UserError: a setting, file, model or checkpoint is wrong; raised before anything heavy starts.
         SystemFailure: a part of the running system failed.
         RunStopped: SIGTERM or Ctrl-C ended it, after the step under way and its checkpoint.
     """
+    with opened(config, resume=resume, overwrite=overwrite, callbacks=callbacks) as job, job.folder.disk_errors():
+        run_to_end(_to_the_end(job))
+    assert job.summary is not None
+    return job.summary
+
+
+async def _to_the_end(job: "Job") -> None:
+    with job.stop.listening():
+        await drain(steps(job))
+
+
+@contextmanager
+def opened(
+    config: RunConfig, *, resume: bool = False, overwrite: bool = False, callbacks: Sequence[Callback] = ()
+) -> Iterator["Job"]:
+    """A run that was checked, with a connection to Ray; see `train`."""
     check_home(config)
     folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
     folder.check_start(resume=resume, overwrite=overwrite)
     config = with_date(config, earlier=_kept_date(folder) if resume else None)
-    checkpoints = CheckpointFolder(folder=folder.checkpoints, config=config)
-    restored = _restored(config, folder, checkpoints) if resume else None
-    if resume and (summary := _ended(config, folder, has_checkpoint=restored is not None)) is not None:
-        return summary
+    job = Job(config, folder=folder, checkpoints=CheckpointFolder(folder=folder.checkpoints, config=config))
+    job.callbacks = callbacks
+    if resume:
+        job.restored = _restored(config, folder, job.checkpoints)
+        job.summary = _ended(config, folder, has_checkpoint=job.restored is not None)
+        if job.summary is not None:
+            yield job
+            return
     if overwrite and folder.has_begun:
         with tempfile.TemporaryDirectory() as scratch:  # a wrong setting must not cost the run that would be replaced
             prepare(config, run_dir=Path(scratch))
     folder.create(resume=resume, overwrite=overwrite)
-    if resume and restored is None:
+    if resume and job.restored is None:
         print("no checkpoint was completed yet: the run begins anew", flush=True)
     with folder.disk_errors():
-        prepared = prepare(config, run_dir=folder.path)
-        _keep_origins(folder, run_origins(config, prepared.prompts), resume=resume)
+        job.prepared = prepare(config, run_dir=folder.path)
+        _keep_origins(folder, run_origins(config, job.prepared.prompts), resume=resume)
         folder.save_config(config)
-    print("\n".join(report_lines(prepared)), flush=True)
-    with connected(config, ray_log=folder.ray_log) as dashboard, folder.disk_errors():
+    print("\n".join(report_lines(job.prepared)), flush=True)
+    with connected(config, ray_log=folder.ray_log) as dashboard:
         if dashboard:
             print(f"dashboard http://{dashboard} (`ray get-auth-token` prints its token)", flush=True)
-        job = Job(config, folder=folder, checkpoints=checkpoints, callbacks=callbacks, arrange=arrange)
-        return run_to_end(_train(job, prepared, restored=restored))
+        yield job
 
 
 def _kept_date(folder: RunFolder) -> date | None:
@@ -203,13 +220,15 @@ def _ended(config: RunConfig, folder: RunFolder, *, has_checkpoint: bool) -> dic
 
 @dataclass(kw_only=True, eq=False)
 class Job:
-    """What stays the same when a run goes on from its last checkpoint."""
+    """A run from its checks to its summary, through all its restarts from a checkpoint."""
 
     config: RunConfig = field(kw_only=False)
     folder: RunFolder
     checkpoints: CheckpointFolder
     callbacks: Sequence[Callback] = ()
-    arrange: Callable[[System], System] = lambda system: system
+    prepared: Prepared | None = None  # not for a run that has ended
+    restored: RestoredCheckpoint | None = None  # where its next attempt begins
+    summary: dict[str, Any] | None = None  # of a run that has ended: what summary.json holds
     failures: FailureLog = field(init=False)
     stop: StopRequest = field(default_factory=StopRequest, init=False)
 
@@ -223,48 +242,60 @@ class Job:
         return [*gauges, *map(CallbackSink, self.callbacks)]
 
 
-async def _train(job: Job, prepared: Prepared, *, restored: RestoredCheckpoint | None) -> dict[str, Any]:
-    """The run to its end; from its last checkpoint again where a failure can't be mended from within."""
-    with job.stop.listening():
-        while True:
-            try:
-                return await _train_once(job, prepared, restored=restored)
-            except Exception as error:
-                if not isinstance(first_of(error), ActorDied | ObjectsLost | DeadlineExceeded):
-                    raise
-                job.failures.record("the run", first_of(error))
-            await names_are_free(timeout_s=job.config.deadlines.start_s)
-            restored = job.checkpoints.latest()
-            base = find_base_model(job.config, run_dir=job.folder.path)  # a warm start may be done
-            prepared = replace(prepared, base=base)
+async def steps(job: Job) -> AsyncGenerator[StepResult | None]:
+    """The run's steps as they are completed; None each time the system has come up, at first before the first step.
+
+    A failure that can't be mended from within sends the run back to its last checkpoint, and the steps since then come
+    again. After the last step `job.summary` is set, unless a stop was asked for.
+    """
+    while job.summary is None and not job.stop.is_set:
+        try:
+            async with aclosing(_attempt(job)) as attempt:
+                async for result in attempt:
+                    yield result
+            continue
+        except Exception as error:
+            cause = first_of(error)
+            if isinstance(RUN.decide(FailureEvent(error=cause)), Raise):
+                raise
+            job.failures.record("the run", cause)
+        await names_are_free(timeout_s=job.config.deadlines.start_s)
+        job.restored = job.checkpoints.latest()
+        base = find_base_model(job.config, run_dir=job.folder.path)  # a warm start may be done
+        assert job.prepared is not None
+        job.prepared = replace(job.prepared, base=base)
 
 
-async def _train_once(job: Job, prepared: Prepared, *, restored: RestoredCheckpoint | None) -> dict[str, Any]:
-    config, folder, stop = job.config, job.folder, job.stop
-    start_step = restored.state.step if restored is not None else 0
-    clock = PhaseClock()
+async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
+    """The run from where it is to its end, or to a failure of the whole system."""
+    config, folder, prepared = job.config, job.folder, job.prepared
+    assert prepared is not None
+    start_step = job.restored.state.step if job.restored is not None else 0
+    context = RunContext.of(config, failures=job.failures)
     with Reporter(
-        config, folder.path, start_step=start_step, sinks=job.sinks, phases=clock, failures=job.failures
+        config, folder.path, start_step=start_step, sinks=job.sinks, phases=context.clock, failures=job.failures
     ) as reporter:
         async with launched(
             config,
             prepared,
+            context=context,
             checkpoints=job.checkpoints,
-            restored=restored,
+            restored=job.restored,
             run_dir=folder.path,
             log=reporter,
-            clock=clock,
-            failures=job.failures,
-            stop=stop,
+            stop=job.stop,
         ) as run:
             base_accuracy = await _base_accuracy(run, folder, reporter)
-            clock.restart()
-            with stop.steps():
-                await run_loop(job.arrange(run.system), config, start=run.start)
-            if stop.is_set:
-                raise asyncio.CancelledError
+            yield None
+            context.clock.restart()
+            async with aclosing(run_loop(run.system, config, start=run.start)) as results:
+                with job.stop.steps():
+                    async for result in results:
+                        yield result
+            if job.stop.is_set:
+                return
             await run.learners.export(str(folder.model))
-    return _close(folder, run.start, base_accuracy)
+    job.summary = _close(folder, run.start, base_accuracy)
 
 
 async def _base_accuracy(run: Launched, folder: RunFolder, reporter: Reporter) -> float | None:
@@ -298,7 +329,7 @@ def _close(folder: RunFolder, start: CheckpointState, base_accuracy: float | Non
 
 
 async def _evaluate(config: RunConfig, prepared: Prepared) -> EvaluationResult:
-    pools = start_pools(config, prepared)
+    pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=RunContext.of(config))
     try:
         await pools.start()
         evaluator = make_evaluator(config, prepared, pools, by_time=config.reporting.progress)

@@ -1,14 +1,15 @@
 """RunConfig to a placed, started System: actors up, policy warm-started or restored, first weights published."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from gvm_ray.actors.allocator import ALLOCATOR_NAME, AllocatorClient
-from gvm_ray.actors.cluster import namespace_of
+from gvm_ray.actors.context import RunContext
+from gvm_ray.actors.generator_fleet import WeightSource
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.metrics import RayGaugeSink
@@ -16,21 +17,62 @@ from gvm_ray.actors.pools import SamplingPools, fetch_groups
 from gvm_ray.actors.recovery import RecoveringLearners
 from gvm_ray.actors.reward import RewardPool
 from gvm_ray.algorithms import create_algorithm, token_loss
-from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
+from gvm_ray.checkpoints import CheckpointFolder, NoCheckpoints, RestoredCheckpoint
 from gvm_ray.config import RunConfig
+from gvm_ray.engines import EngineKind
 from gvm_ray.evaluation.evaluator import EvaluationBeside, HeldOutEvaluator
-from gvm_ray.failure_log import FailureLog
 from gvm_ray.ledger import SampleTexts
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared
 from gvm_ray.prompt_states import CachedPromptStates
+from gvm_ray.protocols import Allocator, Checkpoints, Evaluator, Learners, RolloutPools, StepLog
 from gvm_ray.reporting import Reporter
 from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.tasks.prompt_set import demonstrations
 from gvm_ray.tasks.prompt_stream import ShuffledPrompts
-from gvm_ray.types import CheckpointState, Metrics, SamplingParameters
+from gvm_ray.types import CheckpointState, Metrics, ModelSpec, Prompt, SamplingParameters
+
+
+def assemble(
+    config: RunConfig,
+    *,
+    prompts: Sequence[Prompt],
+    pools: RolloutPools,
+    learners: Learners,
+    allocator: Allocator,
+    evaluator: Evaluator,
+    log: StepLog,
+    checkpoints: Checkpoints | None = None,
+    texts: SampleTexts | None = None,
+    beside: EvaluationBeside | None = None,
+    stop: StopRequest | None = None,
+) -> System:
+    """The system that the loop runs: the given parts, with the prompts' stream, their states and the algorithm.
+
+    Without `checkpoints` none are written.
+    """
+    return System(
+        prompts=ShuffledPrompts(
+            prompts,
+            seed=config.seed,
+            shuffle=config.prompts.shuffle,
+            # All prompts that one allocation may name are different.
+            unique_within=min(config.candidates_per_step * config.block_steps, len(prompts)),
+        ),
+        states=CachedPromptStates(learners=learners, config=config.prompt_states),
+        allocator=allocator,
+        pools=pools,
+        learners=learners,
+        algorithm=create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold),
+        evaluator=evaluator,
+        checkpoints=checkpoints or NoCheckpoints(),
+        log=log,
+        texts=texts or SampleTexts(),
+        beside=beside,
+        stop=stop or StopRequest(),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,45 +90,40 @@ async def launched(
     config: RunConfig,
     prepared: Prepared,
     *,
+    context: RunContext,
     checkpoints: CheckpointFolder,
     restored: RestoredCheckpoint | None,
     run_dir: Path,
     log: Reporter,
-    clock: PhaseClock,
-    failures: FailureLog,
     stop: StopRequest,
 ) -> AsyncIterator[Launched]:
     """A started system; every actor that was started is stopped again on the way out."""
-    pools = start_pools(config, prepared, clock=clock, failures=failures)
-    own = pools_of_evaluation(config, prepared, pools, failures=failures)
-    allocator = start_allocator(config, clock=clock, failures=failures)
-    learners = make_learners(config, prepared, pools, run_dir=run_dir, clock=clock, failures=failures)
+    learners = RecoveringLearners(context)
+    pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context, source=learners)
+    own = pools_of_evaluation(config, prepared, pools, context=context, source=learners)
+    allocator = start_allocator(config, context=context)
     fleets = [pools.generators] if own is None else [pools.generators, own.generators]
-    for fleet in fleets:
-        fleet.republish = learners.republish
-    stream = prompt_stream(config, prepared)
+    make = partial(learner_group, config, prepared, pools, run_dir=run_dir, context=context)
     try:
         # The generators import and compile while the learners start and, where asked, learn from demonstrations.
         starting = [pools.rewards.start(), *(fleet.start() for fleet in fleets)]
-        await asyncio.gather(*starting, start_learners(config, prepared, learners, restored=restored))
-        states = CachedPromptStates(learners=learners, config=config.prompt_states)
-        start = await starting_state(stream, states, allocator, restored=restored)
-        await pools.publish(await learners.weights(start.policy_version))
+        await asyncio.gather(*starting, start_learners(config, prepared, learners, make, restored=restored))
         evaluator = make_evaluator(config, prepared, pools, by_time=config.reporting.progress)
-        system = System(
-            prompts=stream,
-            states=states,
-            allocator=allocator,
+        system = assemble(
+            config,
+            prompts=prepared.prompts.train,
             pools=pools,
             learners=learners,
-            algorithm=create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold),
+            allocator=allocator,
             evaluator=evaluator,
-            checkpoints=checkpoints,
             log=log,
+            checkpoints=checkpoints,
             texts=sample_texts(config),
             beside=own and EvaluationBeside(make_evaluator(config, prepared, own), own, log=log.log_evaluation),
             stop=stop,
         )
+        start = await starting_state(system, restored=restored)
+        await pools.publish(await learners.weights(start.policy_version))
         yield Launched(system=system, start=start, learners=learners, evaluator=evaluator)
     finally:
         await learners.stop()
@@ -96,156 +133,117 @@ async def launched(
         allocator.close()
 
 
-def sharing(config: RunConfig, pools: SamplingPools) -> GeneratorPool | None:
-    """The generators, if they share the learners' GPUs."""
-    return pools.generators if config.cluster.placement == "colocated" else None
-
-
-def make_learners(
-    config: RunConfig,
-    prepared: Prepared,
-    pools: SamplingPools,
-    *,
-    run_dir: Path,
-    clock: PhaseClock,
-    failures: FailureLog,
-) -> RecoveringLearners:
-    """The learners, not started; the pools' weights are sent by them."""
-    learners = RecoveringLearners(
-        lambda: LearnerGroup(
-            config,
-            base_path=prepared.base.path,
-            token_loss=token_loss(config.algorithm),
-            run_dir=str(run_dir),
-            namespace=namespace_of(config),
-            clock=clock,
-            transfer=prepared.transfer,
-            generators=sharing(config, pools),
-        ),
-        failures=failures,
-        handover_s=config.deadlines.handover_s,
+def learner_group(
+    config: RunConfig, prepared: Prepared, pools: SamplingPools, *, run_dir: Path, context: RunContext
+) -> LearnerGroup:
+    """Learners of the run, not started; they share the generators' GPUs where the placement is "colocated"."""
+    return LearnerGroup(
+        config,
+        base_path=prepared.base.path,
+        token_loss=token_loss(config.algorithm),
+        run_dir=str(run_dir),
+        context=context,
+        transfer=prepared.transfer,
+        generators=pools.generators if config.cluster.placement == "colocated" else None,
     )
-    pools.generators.send = learners.send
-    return learners
 
 
-def start_allocator(
-    config: RunConfig, *, clock: PhaseClock, failures: FailureLog, name: str = ALLOCATOR_NAME
-) -> AllocatorClient:
+def start_allocator(config: RunConfig, *, context: RunContext, name: str = ALLOCATOR_NAME) -> AllocatorClient:
     """The allocator's actor, asked for but not awaited."""
     return AllocatorClient(
         config.allocator,
         accept_threshold=config.rewards.accept_threshold,
         seed=config.seed,
-        timeout_s=config.deadlines.sample_s,
-        failures=failures,
-        clock=clock,
+        context=context,
         name=name,
     )
 
 
-def prompt_stream(config: RunConfig, prepared: Prepared) -> ShuffledPrompts:
-    """The training prompts at their start; those that one allocation may name are all different."""
-    return ShuffledPrompts(
-        prepared.prompts.train,
-        seed=config.seed,
-        shuffle=config.prompts.shuffle,
-        unique_within=min(config.candidates_per_step * config.block_steps, len(prepared.prompts.train)),
-    )
-
-
-async def starting_state(
-    stream: ShuffledPrompts,
-    states: CachedPromptStates,
-    allocator: AllocatorClient,
-    *,
-    restored: RestoredCheckpoint | None,
-) -> CheckpointState:
+async def starting_state(system: System, *, restored: RestoredCheckpoint | None) -> CheckpointState:
     """Where the loop begins; prompts, their states and the allocator go back to where a checkpoint left them."""
     if restored is None:
-        return CheckpointState(step=0, policy_version=0, cursor=stream.state_dict(), allocator={}, costs={})
-    stream.load_state_dict(restored.state.cursor)
-    states.load_state_dict(restored.state.prompt_states)
-    await allocator.load_state_dict(restored.state.allocator)
+        return CheckpointState(step=0, policy_version=0, cursor=system.prompts.state_dict(), allocator={}, costs={})
+    system.prompts.load_state_dict(restored.state.cursor)
+    system.states.load_state_dict(restored.state.prompt_states)
+    await system.allocator.load_state_dict(restored.state.allocator)
     return restored.state
 
 
 def start_pools(
     config: RunConfig,
-    prepared: Prepared,
+    model: ModelSpec,
     *,
-    clock: PhaseClock | None = None,
-    failures: FailureLog | None = None,
+    kind: EngineKind,
+    context: RunContext,
+    source: WeightSource | None = None,
     prefix: str = "",
 ) -> SamplingPools:
-    """Generator and reward actors, asked for but not awaited; `prefix` begins their names."""
-    clock, failures = clock or PhaseClock(), failures or FailureLog(config.faults)
+    """Generator and reward actors, asked for but not awaited.
+
+    Args:
+        config: the run.
+        model: what the generators' engines load.
+        kind: the engines', as `resolve_engine` gave it.
+        context: shared by the run's parts.
+        source: gives lost weights again, and sends those of a live transfer.
+        prefix: begins the actors' names.
+    """
     return SamplingPools(
-        generators=_generators(config, prepared, clock=clock, failures=failures, name=f"{prefix}generator"),
+        generators=GeneratorPool(
+            config.engine.model_copy(update={"sleep": config.generators_sleep}),
+            kind=kind,
+            model=model,
+            max_tokens=config.sampling.max_tokens,
+            context=context,
+            placement=config.cluster.placement,
+            source=source,
+            name=f"{prefix}generator",
+        ),
         rewards=RewardPool(
             config.rewards,
             max_tokens=config.sampling.max_tokens,
-            deadlines=config.deadlines,
-            failures=failures,
+            context=context,
             environment=config.environment,
             name=f"{prefix}reward",
         ),
-        clock=clock,
+        clock=context.clock,
         gauges=RayGaugeSink(run=config.name) if config.reporting.ray_metrics else None,
     )
 
 
 def pools_of_evaluation(
-    config: RunConfig, prepared: Prepared, pools: SamplingPools, *, failures: FailureLog
+    config: RunConfig, prepared: Prepared, pools: SamplingPools, *, context: RunContext, source: WeightSource
 ) -> SamplingPools | None:
-    """Generators for evaluation alone, where the run asks for them, asked for but not awaited; the reward actors are
-    the training's."""
+    """Generators for evaluation alone, where the run asks for them, asked for but not awaited.
+
+    Learners don't send them weights, and their reward actors are those of training.
+    """
     if not (number := config.evaluation.num_generators):
         return None
-    clock = PhaseClock()  # its phases aren't those of the training
-    generators = _generators(
-        config, prepared, clock=clock, failures=failures, name="evaluation-generator", num_generators=number
-    )
-    return SamplingPools(generators=generators, rewards=pools.rewards, clock=clock)
-
-
-def _generators(
-    config: RunConfig,
-    prepared: Prepared,
-    *,
-    clock: PhaseClock,
-    failures: FailureLog,
-    name: str,
-    num_generators: int | None = None,
-) -> GeneratorPool:
-    """As many as [engine] says, or another number of the same, which learners don't send weights to."""
-    number = config.engine.num_generators if num_generators is None else num_generators
-    return GeneratorPool(
+    context = replace(context, clock=PhaseClock())  # its phases aren't those of the training
+    generators = GeneratorPool(
         config.engine.model_copy(update={"num_generators": number, "sleep": config.generators_sleep}),
         kind=prepared.engine_kind,
-        placement=config.cluster.placement,
-        model_path=prepared.base.path,
-        max_model_len=prepared.max_model_len,
+        model=replace(prepared.model, transfer="object_store"),
         max_tokens=config.sampling.max_tokens,
-        revision=prepared.base.revision,
-        trust_remote_code=prepared.base.trust_remote_code,
-        deadlines=config.deadlines,
-        failures=failures,
-        clock=clock,
-        name=name,
-        transfer=prepared.transfer if num_generators is None else "object_store",
+        context=context,
+        placement=config.cluster.placement,
+        source=source,
+        name="evaluation-generator",
     )
+    return SamplingPools(generators=generators, rewards=pools.rewards, clock=context.clock)
 
 
 async def start_learners(
     config: RunConfig,
     prepared: Prepared,
     learners: RecoveringLearners,
+    make: Callable[[], LearnerGroup],
     *,
     restored: RestoredCheckpoint | None,
 ) -> None:
     """Learners up, and either restored from a checkpoint or, where asked and not cached, warm-started."""
-    await learners.start()
+    await learners.start(make)
     if restored is not None:
         await learners.restore(str(restored.learner), policy_version=restored.state.policy_version)
     else:

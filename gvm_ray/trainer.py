@@ -1,33 +1,20 @@
 """A run step by step, under the control of the program that asks for the steps."""
 
 import asyncio
-import queue
-import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Any
 
 from gvm_ray.config import RunConfig
-from gvm_ray.exceptions import RunStopped
-from gvm_ray.loop import System, is_over
-from gvm_ray.protocols import Learners
+from gvm_ray.loop import StepResult, is_over
 from gvm_ray.reporting import Callback
-from gvm_ray.run import train
-from gvm_ray.types import Metrics, TrainBatch, UpdateResult
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """A completed step."""
-
-    step: int  # from 0
-    metrics: Metrics  # as in metrics.jsonl
+from gvm_ray.run import Job, first_of, opened, steps
 
 
 class Trainer:
-    """The run of `train`, but each policy update waits for `step`.
+    """The run of `train`, but each step is made when `step` asks for it.
 
     With max_staleness = 0 nothing happens between two steps; above it sampling goes on, as far ahead as in any run.
 
@@ -45,15 +32,13 @@ class Trainer:
     ) -> None:
         """See `train`."""
         self.summary: dict[str, Any] | None = None  # after the last step: what `train` returns
-        self._arguments: dict[str, Any] = {"config": config, "resume": resume, "overwrite": overwrite}
-        self._callbacks = callbacks
-        self._permits = threading.Semaphore(0)
-        self._results: queue.Queue[StepResult | None] = queue.Queue()  # None is the last
-        self._error: BaseException | None = None  # what ended the run early
+        self._config = config
+        self._arguments: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "callbacks": callbacks}
         self._has_all_steps = False
-        self._started = threading.Event()
-        self._running: tuple[asyncio.AbstractEventLoop, System] | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True, name="run")
+        self._stack = ExitStack()
+        self._job: Job | None = None
+        self._steps: AsyncGenerator[StepResult | None] | None = None
+        self._asked: asyncio.Task[Any] | None = None  # the call of `step` under way
 
     def __enter__(self) -> "Trainer":
         """Return when the system is up.
@@ -61,22 +46,21 @@ class Trainer:
         Raises:
             UserError, SystemFailure: as `train` does.
         """
-        self._thread.start()
-        self._started.wait()
-        if self._running is None:
-            self._end()
+        with ExitStack() as stack:
+            self._job = stack.enter_context(opened(self._config, **self._arguments))
+            self._loop = stack.enter_context(_EventLoopThread())
+            self._steps = steps(self._job)
+            stack.callback(self._end)
+            self._next()
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self._running is not None and not self._has_all_steps:
-            loop, system = self._running
-            with suppress(RuntimeError):  # it ended meanwhile
-                for _ in range(2):  # the second one doesn't wait for the step under way
-                    loop.call_soon_threadsafe(system.stop.set, signal.SIGTERM)
-            self._permits.release()
-        if kind is None:
-            self._end()
-        self._thread.join()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._stack:
+            if kind is None and self._has_all_steps:
+                self.step()
 
     def step(self) -> StepResult | None:
         """Make the next step; None where the run is over.
@@ -86,12 +70,9 @@ class Trainer:
         Raises:
             SystemFailure: a part of the system failed.
         """
-        if self._results.empty() and not self._thread.is_alive():
-            return None
-        self._permits.release()
-        result = self._results.get()
-        if result is None:
-            self._end()
+        result = self._next()
+        while result is None and not self._is_over:  # the system has come up again
+            result = self._next()
         return result
 
     def __iter__(self) -> Iterator[StepResult]:
@@ -99,43 +80,62 @@ class Trainer:
         while (result := self.step()) is not None:
             yield result
 
-    def _end(self) -> None:
-        """Wait for the end of the run, and raise what ended it, unless that was the caller."""
-        self._thread.join()
-        error, self._error = self._error, None
-        if error is not None and not isinstance(error, RunStopped):
-            raise error
+    @property
+    def _is_over(self) -> bool:
+        return self._steps is None
 
-    # --- in the run's thread ------------------------------------------------------------------------------------------
-    def _run(self) -> None:
+    def _next(self) -> StepResult | None:
+        """The generator's next result; None also at its end, from which on there is no generator."""
+        if self._steps is None:
+            return None
+        assert self._job is not None
         try:
-            callbacks = [*self._callbacks, self._completed]
-            self.summary = train(**self._arguments, callbacks=callbacks, arrange=self._arrange)
-        except BaseException as error:
-            self._error = error
-        self._results.put(None)
-        self._started.set()
+            with self._job.folder.disk_errors():
+                result = self._loop.run(self._ask(self._steps))
+        except BaseExceptionGroup as group:
+            raise first_of(group) from group  # its message is the user's
+        self.summary = self._job.summary
+        if result is not None:
+            self._has_all_steps = is_over(self._config, result.step + 1, result.metrics)
+        return result
 
-    def _arrange(self, system: System) -> System:
-        self._running = (asyncio.get_running_loop(), system)
-        self._started.set()
-        return replace(system, learners=_OnPermit(system.learners, self._permits))
+    def _end(self) -> None:
+        """End what is under way."""
+        if self._steps is not None:
+            self._loop.run(self._close(self._steps))
+            self._steps = None
 
-    def _completed(self, step: int, metrics: Metrics) -> None:
-        self._has_all_steps = is_over(self._arguments["config"], step + 1, metrics)
-        self._results.put(StepResult(step=step, metrics=metrics))
+    # --- in the thread of the event loop ------------------------------------------------------------------------------
+    async def _ask(self, asked: AsyncGenerator[StepResult | None]) -> StepResult | None:
+        self._asked = asyncio.current_task()
+        try:
+            return await anext(asked)
+        except StopAsyncIteration:
+            self._steps = None
+            return None
+
+    async def _close(self, asked: AsyncGenerator[StepResult | None]) -> None:
+        if self._asked is not None and not self._asked.done():  # the caller was interrupted in `step`
+            self._asked.cancel()
+            await asyncio.wait({self._asked})
+        await asked.aclose()
 
 
-class _OnPermit:
-    """Learners whose updates wait for a permit each."""
+class _EventLoopThread:
+    """An event loop that goes on between the caller's calls, for the time of the context."""
 
-    def __init__(self, learners: Learners, permits: threading.Semaphore) -> None:
-        self._learners = learners
-        self._permits = permits
+    def __enter__(self) -> "_EventLoopThread":
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="run")
+        self._thread.start()
+        return self
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._learners, name)
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine, which goes on where this wait is interrupted."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    async def update(self, batch: TrainBatch) -> UpdateResult:
-        await asyncio.to_thread(self._permits.acquire)
-        return await self._learners.update(batch)
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import ray
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.recovery import Replayed
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.allocators import AllocationDriver, AllocatorSettings
-from gvm_ray.failure_log import FailureLog
-from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import (
     Allocation,
     AllocationReport,
@@ -137,17 +136,14 @@ class AllocatorClient:
         *,
         accept_threshold: float,
         seed: int,
-        timeout_s: float,
-        failures: FailureLog,
-        clock: PhaseClock | None = None,
+        context: RunContext,
         name: str = ALLOCATOR_NAME,
     ) -> None:
         self._make = functools.partial(_start, config, name=name, accept_threshold=accept_threshold, seed=seed)
-        self._timeout_s = timeout_s
-        self._clock = clock or PhaseClock()
+        self._context = context
         self._open_steps: set[int] = set()  # planned, not reported yet
         self._actor: Replayed[Any] = Replayed(  # Ray's types don't know the methods of an actor handle
-            self._make(), name=name, replace=self._replacement, start=_ready, failures=failures
+            self._make(), name=name, replace=self._replacement, start=_ready, failures=context.failures
         )
 
     async def plan(
@@ -205,16 +201,22 @@ class AllocatorClient:
         return await self._actor.do(lambda actor: self._wait(call(actor), what), changes_state=changes_state, step=step)
 
     async def _wait(self, reply: Any, what: str) -> Any:
-        with self._clock.phase("planning"):
+        with self._context.clock.phase("planning"):
             return await wait_for(
-                reply, timeout_s=self._timeout_s, what=f"the allocator ({what})", setting="deadlines.sample_s"
+                reply,
+                timeout_s=self._context.deadlines.sample_s,
+                what=f"the allocator ({what})",
+                setting="deadlines.sample_s",
             )
 
     async def _replacement(self, old: Any) -> Any:
         """Not Ray's own restart: a call that came between would meet an actor without memory, and not know it."""
         ray.kill(old)
         return await wait_for(
-            self._start_when_free(), timeout_s=self._timeout_s, what="a new allocator", setting="deadlines.sample_s"
+            self._start_when_free(),
+            timeout_s=self._context.deadlines.sample_s,
+            what="a new allocator",
+            setting="deadlines.sample_s",
         )
 
     async def _start_when_free(self) -> Any:

@@ -17,13 +17,13 @@ from gvm_ray.engines.weight_receiver import WeightReceiver
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.protocols import Engine
 from gvm_ray.types import (
+    ModelSpec,
     OpenEpisodes,
     RolloutGroup,
     SampleRequest,
     SamplingParameters,
     TransferPhase,
     WeightsRef,
-    WeightTransfer,
 )
 
 # A chunk is scored while the rest is being sampled, and costs the driver some milliseconds whatever its size: so a
@@ -41,33 +41,21 @@ class GeneratorActor:
         name: str,
         *,
         kind: EngineKind,
-        model_path: str,
+        model: ModelSpec,
         config: EngineConfig,
         bundles: Sequence[float],
-        max_model_len: int,
-        revision: str | None,
-        trust_remote_code: bool,
-        transfer: WeightTransfer = "object_store",
     ) -> None:
         self._name = name
 
         # The engine is made by the first call and not here, where errors reach the caller as the actor's death only.
         def create() -> Engine:
             show_group_gpus(bundles)
-            return create_engine(
-                kind,
-                model_path,
-                config=config,
-                max_model_len=max_model_len,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                transfer=transfer,
-            )
+            return create_engine(kind, model, config=config)
 
         self._server = EngineServer(create, in_flight=config.in_flight)
         self._receiver = WeightReceiver(self._server, name=name)
         self._load_tokenizer = functools.partial(
-            load_tokenizer, model_path, revision=revision, trust_remote_code=trust_remote_code
+            load_tokenizer, model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
         self._tokenizer: Any = None  # of environments' answers; loaded when there is one
 

@@ -10,56 +10,41 @@ from ray.exceptions import RayError
 from gvm_ray.actors.cluster import GPUGroup
 from gvm_ray.actors.generator import GeneratorActor
 from gvm_ray.actors.waiting import failure_of, wait_for
+from gvm_ray.actors.watch import WatchedActor
 from gvm_ray.config.run import DeadlineConfig, EngineConfig
 from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorDied, SystemFailure
-from gvm_ray.types import SampleKey, SampleRequest, SamplingParameters, TransferMember, WeightsRef, WeightTransfer
+from gvm_ray.types import ModelSpec, SampleKey, SampleRequest, SamplingParameters, TransferMember, WeightsRef
 
 
-class GeneratorClient:
-    """Asked for at once; `ready` waits for it."""
+class GeneratorClient(WatchedActor):
+    """The actor is asked for at once; `ready` waits for it."""
 
     def __init__(
         self,
         name: str,
         *,
         kind: EngineKind,
-        model_path: str,
+        model: ModelSpec,
         config: EngineConfig,
         bundles: Sequence[float],
-        max_model_len: int,
-        revision: str | None,
-        trust_remote_code: bool,
         deadlines: DeadlineConfig,
-        transfer: WeightTransfer = "object_store",
     ) -> None:
-        """`bundles` of GPUs are set aside for it, where there are any."""
-        self.name = name
+        """`bundles` of GPUs are set aside for the actor; none where it uses no GPU."""
         self.version = -1
         self.pending: list[dict[SampleKey, float]] = []  # by call: samples under way, with their predicted tokens
-        self.available = True  # false while it restarts, and until it has the present weights
-        self.life = 0  # how often it was found dead
         self._deadlines = deadlines
         num_threads = max(1, int(config.cpus_per_generator))  # else every engine takes all cores
         self._gpus = GPUGroup(name, bundles=bundles, num_cpus=config.cpus_per_generator) if bundles else None
-        self._actor: Any = GeneratorActor.options(  # Ray's types don't know the methods of an actor handle
+        actor: Any = GeneratorActor.options(  # Ray's types don't know the methods of an actor handle
             name=name,
             num_cpus=config.cpus_per_generator,
             **({} if self._gpus is None else self._gpus.options),
             max_restarts=-1,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
-        ).remote(
-            name,
-            kind=kind,
-            model_path=model_path,
-            config=config,
-            bundles=tuple(bundles),
-            max_model_len=max_model_len,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            transfer=transfer,
-        )
-        self.member = TransferMember(name=name, actor=self._actor, num_workers=config.tensor_parallel_size)
+        ).remote(name, kind=kind, model=model, config=config, bundles=tuple(bundles))
+        super().__init__(name, actor)
+        self.member = TransferMember(name=name, actor=actor, num_workers=config.tensor_parallel_size)
 
     @property
     def load(self) -> float:
@@ -76,7 +61,7 @@ class GeneratorClient:
         if self._gpus is not None:
             await self._gpus.ready(timeout_s=self._deadlines.start_s)
         await self._answer(
-            self._actor.policy_version.options(max_task_retries=-1).remote(),
+            self.handle.policy_version.options(max_task_retries=-1).remote(),
             what=f"starting {self.name}",
             timeout_s=self._deadlines.start_s,
             setting="deadlines.start_s",
@@ -84,12 +69,12 @@ class GeneratorClient:
 
     async def reset(self) -> None:
         """See `GeneratorActor.reset`."""
-        await self._answer(self._actor.reset.remote(), what=f"resetting {self.name}")
+        await self._answer(self.handle.reset.remote(), what=f"resetting {self.name}")
         self.version = -1
 
     async def sleep(self) -> None:
         """See `GeneratorActor.sleep`."""
-        await self._answer(self._actor.sleep.remote(), what=f"putting {self.name} to sleep")
+        await self._answer(self.handle.sleep.remote(), what=f"putting {self.name} to sleep")
 
     def nodes(self) -> tuple[str, ...]:
         """Ray's id of the node of each of its GPUs, once it is ready."""
@@ -97,7 +82,7 @@ class GeneratorClient:
 
     async def ask(self, question: Any) -> Any:
         """See `GeneratorActor.ask`."""
-        return await self._answer(self._actor.ask.remote(question), what=f"asking {self.name} about its engine")
+        return await self._answer(self.handle.ask.remote(question), what=f"asking {self.name} about its engine")
 
     async def bring(self, weights: WeightsRef) -> None:
         """Return once its engine has these weights, which it takes between two steps, or newer ones.
@@ -107,7 +92,7 @@ class GeneratorClient:
             SystemFailure: it reports older ones.
         """
         version = await self._answer(
-            self._actor.load_weights.remote(weights),
+            self.handle.load_weights.remote(weights),
             what=f"loading weights version {weights.policy_version} into {self.name}",
             timeout_s=self._deadlines.sync_s + self._deadlines.sample_s,  # samples under way may come first
         )
@@ -130,7 +115,7 @@ class GeneratorClient:
             ActorDied: the generator died, or was killed because it gave nothing for `deadlines.sample_s`. The last ref
                 may then be this error too.
         """
-        stream = self._actor.generate.options(num_returns="streaming").remote(requests, sampling, weights, *episodes)
+        stream = self.handle.generate.options(num_returns="streaming").remote(requests, sampling, weights, *episodes)
         hung = False
 
         def hang() -> None:
@@ -156,13 +141,9 @@ class GeneratorClient:
         finally:
             watchdog.cancel()
 
-    def restart(self) -> None:
-        """Kill the actor, hung or not; Ray starts it again."""
-        ray.kill(self._actor, no_restart=False)
-
     def close(self) -> None:
-        """Kill the actor for good."""
-        ray.kill(self._actor)
+        """Kill the actor for good, and give its GPUs back."""
+        super().close()
         if self._gpus is not None:
             self._gpus.close()
 

@@ -1,18 +1,17 @@
 """The generators of a pool: starting, watching, replacing them, and getting new weights to all."""
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_client import GeneratorClient
-from gvm_ray.actors.gpu_turns import GPUTurns
+from gvm_ray.actors.gpu_shifts import GPUShifts
 from gvm_ray.actors.waiting import wait_for
+from gvm_ray.actors.watch import GENERATORS, ActorWatch, Republish
 from gvm_ray.actors.weight_sync import buckets_of
-from gvm_ray.config.run import DeadlineConfig
-from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded, ObjectsLost, TransferBroken
-from gvm_ray.failure_log import FailureLog
+from gvm_ray.exceptions import ActorFailure, DeadlineExceeded, ObjectsLost
 from gvm_ray.types import Delivery, LiveWeights, TransferWorld, WeightsRef
 
 
@@ -37,15 +36,31 @@ class TransferWorlds:
         self._lives = None
 
 
-_RETRY_S = 1.0  # before another look at a generator that died while it restarted
+class WeightSource(Protocol):
+    """The learners, as generators get weights from them."""
+
+    async def republish(self) -> WeightsRef:
+        """Store the current weights again: their publisher died, or they were only sent over NCCL or IPC."""
+        ...
+
+    async def send(self, weights: WeightsRef, world: TransferWorld) -> Delivery:
+        """Send weights that aren't stored to the generators of a world."""
+        ...
 
 
 class GeneratorFleet:
     """The generators of a run.
 
-    One that dies or hangs is restarted, and in quarantine until it has the present weights.
+    A generator that dies or hangs is restarted, and gets no work until it has the current weights. The actors are asked
+    for at once; `start` waits for them.
 
-    The actors are asked for at once; `start` waits for them.
+    Args:
+        make: asks for the generator of a number.
+        num_generators: how many.
+        context: deadlines, and the log of failures.
+        source: stores weights again that are lost, and sends those of a live transfer; none where nobody can.
+        live: whether the source sends weights to these generators.
+        shifts: on GPUs that learners share.
     """
 
     def __init__(
@@ -53,38 +68,31 @@ class GeneratorFleet:
         make: Callable[[int], GeneratorClient],
         *,
         num_generators: int,
-        deadlines: DeadlineConfig,
-        failures: FailureLog,
-        turns: GPUTurns | None = None,
+        context: RunContext,
+        source: WeightSource | None = None,
+        live: bool = False,
+        shifts: GPUShifts | None = None,
     ) -> None:
-        """`make` asks for the generator of a number; each number is used once. `turns` are those on GPUs that learners
-        share, where they do.
-        """
-        # Who puts the present weights into the object store when the process that did is gone, and they with it, or
-        # when they were only sent.
-        self.republish: Callable[[], Awaitable[WeightsRef]] | None = None
-        # Who sends the weights that aren't stored, to the generators of a world.
-        self.send: Callable[[WeightsRef, TransferWorld], Awaitable[Delivery]] | None = None
+        self._source = source
+        self._live = live
         self._worlds = TransferWorlds()
         self._storing = asyncio.Lock()
-        self._deadlines = deadlines
-        self._failures = failures
+        self._context = context
         self._weights: WeightsRef | None = None
-        self._changed = asyncio.Condition()  # which generators are available, and their versions
-        self._fatal: Exception | None = None  # a restart that can't be
-        self._turns = turns or GPUTurns(apart=False)
+        self._shifts = shifts or GPUShifts(alternate=False)
         self._starting: asyncio.Future[Any] | None = None
-        self._revivals: set[asyncio.Task[None]] = set()
-        self._made = map(make, itertools.count())
-        self._generators = list(itertools.islice(self._made, num_generators))
+        self._generators = tuple(make(number) for number in range(num_generators))
+        self._watch: ActorWatch[GeneratorClient] = ActorWatch(
+            self._generators, what="generator(s)", policy=GENERATORS, revive=self._revive, context=context
+        )
 
     @property
     def versions(self) -> tuple[int, ...]:
         """The policy version of each available generator, -1 before the first publish."""
-        return tuple(generator.version for generator in self._generators if generator.available)
+        return tuple(generator.version for generator in self._watch.available)
 
     async def start(self) -> None:
-        """Return when every engine has loaded the model; any number of callers may wait for it.
+        """Return when every engine has loaded the model; several callers may wait for it.
 
         Raises:
             DeadlineExceeded, ActorFailure: a generator didn't start.
@@ -95,7 +103,7 @@ class GeneratorFleet:
         await asyncio.shield(self._starting)
 
     async def _ready(self, generator: GeneratorClient) -> None:
-        async with self._turns.take("generators"):
+        async with self._shifts.shift("generators"):
             await generator.ready()
 
     async def reset(self) -> None:
@@ -105,29 +113,15 @@ class GeneratorFleet:
             DeadlineExceeded, ActorFailure: a generator didn't answer.
         """
         self._weights = None
-        await asyncio.gather(*(generator.reset() for generator in self._generators if generator.available))
+        await asyncio.gather(*(generator.reset() for generator in self._watch.available))
 
     async def ask(self, question: Callable[[Any], Any]) -> list[Any]:
-        """What a function says of each available generator's engine; see `GeneratorActor.ask`.
+        """The answer of a function of the engine, from each available generator; see `GeneratorActor.ask`.
 
         Raises:
             DeadlineExceeded, ActorFailure: a generator didn't answer.
         """
-        return await asyncio.gather(*(generator.ask(question) for generator in self._generators if generator.available))
-
-    def resize(self, num_generators: int) -> None:
-        """Add generators, which get work once they have the present weights, or remove the last ones at once: what
-        they had under way is sampled by the others.
-        """
-        if num_generators < 1:
-            raise ValueError(f"a pool of {num_generators} generators samples nothing; keep at least 1")
-        while len(self._generators) > num_generators:
-            self._generators.pop().close()
-        while len(self._generators) < num_generators:
-            generator = next(self._made)
-            generator.available = False
-            self._generators.append(generator)
-            self._revive(generator)
+        return await asyncio.gather(*(generator.ask(question) for generator in self._watch.available))
 
     # --- GPUs that learners share ------------------------------------------------------------------------------------
     async def nodes(self) -> tuple[str, ...]:
@@ -137,23 +131,23 @@ class GeneratorFleet:
 
     @asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
-        """The GPUs are the learners' until the context ends, and the generators off them, if they are to take turns.
+        """The learners' shift: the generators sleep, where the two sides alternate.
 
-        It begins once nothing is being sampled or loaded; whatever is asked of a generator then waits for its end, and
-        wakes it.
+        It begins once nothing is being sampled or loaded. Later calls of a generator wait for its end, and wake the
+        engine.
 
         Raises:
             ConfigError: an engine can't sleep.
-            TooManyFailures: generators died or hung more often than the run puts up with.
+            TooManyFailures: generators died or hung more often than `faults` allows.
         """
-        async with self._turns.take("learners"):
-            if self._turns.apart:
+        async with self._shifts.shift("learners"):
+            if self._shifts.alternate:
                 await asyncio.gather(*(self._put_to_sleep(generator) for generator in self._generators))
             yield
 
     def at_work(self) -> AbstractAsyncContextManager[None]:
-        """The GPUs are the generators' until the context ends, and the learners at nothing that fills them."""
-        return self._turns.take("generators")
+        """The generators' shift: the learners do nothing that fills the GPUs."""
+        return self._shifts.shift("generators")
 
     async def _put_to_sleep(self, generator: GeneratorClient) -> None:
         life = generator.life
@@ -161,9 +155,9 @@ class GeneratorFleet:
             await generator.sleep()
         except (ActorFailure, DeadlineExceeded) as error:  # its process, dead or killed, leaves the GPU
             if generator.available:
-                await self._handle(error, generator, life=life, weights=self._weights)
+                await self._failed(error, generator, life=life, weights=self._weights)
             elif isinstance(error, DeadlineExceeded):
-                generator.restart()  # what makes it available again goes on afterwards
+                generator.restart()  # its revival goes on afterwards
 
     # --- weights ------------------------------------------------------------------------------------------------------
     async def publish(self, weights: WeightsRef) -> None:
@@ -173,36 +167,36 @@ class GeneratorFleet:
             SystemFailure: a generator reports another version, or too many of them fail.
         """
         self._weights = weights
-        if self.send is not None and isinstance(weights.location, LiveWeights):
-            await self._deliver(weights, [generator for generator in self._generators if generator.available])
-        await asyncio.gather(*(self._bring(generator) for generator in self._generators if generator.available))
-        await self._available()
+        if self._live and isinstance(weights.location, LiveWeights):
+            await self._deliver(weights, self._watch.available)
+        await asyncio.gather(*(self._bring(generator) for generator in self._watch.available))
+        await self._watch.wait_available()
 
     async def _deliver(self, weights: WeightsRef, generators: list[GeneratorClient]) -> None:
-        """Have the weights sent to these generators; those that failed, or may hold half of them, start anew.
+        """Have the weights sent to these generators. Those that failed, or may hold half of them, are restarted.
 
         Raises:
             Exception: a failure that would come again, such as a wrong checksum.
         """
-        assert self.send is not None
+        assert self._source is not None, "a live transfer needs a source"
         lives = {generator.name: generator.life for generator in generators}
-        delivery = await self.send(weights, self._worlds.of(generators))
+        delivery = await self._source.send(weights, self._worlds.of(generators))
         if not delivery.failures:
             return
         self._worlds.end()
         for generator in generators:
             life = lives[generator.name]
             if (error := delivery.failures.get(generator.name)) is not None:
-                await self._handle(error, generator, life=life, weights=weights)
-            elif delivery.halfway and generator.life == life and generator in self._generators:
-                self._restart(generator)
+                await self._failed(error, generator, life=life, weights=weights)
+            elif delivery.halfway and generator.life == life:
+                self._watch.restart(generator)
 
     async def _stored(self) -> WeightsRef | None:
-        """The present weights, in the object store also where they were only sent."""
+        """The current weights, in the object store also where they were only sent."""
         async with self._storing:
             weights = self._weights
-            if weights is not None and self.republish is not None and not buckets_of(weights):
-                stored = await self.republish()
+            if weights is not None and self._source is not None and not buckets_of(weights):
+                stored = await self._source.republish()
                 if self._weights is weights:
                     self._weights = stored
             return self._weights
@@ -211,15 +205,14 @@ class GeneratorFleet:
         life, weights = generator.life, self._weights
         assert weights is not None
         try:
-            async with self._turns.take("generators"):
+            async with self._shifts.shift("generators"):
                 await generator.bring(weights)
         except (ActorFailure, DeadlineExceeded) as error:
-            await self._handle(error, generator, life=life, weights=weights)
-            if generator.available:  # it was the weights that were lost
+            await self._failed(error, generator, life=life, weights=weights)
+            if generator.available:  # the weights were lost, not the generator
                 await self._bring(generator)
             return
-        async with self._changed:
-            self._changed.notify_all()
+        await self._watch.notify()
 
     async def wait_for_version(self, policy_version: int) -> None:
         """Return when every available generator has at least this version; `publish` unblocks it.
@@ -228,92 +221,48 @@ class GeneratorFleet:
             DeadlineExceeded: nothing was published for longer than an update, a checkpoint, an evaluation, a publish
                 and a restart of the learners may take.
         """
-        deadlines = self._deadlines
+        deadlines = self._context.deadlines
         await wait_for(
-            self._until(lambda: min(self.versions, default=-2) >= policy_version),
+            self._watch.until(lambda: min(self.versions, default=-2) >= policy_version),
             timeout_s=2 * deadlines.update_s + deadlines.sample_s + deadlines.sync_s + deadlines.start_s,
             what=f"waiting for policy version {policy_version} (generators hold {list(self.versions)})",
             setting="deadlines.update_s",
         )
 
     # --- failures -----------------------------------------------------------------------------------------------------
-    async def _handle(
+    async def _failed(
         self, error: Exception, generator: GeneratorClient, *, life: int, weights: WeightsRef | None
     ) -> None:
-        """Prepare for doing again what a generator failed to do.
+        """Prepare for doing again what a generator failed to do in some life, with some weights.
 
         Raises:
             TooManyFailures: this was one too many.
-            Exception: the error, where it is none of a dead or hung process, and would come again.
+            Exception: the error itself, where it would come again.
         """
-        if isinstance(error, ObjectsLost):
-            self._failures.record("an object in Ray's store", error)
-            if weights is not None and weights is self._weights and self.republish is not None:
-                self._weights = await self.republish()
-        elif isinstance(error, ActorDied | DeadlineExceeded | TransferBroken):
-            if generator.life == life and generator in self._generators:  # else its death was handled, or is wanted
-                self._failures.record(generator.name, error)
-                self._restart(generator, kill=not isinstance(error, ActorDied))
-        else:
-            raise error
+        if isinstance(self._watch.failed(generator, error, life=life), Republish):
+            await self._republish(error, weights)
 
-    def _restart(self, generator: GeneratorClient, *, kill: bool = True) -> None:
-        """Quarantine; Ray itself restarts an actor that has died."""
-        generator.life += 1
-        generator.available = False
-        if kill:
-            generator.restart()
-        self._revive(generator)
+    async def _republish(self, error: Exception, weights: WeightsRef | None) -> None:
+        """Have the current weights stored again, if it was these that were lost."""
+        self._context.failures.record("an object in Ray's store", error)
+        if weights is not None and weights is self._weights and self._source is not None:
+            self._weights = await self._source.republish()
 
-    def _revive(self, generator: GeneratorClient) -> None:
-        task = asyncio.create_task(self._quarantine(generator))
-        self._revivals.add(task)
-        task.add_done_callback(self._revivals.discard)
-
-    async def _quarantine(self, generator: GeneratorClient) -> None:
-        """Until it has restarted and holds the present weights."""
+    async def _revive(self, generator: GeneratorClient) -> bool:
+        """Bring a restarted generator the current weights; false where they changed or were lost meanwhile."""
+        weights = await self._stored()  # by the learners, who may want a shift for it
         try:
-            while generator in self._generators and not generator.available:
-                weights = self._weights
-                try:
-                    weights = await self._stored()  # by the learners, who may want a turn for it
-                    async with self._turns.take("generators"):
-                        await generator.ready()
-                        if weights is not None:
-                            await generator.bring(weights)
-                except (ActorDied, DeadlineExceeded) as error:
-                    self._failures.record(generator.name, error)
-                    if isinstance(error, DeadlineExceeded):
-                        generator.restart()
-                    await asyncio.sleep(_RETRY_S)
-                except ObjectsLost as error:
-                    await self._handle(error, generator, life=generator.life, weights=weights)
-                else:
-                    generator.available = weights is self._weights
-        except Exception as error:
-            self._fatal = error
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def _available(self) -> list[GeneratorClient]:
-        """The generators that can be given work, at least one."""
-        await wait_for(
-            self._until(lambda: bool(self.versions)),
-            timeout_s=self._deadlines.start_s,
-            what=f"the restart of any of {len(self._generators)} generator(s), which all died or hung,",
-            setting="deadlines.start_s",
-        )
-        return [generator for generator in self._generators if generator.available]
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._fatal is not None or condition())
-        if self._fatal is not None:
-            raise self._fatal
+            async with self._shifts.shift("generators"):
+                await generator.ready()
+                if weights is not None:
+                    await generator.bring(weights)
+        except ObjectsLost as error:
+            await self._republish(error, weights)
+            return False
+        return weights is self._weights
 
     def close(self) -> None:
         """Kill the actors."""
-        for task in (*self._revivals, *([] if self._starting is None else [self._starting])):
-            task.cancel()
-        for generator in self._generators:
-            generator.close()
+        if self._starting is not None:
+            self._starting.cancel()
+        self._watch.close()

@@ -9,23 +9,22 @@ from itertools import pairwise
 import numpy as np
 import ray
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_client import GeneratorClient
-from gvm_ray.actors.generator_fleet import GeneratorFleet
-from gvm_ray.actors.gpu_turns import GPUTurns
-from gvm_ray.config.run import DeadlineConfig, EngineConfig, Placement
+from gvm_ray.actors.generator_fleet import GeneratorFleet, WeightSource
+from gvm_ray.actors.gpu_shifts import GPUShifts
+from gvm_ray.config.run import EngineConfig, Placement
 from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorFailure, ObjectsLost
-from gvm_ray.failure_log import FailureLog
-from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.resources import generator_bundles
 from gvm_ray.types import (
     GroupOutcome,
+    ModelSpec,
     OpenOutcome,
     SampleKey,
     SampleRequest,
     SamplingParameters,
     WeightsRef,
-    WeightTransfer,
 )
 
 Pieces = list[tuple[int, SampleRequest]]  # (position among all requests, request or a part of it)
@@ -98,7 +97,17 @@ Score = Callable[[ray.ObjectRef], Awaitable[list[Outcome]]]  # of a chunk: a tup
 class GeneratorPool(GeneratorFleet):
     """Samples by the generators that are available, named <name>-0, <name>-1 ...
 
-    Only requests without an outcome are sampled again after a failure, so nothing is ever there twice.
+    After a failure only requests without an outcome are sampled again, so no sample is there twice.
+
+    Args:
+        config: the engines, and their number.
+        kind: as `resolve_engine` gave it.
+        model: what every engine loads.
+        max_tokens: of a response, the guess for a prompt that was never sampled.
+        context: deadlines, the log of failures, and the clock that counts the time of sampling.
+        placement: whether learners share the GPUs.
+        source: see `GeneratorFleet`.
+        name: begins the actors' names.
     """
 
     def __init__(
@@ -106,40 +115,31 @@ class GeneratorPool(GeneratorFleet):
         config: EngineConfig,
         *,
         kind: EngineKind,
-        placement: Placement = "disaggregated",
-        model_path: str,
-        max_model_len: int,
+        model: ModelSpec,
         max_tokens: int,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        deadlines: DeadlineConfig,
-        failures: FailureLog,
-        clock: PhaseClock | None = None,
+        context: RunContext,
+        placement: Placement = "disaggregated",
+        source: WeightSource | None = None,
         name: str = "generator",
-        transfer: WeightTransfer = "object_store",
     ) -> None:
         def make(number: int) -> GeneratorClient:
             return GeneratorClient(
                 f"{name}-{number}",
                 kind=kind,
-                model_path=model_path,
+                model=model,
                 config=config,
                 bundles=generator_bundles(config, placement=placement),
-                max_model_len=max_model_len,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                deadlines=deadlines,
-                transfer=transfer,
+                deadlines=context.deadlines,
             )
 
         super().__init__(
             make,
             num_generators=config.num_generators,
-            deadlines=deadlines,
-            failures=failures,
-            turns=GPUTurns(apart=placement == "colocated" and config.sleep),
+            context=context,
+            source=source,
+            live=model.transfer != "object_store",
+            shifts=GPUShifts(alternate=placement == "colocated" and config.sleep),
         )
-        self._clock = clock or PhaseClock()
         self._lengths = LengthHistory(max_tokens=max_tokens)
 
     async def sample(
@@ -172,7 +172,7 @@ class GeneratorPool(GeneratorFleet):
 
     async def _dispatch(self, pieces: Pieces, call: "_Call") -> list[tuple[int, Outcome]]:
         """Outcomes with their positions."""
-        available = await self._available()
+        available = await self._watch.wait_available()
         shares = assign(
             [piece for _, piece in pieces], loads=[generator.load for generator in available], lengths=self._lengths
         )
@@ -195,7 +195,7 @@ class GeneratorPool(GeneratorFleet):
             at = [positions.pop((outcome.prompt_id, index)) for index in outcome.sample_indices]
             placed.append((at[0], outcome))
         if failure is not None:
-            await self._handle(failure, generator, life=life, weights=weights)
+            await self._failed(failure, generator, life=life, weights=weights)
         if positions:
             if isinstance(failure, ObjectsLost) and call.episodes:
                 raise failure
@@ -229,8 +229,8 @@ class GeneratorPool(GeneratorFleet):
         generator.pending.append(pending)
         try:
             try:
-                async with self._turns.take("generators"):
-                    with self._clock.phase("sampling"):
+                async with self._shifts.shift("generators"):
+                    with self._context.clock.phase("sampling"):
                         async for chunk in generator.chunks(requests, call.sampling, weights, episodes):
                             scoring.append(asyncio.ensure_future(scored(chunk)))
             except ActorFailure as error:

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from gvm_ray.actors.commands import Command, LearnerCommands, Reset, SendWeights, Start, Stop
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_fleet import GeneratorFleet
 from gvm_ray.actors.mailbox import Mailbox, RankIdentity
 from gvm_ray.actors.rank import RankSetup, check_ranks_fit, learner_setup, rank_trainer
@@ -17,23 +18,20 @@ from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorDied, ActorFailure, SystemFailure
 from gvm_ray.learner.losses import TokenLoss
-from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.types import (
-    WeightTransfer,
-)
+from gvm_ray.types import WeightTransfer
 
 
-class LearnerTurns:
-    """The turns of ranks that share GPUs with these generators; without generators, none is waited for."""
+class _LearnerShifts:
+    """The shifts of ranks on GPUs that these generators share; without generators there is nothing to wait for."""
 
     def __init__(self, generators: GeneratorFleet | None) -> None:
         self._generators = generators
 
     async def nodes(self) -> Sequence[str]:
-        """Ray's id of the node of each GPU that is shared, once the generators have started there."""
+        """Ray's id of the node of each shared GPU, once the generators have started."""
         return () if self._generators is None else await self._generators.nodes()
 
-    def turn(self, command: Command) -> contextlib.AbstractAsyncContextManager[None]:
+    def shift(self, command: Command) -> contextlib.AbstractAsyncContextManager[None]:
         """The GPUs as the command needs them: the generators away, or there to be sent weights, or either."""
         match command.generators:
             case "away":
@@ -44,7 +42,7 @@ class LearnerTurns:
                 return contextlib.nullcontext()
 
     def alone(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """The generators away, where they take turns with the ranks."""
+        """The ranks' own shift: the generators are away."""
         return contextlib.nullcontext() if self._generators is None else self._generators.away()
 
 
@@ -60,10 +58,9 @@ class LearnerGroup(LearnerCommands):
         base_path: Hugging Face folder or hub id of the starting policy.
         token_loss: the algorithm's loss.
         run_dir: the run's folder; Ray Train keeps its own files below it.
-        namespace: Ray namespace of the run's actors.
-        clock: counts the time of updates, gradient norms and prompt states.
-        generators: those that share the ranks' GPUs, where any do. They start first, so that each rank finds its place
-            beside one; and where they take turns with the ranks, they are away while a command fills the GPUs.
+        context: the namespace of the run's actors, and the clock of updates, gradient norms and prompt states.
+        generators: those that share the ranks' GPUs. They start first, so that each rank finds its place beside one;
+            where the two sides alternate, they are away while a command fills the GPUs.
         transfer: how updates publish the new weights.
     """
 
@@ -74,16 +71,14 @@ class LearnerGroup(LearnerCommands):
         base_path: str,
         token_loss: TokenLoss,
         run_dir: str,
-        namespace: str,
-        clock: PhaseClock | None = None,
+        context: RunContext,
         transfer: WeightTransfer = "object_store",
         generators: GeneratorFleet | None = None,
     ) -> None:
         self._setup = learner_setup(config, base_path=base_path, token_loss=token_loss, transfer=transfer)
-        self._clock = clock or PhaseClock()
+        self._context = context
         self._run_dir = run_dir
-        self._namespace = namespace
-        self._turns = LearnerTurns(generators)
+        self._shifts = _LearnerShifts(generators)
         self._mailbox: Any = None
         self._ended: asyncio.Future[BaseException | None] | None = None  # what fit() ended with
         self._ranks: dict[int, RankIdentity] = {}
@@ -96,11 +91,13 @@ class LearnerGroup(LearnerCommands):
             DeadlineExceeded: the ranks did not start in time; often the cluster lacks free CPUs or GPUs.
             ActorFailure: a rank died.
         """
-        nodes = await self._turns.nodes()
+        nodes = await self._shifts.nodes()
         name = f"learner-mailbox-{uuid.uuid4().hex[:8]}"  # a group that is being stopped may still hold a plain name
-        self._mailbox = Mailbox.options(name=name, namespace=self._namespace).remote(self.config.learner.num_workers)
+        self._mailbox = Mailbox.options(name=name, namespace=self._context.namespace).remote(
+            self.config.learner.num_workers
+        )
         self._ended = asyncio.get_running_loop().create_future()
-        async with self._turns.alone():
+        async with self._shifts.alone():
             threading.Thread(
                 target=self._fit, args=(self._ended.get_loop(), nodes), daemon=True, name="learners"
             ).start()
@@ -176,8 +173,8 @@ class LearnerGroup(LearnerCommands):
         """See `LearnerCommands.do`. The ranks serve one command after the other."""
         deadlines = self.config.deadlines
         timeout_s = deadlines.transfer_s if isinstance(command, SendWeights) else getattr(deadlines, command.deadline)
-        with self._clock.phase(command.phase) if command.phase else contextlib.nullcontext():
-            async with self._turns.turn(command):
+        with self._context.clock.phase(command.phase) if command.phase else contextlib.nullcontext():
+            async with self._shifts.shift(command):
                 return await wait_for(
                     self._post(command),
                     timeout_s=timeout_s,

@@ -1,4 +1,4 @@
-"""Parts whose state lives in other processes, and is made again after these died: by doing again what made it."""
+"""Parts with state in other processes: a journal of the commands that made the state makes it again after a death."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from gvm_ray.actors.commands import Command, LearnerCommands, Publish, SendWeights
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.waiting import wait_for
+from gvm_ray.actors.watch import STATEFUL, FailureEvent, Raise
 from gvm_ray.config import RunConfig
-from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded
+from gvm_ray.exceptions import ActorFailure, DeadlineExceeded
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import Delivery, LiveWeights, TrainBatch, TransferWorld, UpdateResult, WeightsRef
 
@@ -78,10 +80,10 @@ class Replayed(Generic[T]):
             try:
                 answer = await command(part)
             except (ActorFailure, DeadlineExceeded) as error:
-                if not isinstance(error, ActorDied | DeadlineExceeded):
-                    if raised_before:
-                        raise
-                    raised_before = True
+                event = FailureEvent(error=error, came_before=raised_before)
+                if isinstance(STATEFUL.decide(event), Raise):
+                    raise
+                raised_before = raised_before or not isinstance(error, STATEFUL.restart)
                 await self._recover(part, error)
                 continue
             if part is self._part or not changes_state:
@@ -106,39 +108,52 @@ class Replayed(Generic[T]):
                     await self._start(self._part)
                     for done in self._journal:
                         await done.command(self._part)
-                except (ActorDied, DeadlineExceeded) as error:
+                except STATEFUL.restart as error:
                     cause = error
                 else:
                     return
 
 
 class RecoveringLearners(LearnerCommands):
-    """Learners over learner groups of which each takes the place of one that died or hung.
+    """Learners that survive their ranks: a new learner group takes the place of one that died or hung.
 
-    The batches since the last checkpoint are held by their refs, so no sample is paid twice. Ray Train's own restarts
-    are not used: its workers would have to be told the same, and a rank that hangs is no failure to it.
+    Generators get their weights from it (`WeightSource`), so it is made before them; the groups, which may share GPUs
+    with the generators, are made by `start`. The batches since the last checkpoint are kept as refs, so no sample is
+    paid for twice. Ray Train's own restarts are not used: its new workers would need the same commands again, and it
+    takes no notice of a rank that hangs.
     """
 
-    def __init__(self, make: Callable[[], LearnerGroup], *, failures: FailureLog, handover_s: float = 3600.0) -> None:
-        """`make` gives a group that isn't started.
-
-        Where the ranks send their weights themselves, an update waits until those of the one before are sent, at most
-        `handover_s` seconds: the ranks hold one policy.
-        """
-        self._make = make
-        self._handover_s = handover_s
-        self._version = 0  # of the present policy
-        self._sent = asyncio.Event()  # what the last update gave, where it is to be sent
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._version = 0  # of the current policy
+        self._sent = asyncio.Event()  # set unless the last update's weights are still to be sent
         self._sent.set()
-        self._group = Replayed(make(), name="learners", replace=self._replacement, start=_start, failures=failures)
+        self._replayed: Replayed[LearnerGroup] | None = None
 
-    async def start(self) -> None:
-        """See `LearnerGroup.start`; ranks that can't start at all are the end of the run."""
-        await self._group.part.start()
+    async def start(self, make: Callable[[], LearnerGroup]) -> None:
+        """See `LearnerGroup.start`; ranks that can't start at all are the end of the run.
+
+        Args:
+            make: gives a group that isn't started, now and after each death.
+        """
+
+        async def replace(old: LearnerGroup) -> LearnerGroup:
+            await old.kill()
+            return make()
+
+        failures = self._context.failures
+        self._replayed = Replayed(make(), name="learners", replace=replace, start=_start, failures=failures)
+        await self._replayed.part.start()
 
     async def stop(self) -> None:
-        """See `LearnerGroup.stop`."""
-        await self._group.part.stop()
+        """See `LearnerGroup.stop`; does nothing where none was started."""
+        if self._replayed is not None:
+            await self._replayed.part.stop()
+
+    @property
+    def _group(self) -> Replayed[LearnerGroup]:
+        assert self._replayed is not None, "call start() first"
+        return self._replayed
 
     @property
     def config(self) -> RunConfig:
@@ -146,15 +161,14 @@ class RecoveringLearners(LearnerCommands):
         return self._group.part.config
 
     async def do(self, command: Command) -> Any:
-        """See `LearnerCommands.do`; a command during which the ranks die or hang is given to those that take their
-        place."""
+        """See `LearnerCommands.do`. If the ranks die or hang, their successors get the command again."""
         return await self._group.do(lambda group: group.do(command), changes_state=command.changes_policy)
 
     async def update(self, batch: TrainBatch) -> UpdateResult:
-        """See `LearnerCommands.update`."""
+        """See `LearnerCommands.update`. Ranks hold one policy: weights that are to be sent are sent before the next."""
         await wait_for(
             self._sent.wait(),
-            timeout_s=self._handover_s,
+            timeout_s=self._context.deadlines.handover_s,
             what=f"sending weights version {self._version} before the next update",
             setting="deadlines.sync_s",
         )
@@ -180,23 +194,17 @@ class RecoveringLearners(LearnerCommands):
         return await super().weights(policy_version)
 
     async def republish(self) -> WeightsRef:
-        """The present weights in the object store: those that a dead rank published there are gone with it, and those
-        that are sent never were there."""
+        """Store the current weights again: their publisher died, or they were only sent over NCCL or IPC."""
         return await self.do(Publish(policy_version=self._version, stored=True))
 
     async def send(self, weights: WeightsRef, world: TransferWorld) -> Delivery:
-        """Send the weights to the generators; what these failed with is in the answer. The next update may begin
-        afterwards."""
+        """Send the weights to the generators, whose failures are in the answer. Then the next update may begin."""
         try:
             if not world.members:
                 return Delivery(policy_version=weights.policy_version)
             return await self.do(SendWeights(policy_version=weights.policy_version, world=world))
         finally:
             self._sent.set()
-
-    async def _replacement(self, old: LearnerGroup) -> LearnerGroup:
-        await old.kill()
-        return self._make()
 
 
 async def _start(group: LearnerGroup) -> None:

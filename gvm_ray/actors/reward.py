@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import ray
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.actors.waiting import wait_for
+from gvm_ray.actors.watch import REWARDS, ActorWatch, WatchedActor
 from gvm_ray.config.environment import EnvironmentSettings
 from gvm_ray.config.rewards import RewardsConfig
-from gvm_ray.config.run import DeadlineConfig
-from gvm_ray.exceptions import ActorDied, DeadlineExceeded
-from gvm_ray.failure_log import FailureLog
+from gvm_ray.exceptions import ActorFailure, DeadlineExceeded
 from gvm_ray.rewards.sandbox import Observed, Result, Scored, Unscored
 from gvm_ray.types import GroupOutcome, GroupRef, Metrics, OpenEpisodes, OpenOutcome, RolloutGroup
 
@@ -88,9 +88,15 @@ class _Numbers:
     num_malformed: int  # samples worth 0 because their scorer couldn't read them
 
 
+class RewardClient(WatchedActor):
+    """The driver's side of one reward actor."""
+
+    num_pending = 0  # calls under way
+
+
 class RewardPool:
-    """The reward actors of a run, named <name>-0, <name>-1 ... One that dies or hangs is restarted, and what it was
-    asked done again by the least busy one.
+    """The reward actors of a run, named <name>-0, <name>-1 ... An actor that dies or hangs is restarted, and its calls
+    go to the least busy one.
     """
 
     def __init__(
@@ -98,23 +104,23 @@ class RewardPool:
         config: RewardsConfig,
         *,
         max_tokens: int,
-        deadlines: DeadlineConfig,
-        failures: FailureLog,
+        context: RunContext,
         environment: EnvironmentSettings | None = None,
         name: str = "reward",
     ) -> None:
-        self._name = name
-        self._deadlines = deadlines
-        self._failures = failures
-        self._actors: list[Any] = [  # Ray's types don't know the methods of an actor handle
-            RewardActor.options(name=f"{name}-{index}", num_cpus=config.cpus_per_actor, max_restarts=-1).remote(
-                f"{name}-{index}", config, max_tokens=max_tokens, environment=environment
+        self._deadlines = context.deadlines
+        self._actors = tuple(
+            RewardClient(
+                f"{name}-{index}",
+                RewardActor.options(name=f"{name}-{index}", num_cpus=config.cpus_per_actor, max_restarts=-1).remote(
+                    f"{name}-{index}", config, max_tokens=max_tokens, environment=environment
+                ),
             )
             for index in range(config.num_actors)
-        ]
-        self._num_pending = [0] * config.num_actors  # calls under way, by actor
-        self._lives = [0] * config.num_actors  # how often each was found dead
-        self._restarts: dict[int, asyncio.Future[None]] = {}  # under way, or failed
+        )
+        self._watch: ActorWatch[RewardClient] = ActorWatch(
+            self._actors, what="reward actor(s)", policy=REWARDS, revive=self._revive, context=context
+        )
         self._unscored: Counter[str] = Counter()
         self._num_malformed = 0
 
@@ -126,7 +132,7 @@ class RewardPool:
             DeadlineExceeded, SystemFailure: an actor didn't start.
         """
         await wait_for(
-            asyncio.gather(*(_result(actor.ready.remote()) for actor in self._actors)),
+            asyncio.gather(*(_result(actor.handle.ready.remote()) for actor in self._actors)),
             timeout_s=self._deadlines.start_s,
             what=f"starting {len(self._actors)} reward actor(s)",
             setting="deadlines.start_s",
@@ -144,53 +150,34 @@ class RewardPool:
         Raises:
             ActorDied: the generator died before it had made the groups.
             ObjectsLost: the groups are gone.
-            TooManyFailures: reward actors died or hung more often than the run puts up with.
+            TooManyFailures: reward actors died or hung more often than `faults` allows.
         """
         while True:
-            index = await self._least_busy()
-            life = self._lives[index]
-            self._num_pending[index] += 1
+            actor = min(await self._watch.wait_available(), key=lambda each: each.num_pending)
+            life = actor.life
+            actor.num_pending += 1
             try:
-                return await self._scored(groups, index)
-            except (ActorDied, DeadlineExceeded) as error:
-                if isinstance(error, ActorDied) and error.actor_id != self._actors[index]._actor_id.hex():
-                    raise  # the generator's death came in place of its groups
-                if self._lives[index] == life:  # else another call saw to it
-                    self._restart(index, error)
+                return await self._scored(groups, actor)
+            except (ActorFailure, DeadlineExceeded) as error:
+                self._watch.failed(actor, error, life=life)
             finally:
-                self._num_pending[index] -= 1
+                actor.num_pending -= 1
 
-    async def _least_busy(self) -> int:
-        """Of the actors that aren't restarting; waits where all are."""
-        while len(self._restarts) == len(self._actors):
-            await asyncio.wait(self._restarts.values(), return_when=asyncio.FIRST_COMPLETED)
-            for restart in [restart for restart in self._restarts.values() if restart.done()]:
-                restart.result()
-        ready = [index for index in range(len(self._actors)) if index not in self._restarts]
-        return min(ready, key=lambda index: self._num_pending[index])
-
-    def _restart(self, index: int, error: ActorDied | DeadlineExceeded) -> None:
-        self._failures.record(f"{self._name}-{index}", error)
-        self._lives[index] += 1
-        if isinstance(error, DeadlineExceeded):
-            ray.kill(self._actors[index], no_restart=False)
-        self._restarts[index] = asyncio.ensure_future(self._restarted(index))
-
-    async def _restarted(self, index: int) -> None:
+    async def _revive(self, actor: RewardClient) -> bool:
         await wait_for(
-            _result(self._actors[index].ready.options(max_task_retries=-1).remote()),
+            _result(actor.handle.ready.options(max_task_retries=-1).remote()),
             timeout_s=self._deadlines.start_s,
-            what=f"the restart of {self._name}-{index}",
+            what=f"the restart of {actor.name}",
             setting="deadlines.start_s",
         )
-        del self._restarts[index]
+        return True
 
-    async def _scored(self, groups: ray.ObjectRef, index: int) -> list[GroupOutcome | OpenOutcome]:
-        scored, open_, numbers = self._actors[index].score.options(num_returns=3).remote(groups)
+    async def _scored(self, groups: ray.ObjectRef, actor: RewardClient) -> list[GroupOutcome | OpenOutcome]:
+        scored, open_, numbers = actor.handle.score.options(num_returns=3).remote(groups)
         told: _Numbers = await wait_for(
             _result(numbers),
             timeout_s=self._deadlines.sample_s,
-            what=f"scoring by {self._name}-{index}",
+            what=f"scoring by {actor.name}",
             setting="deadlines.sample_s",
         )
         self._unscored.update(told.unscored)
@@ -208,8 +195,7 @@ class RewardPool:
 
     def close(self) -> None:
         """Kill the actors; their processes die with them."""
-        for actor in self._actors:
-            ray.kill(actor)
+        self._watch.close()
 
 
 def _reasons(results: Sequence[Result]) -> Counter[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gvm_ray.actors.cluster import connected
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.pools import fetch_groups
 from gvm_ray.benchmarks.report import BenchmarkReport
 from gvm_ray.benchmarks.results import BenchmarkResult, ModelResult, PromptSamples
@@ -228,7 +229,10 @@ def _shown_settings(model: _Model) -> dict[str, Any]:
 
 
 async def _sample(model: _Model) -> None:
-    pools = start_pools(model.config, model.prepared, prefix=f"{model.name}-")
+    prepared, context = model.prepared, RunContext.of(model.config)
+    pools = start_pools(
+        model.config, prepared.model, kind=prepared.engine_kind, context=context, prefix=f"{model.name}-"
+    )
     try:
         await pools.start()
         evaluator = make_evaluator(model.config, model.prepared, pools)

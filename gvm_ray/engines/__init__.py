@@ -8,7 +8,7 @@ from gvm_ray.config.run import EngineConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.maths.import_path import create_from_path
 from gvm_ray.protocols import Engine
-from gvm_ray.types import Completion, SampleRequest, SamplingParameters, WeightTransfer
+from gvm_ray.types import Completion, ModelSpec, SampleRequest, SamplingParameters
 
 EngineKind = Literal["vllm", "transformers", "custom"]
 
@@ -35,53 +35,30 @@ def resolve_engine(config: EngineConfig) -> EngineKind:
             return kind
 
 
-def create_engine(
-    kind: EngineKind,
-    model_path: str,
-    *,
-    config: EngineConfig,
-    max_model_len: int,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    transfer: WeightTransfer = "object_store",
-) -> Engine:
-    """Load the model into a new engine of this process, at policy version -1; ConfigError or ModelError if it can't.
+def create_engine(kind: EngineKind, model: ModelSpec, *, config: EngineConfig) -> Engine:
+    """Load the model into a new engine of this process, at policy version -1.
 
     Args:
-        kind: As `resolve_engine` gave it.
-        model_path: A Hugging Face folder or hub id, with its tokenizer.
-        config: Sizes and dtype.
-        max_model_len: Prompt and response tokens of the longest request.
-        revision: Of a hub id; None takes the newest.
-        trust_remote_code: Run code that comes with the model.
-        transfer: How the learners send weights; another than the object store is vLLM's alone.
+        kind: the engine, as `resolve_engine` gave it.
+        model: the model, and the longest request that it is to serve.
+        config: sizes and dtype.
+
+    Raises:
+        ConfigError, ModelError: the engine can't be made, or can't run the model.
     """
     match kind:
         case "vllm":
             from gvm_ray.engines.vllm import VLLMEngine
 
-            return VLLMEngine(
-                model_path,
-                config=config,
-                max_model_len=max_model_len,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                transfer=transfer,
-            )
+            return VLLMEngine(model, config=config)
         case "transformers":
             from gvm_ray.engines.transformers import TransformersEngine
 
-            return TransformersEngine(
-                model_path,
-                config=config,
-                max_model_len=max_model_len,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-            )
+            return TransformersEngine(model, config=config)
         case "custom":
-            sizes = {"config": config, "max_model_len": max_model_len}
-            parameters = {**sizes, "revision": revision, "trust_remote_code": trust_remote_code}
-            return _custom_engine(config.path, model_path, parameters=parameters)
+            sizes = {"config": config, "max_model_len": model.max_model_len}
+            parameters = {**sizes, "revision": model.revision, "trust_remote_code": model.trust_remote_code}
+            return _custom_engine(config.path, model.path, parameters=parameters)
 
 
 def generate(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gvm_ray.background import Background
 from gvm_ray.maths.seeds import sample_seed
 from gvm_ray.protocols import Evaluator, RolloutPools
 from gvm_ray.types import GroupOutcome, Metrics, Prompt, SampleRequest, SamplingParameters, WeightsRef
@@ -79,11 +80,11 @@ class EvaluationBeside:
         self._log = log
         self._under_way: asyncio.Task[None] | None = None
 
-    async def begin(self, step: int, weights: WeightsRef, tasks: asyncio.TaskGroup) -> None:
-        """Evaluate the policy of a step in a task of the group; returns when that has begun."""
+    async def begin(self, step: int, weights: WeightsRef, background: Background) -> None:
+        """Evaluate the policy of a step in the background; returns when that has begun."""
         if self._under_way is not None:
             await self._under_way
-        self._under_way = tasks.create_task(self._evaluate(step, weights))
+        self._under_way = background.create_task(self._evaluate(step, weights))
 
     async def _evaluate(self, step: int, weights: WeightsRef) -> None:
         await self._pools.publish(weights)

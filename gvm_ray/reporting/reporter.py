@@ -165,8 +165,8 @@ class Reporter:
         *,
         histograms: Histograms | None = None,
         texts: Sequence[SampleText] = (),
-    ) -> None:
-        """Write one step everywhere, and flush.
+    ) -> Metrics:
+        """Write one step everywhere, and flush; the metrics with the times and failures that were added.
 
         Args:
             step: index of the step, from 0.
@@ -197,6 +197,7 @@ class Reporter:
         self._explain_unknown(metrics)
         if self._bar is not None:
             self._bar.update()
+        return numbers
 
     def log_base_evaluation(self, metrics: Metrics) -> None:
         """Write the evaluation of the starting policy, which a resumed run reads; empty where there is none."""

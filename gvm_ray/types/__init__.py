@@ -16,6 +16,7 @@ from gvm_ray.types.arrays import (
     Metrics,
     Pooling,
 )
+from gvm_ray.types.model import ModelSpec
 from gvm_ray.types.rollouts import (
     Completion,
     FinishReason,
@@ -71,6 +72,7 @@ __all__ = [
     "JoinWorld",
     "LiveWeights",
     "Metrics",
+    "ModelSpec",
     "OpenEpisodes",
     "OpenOutcome",
     "Pooling",

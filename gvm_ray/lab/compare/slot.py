@@ -6,33 +6,31 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gvm_ray.actors.cluster import namespace_of
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.pools import SamplingPools
-from gvm_ray.algorithms import create_algorithm, token_loss
-from gvm_ray.checkpoints import NoCheckpoints
+from gvm_ray.algorithms import token_loss
+from gvm_ray.background import drain
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.config.prompts import PromptsConfig
 from gvm_ray.evaluation.evaluator import HeldOutEvaluator
 from gvm_ray.exceptions import ConfigError, SystemFailure
-from gvm_ray.failure_log import FailureLog
 from gvm_ray.lab.compare.plan import PlannedRun
 from gvm_ray.lab.compare.records import Calibration, Evaluation, RunCosts, RunRecord
-from gvm_ray.loop import System, train
+from gvm_ray.loop import train
 from gvm_ray.maths.statistics import brier_score, reliability_bins
 from gvm_ray.model_files import model_files, weights_digest
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared, check_date, find_base_model, prepare
-from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.sample_text import SampleText
-from gvm_ray.system import make_evaluator, prompt_stream, sharing, start_allocator, start_pools, warm_start
+from gvm_ray.system import assemble, learner_group, make_evaluator, start_allocator, start_pools, warm_start
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
 from gvm_ray.types import CheckpointState, Float64Array, Histograms, Metrics
 
@@ -81,13 +79,14 @@ class CurveLog:
 
     def log_step(
         self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText] = ()
-    ) -> None:
+    ) -> Metrics:
         """One finished step."""
         self.last = metrics
         if "predicted_accept_rate" in histograms:
             self.predicted.append(histograms["predicted_accept_rate"])
             self.observed.append(histograms["observed_accept_rate"])
         self.add(step + 1, metrics)
+        return metrics
 
     def add(self, steps_done: int, metrics: Metrics) -> None:
         """A point of the curve, if there was an evaluation."""
@@ -179,7 +178,7 @@ class Slot:
         """Make the policy that the run starts from, where it isn't there yet: it is warm-started and cached."""
         if find_base_model(run.base, run_dir=self._base_folder(run)).warm_start_folder is None:
             return
-        prepared = prepare(run.base, run_dir=self._base_folder(run))
+        prepared = _stored(prepare(run.base, run_dir=self._base_folder(run)))
         check_date(run.base, prepared.tokenizer)
         warm = await self._started(run.base, prepared)
         await warm.learners.reset(run.base, base_path=prepared.base.path, token_loss=token_loss(run.base.algorithm))
@@ -209,7 +208,7 @@ class Slot:
         warm = await self._started(config, prepared)
         self._num_runs += 1
         name = f"{self._prefix}allocator-{self._num_runs}"
-        allocator = start_allocator(config, clock=warm.clock, failures=FailureLog(config.faults), name=name)
+        allocator = start_allocator(config, context=RunContext.of(config, clock=warm.clock), name=name)
         try:
             await warm.pools.generators.reset()
             await warm.learners.reset(config, base_path=prepared.base.path, token_loss=token_loss(config.algorithm))
@@ -222,20 +221,18 @@ class Slot:
                 },
                 log=log,
             )
-            system = System(
-                prompts=prompt_stream(config, prepared),
-                states=CachedPromptStates(learners=warm.learners, config=config.prompt_states),
-                allocator=allocator,
+            system = assemble(  # without checkpoints: a run of minutes is run again
+                config,
+                prompts=prepared.prompts.train,
                 pools=warm.pools,
                 learners=warm.learners,
-                algorithm=create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold),
+                allocator=allocator,
                 evaluator=evaluator,
-                checkpoints=NoCheckpoints(),  # a run of minutes is run again
                 log=log,
             )
             warm.clock.restart()
             log.add(0, await evaluator.evaluate())
-            await train(system, config, start=_START)
+            await drain(train(system, config, start=_START))
         finally:
             allocator.close()
         _check_spent(run, log.evaluations[-1].charged_tokens)
@@ -262,7 +259,7 @@ class Slot:
         folder = self._base_folder(run)
         base = find_base_model(run.base, run_dir=folder).path
         config, train_test = (_started_from(base, each) for each in (run.config, run.train_test))
-        prepared = prepare(config, run_dir=folder, load=self._load)
+        prepared = _stored(prepare(config, run_dir=folder, load=self._load))
         check_date(config, prepared.tokenizer)
         return config, prepared, prepare(train_test, run_dir=folder, load=self._load)
 
@@ -272,18 +269,10 @@ class Slot:
         if self._warm is not None and self._warm.key == key:
             return self._warm
         await self.close()
-        clock = PhaseClock()
-        pools = start_pools(config, prepared, clock=clock, prefix=self._prefix)
-        learners = LearnerGroup(
-            config,
-            base_path=prepared.base.path,
-            token_loss=token_loss(config.algorithm),
-            run_dir=str(self._folder),
-            namespace=namespace_of(config),
-            clock=clock,
-            generators=sharing(config, pools),
-        )
-        self._warm = _Warm(key=key, pools=pools, learners=learners, clock=clock)
+        context = RunContext.of(config)
+        pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context, prefix=self._prefix)
+        learners = learner_group(config, prepared, pools, run_dir=self._folder, context=context)
+        self._warm = _Warm(key=key, pools=pools, learners=learners, clock=context.clock)
         await asyncio.gather(pools.start(), learners.start())
         return self._warm
 
@@ -300,6 +289,11 @@ def _started_from(base_path: str, config: RunConfig) -> RunConfig:
     """The run with its base as a finished model."""
     model = PretrainedModelConfig(path=base_path)
     return RunConfig.model_validate({**config.model_dump(), "model": model.model_dump(), "warm_start": None})
+
+
+def _stored(prepared: Prepared) -> Prepared:
+    """The run with its weights in the object store: no recovering learners are there to send them."""
+    return replace(prepared, transfer="object_store")
 
 
 def _warm_key(config: RunConfig, prepared: Prepared) -> str:

@@ -1,7 +1,7 @@
 """Draws the pool: the policy's samples by the run's own engine, scored by its rewards, with their gradients."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +147,9 @@ def _chosen_prompts(estimator: EstimatorConfig, prompts: Sequence[Prompt]) -> tu
 def _sampled(
     estimator: EstimatorConfig, base: RunConfig, prepared: Prepared, *, path: str, prompts: Sequence[Prompt]
 ) -> _Responses:
+    revision = prepared.base.revision if path == prepared.base.path else None
     engine = create_engine(
-        prepared.engine_kind,
-        path,
-        config=base.engine,
-        max_model_len=prepared.max_model_len,
-        revision=prepared.base.revision if path == prepared.base.path else None,
-        trust_remote_code=prepared.base.trust_remote_code,
+        prepared.engine_kind, replace(prepared.model, path=path, revision=revision), config=base.engine
     )
     indices = tuple(range(estimator.num_samples))
     requests = [

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool, Outcome
 from gvm_ray.config.model import ScratchModelConfig
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
@@ -19,7 +20,7 @@ from gvm_ray.failure_log import FailureLog
 from gvm_ray.lab.speed.cluster import local_cluster
 from gvm_ray.lab.speed.suite import BenchOptions, BenchRow
 from gvm_ray.learner.scratch_model import build_character_tokenizer, build_scratch_model
-from gvm_ray.types import GroupOutcome, GroupRef, Prompt, RolloutGroup, SampleRequest, SamplingParameters
+from gvm_ray.types import GroupOutcome, GroupRef, ModelSpec, Prompt, RolloutGroup, SampleRequest, SamplingParameters
 
 _MODEL = ScratchModelConfig(
     hidden_size=128,
@@ -41,7 +42,8 @@ class BareVLLM:
     def __init__(self, model_path: str, config: EngineConfig) -> None:
         from gvm_ray.engines.vllm import VLLMEngine
 
-        self._engine: Any = VLLMEngine(model_path, config=config, max_model_len=_MAX_MODEL_LEN).llm_engine
+        model = ModelSpec(path=model_path, max_model_len=_MAX_MODEL_LEN)
+        self._engine: Any = VLLMEngine(model, config=config).llm_engine
 
     def run(self, prompts: Sequence[list[int]], num_samples: int) -> tuple[int, float]:
         """(tokens, seconds) of `num_samples` samples of each prompt."""
@@ -96,11 +98,9 @@ async def _measure(
     pool = GeneratorPool(
         config,
         kind=kind,
-        model_path=folder,
-        max_model_len=_MAX_MODEL_LEN,
+        model=ModelSpec(path=folder, max_model_len=_MAX_MODEL_LEN),
         max_tokens=_SAMPLING.max_tokens,
-        deadlines=DeadlineConfig(),
-        failures=FailureLog(FaultsConfig()),
+        context=RunContext(deadlines=DeadlineConfig(), failures=FailureLog(FaultsConfig())),
         name=f"bench-generator-{os.getpid()}",
     )
     try:

@@ -12,26 +12,21 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from gvm_ray.actors.allocator import AllocatorClient
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool
-from gvm_ray.actors.pools import SamplingPools
-from gvm_ray.actors.reward import RewardPool
-from gvm_ray.algorithms import create_algorithm
-from gvm_ray.checkpoints import NoCheckpoints
 from gvm_ray.config import RunConfig
-from gvm_ray.failure_log import FailureLog
 from gvm_ray.lab.speed.simulated_engine import LatencyModel, SimulatedEngine
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.protocols import StepLog
-from gvm_ray.tasks.prompt_stream import ShuffledPrompts
+from gvm_ray.system import assemble, start_allocator, start_pools
 from gvm_ray.types import (
     Completion,
     Demonstration,
     FloatArray,
     GroupOutcome,
     Metrics,
+    ModelSpec,
     Pooling,
     Prompt,
     TrainBatch,
@@ -194,15 +189,10 @@ async def simulated_system(
 ) -> AsyncIterator[tuple[System, GeneratorPool]]:
     """A started system whose generators hold policy version 0; its actors end with it."""
     threshold = config.rewards.accept_threshold
-    failures = FailureLog(config.faults)
-    pools = _pools(config, parts, clock=clock, failures=failures)
-    allocator = AllocatorClient(
-        config.allocator,
-        accept_threshold=threshold,
-        seed=config.seed,
-        timeout_s=config.deadlines.sample_s,
-        failures=failures,
-    )
+    context = RunContext.of(config, clock=clock)
+    model = ModelSpec(path=parts.model.to_json(), max_model_len=PROMPT_TOKENS + config.sampling.max_tokens)
+    pools = start_pools(config, model, kind="custom", context=context)
+    allocator = start_allocator(config, context=context)
     learners = SimulatedLearners(
         parts.learners, weights_bytes=parts.weights_bytes, accept_threshold=threshold, clock=clock
     )
@@ -211,44 +201,19 @@ async def simulated_system(
         if parts.num_slow:
             await pools.generators.ask(functools.partial(_slow_down, num_slow=parts.num_slow, factor=parts.slow_factor))
         await pools.publish(await learners.weights(0))
-        system = System(
-            prompts=ShuffledPrompts(
-                simulated_prompts(parts.num_prompts, num_tokens=PROMPT_TOKENS, seed=config.seed),
-                seed=config.seed,
-                shuffle=True,
-                unique_within=min(config.candidates_per_step * config.block_steps, parts.num_prompts),
-            ),
-            states=CachedPromptStates(learners=learners, config=config.prompt_states),
-            allocator=allocator,
+        system = assemble(
+            config,
+            prompts=simulated_prompts(parts.num_prompts, num_tokens=PROMPT_TOKENS, seed=config.seed),
             pools=pools,
             learners=learners,
-            algorithm=create_algorithm(config.algorithm, accept_threshold=threshold),
+            allocator=allocator,
             evaluator=NoEvaluation(),
-            checkpoints=NoCheckpoints(),
             log=log,
         )
         yield system, pools.generators
     finally:
         pools.close()
         allocator.close()
-
-
-def _pools(config: RunConfig, parts: SimulatedParts, *, clock: PhaseClock, failures: FailureLog) -> SamplingPools:
-    max_tokens = config.sampling.max_tokens
-    return SamplingPools(
-        generators=GeneratorPool(
-            config.engine,
-            kind="custom",
-            model_path=parts.model.to_json(),
-            max_model_len=PROMPT_TOKENS + max_tokens,
-            max_tokens=max_tokens,
-            deadlines=config.deadlines,
-            failures=failures,
-            clock=clock,
-        ),
-        rewards=RewardPool(config.rewards, max_tokens=max_tokens, deadlines=config.deadlines, failures=failures),
-        clock=clock,
-    )
 
 
 def _slow_down(engine: SimulatedEngine, *, num_slow: int, factor: float) -> None:

@@ -19,6 +19,7 @@ from ray._private.internal_api import node_stats
 
 from gvm_ray.actors.cluster import connected
 from gvm_ray.actors.generator_pool import GeneratorPool
+from gvm_ray.background import drain
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import UserError
 from gvm_ray.lab.speed.simulated_engine import SimulatedEngine, Usage
@@ -215,13 +216,14 @@ class StepRecords:
         self.generators: GeneratorPool | None = None
         self._read_after = (settings.num_warm_up - 1, settings.num_warm_up + settings.num_steps - 1)
 
-    def log_step(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None:
+    def log_step(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> Metrics:
         self.metrics.append(metrics)
         self.driver_mb.append(driver_memory_mb())
         self.object_store_mb.append(object_store_mb())
         if step in self._read_after:
             assert self.generators is not None
             self.readings.append(asyncio.create_task(Reading.now(self.generators)))
+        return metrics
 
 
 def simulate(settings: SimulationSettings) -> SimulationResult:
@@ -240,7 +242,7 @@ async def _simulate(settings: SimulationSettings, config: RunConfig, watch: Peak
     async with simulated_system(config, settings.parts(), log=records, clock=clock) as (system, generators):
         records.generators = generators
         clock.restart()
-        await train(system, config, start=_START)
+        await drain(train(system, config, start=_START))
         start, end = await asyncio.gather(*records.readings)
         usages = await generators.ask(SimulatedEngine.usage)
     return _result(

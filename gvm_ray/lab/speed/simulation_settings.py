@@ -95,6 +95,7 @@ class SimulationSettings:
                 "samples_per_prompt": self.samples_per_prompt,
                 "max_staleness": self.max_staleness,
                 "model": {"type": "scratch"},
+                "reporting": {"ray_metrics": False},
                 "prompts": {"train": {"type": "arithmetic"}},
                 "sampling": {"max_tokens": self.max_tokens},
                 "engine": {

@@ -1,4 +1,4 @@
-"""Turns on GPUs that learners and generators share, where there is no room for both at work."""
+"""Shifts on GPUs that learners and generators share, where both at once don't fit into the memory."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,26 +8,26 @@ from typing import Literal
 Side = Literal["learners", "generators"]
 
 
-class GPUTurns:
-    """Work of one side goes on together; that of the other side waits for its end.
+class GPUShifts:
+    """The work of one side runs together; the other side's waits until it has ended.
 
-    Work that waits for the other side's is not to hold a turn meanwhile.
+    Don't wait for the other side's work inside a shift.
 
     Args:
-        apart: whether the sides take turns; else both go on at once.
+        alternate: whether the sides take shifts; otherwise both work at once.
     """
 
-    def __init__(self, *, apart: bool) -> None:
-        self.apart = apart
+    def __init__(self, *, alternate: bool) -> None:
+        self.alternate = alternate
         self._side: Side | None = None
         self._num_at_work = 0
         self._free = asyncio.Event()
         self._free.set()
 
     @asynccontextmanager
-    async def take(self, side: Side) -> AsyncIterator[None]:
+    async def shift(self, side: Side) -> AsyncIterator[None]:
         """The GPUs are this side's until the context ends."""
-        if not self.apart:
+        if not self.alternate:
             yield
             return
         while self._side not in (None, side):

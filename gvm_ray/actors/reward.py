@@ -13,8 +13,7 @@ import ray
 
 from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.actors.waiting import wait_for
-from gvm_ray.config.environment import EnvironmentSettings
-from gvm_ray.config.rewards import RewardsConfig
+from gvm_ray.config.rewards import EnvironmentSettings, RewardsConfig
 from gvm_ray.config.run import DeadlineConfig
 from gvm_ray.exceptions import ActorDied, DeadlineExceeded
 from gvm_ray.failure_log import FailureLog

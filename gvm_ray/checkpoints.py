@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from hashlib import file_digest
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.config import RunConfig, parse_config
-from gvm_ray.config.resume import changed_settings
 from gvm_ray.exceptions import CheckpointError, ConfigError, StorageFailure
 from gvm_ray.protocols import Learners
 from gvm_ray.types import CheckpointState
@@ -202,3 +201,95 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# Where, how fast and how long a run runs, and what is kept of it. All others decide what is learned or measured, so
+# that curve, costs and weights of the whole run would be of no one set of settings; a new setting is one of those
+# until it is named here.
+MAY_CHANGE = frozenset(
+    {
+        "name",
+        "runs_dir",
+        "num_steps",
+        "token_budget",
+        "max_staleness",  # with cluster.placement: GPUs that are shared need 0
+        "max_unscored_fraction",
+        *(
+            f"engine.{name}"
+            for name in (
+                "type",
+                "path",
+                "num_generators",
+                "cpus_per_generator",
+                "gpus_per_generator",
+                "tensor_parallel_size",
+                "max_num_seqs",
+                "gpu_memory_utilization",
+                "sleep",
+                "kv_cache_gib",
+                "enforce_eager",
+                "in_flight",
+            )
+        ),
+        *(
+            f"rewards.{name}"
+            for name in ("num_actors", "cpus_per_actor", "timeout_s", "memory_mb", "allow_network", "pass_env")
+        ),
+        *(
+            f"learner.{name}"
+            for name in (
+                "num_workers",
+                "cpus_per_worker",
+                "gpus_per_worker",
+                "micro_batch_tokens",
+                "packing",
+                "attention",
+                "logprob_chunk_tokens",
+                "activation_checkpointing",
+                "cpu_offload",
+                "compile",
+                "max_skipped_updates",
+            )
+        ),
+        "weight_sync",
+        "evaluation.every_steps",
+        "evaluation.num_generators",
+        "checkpoint",
+        "deadlines",
+        "faults",
+        "cluster",
+        "reporting",
+    }
+)
+
+_SHOWN_CHARACTERS = 80  # of a value, in a message
+
+
+def changed_settings(before: RunConfig, now: RunConfig) -> dict[str, tuple[str, str]]:
+    """Dotted name -> value before and now, as text, of what differs although it may not.
+
+    Of a table that became one of another `type` only that is named.
+    """
+    return {
+        name: (_shown(old), _shown(new))
+        for name, old, new in _differences(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    }
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if name in MAY_CHANGE or before == now:
+        return
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        yield name, before, now
+    elif "type" in before and "type" in now and before["type"] != now["type"] and f"{name}.type" not in MAY_CHANGE:
+        yield f"{name}.type", before["type"], now["type"]
+    elif before.keys() != now.keys():  # free keywords, as a custom algorithm's
+        yield name, before, now
+    else:
+        for key in now:
+            yield from _differences(before[key], now[key], f"{name}.{key}".lstrip("."))
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gvm_ray.exceptions import ActorFailure, DeadlineExceeded, SystemFailure
-from gvm_ray.maths.seeds import sample_seed
-from gvm_ray.sample_text import Rank, SampleText
 from gvm_ray.types import (
     Allocation,
     Float64Array,
@@ -22,6 +20,7 @@ from gvm_ray.types import (
     TrainedNorms,
     UpdateResult,
 )
+from gvm_ray.types.rollouts import Rank, SampleText, sample_seed
 
 logger = logging.getLogger(__name__)
 

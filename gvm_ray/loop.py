@@ -34,9 +34,9 @@ from gvm_ray.protocols import (
     RolloutPools,
     StepLog,
 )
-from gvm_ray.sample_text import SampleText
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.types import CheckpointState, Histograms, Metrics, Prompt, SamplingParameters, TrainBatch, WeightsRef
+from gvm_ray.types.rollouts import SampleText
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from gvm_ray.sample_text import SampleText
 from gvm_ray.types import (
     Allocation,
     AllocationReport,
@@ -31,6 +30,7 @@ from gvm_ray.types import (
     UpdateResult,
     WeightsRef,
 )
+from gvm_ray.types.rollouts import SampleText
 
 
 # --- strategies -------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from gvm_ray.reporting import (
     write_plots,
     write_summary,
 )
-from gvm_ray.reporting.json_text import json_text
+from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.rewards.votes import merged_votes
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.system import Launched, launched, make_evaluator, start_pools

@@ -13,7 +13,6 @@ from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.loop import System, train
 from gvm_ray.prompt_states import CachedPromptStates
-from gvm_ray.sample_text import SampleText
 from gvm_ray.tasks.prompt_stream import ShuffledPrompts
 from gvm_ray.types import (
     Allocation,
@@ -33,6 +32,7 @@ from gvm_ray.types import (
     UpdateResult,
     WeightsRef,
 )
+from gvm_ray.types.rollouts import SampleText
 
 START = CheckpointState(step=0, policy_version=0, cursor={}, allocator={}, costs={})
 

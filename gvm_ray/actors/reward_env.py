@@ -2,8 +2,7 @@
 
 import functools
 
-from gvm_ray.config.environment import EnvironmentSettings, SingleTurnConfig
-from gvm_ray.config.rewards import RewardsConfig
+from gvm_ray.config.rewards import EnvironmentSettings, RewardsConfig, SingleTurnConfig
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.envs.prompt_env import PromptEnv
 from gvm_ray.rewards import create_reward

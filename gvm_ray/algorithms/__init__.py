@@ -2,10 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from gvm_ray.algorithms.grpo import GRPO
+from gvm_ray.algorithms.grpo import GRPO, RLOO, ReinforcePlusPlus
 from gvm_ray.algorithms.raft import Raft
-from gvm_ray.algorithms.reinforce import ReinforcePlusPlus
-from gvm_ray.algorithms.rloo import RLOO
 from gvm_ray.config.strategy import (
     AlgorithmSettings,
     CustomAlgorithmConfig,
@@ -17,8 +15,8 @@ from gvm_ray.config.strategy import (
     RLOOConfig,
 )
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.maths.import_path import create_from_path
 from gvm_ray.protocols import Algorithm
+from gvm_ray.settings import create_from_path
 
 if TYPE_CHECKING:
     from gvm_ray.algorithms.loss import TokenLoss

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gvm_ray.config.strategy import AlgorithmSettings, Weighting
 from gvm_ray.exceptions import ConfigError
@@ -13,13 +12,12 @@ from gvm_ray.types import (
     EstimatorTerms,
     Float64Array,
     GroupOutcome,
+    IndexArray,
     IntArray,
     Metrics,
     TrainBatch,
     TrainGroup,
 )
-
-IndexArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

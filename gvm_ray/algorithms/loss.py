@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gvm_ray.config.strategy import AlgorithmSettings, ImportanceConfig, LossConfig, RaftConfig
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.maths.import_path import import_object
 from gvm_ray.maths.losses import ImportanceCorrection, KLKind, policy_loss
+from gvm_ray.settings import import_object
 
 
 @dataclass(frozen=True)

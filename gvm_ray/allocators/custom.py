@@ -6,8 +6,7 @@ from pydantic import Field
 
 from gvm_ray.allocators.base import Allocator, AllocatorConfig, Needs, OptionalPromptStates, RunShape
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.maths.import_path import import_object
-from gvm_ray.settings import Count
+from gvm_ray.settings import Count, import_object
 
 _SHAPE = """
     from gvm_ray.allocators import Allocator

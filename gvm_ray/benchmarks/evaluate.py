@@ -10,8 +10,7 @@ from typing import Any
 from gvm_ray.actors.cluster import connected
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.pools import fetch_groups
-from gvm_ray.benchmarks.report import BenchmarkReport
-from gvm_ray.benchmarks.results import BenchmarkResult, ModelResult, PromptSamples
+from gvm_ray.benchmarks.results import BenchmarkReport, BenchmarkResult, ModelResult, PromptSamples
 from gvm_ray.benchmarks.samples import Benchmark, SampleFile, earlier_date, find_benchmarks, writing
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.data import benchmark_defaults

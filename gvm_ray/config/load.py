@@ -1,11 +1,16 @@
-"""TOML files and `--set a.b=c` overrides to a RunConfig, with errors a person can act on."""
+"""TOML files and `--set a.b=c` overrides to a RunConfig, with errors a person can act on.
+
+Of settings that don't validate a message says which one, its value, and what to write instead.
+"""
 
 import codecs
 import copy
+import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +18,8 @@ from pydantic import ValidationError
 
 from gvm_ray.config.data import DataConfig
 from gvm_ray.config.lab import ArenaConfig, EstimatorConfig
-from gvm_ray.config.messages import explain, shown
 from gvm_ray.config.run import RunConfig
-from gvm_ray.config.schema import Place, classes_of, place_at, variants_of, with_default_types
+from gvm_ray.config.schema import Place, classes_of, place_at, settings_of, variants_of, with_default_types
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.settings import Settings
 
@@ -205,3 +209,149 @@ def _toml_value(text: str) -> Any:
     except (ValueError, RecursionError):  # also of brackets or digits without end, and of a comment in the list
         return text
     return values["value"] if len(values) == len(alone) == 1 else text
+
+
+_SHOWN_CHARACTERS = 200  # of a wrong value, in a message
+_NEAR, _VERY_NEAR = 0.6, 0.85  # likeness of names in one table, and of names in different ones
+_MOST_SUGGESTED = 3
+_ALIASES = {  # names in other frameworks -> the last parts of the names here
+    "r": ("lora", "rank"),
+    "lora_r": ("lora", "rank"),
+    "lora_rank": ("lora", "rank"),
+    "lora_alpha": ("lora", "alpha"),
+    "lr": ("learning_rate",),
+    "n": ("samples_per_prompt",),
+    "num_generations": ("samples_per_prompt",),
+    "batch_size": ("prompts_per_step",),
+    "max_new_tokens": ("sampling", "max_tokens"),
+}
+PATTERNS = {  # of text settings
+    r"^[A-Za-z0-9][A-Za-z0-9._+-]*$": "letters, digits and . _ + -, with a letter or digit first: it names a folder",
+    r"^[\w.]+:[\w.]+$": "'module:name', e.g. 'my_package.scoring:score'",
+    r"^[^\x00]*$": "text without a null character",
+}
+
+
+def explain(error: ValidationError, origin: str, model: type[Settings]) -> str:
+    """The message for all that is wrong, one line each.
+
+    Args:
+        error: of the model.
+        origin: what the settings come from.
+        model: whose settings they are.
+    """
+    lines = [f"{origin}: {error.error_count()} problem(s)"]
+    for item in error.errors(include_url=False):
+        place = place_at(model, item["loc"])
+        where, message = place.dotted, _message(item, place, model)
+        if item["type"].startswith("union_tag"):
+            where = f"{where}.type"
+        lines.append(f"  {where or '(whole config)'}: {message}")
+    return "\n".join(lines)
+
+
+def shown(value: object) -> str:
+    """The value as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # TOML has hexadecimal numbers of any length, Python writes at most 4,300 digits
+        text = "a number of more than 4,300 digits"
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def _message(item: Mapping[str, Any], place: Place, model: type[Settings]) -> str:
+    value, context, variants = item["input"], item.get("ctx", {}), variants_of(place.annotations)
+    match item["type"]:
+        case "extra_forbidden":
+            return f"unknown setting{_suggestion(place, model)}"
+        case "missing" | "union_tag_not_found":
+            return "required, but not given" + (f"; {_one_of(variants, place)}" if variants else "")
+        case "union_tag_invalid":
+            return f"there is no such type (got {shown(value['type'])}); {_one_of(variants, place)}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"takes a table, not {shown(value)}; {_as_table(value, variants, place)}"
+        case "tuple_type":
+            example = shown([value]) if isinstance(value, str | int | float) else "[...]"
+            return f"takes a list, not {shown(value)}; write it in brackets, e.g. {place.names[-1]} = {example}"
+        case "string_type":
+            return f"takes text, not {shown(value)}; write quotes, e.g. {place.names[-1]} = {_quoted(value)}"
+        case "string_pattern_mismatch":
+            return f"takes {PATTERNS.get(context['pattern'], context['pattern'])} (got {shown(value)})"
+        case "string_too_short":
+            return "is empty; write a text, or leave it out"
+        case "bool_type" | "bool_parsing":
+            return f"takes true or false (got {shown(value)})"
+        case "too_short" | "too_long":
+            least = item["type"] == "too_short"
+            bound = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
+            return f"takes {bound} in its list, and there are {context['actual_length']}"
+        case _:
+            message = item["msg"].removeprefix("Value error, ")
+            hides_value = message.startswith(place.dotted) or not item["loc"] or isinstance(value, dict)
+            return message if hides_value else f"{message} (got {shown(value)})"
+
+
+def _one_of(variants: Mapping[str, object], place: Place) -> str:
+    return f"write {place.dotted}.type as one of {', '.join(map(repr, variants))}"
+
+
+def _as_table(value: object, variants: Mapping[str, object], place: Place) -> str:
+    if isinstance(value, str) and variants:
+        return f"write {place.dotted}.type = {value!r}" if value in variants else _one_of(variants, place)
+    return f"write its settings as {place.dotted}.NAME = ..., or below [{place.dotted}]"
+
+
+def _quoted(value: object) -> str:
+    if isinstance(value, dict | list):
+        return '"..."'
+    text = str(value).lower() if isinstance(value, bool) else shown(value) if isinstance(value, int) else str(value)
+    return f'"{text}"'
+
+
+def _suggestion(place: Place, model: type[Settings]) -> str:
+    """Where the setting may belong: another type of its table, a near name in it, or another table."""
+    *above, name = place.names
+    owners = [kind for kind in place.variants if kind not in place.table and name in kind.model_fields]
+    if owners:
+        types = " or ".join(repr(kind.model_fields["type"].default) for kind in owners)
+        return f" of type = {place.table[0].model_fields['type'].default!r}; {'.'.join(above)}.type = {types} has it"
+    here = {known: _likeness(name, (*above, known)) for kind in place.table for known in kind.model_fields}
+    near = max(here, key=lambda known: here[known], default="")
+    if near and here[near] >= _VERY_NEAR:
+        return f"; did you mean {near!r}?"
+    if elsewhere := _elsewhere(name, tuple(above), model):
+        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
+    return f"; did you mean {near!r}?" if near and here[near] >= _NEAR else ""
+
+
+def _elsewhere(name: str, above: tuple[str, ...], model: type[Settings]) -> Sequence[str]:
+    """Dotted names of like settings in other tables, of the likest those nearest to this table."""
+    likeness = {names: _likeness(name, names) for names in dict.fromkeys(settings_of(model))}
+    best = max(likeness.values())
+    if best < _VERY_NEAR or name == "type":  # many tables have a type
+        return ()
+    found = [names for names, value in likeness.items() if value == best]
+    shared = {names: _num_shared(names, above) for names in found}
+    nearest = [names for names in found if shared[names] == max(shared.values())]
+    return [".".join(names) for names in sorted(nearest, key=len)[:_MOST_SUGGESTED]]
+
+
+def _num_shared(names: tuple[str, ...], above: tuple[str, ...]) -> int:
+    pairs = zip(names, above, strict=False)
+    return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
+
+
+def _likeness(name: str, names: tuple[str, ...]) -> float:
+    """Of a name and a setting's dotted one, in [0, 1].
+
+    Initials of its words are as good as a slip of the finger, its beginning or some of its words less.
+    """
+    known, alias = names[-1], _ALIASES.get(name, ())
+    words = known.split("_")
+    if name == known or (alias and names[-len(alias) :] == alias):
+        return 1.0
+    if len(words) > 1 and name == "".join(word[:1] for word in words):
+        return 0.9
+    spelling = difflib.SequenceMatcher(None, name, known).ratio()
+    is_part = set(name.split("_")) < set(words) or (len(name) > 2 and known.startswith(name))
+    return max(spelling, 0.8) if is_part else spelling

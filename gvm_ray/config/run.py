@@ -8,10 +8,9 @@ from gvm_ray.allocators import AllocatorSettings
 from gvm_ray.allocators.base import Needs, PromptStatesConfig, RunShape
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config.checks import check_accept_rates, check_baselines, check_gpus
-from gvm_ray.config.environment import EnvironmentSettings, SingleTurnConfig
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
 from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
-from gvm_ray.config.rewards import RewardsConfig
+from gvm_ray.config.rewards import EnvironmentSettings, RewardsConfig, SingleTurnConfig
 from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig
 from gvm_ray.config.weight_sync import TransferSituation, WeightSyncConfig, choose_transfer
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive, Settings

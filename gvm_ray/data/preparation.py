@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gvm_ray.config.data import DataConfig
 from gvm_ray.config.prompts import TemplateConfig
-from gvm_ray.data.duplicates import EvaluationProblems, contaminated, duplicates
+from gvm_ray.data.cleaning import EvaluationProblems, contaminated, duplicates, unverified
 from gvm_ray.data.report import (
     DataReport,
     Dropped,
@@ -28,7 +28,6 @@ from gvm_ray.data.report import (
     write_incomplete,
 )
 from gvm_ray.data.tables import Table, file_sha256, find_layout, find_tables, problem_field
-from gvm_ray.data.verification import unverified
 from gvm_ray.exceptions import DataError, ModelError
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.reporting.progress import ProgressLines

@@ -13,7 +13,7 @@ from typing import Any
 from gvm_ray.config.data import DataConfig, LayoutName
 from gvm_ray.config.prompts import FileSourceConfig, HuggingFaceSourceConfig
 from gvm_ray.exceptions import DataError
-from gvm_ray.maths.boxed import final_boxed
+from gvm_ray.maths.final_answer import final_boxed
 from gvm_ray.tasks.fields import field_value, missing_field
 from gvm_ray.tasks.rows import Row, Task, content_id, task_from_row, used_fields
 from gvm_ray.tasks.sources.file import DATA_SUFFIXES, file_rows

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.maths.import_path import create_from_path
 from gvm_ray.protocols import Engine
+from gvm_ray.settings import create_from_path
 from gvm_ray.types import Completion, ModelSpec, SampleRequest, SamplingParameters
 
 EngineKind = Literal["vllm", "transformers", "custom"]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.engines.server import EngineServer
-from gvm_ray.maths.seeds import turn_seed
 from gvm_ray.types import (
     BoolArray,
     Completion,
@@ -20,6 +19,7 @@ from gvm_ray.types import (
     SampleRequest,
     SamplingParameters,
 )
+from gvm_ray.types.rollouts import turn_seed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

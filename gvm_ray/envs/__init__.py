@@ -5,5 +5,5 @@ from gymnasium.envs.registration import register
 register(
     id="gvm_ray/Prompt-v0",
     entry_point="gvm_ray.envs.prompt_env:PromptEnv",
-    vector_entry_point="gvm_ray.envs.vector_prompt_env:VectorPromptEnv",
+    vector_entry_point="gvm_ray.envs.prompt_env:VectorPromptEnv",
 )

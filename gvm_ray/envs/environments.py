@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from gvm_ray.config.environment import (
+from gvm_ray.config.rewards import (
     CalculatorConfig,
     EnvironmentSettings,
     FunctionEnvironmentConfig,
     SingleTurnConfig,
 )
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.maths.import_path import import_object
+from gvm_ray.settings import import_object
 from gvm_ray.types import Prompt
 
 Number = int | float

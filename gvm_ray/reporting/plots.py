@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gvm_ray.maths.statistics import binned_mean
-from gvm_ray.reporting.console import short_count
+from gvm_ray.reporting.progress import short_count
 from gvm_ray.reporting.run_folder import RunFolder, read_rows, read_steps
 from gvm_ray.types import Float64Array
 

@@ -15,12 +15,11 @@ from tqdm import tqdm
 from gvm_ray.config import RunConfig
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.reporting.console import accuracy_text, step_line
-from gvm_ray.reporting.json_text import json_text
-from gvm_ray.reporting.run_folder import RunFolder, append_row, cut_rows
+from gvm_ray.reporting.progress import accuracy_text, step_line
+from gvm_ray.reporting.run_folder import RunFolder, append_row, cut_rows, json_text
 from gvm_ray.reporting.summary import flat_settings
-from gvm_ray.sample_text import SampleText
 from gvm_ray.types import Histograms, Metrics
+from gvm_ray.types.rollouts import SampleText
 
 _RESULTS = ("eval/accuracy", "reward/mean", "cost/generated_tokens")  # the columns beside the settings
 

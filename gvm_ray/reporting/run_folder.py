@@ -1,7 +1,12 @@
-"""The layout of a run's folder, and the rows in it."""
+"""The layout of a run's folder, and its JSON, which every parser takes.
+
+A number that isn't finite, which JSON can't say, is null on the way out and in.
+"""
 
 import errno
+import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -13,7 +18,6 @@ from typing import Any
 
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import CheckpointError, ConfigError, ResourceError, StorageFailure, free_space
-from gvm_ray.reporting.json_text import json_text, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -230,3 +234,25 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json_text(row) + "\n"
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """The value as JSON, without a newline at its end; NaN and infinities are null at any depth."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; the words NaN and Infinity, which Python writes unless told otherwise, are None.
+
+    Raises:
+        ValueError: it isn't JSON.
+    """
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,9 +9,8 @@ from typing import Any
 
 from gvm_ray.config import parse_config
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.reporting.console import accuracy_text
-from gvm_ray.reporting.json_text import json_text, parse_json
-from gvm_ray.reporting.run_folder import RunFolder
+from gvm_ray.reporting.progress import accuracy_text
+from gvm_ray.reporting.run_folder import RunFolder, json_text, parse_json
 
 _OWN_NAMES = ("name", "runs_dir")  # of every run
 

@@ -6,8 +6,7 @@ has as many CPUs and GPUs is seen when the run connects to it.
 
 from gvm_ray.resources.hardware import Hardware, Memory, find_hardware, generator_bundles, rank_gpus
 from gvm_ray.resources.parts import sizes_of_settings
-from gvm_ray.resources.plan import ActorGroup, Device, ResourcePlan
-from gvm_ray.resources.planning import actor_groups, plan_resources
+from gvm_ray.resources.plan import ActorGroup, Device, ResourcePlan, actor_groups, plan_resources
 
 __all__ = [
     "ActorGroup",

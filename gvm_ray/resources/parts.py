@@ -1,6 +1,6 @@
 """What a learner rank and a generator hold in memory, and which setting makes each part smaller."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import ModelSettings, ScratchModelConfig
@@ -8,7 +8,6 @@ from gvm_ray.learner.scratch_model import BOXED_TOKEN, CHARACTERS, EOS_TOKEN, PA
 from gvm_ray.maths.memory import ModelSizes, key_value_bytes, learner_bytes
 from gvm_ray.pretrained import read_model_sizes
 from gvm_ray.resources.hardware import Memory
-from gvm_ray.resources.plan import KeyValueCache, Part
 
 _GIB = 2**30
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -18,6 +17,25 @@ _CUDA_BYTES = 2 * _GIB
 _SHARDED = frozenset(("master_weights", "gradients", "optimizer_moments", "reference_weights"))
 # Of vLLM besides weights and cache: CUDA's context and graphs, and the activations of its largest batch.
 _ENGINE_BYTES = 3 * _GIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What takes memory, and how to make it smaller."""
+
+    name: str
+    num_bytes: int
+    remedy: str
+    stays: bool = False  # on a GPU while the other side, of learners and generators that take turns, is at work
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyValueCache:
+    """Of one generator."""
+
+    num_tokens: int
+    max_model_len: int
+    remedy: str
 
 
 def sizes_of_settings(model: ModelSettings) -> ModelSizes:

@@ -1,6 +1,6 @@
 """The strictest reward: the boxed answer to the letter. Cheap, and enough for tasks with one spelling of the answer."""
 
-from gvm_ray.maths.boxed import last_boxed
+from gvm_ray.maths.final_answer import last_boxed
 from gvm_ray.types import Completion, Prompt
 
 

@@ -2,8 +2,7 @@
 
 import re
 
-from gvm_ray.maths.boxed import final_boxed
-from gvm_ray.maths.final_answer import without_thinking
+from gvm_ray.maths.final_answer import final_boxed, without_thinking
 from gvm_ray.types import Completion, Prompt
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.maths.import_path import import_object
+from gvm_ray.settings import import_object
 from gvm_ray.types import Completion, Prompt
 
 

@@ -21,8 +21,7 @@ from sympy import Eq, Expr, I, MatrixBase, Poly, Symbol, Tuple, pi
 from sympy.core.relational import Relational
 
 from gvm_ray.config.rewards import TruncatedGrading
-from gvm_ray.maths.boxed import final_boxed
-from gvm_ray.maths.final_answer import final_answer
+from gvm_ray.maths.final_answer import final_answer, final_boxed
 from gvm_ray.rewards.answer_pairs import decided, has_rule
 from gvm_ray.rewards.answer_rules import rewritten
 from gvm_ray.rewards.exact_values import TooLarge, check_sizes, contradicted, rational, written_out

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import reasoning_gym
 from reasoning_gym.utils import extract_answer
 
-from gvm_ray.maths.boxed import last_boxed
+from gvm_ray.maths.final_answer import last_boxed
 from gvm_ray.types import Completion, Prompt
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ The bound on time is the parent's clock and SIGKILL, never SIGALRM: an alarm wor
 interrupt a long C call. One child scores a stream of responses and lives on between calls, so a response costs a few
 bytes on a socket, and no process. The child is a fresh interpreter rather than a fork: it inherits no threads or locks,
 imports neither Ray nor torch, and doesn't care which script the parent runs. Some scorers evaluate model text, so the
-child isn't trusted: what it may do is in `sandbox_limits`, what is believed of its words in `sandbox_messages`.
+child isn't trusted: what it may do is in `sandbox_child`, what is believed of its words in `sandbox_messages`.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gvm_ray.exceptions import ConfigError, SystemFailure
-from gvm_ray.rewards.sandbox_limits import without_secrets
+from gvm_ray.rewards.sandbox_child import without_secrets
 from gvm_ray.rewards.sandbox_messages import (
     MAX_PACKET_BYTES,
     Observed,

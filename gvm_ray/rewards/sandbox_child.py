@@ -3,20 +3,85 @@
 It reads pickles from one socket: first what makes the environment, then batches of (prompt, completion), each of these
 a pickle of its own. On the other socket it answers with one packet for each, so that the parent can see which response
 it hangs on.
+
+Each limit on what it may use and reach is set by the process on itself, before it sees model text. Time isn't among
+them: the parent's clock bounds it for each response. RLIMIT_CPU counts over a process's whole life, which lasts as long
+as the run; RLIMIT_NPROC counts all processes of the user, Ray's among them.
 """
 
+import contextlib
+import ctypes
 import math
 import os
 import pickle
+import re
+import resource
+import signal
 import socket
 import sys
 import traceback
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from gvm_ray.exceptions import UserError
-from gvm_ray.rewards.sandbox_limits import close_network, limit_resources, limit_writing
 from gvm_ray.rewards.sandbox_messages import Observed, Result, Scored, Started, Unscored, encode, printable
 from gvm_ray.types import Completion, Prompt
+
+MAX_FILE_BYTES = 64 * 2**20
+MAX_OPEN_FILES = 256
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # <linux/sched.h>; os.unshare came with Python 3.12
+_SECRET = re.compile(r"(^|_)((API)?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(_|$)|^AWS_", re.IGNORECASE)
+
+
+def without_secrets(environment: Mapping[str, str], *, keep: Collection[str] = ()) -> dict[str, str]:
+    """The variables that aren't secrets by their name (HF_TOKEN, *_API_KEY, AWS_* ...), and those named in `keep`."""
+    return {name: value for name, value in environment.items() if name in keep or not _SECRET.search(name)}
+
+
+def close_network() -> None:
+    """Move this process into a user and a network namespace of its own, where the system lets it; else do nothing.
+
+    No address can be reached from there, not even this machine's own. The process keeps its user id, but holds no
+    rights over what is outside: as root it reads only what root owns or all may read, and no other process's memory
+    or environment. It must have one thread only.
+    """
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None).unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        return
+    with contextlib.suppress(OSError):  # without the maps the ids are shown as those of "nobody"; no more
+        Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="utf-8")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="utf-8")
+
+
+def limit_resources(*, memory_mb: int, parent: int) -> None:
+    """Die with the parent, leave no core files, get no more than so much address space and so many open files."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the request
+        sys.exit(1)
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_AS, memory_mb * 2**20)
+    _lower(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
+
+
+def limit_writing() -> None:
+    """Bound the size of every file it writes, and drop what it prints."""
+    _lower(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+def _lower(limit: int, value: int) -> None:
+    _, hard = resource.getrlimit(limit)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))
 
 
 def main() -> None:

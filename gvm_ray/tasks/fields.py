@@ -1,4 +1,6 @@
-"""The fields of a row by name: `reward_model.ground_truth` is what stands in the field `reward_model`.
+"""Fields of rows by name, in Python's values and in Arrow tables.
+
+`reward_model.ground_truth` is what stands in the field `reward_model`.
 
 A dot leads into an object, a struct, a text that holds a JSON object, or by its place (from 0) into a list:
 `prompt.0.content`. A field whose own name has the dot comes first.
@@ -6,8 +8,8 @@ A dot leads into an object, a struct, a text that holds a JSON object, or by its
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,3 +107,109 @@ def _names(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _names(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_Reader = Callable[[Any], Any]
+
+
+def row_reader(schema: "pyarrow.Schema") -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A function of rows with Python's values, as Arrow gives them.
+
+    It returns them with short floats (`python_float`) and with the names of class labels. What isn't of the column's
+    type stays as it is.
+    """
+    labels = _features(schema)
+    readers = {field.name: _reader(field.type, labels.get(field.name)) for field in schema}
+    return _in_struct({name: reader for name, reader in readers.items() if reader is not None}) or dict
+
+
+def python_float(value: "np.floating[Any]") -> float:
+    """A whole number as it is, another one with the shortest decimal form that is the same number in its precision.
+
+    The shortest form of 65504 in 16 bits would be 65500. From 1e16 on, where Python writes exponents, it is taken of
+    whole numbers too.
+    """
+    exact = float(value)
+    return exact if exact.is_integer() and abs(exact) < 1e16 else float(str(value))
+
+
+def needed_columns(schema: "pyarrow.Schema", *, where: str, fields: Mapping[str, str]) -> list[str]:
+    """The columns of an Arrow table that the fields (name -> the setting behind it) stand in.
+
+    Raises:
+        DataError: a field is missing; what stands in text or in lists isn't known before its row is read.
+    """
+    known = _blank(schema)
+    for name, setting in fields.items():
+        try:
+            field_value(known, name)
+        except KeyError:
+            raise DataError(missing_field(name, setting=setting, where=where, known=known)) from None
+    return list(dict.fromkeys(column for name in fields for column in columns_of(name, known)))
+
+
+def _blank(fields: Iterable["pyarrow.Field"]) -> dict[str, Any]:
+    """A row of nulls, with all fields of all structs."""
+    from pyarrow import types
+
+    return {field.name: _blank(field.type.fields) if types.is_struct(field.type) else None for field in fields}
+
+
+def _features(schema: "pyarrow.Schema") -> dict[str, Any]:
+    """The columns as the `datasets` library describes them."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):  # another program's table
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _reader(kind: "pyarrow.DataType", feature: Any) -> _Reader | None:
+    """A function of one value of this type; None if such values are what they seem."""
+    from pyarrow import types
+
+    feature = feature if isinstance(feature, dict) else {}
+    if types.is_float16(kind) or types.is_float32(kind):
+        return _float_of(np.float16 if types.is_float16(kind) else np.float32)
+    if types.is_integer(kind) and feature.get("_type") == "ClassLabel":
+        return _label_of(feature.get("names") or [])
+    if types.is_struct(kind):
+        readers = {field.name: _reader(field.type, feature.get(field.name)) for field in kind.fields}
+        return _in_struct({name: reader for name, reader in readers.items() if reader is not None})
+    if types.is_map(kind):
+        item = _reader(kind.item_type, None)
+        return item and (lambda value: {key: item(each) for key, each in value.items()} if value else value)
+    if hasattr(kind, "value_type"):  # lists of any kind, and what is encoded: by a dictionary, by the length of runs
+        item = _reader(kind.value_type, feature.get("feature"))
+        return item and (
+            lambda value: [item(each) for each in value] if isinstance(value, list | np.ndarray) else item(value)
+        )
+    return None
+
+
+def _in_struct(readers: Mapping[str, _Reader]) -> _Reader | None:
+    if not readers:
+        return None
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {**value, **{name: reader(value[name]) for name, reader in readers.items() if name in value}}
+
+    return read
+
+
+def _float_of(precision: type[np.floating[Any]]) -> _Reader:
+    return lambda value: python_float(precision(value)) if isinstance(value, float | np.floating) else value
+
+
+def _label_of(names: list[str]) -> _Reader:
+    def name(value: Any) -> Any:
+        if not isinstance(value, int | np.integer):
+            return value
+        return names[value] if 0 <= value < len(names) else None  # -1 says that there is no label
+
+    return name

@@ -13,8 +13,7 @@ import numpy as np
 
 from gvm_ray.config.prompts import FieldNames, FileSourceConfig, FunctionSourceConfig, HuggingFaceSourceConfig
 from gvm_ray.exceptions import DataError
-from gvm_ray.tasks.arrow_tables import python_float
-from gvm_ray.tasks.fields import field_names, field_value, missing_field
+from gvm_ray.tasks.fields import field_names, field_value, missing_field, python_float
 
 
 @dataclass(frozen=True, kw_only=True)

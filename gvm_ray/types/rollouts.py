@@ -1,5 +1,6 @@
-"""What is asked of an engine, and what comes back."""
+"""Requests to an engine with the seeds of their samples, and what comes back."""
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -221,3 +222,35 @@ def _sampled(completions: Sequence[Completion]) -> BoolArray | None:
 
 def _end_to_end(arrays: Sequence[NDArray[Any]], *, dtype: type[np.generic]) -> NDArray[Any]:
     return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)
+
+
+Rank = Literal["best", "worst"]  # by reward, among the samples of a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleText:
+    """One response of a step, with what came of it."""
+
+    rank: Rank
+    prompt_id: str
+    prompt: str  # template applied
+    completion: str
+    answer: str  # gold answer
+    reward: float
+    num_tokens: int  # of the response
+    truncated: bool  # cut at max_tokens
+    policy_version: int  # of its oldest token
+
+
+def sample_seed(run_seed: int, *, step: int, prompt_id: str, sample_index: int) -> int:
+    """A seed in [0, 2**63), the same on every machine and Python version; unrelated for any two different arguments."""
+    return _seed(f"{run_seed}\0{step}\0{sample_index}\0{prompt_id}")
+
+
+def turn_seed(seed: int, *, turn: int) -> int:
+    """The seed in [0, 2**63) of a sample's turn, of which the first one has the sample's own."""
+    return _seed(f"{seed}\0{turn}") if turn else seed
+
+
+def _seed(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gvm_ray.maths.boxed import final_boxed
+from gvm_ray.maths.final_answer import final_boxed
 from gvm_ray.rewards.math_verify import equal_answers
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -20,7 +20,7 @@ from gvm_ray.config.rewards import (
     RewardsConfig,
     RewardTerm,
 )
-from gvm_ray.maths.boxed import last_boxed
+from gvm_ray.maths.final_answer import last_boxed
 from gvm_ray.protocols import RewardFunction
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import MathVerifyReward, can_parse_answer

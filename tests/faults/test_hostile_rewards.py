@@ -15,7 +15,7 @@ from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.config.rewards import FunctionRewardConfig, RewardsConfig
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.rewards.sandbox import Sandbox, Scored, Unscored
-from gvm_ray.rewards.sandbox_limits import MAX_FILE_BYTES
+from gvm_ray.rewards.sandbox_child import MAX_FILE_BYTES
 from gvm_ray.types import Completion, Prompt
 from tests.faults.hostile_rewards import GARBAGE
 
@@ -72,7 +72,7 @@ def isolated() -> None:
     """Skips where the system lets no process leave the network."""
     script = (
         "import os\n"
-        "from gvm_ray.rewards.sandbox_limits import close_network\n"
+        "from gvm_ray.rewards.sandbox_child import close_network\n"
         "before = os.readlink('/proc/self/ns/net')\n"
         "close_network()\n"
         "print(before != os.readlink('/proc/self/ns/net'))\n"

@@ -136,7 +136,7 @@ def command_line(
     config.write_text(TINY_TOML)
     settings = [f"name={name}", f"runs_dir={runs_dir}", f"num_steps={NUM_STEPS}", "cluster.dashboard=false"]
     overrides = [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, "-m", "gvm_ray.cli", "train", str(config), *overrides, *arguments]
+    command = [sys.executable, "-m", "gvm_ray", "train", str(config), *overrides, *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {} if address is None else {"RAY_ADDRESS": address}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as run:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gvm_ray.maths.accept_rate_prediction import predict_accept_rates
+from gvm_ray.allocators.rivals.vip import predict_accept_rates
 
 SETTINGS = {"prior_accept_rate": 0.5, "prior_std": 2.0, "length_scale": 0.5}
 

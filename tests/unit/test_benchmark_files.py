@@ -11,7 +11,7 @@ import pytest
 
 from gvm_ray.benchmarks.samples import find_benchmarks
 from gvm_ray.exceptions import ConfigError, DataError
-from gvm_ray.maths.boxed import final_boxed
+from gvm_ray.maths.final_answer import final_boxed
 from gvm_ray.tasks import load_tasks
 
 # A row of each layout, and the final answer that its gold answer states.

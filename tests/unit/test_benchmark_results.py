@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gvm_ray.benchmarks.report import BenchmarkReport
-from gvm_ray.benchmarks.results import BenchmarkResult, ModelResult, PromptSamples
+from gvm_ray.benchmarks.results import BenchmarkReport, BenchmarkResult, ModelResult, PromptSamples
 from gvm_ray.benchmarks.samples import Sample
 from gvm_ray.exceptions import SystemFailure
 

@@ -16,7 +16,7 @@ from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig, load_config, parse_config
 from gvm_ray.config.data import DataConfig
 from gvm_ray.config.lab import ArenaConfig
-from gvm_ray.config.messages import PATTERNS
+from gvm_ray.config.load import PATTERNS
 from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.config.strategy import KLConfig, RaftPlusPlusConfig
 from gvm_ray.exceptions import ConfigError

@@ -6,9 +6,16 @@ from typing import Any
 
 import pytest
 
-from gvm_ray.data.duplicates import EvaluationProblems, contaminated, duplicates, ngrams, spelling
+from gvm_ray.data.cleaning import (
+    AnswerEnv,
+    EvaluationProblems,
+    contaminated,
+    duplicates,
+    ngrams,
+    spelling,
+    unverified,
+)
 from gvm_ray.data.preparation import too_long
-from gvm_ray.data.verification import AnswerEnv, unverified
 from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.tasks.rows import Task, content_id
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from gvm_ray.cli import _parser
+from gvm_ray.cli.settings import sections
 from gvm_ray.config import load_config, parse_config
 from gvm_ray.config.load import merged
-from gvm_ray.config.reference import sections
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

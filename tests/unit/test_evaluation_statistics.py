@@ -16,7 +16,7 @@ from gvm_ray.evaluation import (
     pass_at_k,
 )
 from gvm_ray.exceptions import SystemFailure
-from gvm_ray.maths.boxed import final_boxed, last_boxed
+from gvm_ray.maths.final_answer import final_boxed, last_boxed
 from gvm_ray.rewards.votes import EqualityEnv, merged_votes
 from gvm_ray.types import Completion, Prompt, RolloutGroup
 

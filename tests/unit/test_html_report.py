@@ -12,12 +12,12 @@ from report_runs import NUM_STEPS, sample_text, write_run
 
 from gvm_ray.cli import main
 from gvm_ray.exceptions import DataError
-from gvm_ray.reporting.console import short_duration
 from gvm_ray.reporting.html_report import write_html_report
 from gvm_ray.reporting.html_report.curves import Calibration, running_mean
 from gvm_ray.reporting.html_report.figures import VARIABLES
 from gvm_ray.reporting.html_report.page import all_sections, key_numbers, settings_section
 from gvm_ray.reporting.html_report.run_data import read_runs
+from gvm_ray.reporting.progress import short_duration
 from gvm_ray.reporting.summary import chosen_settings, differing_settings
 
 SECTIONS = (

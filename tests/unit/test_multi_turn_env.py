@@ -8,10 +8,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from turn_cases import PROMPT, said
 
-from gvm_ray.config.environment import CalculatorConfig, FunctionEnvironmentConfig, SingleTurnConfig
+from gvm_ray.config.rewards import CalculatorConfig, FunctionEnvironmentConfig, SingleTurnConfig
 from gvm_ray.envs.environments import Environment, calculator, create_environment, evaluate
-from gvm_ray.envs.prompt_env import PromptEnv
-from gvm_ray.envs.vector_prompt_env import VectorPromptEnv
+from gvm_ray.envs.prompt_env import PromptEnv, VectorPromptEnv
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.types import Completion

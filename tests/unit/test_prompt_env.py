@@ -11,8 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import gvm_ray.envs  # noqa: F401 - registers the environment
-from gvm_ray.envs.prompt_env import PromptEnv
-from gvm_ray.envs.vector_prompt_env import VectorPromptEnv
+from gvm_ray.envs.prompt_env import PromptEnv, VectorPromptEnv
 from gvm_ray.exceptions import ConfigError, DataError, DeadlineExceeded
 from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.rewards.format import FormatReward

@@ -23,8 +23,8 @@ from gvm_ray.reporting import (
     write_plots,
     write_summary,
 )
-from gvm_ray.reporting.console import short_count, step_line
-from gvm_ray.reporting.json_text import json_text, parse_json
+from gvm_ray.reporting.progress import short_count, step_line
+from gvm_ray.reporting.run_folder import json_text, parse_json
 from gvm_ray.types import Metrics
 
 

@@ -16,8 +16,7 @@ from gvm_ray.config.rewards import (
     TruncatedGrading,
 )
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.rewards import create_reward
-from gvm_ray.rewards.combined import CombinedReward, WeightedTerm
+from gvm_ray.rewards import CombinedReward, WeightedTerm, create_reward
 from gvm_ray.rewards.exact import ExactReward
 from gvm_ray.rewards.format import FormatReward
 from gvm_ray.rewards.function import FunctionReward

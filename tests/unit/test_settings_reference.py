@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from gvm_ray.cli import main
+from gvm_ray.cli.settings import Section, reference, sections
 from gvm_ray.config import RunConfig
-from gvm_ray.config.reference import Section, reference, sections
 from gvm_ray.exceptions import ConfigError
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"

@@ -12,10 +12,9 @@ from numpy.typing import ArrayLike
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.comparison import check_comparable
 from gvm_ray.lab.compare.records import Cost, RunRecord
-from gvm_ray.maths.bootstrap import MIN_SEEDS, pointwise_interval
-from gvm_ray.maths.statistics import brier_score, reliability_bins
-from gvm_ray.reporting.console import short_count
+from gvm_ray.maths.statistics import MIN_SEEDS, brier_score, pointwise_interval, reliability_bins
 from gvm_ray.reporting.plots import BLUE, ORANGE, add_axes, new_figure, save_figure
+from gvm_ray.reporting.progress import short_count
 from gvm_ray.types import Float64Array
 
 if TYPE_CHECKING:

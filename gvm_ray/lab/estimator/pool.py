@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gvm_ray.types import (
     BoolArray,
@@ -13,12 +12,11 @@ from gvm_ray.types import (
     GradientParameters,
     GroupOutcome,
     GroupRef,
+    IndexArray,
     IntArray,
     Pooling,
     Prompt,
 )
-
-IndexArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,8 +11,8 @@ from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.lab.estimator.moments import SampleSizes
-from gvm_ray.lab.estimator.pool import IndexArray, SamplePool
-from gvm_ray.types import EstimatorTerms, Float64Array, GroupOutcome, TrainBatch, TrainedNorms
+from gvm_ray.lab.estimator.pool import SamplePool
+from gvm_ray.types import EstimatorTerms, Float64Array, GroupOutcome, IndexArray, TrainBatch, TrainedNorms
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

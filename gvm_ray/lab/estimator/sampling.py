@@ -1,25 +1,31 @@
 """Draws the pool: the policy's samples by the run's own engine, scored by its rewards, with their gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.algorithms import token_loss
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.estimator.pool import IndexArray, SamplePool, distinct_rows
-from gvm_ray.lab.estimator.score_gradients import ScoreGradients
+from gvm_ray.lab.estimator.pool import SamplePool, distinct_rows
 from gvm_ray.learner.learner import Learner
-from gvm_ray.learner.policy import PolicyModule, load_causal_lm, try_policy
-from gvm_ray.learner.sequences import TrainSample
+from gvm_ray.learner.policy import (
+    PolicyModule,
+    embedding_row_gradients,
+    load_causal_lm,
+    sample_gradient_norms,
+    try_policy,
+)
+from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples, prompt_sample
+from gvm_ray.maths.gradient_norms import embedding_gradient_square_norms
 from gvm_ray.maths.packing import demonstration_batches
-from gvm_ray.maths.seeds import sample_seed
 from gvm_ray.prepare import Prepared, check_date, prepare
 from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.rewards.sandbox import Scored
@@ -27,12 +33,16 @@ from gvm_ray.tasks.prompt_set import demonstrations
 from gvm_ray.types import (
     Completion,
     Float64Array,
+    FloatArray,
     GradientParameters,
+    IndexArray,
+    IntArray,
     Pooling,
     Prompt,
     SampleRequest,
     SamplingParameters,
 )
+from gvm_ray.types.rollouts import sample_seed
 
 Say = Callable[[str], None]
 
@@ -200,3 +210,80 @@ def _with_rewards(responses: _Responses, prompts: Sequence[Prompt], rewards: Flo
                 "rewards.timeout_s, or more memory with rewards.memory_mb, in the run's file"
             )
     return scored
+
+
+class CountSketch:
+    """A fixed linear map from P to D dimensions: each entry, with a random sign, is added to a random one of D sums.
+
+    Inner products are kept in expectation over the map, with a variance of at most (|x|^2 |y|^2 + (x . y)^2) / D
+    (Charikar, Chen, Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206, Lemma 2). Unlike a Gaussian matrix,
+    it needs P and not P x D numbers.
+    """
+
+    def __init__(self, num_entries: int, *, size: int, seed: int, device: torch.device | None = None) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.size = size
+        self._sums = torch.randint(size, (num_entries,), generator=generator, dtype=torch.int32).to(device)
+        self._signs = (torch.randint(2, (num_entries,), generator=generator, dtype=torch.int8) * 2 - 1).to(device)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """[P] to [D], in the dtype of `vector`."""
+        return vector.new_zeros(self.size).index_add_(0, self._sums, vector * self._signs)
+
+
+_ROWS = 64  # samples, or prompts, of one pass that needs no gradient of parameters
+
+
+class ScoreGradients:
+    """Gradients of sum_t ln pi(y_t | x) with respect to all parameters, at the sampling temperature.
+
+    Args:
+        policy: the whole policy.
+        size: dimensions to project on; None keeps every parameter's.
+        seed: of the projection.
+    """
+
+    def __init__(self, policy: PolicyModule, *, size: int | None, seed: int) -> None:
+        self._policy = policy
+        self._parameters = list(policy.parameters())  # a tied matrix comes once
+        self._device = self._parameters[0].device
+        num_entries = sum(parameter.numel() for parameter in self._parameters)
+        self._size = size or num_entries
+        self._sketch = None if size is None else CountSketch(num_entries, size=size, seed=seed, device=self._device)
+
+    def projected(self, samples: Sequence[TrainSample]) -> FloatArray:
+        """[N, D] float32, one backward pass a sample."""
+        gradients = np.empty((len(samples), self._size), dtype=np.float32)
+        for row, sample in enumerate(samples):
+            logprobs, _ = self._policy(pad_samples([sample], device=self._device))
+            parts = torch.autograd.grad(logprobs.sum(), self._parameters)
+            gradient = torch.cat([part.reshape(-1) for part in parts]).float()
+            gradients[row] = (gradient if self._sketch is None else self._sketch(gradient)).cpu().numpy()
+        return gradients
+
+    def pilot_norms(self, samples: Sequence[TrainSample], *, parameters: GradientParameters) -> Float64Array:
+        """[N] as an allocator with pilots is given them; see `Learner.gradient_norms`."""
+        return self._by_batch(samples, lambda batch: sample_gradient_norms(self._policy, batch, parameters=parameters))
+
+    def training_norms(self, samples: Sequence[TrainSample]) -> Float64Array:
+        """[N] norms at the input embedding, as training measures them by the way; see `TrainedNorms`."""
+        return self._by_batch(samples, self._input_embedding_norms)
+
+    @torch.no_grad()
+    def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> FloatArray:
+        """[P, F] as an allocator is given them; see `PolicyModule.prompt_states`."""
+        batches = self._batches([prompt_sample(ids) for ids in token_ids])
+        parts = [self._policy.prompt_states(batch, pooling=pooling) for batch in batches]
+        return torch.cat(parts).cpu().numpy()
+
+    def _input_embedding_norms(self, batch: SequenceBatch) -> Tensor:
+        _, _, gradients = embedding_row_gradients(self._policy, batch, square_norms=False)
+        return embedding_gradient_square_norms(gradients, batch.input_ids).sqrt()
+
+    def _by_batch(self, samples: Sequence[TrainSample], measure: Callable[[SequenceBatch], Tensor]) -> Float64Array:
+        """[N] of one number a sample."""
+        return torch.cat([measure(batch) for batch in self._batches(samples)]).double().cpu().numpy()
+
+    def _batches(self, samples: Sequence[TrainSample]) -> Iterator[SequenceBatch]:
+        for start in range(0, len(samples), _ROWS):
+            yield pad_samples(samples[start : start + _ROWS], device=self._device)

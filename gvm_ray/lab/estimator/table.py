@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gvm_ray.reporting.json_text import json_text
+from gvm_ray.reporting.run_folder import json_text
 
 _NONE = "-"
 

@@ -13,10 +13,10 @@ from gvm_ray.config import RunConfig
 from gvm_ray.config.strategy import CustomAlgorithmConfig, ReinforcePlusPlusConfig
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.estimator.moments import GroupCoefficients, GroupMoments, PromptGradients, SampleSizes
-from gvm_ray.lab.estimator.pool import IndexArray, SamplePool
+from gvm_ray.lab.estimator.pool import SamplePool
 from gvm_ray.lab.estimator.repeats import batch_coefficients
 from gvm_ray.maths.allocation import apportion, expected_samples, gvm_weights, inclusion_weights, select_groups
-from gvm_ray.types import EstimatorTerms, Float64Array, GroupOutcome, GroupRef
+from gvm_ray.types import EstimatorTerms, Float64Array, GroupOutcome, GroupRef, IndexArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,8 +17,7 @@ from gvm_ray.config.model import ScratchModelConfig
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.lab.speed.cluster import local_cluster
-from gvm_ray.lab.speed.suite import BenchOptions, BenchRow
+from gvm_ray.lab.speed.suite import BenchOptions, BenchRow, local_cluster
 from gvm_ray.learner.scratch_model import build_character_tokenizer, build_scratch_model
 from gvm_ray.types import GroupOutcome, GroupRef, ModelSpec, Prompt, RolloutGroup, SampleRequest, SamplingParameters
 

@@ -5,15 +5,18 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
+import ray
+
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.reporting.json_text import json_text
+from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.reporting.summary import package_versions
 
 
@@ -245,3 +248,28 @@ def _cpu_model() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+@contextmanager
+def local_cluster(*, num_cpus: int = 4, object_store_mb: int = 512) -> Iterator[None]:
+    """A local cluster for as long as this lasts; the one that this process is connected to, where it is.
+
+    Args:
+        num_cpus: logical CPUs.
+        object_store_mb: MiB of shared memory.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        object_store_memory=object_store_mb * 2**20,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

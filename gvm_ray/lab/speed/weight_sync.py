@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from gvm_ray.actors.weight_sync import fetch, publish
-from gvm_ray.lab.speed.cluster import local_cluster
-from gvm_ray.lab.speed.suite import BenchOptions, BenchRow, compare
+from gvm_ray.lab.speed.suite import BenchOptions, BenchRow, compare, local_cluster
 
 NamedTensors = list[tuple[str, torch.Tensor]]
 

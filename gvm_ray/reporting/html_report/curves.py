@@ -8,7 +8,6 @@ import numpy as np
 
 from gvm_ray.maths.statistics import binned_mean, brier_score, rank_correlation, reliability_bins
 from gvm_ray.phase_clock import PHASES
-from gvm_ray.reporting.console import short_count
 from gvm_ray.reporting.html_report.figures import (
     INK,
     MUTED,
@@ -20,6 +19,7 @@ from gvm_ray.reporting.html_report.figures import (
     series_style,
 )
 from gvm_ray.reporting.html_report.run_data import RunData
+from gvm_ray.reporting.progress import short_count
 from gvm_ray.types import Float64Array
 
 _NUM_BINS = 10  # of accept rates in [0, 1]

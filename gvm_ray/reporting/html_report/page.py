@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gvm_ray.reporting.console import short_count, short_duration
 from gvm_ray.reporting.html_report.curves import (
     Calibration,
     accuracy_panels,
@@ -26,6 +25,7 @@ from gvm_ray.reporting.html_report.curves import (
 )
 from gvm_ray.reporting.html_report.figures import Panel
 from gvm_ray.reporting.html_report.run_data import RunData, read_runs
+from gvm_ray.reporting.progress import short_count, short_duration
 from gvm_ray.reporting.summary import chosen_settings, differing_settings, flat_settings
 
 _SHOWN_STEPS = 3  # the last ones with sample texts

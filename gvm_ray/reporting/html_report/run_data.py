@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.exceptions import DataError
-from gvm_ray.reporting.json_text import parse_json
-from gvm_ray.reporting.run_folder import RunFolder, read_rows, read_steps
+from gvm_ray.reporting.run_folder import RunFolder, parse_json, read_rows, read_steps
 from gvm_ray.types import Float64Array
 
 _QUIET_S = 600.0  # without a step, after which a run without a summary isn't taken to be under way

@@ -10,8 +10,7 @@ from typing import Any
 
 from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.exceptions import DataError, likely_paths
-from gvm_ray.tasks.arrow_tables import needed_columns, row_reader
-from gvm_ray.tasks.fields import check_unique
+from gvm_ray.tasks.fields import check_unique, needed_columns, row_reader
 from gvm_ray.tasks.rows import Row, Task, tasks_from_rows, used_fields
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")

@@ -5,8 +5,8 @@ from typing import Any
 
 from gvm_ray.config.prompts import FunctionSourceConfig
 from gvm_ray.exceptions import ConfigError, DataError
-from gvm_ray.maths.import_path import import_object
-from gvm_ray.tasks.arrow_tables import row_reader
+from gvm_ray.settings import import_object
+from gvm_ray.tasks.fields import row_reader
 from gvm_ray.tasks.rows import Row, Task, tasks_from_rows
 
 

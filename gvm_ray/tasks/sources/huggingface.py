@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gvm_ray.config.prompts import HuggingFaceSourceConfig
 from gvm_ray.exceptions import DataError, likely_paths, may_be_hub_id
-from gvm_ray.tasks.arrow_tables import needed_columns, row_reader
+from gvm_ray.tasks.fields import needed_columns, row_reader
 from gvm_ray.tasks.rows import Row, Task, tasks_from_rows, used_fields
 
 if TYPE_CHECKING:

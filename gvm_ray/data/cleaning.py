@@ -1,21 +1,27 @@
-"""Which gold answers Math-Verify can parse, asked in processes that are killed when an answer takes too long.
+"""Rows that a preparation drops: duplicates, those in a benchmark, and gold answers that Math-Verify can't parse.
 
-Each distinct answer is asked about once. The reward's sandbox does the killing: a worker of `concurrent.futures` that
-hangs in a C call can't be stopped alone.
+Each distinct answer is asked about once, in a process that is killed when it takes too long. The reward's sandbox does
+the killing: a worker of `concurrent.futures` that hangs in a C call can't be stopped alone.
 """
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+import re
+import string
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gvm_ray.config.rewards import RewardsConfig
+from gvm_ray.data.report import Rejection
 from gvm_ray.rewards.math_verify import can_parse_answer
 from gvm_ray.rewards.sandbox import Sandbox
 from gvm_ray.rewards.sandbox_messages import Observed, Result, Scored
+from gvm_ray.tasks.rows import Task, normalised
 from gvm_ray.types import Completion, Prompt
 
 _CHUNK = 256  # answers a process is given at once
@@ -125,3 +131,85 @@ def _complaint(result: Result) -> str:
     if isinstance(result, Scored):
         return "" if result.reward else "can't be parsed"
     return f"{result.reason}: {result.detail}".rstrip(": ")
+
+
+_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|[!,;:> ])(?![a-zA-Z])|\$|\\[()\[\]]|~")
+_FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
+_SPACE_AT_NO_WORD = re.compile(r"(?<!\w) | (?!\w)")
+
+
+def spelling(problem: str) -> str:
+    r"""What copies of a problem have in common: without layout, dollar signs, case and needless spaces.
+
+    Signs stay, so that x + 1 and x - 1 differ; compatible characters (NFKC) and \dfrac and \frac are one.
+    """
+    text = _FRACTION.sub(r"\\frac", unicodedata.normalize("NFKC", problem).casefold())
+    return _SPACE_AT_NO_WORD.sub("", normalised(_LAYOUT.sub(" ", text)))
+
+
+def duplicates(tasks: Sequence[Task]) -> dict[int, Rejection]:
+    """By index, every task whose problem an earlier one has; the detail says where the two answers differ."""
+    by_problem: dict[str, Task] = {}
+    by_spelling: dict[str, Task] = {}
+    rejected: dict[int, Rejection] = {}
+    for index, task in enumerate(tasks):
+        exact = by_problem.setdefault(task.problem, task)
+        near = by_spelling.setdefault(spelling(task.problem), task)
+        if near is task:
+            continue
+        other_answer = "" if task.answer == near.answer else f", with the answer {near.answer!r}, not {task.answer!r}"
+        rejected[index] = Rejection(
+            reason="near_duplicate" if exact is task else "duplicate", detail=f"as {near.prompt_id}{other_answer}"
+        )
+    return rejected
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SHOWN_WORDS = 80  # characters of an n-gram in a report
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationProblems:
+    """What training problems are compared with."""
+
+    ngram: int  # words
+    spellings: dict[str, str] = field(default_factory=dict)  # of problems -> file and line
+    ngrams: dict[str, str] = field(default_factory=dict)  # -> file and line of the first problem that has it
+
+    def add(self, problem: str, *, where: str) -> None:
+        """One more problem, of this file and line."""
+        self.spellings.setdefault(spelling(problem), where)
+        for words in ngrams(problem, self.ngram):
+            self.ngrams.setdefault(words, where)
+
+
+def contaminated(
+    tasks: Sequence[Task],
+    *,
+    evaluation: EvaluationProblems,
+    common: int,
+    on_progress: Callable[[], Any] = lambda: None,
+) -> tuple[dict[int, Rejection], int]:
+    """By index, every task that the evaluation sets share; and how many shared n-grams were too common to count."""
+    rejected: dict[int, Rejection] = {}
+    shared: dict[int, Sequence[str]] = {}
+    for index, task in enumerate(tasks):
+        if where := evaluation.spellings.get(spelling(task.problem)):
+            rejected[index] = Rejection(reason="contaminated", detail=f"the problem of {where}")
+        else:
+            once = dict.fromkeys(ngrams(task.problem, evaluation.ngram))  # a problem counts once for each
+            shared[index] = [words for words in once if words in evaluation.ngrams]
+        on_progress()
+    num_problems = Counter(words for found in shared.values() for words in found)
+    for index, found in shared.items():
+        if telling := next((words for words in found if num_problems[words] <= common), None):
+            words = telling if len(telling) <= _SHOWN_WORDS else telling[: _SHOWN_WORDS - 3] + "..."
+            detail = f"{evaluation.ngram} words of {evaluation.ngrams[telling]}: {words}"
+            rejected[index] = Rejection(reason="contaminated", detail=detail)
+    return rejected, sum(count > common for count in num_problems.values())
+
+
+def ngrams(text: str, n: int) -> Iterator[str]:
+    """Every n words in a row, joined by spaces."""
+    words = [word for word in text.lower().translate(_PUNCTUATION).split() if word]
+    return (" ".join(words[start : start + n]) for start in range(len(words) - n + 1))

@@ -1,7 +1,0 @@
-"""`python -m gvm_ray.cli`: the same as `gvm-ray`."""
-
-import sys
-
-from gvm_ray.cli import main
-
-sys.exit(main())

@@ -58,6 +58,7 @@ def _patch(nccl_engine: Any) -> None:
 
     nccl_engine.worker_init_process_group = join
     nccl_engine.open_trainer_endpoint = lambda init_info: _communicator(init_info, rank=0)
+    # vLLM's CUDA streams, which it makes by a private function of its own.
     packed_tensor._get_streams = lambda _, num_buffers: tuple(_Stream() for _ in range(num_buffers))
     packed_tensor.torch.cuda.stream = lambda _: contextlib.nullcontext()
     torch.accelerator.current_device_index = lambda: 0

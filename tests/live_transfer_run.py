@@ -22,9 +22,10 @@ from gvm_ray.actors.recovery import RecoveringLearners
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.types import GroupRef, SamplingParameters, WeightsRef, WeightTransfer
+from gvm_ray.types import Delivery, GroupRef, SamplingParameters, TransferWorld, WeightsRef, WeightTransfer
 from tests.gloo_transfer import install
 from tests.learner_cases import OPTIMIZER, SurrogateLoss, batch_of, learner_config, ragged_groups
+from tests.ray_processes import rank_process
 from tests.tiny_groups import sample
 from tests.tiny_models import build_tiny_model, make_prompt, make_request, reference_logprobs
 
@@ -90,18 +91,33 @@ class Parts:
             failures=self.failures,
             transfer=setting.transfer,
         )
-        self.pool.republish, self.pool.send = self.learners.republish, self.learners.send
+        self.pool.republish, self.pool.send = self.republish, self.send
+        self.worlds: list[int] = []  # that weights were sent to
+        self.num_stored = 0  # times that the pool asked for weights in the object store
         self.steps: list[dict[str, Any]] = []
+
+    async def republish(self) -> WeightsRef:
+        """What the pool does with weights that generators need and that were only sent."""
+        self.num_stored += 1
+        return await self.learners.republish()
+
+    async def send(self, weights: WeightsRef, world: TransferWorld) -> Delivery:
+        """What the pool does with new weights."""
+        self.worlds.append(world.generation)
+        return await self.learners.send(weights, world)
 
     async def publish(self, weights: WeightsRef) -> None:
         """And note how far the log-probs of the generators are from the learners'."""
+        stored_before = self.num_stored
         await self.pool.publish(weights)
-        await self.pool._until(lambda: len(self.pool.versions) == self.number)
+        async with asyncio.timeout(DEADLINES.start_s):
+            while len(self.pool.versions) < self.number:
+                await asyncio.sleep(0.1)
         self.steps.append(
             {
-                "world": self.pool._worlds._world.generation,
+                "world": self.worlds[-1],
                 "versions": self.pool.versions,
-                "stored": bool(self.pool._weights and isinstance(self.pool._weights.location, tuple)),
+                "stored": self.num_stored > stored_before,
                 "error": await self.error(weights.policy_version),
                 "faults": dict(self.failures.counts),
             }
@@ -136,10 +152,10 @@ async def play(parts: Parts) -> None:
         await parts.publish(await parts.learners.weights(0))
         await parts.publish(await parts.update(0))
         weights = await parts.update(1)
-        ray.kill(parts.pool._generators[-1]._actor, no_restart=False)
+        ray.kill(ray.get_actor(f"generator-{parts.number - 1}", namespace="gvm_ray"), no_restart=False)
         await parts.publish(weights)
         await parts.publish(await parts.update(2))
-        os.kill(parts.learners._group.part._ranks[parts.number - 1].pid, signal.SIGKILL)
+        os.kill(await rank_process(parts.number - 1), signal.SIGKILL)
         await parts.publish(await parts.update(3))
     finally:
         await parts.learners.stop()

@@ -45,6 +45,15 @@ def changed_weights(model_path: str, *, seed: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
+def reference_distribution(model_path: str, weights: dict[str, torch.Tensor], *, prompt: Prompt) -> np.ndarray:
+    """[V] probabilities of the first token after the prompt, at temperature 1, by one float32 forward pass."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    return model(torch.from_numpy(prompt.token_ids.astype(np.int64))[None]).logits[0, -1].double().softmax(-1).numpy()
+
+
+@torch.no_grad()
 def reference_logprobs(
     model_path: str, weights: dict[str, torch.Tensor], *, prompt: Prompt, completion: Completion, temperature: float
 ) -> np.ndarray:

@@ -88,7 +88,7 @@ def connected(config: RunConfig, *, learners: bool = True, ray_log: Path | None 
     dashboard = None if was_connected else _initialise(config, groups)
     with ExitStack() as stack:
         if not was_connected:
-            stack.enter_context(_rays_lines_in(ray_log))
+            stack.enter_context(rays_lines_in(ray_log))
             stack.callback(_disconnect)
         resources = ray.cluster_resources()
         check_room(groups, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
@@ -97,7 +97,7 @@ def connected(config: RunConfig, *, learners: bool = True, ray_log: Path | None 
 
 
 @contextmanager
-def _rays_lines_in(path: Path | None) -> Iterator[None]:
+def rays_lines_in(path: Path | None) -> Iterator[None]:
     """Ray's own lines of processes that died, and causes of failures in full, go to a file in place of the console,
     where one sentence says it; the file is made with the first line.
 

@@ -178,7 +178,7 @@ class PredictiveAllocator(Allocator):
             return np.ones(len(estimates.accept_rates))
         rates = estimates.accept_rates
         if self._settings.exploration == "thompson":
-            rates = _beta_draws(rates, estimates.deviations, rng)
+            rates = beta_draws(rates, estimates.deviations, rng)
         return score(self._settings.score, rates, estimates) ** self._settings.sharpness
 
 
@@ -352,7 +352,7 @@ def score(name: Score, accept_rates: Float64Array, estimates: "PromptEstimates")
             return gvm_weights(accept_rates, estimates.accepted_norms, alpha=_ALPHA, beta=_BETA)
 
 
-def _beta_draws(means: Float64Array, deviations: Float64Array, rng: np.random.Generator) -> Float64Array:
+def beta_draws(means: Float64Array, deviations: Float64Array, rng: np.random.Generator) -> Float64Array:
     """[P] one draw of each belief in p, a Beta distribution of that mean and deviation; kept off 0 and 1, where a score
     could take the whole budget."""
     strength = means * (1 - means) / deviations**2 - 1

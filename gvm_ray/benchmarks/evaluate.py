@@ -66,7 +66,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Model:
+class CheckedModel:
     """A checked model with its prompts and files."""
 
     name: str
@@ -106,12 +106,12 @@ def evaluate_benchmarks(
         UserError: a model, a file or a setting is wrong, or the folder holds samples drawn otherwise.
         SystemFailure: a part of the running system failed; the same call goes on from there.
     """
-    named = _named(models)
+    named = named_models(models)
     found = find_benchmarks(benchmarks, folder=benchmark_dir)
     config = parse_config(benchmark_defaults(models[0])) if config is None else config
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_samples": num_samples})})
     folder = Path(output)
-    checked = [_checked(name, path, found, config=config, folder=folder) for name, path in named.items()]
+    checked = [checked_model(name, path, found, config=config, folder=folder) for name, path in named.items()]
     waiting = [model for model in checked if any(work.missing for work in model.work.values())]
     if waiting:
         with connected(waiting[0].config, learners=False, ray_log=folder / RAY_LOG):
@@ -123,8 +123,12 @@ def evaluate_benchmarks(
     return report
 
 
-def _named(models: Sequence[str]) -> dict[str, str]:
-    """name -> model; a run's model folder, runs/NAME/model, has the run's name."""
+def named_models(models: Sequence[str]) -> dict[str, str]:
+    """name -> model; a run's model folder, runs/NAME/model, has the run's name.
+
+    Raises:
+        ConfigError: there is none, two have one name, or one gives none.
+    """
     if not models:
         raise ConfigError("there is no model to evaluate; name at least one, e.g. runs/quickstart/model")
     named: dict[str, str] = {}
@@ -145,8 +149,14 @@ def _name_of(model: str) -> str:
     return name
 
 
-def _checked(name: str, path: str, benchmarks: Sequence[Benchmark], *, config: RunConfig, folder: Path) -> _Model:
-    """Everything that can be found wrong before an actor starts."""
+def checked_model(
+    name: str, path: str, benchmarks: Sequence[Benchmark], *, config: RunConfig, folder: Path
+) -> CheckedModel:
+    """A model with its prompts and files, before an actor starts.
+
+    Raises:
+        UserError: a setting, the model, a benchmark or an earlier sample file is wrong.
+    """
     changes = {
         "prompts": {"train": benchmarks[0].source.model_dump(), "eval": None},
         "allocator": {"type": "uniform"},
@@ -182,7 +192,7 @@ def _checked(name: str, path: str, benchmarks: Sequence[Benchmark], *, config: R
         for each in benchmarks
     }
     num_too_long = {each: len(prompts.report.train.too_long_ids) for each, prompts in sets.items()}
-    return _Model(
+    return CheckedModel(
         name=name, path=path, config=own, prepared=prepared, settings=settings, work=work, num_too_long=num_too_long
     )
 
@@ -215,7 +225,7 @@ def _settings(config: RunConfig, model: str, prepared: Prepared) -> dict[str, An
     }
 
 
-def _shown_settings(model: _Model) -> dict[str, Any]:
+def _shown_settings(model: CheckedModel) -> dict[str, Any]:
     """The settings that all models share, for a reader."""
     settings = model.settings
     template = settings["template"]
@@ -227,7 +237,7 @@ def _shown_settings(model: _Model) -> dict[str, Any]:
     }
 
 
-async def _sample(model: _Model) -> None:
+async def _sample(model: CheckedModel) -> None:
     prepared, context = model.prepared, RunContext.of(model.config)
     pools = start_pools(
         model.config, prepared.model, kind=prepared.engine_kind, context=context, prefix=f"{model.name}-"
@@ -245,7 +255,7 @@ async def _sample(model: _Model) -> None:
         pools.close()
 
 
-def _result(model: _Model) -> ModelResult:
+def _result(model: CheckedModel) -> ModelResult:
     return ModelResult(
         name=model.name,
         model=model.path,

@@ -10,7 +10,7 @@ from gvm_ray.exceptions import RunStopped, SystemFailure, UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 (the run failed), 2 (the request was wrong) or 128 + a signal's number."""
-    options = _parser().parse_args(arguments)
+    options = create_parser().parse_args(arguments)
     try:
         return options.run(options)
     except UserError as error:
@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def create_parser() -> argparse.ArgumentParser:
+    """Of every command and its options; what it parses has `run`, a function of itself."""
     parser = argparse.ArgumentParser(
         prog="gvm-ray",
         description="Reinforcement learning for reasoning models with a dynamic sampling budget, on Ray.",

@@ -49,7 +49,7 @@ def load_arena(path: str | Path, overrides: Iterable[str] = ()) -> ArenaConfig:
     Raises:
         ConfigError: as `load_config`.
     """
-    return _validated(ArenaConfig, _changed(ArenaConfig, read_toml(path), overrides), origin=str(path))
+    return validated(ArenaConfig, _changed(ArenaConfig, read_toml(path), overrides), origin=str(path))
 
 
 def load_estimator(path: str | Path, overrides: Iterable[str] = ()) -> EstimatorConfig:
@@ -58,7 +58,7 @@ def load_estimator(path: str | Path, overrides: Iterable[str] = ()) -> Estimator
     Raises:
         ConfigError: as `load_config`.
     """
-    return _validated(EstimatorConfig, _changed(EstimatorConfig, read_toml(path), overrides), origin=str(path))
+    return validated(EstimatorConfig, _changed(EstimatorConfig, read_toml(path), overrides), origin=str(path))
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def parse_config(values: Mapping[str, Any], overrides: Iterable[str] = (), *, or
     Raises:
         ConfigError: a setting is unknown, out of range or contradictory.
     """
-    return _validated(RunConfig, _changed(RunConfig, values, overrides), origin=origin)
+    return validated(RunConfig, _changed(RunConfig, values, overrides), origin=origin)
 
 
 def parse_data(values: Mapping[str, Any]) -> DataConfig:
@@ -140,7 +140,7 @@ def parse_data(values: Mapping[str, Any]) -> DataConfig:
     Raises:
         ConfigError: as `load_config`.
     """
-    return _validated(DataConfig, values, origin="data prepare")
+    return validated(DataConfig, values, origin="data prepare")
 
 
 def _changed(model: type[Settings], values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -167,7 +167,12 @@ def _names(override: str) -> list[str]:
     return names
 
 
-def _validated(model: type[Model], values: Mapping[str, Any], *, origin: str) -> Model:
+def validated(model: type[Model], values: Mapping[str, Any], *, origin: str) -> Model:
+    """Settings of a kind from plain values.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or wrong; it names `origin`.
+    """
     try:
         return model.model_validate(with_default_types(model, values))
     except ValidationError as error:

@@ -164,7 +164,7 @@ def _equal(gold: str, answer: str) -> bool:
 def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
     """The values to compare: one pair, and others where a percentage or an angle may be meant either way."""
     (gold_text, gold_percent), (answer_text, answer_percent) = _without_percent(gold), _without_percent(answer)
-    one, other = _parsed(gold_text), _parsed(answer_text)
+    one, other = parse_formula(gold_text), parse_formula(answer_text)
     if one is None or other is None:
         return []
     if not isinstance(one, Expr) or not isinstance(other, Expr):
@@ -224,8 +224,8 @@ def _as_tuple(value: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _parsed(answer: str) -> Any:
-    """A sympy object, or None."""
+def parse_formula(answer: str) -> Any:
+    """A sympy object; None where Math-Verify can't read the LaTeX, or could take long to."""
     if _tower(answer) > _MAX_TOWER or (_WORKED_OUT.search(answer) and _LARGE.search(answer)):
         return None
     found = parse(
@@ -246,7 +246,7 @@ def _parsed(answer: str) -> Any:
 def _understood(gold: str) -> bool:
     if not 0 < len(gold) <= _GOLD_CHARACTERS or _depth(gold) > _MAX_DEPTH:
         return False
-    return bool(has_rule(gold) or _parsed(_without_percent(gold)[0]) is not None)
+    return bool(has_rule(gold) or parse_formula(_without_percent(gold)[0]) is not None)
 
 
 def _without_percent(answer: str) -> tuple[str, bool]:

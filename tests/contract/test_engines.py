@@ -14,13 +14,13 @@ from tiny_models import (
     changed_weights,
     make_prompt,
     make_request,
+    reference_distribution,
     reference_logprobs,
     reference_logprobs_across,
 )
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine, generate, resolve_engine
-from gvm_ray.engines.transformers import _nucleus
 from gvm_ray.exceptions import DataError, SystemFailure
 from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.protocols import Engine
@@ -115,10 +115,30 @@ def test_a_small_top_p_leaves_the_likeliest_token_alone(loaded: Loaded) -> None:
     assert np.abs(likeliest[0].logprobs).max() < 1e-6
 
 
-def test_top_p_keeps_the_likeliest_tokens_that_reach_it() -> None:
-    logprobs = torch.tensor([[0.2, 0.5, 0.3], [0.2, 0.5, 0.3], [0.2, 0.5, 0.3]]).log()
-    kept = _nucleus(logprobs, torch.tensor([[0.6], [0.4], [1.0]])).exp()
-    torch.testing.assert_close(kept, torch.tensor([[0.0, 0.625, 0.375], [0.0, 1.0, 0.0], [0.2, 0.5, 0.3]]))
+def nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
+    """[V] those of the likeliest tokens that together reach `top_p`, made to sum to 1 again; 0 for the others."""
+    order = np.argsort(-probabilities)
+    kept = order[: 1 + int(np.searchsorted(probabilities[order].cumsum(), top_p))]
+    return np.where(np.isin(np.arange(len(order)), kept), probabilities, 0.0) / probabilities[kept].sum()
+
+
+def test_the_nucleus_by_hand() -> None:
+    probabilities = np.array([0.2, 0.5, 0.3])
+    for top_p, expected in ((0.6, [0.0, 0.625, 0.375]), (0.4, [0.0, 1.0, 0.0]), (0.9, [0.2, 0.5, 0.3])):
+        np.testing.assert_allclose(nucleus(probabilities, top_p), expected)
+
+
+def test_top_p_keeps_the_likeliest_tokens_that_reach_it(loaded: Loaded) -> None:
+    request = make_request(PROMPTS[0], num_samples=32)
+    completions = generate(loaded.engine, [request], sampling(top_p=0.6, max_tokens=1))[0]
+    whole = reference_distribution(loaded.model_path, loaded.weights, prompt=request.prompt)
+    kept = nucleus(whole, 0.6)
+    sampled = [int(completion.token_ids[0]) for completion in completions]
+    assert len(set(sampled)) > 1
+    assert all(kept[token] for token in sampled)
+    assert 1 < (kept > 0).sum() < (whole > 0).sum()
+    logprobs = np.concatenate([completion.logprobs for completion in completions])
+    np.testing.assert_allclose(logprobs, np.log(kept[sampled]), atol=1e-4)
 
 
 def assert_logprobs_match(loaded: Loaded, request: SampleRequest, completions: tuple[Completion, ...]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gvm_ray.config import RunConfig, load_arena, load_config, load_estimator, parse_config
 from gvm_ray.config.lab import ArenaConfig, EstimatorConfig
-from gvm_ray.config.load import _validated
+from gvm_ray.config.load import validated
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.settings import Settings
 
@@ -67,7 +67,7 @@ def refusal(kind: type[Settings], table: dict[str, Any]) -> str:
     """The message with which a table is refused; empty if it is valid. Anything but a ConfigError is raised."""
     message = ""
     try:
-        _validated(kind, table, origin="x").model_dump_json()  # can be saved
+        validated(kind, table, origin="x").model_dump_json()  # can be saved
     except ConfigError as error:
         message = str(error)
     message.encode()  # can be printed

@@ -133,7 +133,7 @@ def test_the_count_survives_a_checkpoint(base: str, tmp_path: Path) -> None:
 def test_the_warm_start_stops_too(base: str) -> None:
     learner = make_learner(base, max_skipped_updates=2)
     with torch.no_grad():
-        next(learner._policy.parameters()).fill_(float("nan"))
+        next(learner.policy.parameters()).fill_(float("nan"))
     learner.supervised_update(copy_demonstrations())
     with pytest.raises(TrainingDiverged, match="up to an update of the warm start"):
         learner.supervised_update(copy_demonstrations())

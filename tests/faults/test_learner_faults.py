@@ -1,6 +1,7 @@
 """Learner ranks that are killed or hang: what is learned is what would have been, and no sample is paid twice."""
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from tests.learner_cases import (
     learner_config,
     ragged_groups,
 )
-from tests.ray_processes import processes_named
+from tests.ray_processes import learner_mailbox, processes_named, rank_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -53,27 +54,22 @@ def config() -> RunConfig:
 
 
 class Learners:
-    """Recovering learners that remember their groups, for what the tests do to them."""
+    """Recovering learners, each of whose groups has a folder of its own."""
 
     def __init__(self, settings: RunConfig, folder: Path) -> None:
-        self.groups: list[LearnerGroup] = []
+        numbers = itertools.count()
         self.failures = FailureLog(FaultsConfig(max_failures=5))
 
         def make() -> LearnerGroup:
-            group = LearnerGroup(
+            return LearnerGroup(
                 settings,
                 base_path=str(folder / "base"),
                 token_loss=SurrogateLoss(kl_coefficient=0.1, needs_entropy=True),
-                run_dir=str(folder / f"run-{len(self.groups)}"),
+                run_dir=str(folder / f"run-{next(numbers)}"),
                 namespace="gvm_ray",
             )
-            self.groups.append(group)
-            return group
 
         self.all = RecoveringLearners(make, failures=self.failures)
-
-    def stop_rank(self, rank: int, how: signal.Signals) -> None:
-        os.kill(self.groups[-1]._ranks[rank].pid, how)
 
     async def update(self, step: int) -> WeightsRef:
         """Train on the step's batch, whose groups nobody else holds."""
@@ -117,7 +113,7 @@ def test_after_any_failure_the_learners_go_on_as_if_nothing_had_happened(
             await learners.all.supervised_update(copy_demonstrations())
             first = await learners.update(0)
             # Between two commands, with no checkpoint yet: a replacement has the base, and all that was done.
-            learners.stop_rank(1, signal.SIGKILL)
+            os.kill(await rank_process(1), signal.SIGKILL)
             assert_same(weights(await learners.update(1)), undisturbed[1])
             assert learners.failures.counts == {"learners": 1}
             # The policy that the dead rank published can be had from the new one.
@@ -131,19 +127,20 @@ def test_after_any_failure_the_learners_go_on_as_if_nothing_had_happened(
             (folder / "checkpoint").rename(folder / "complete")
             learners.all.checkpointed(str(folder / "complete"))
             assert_same(weights(await learners.update(2)), undisturbed[2])
+            last = await rank_process(0)
             under_way = asyncio.create_task(learners.update(3))
             await asyncio.sleep(0.05)
-            learners.stop_rank(0, signal.SIGKILL)
+            os.kill(last, signal.SIGKILL)
             assert_same(weights(await under_way), undisturbed[3])
             assert learners.failures.counts == {"learners": 2}
             # One that hangs, and lets the other wait for it in a collective call.
-            hung = learners.groups[-1]._ranks[1].pid
-            learners.stop_rank(1, signal.SIGSTOP)
+            hung = await rank_process(1)
+            os.kill(hung, signal.SIGSTOP)
             assert_same(weights(await learners.update(4)), undisturbed[4])
             assert learners.failures.counts == {"learners": 3}
             assert not Path(f"/proc/{hung}").exists()
             # What brings the commands to the ranks.
-            ray.kill(learners.groups[-1]._mailbox)
+            ray.kill(await learner_mailbox())
             assert_same(weights(await learners.update(5)), undisturbed[5])
             assert learners.failures.counts == {"learners": 4}
             # Ray Train's own part, which watches over the ranks.

@@ -62,7 +62,7 @@ def _gpu_ids() -> list[str]:
 
 
 def rank_gpu_ids(config: RunConfig, nodes: tuple[str, ...]) -> list[str]:
-    """Of bundles like those that Ray Train asks for."""
+    """Of bundles like those that Ray Train asks for, which says only privately on which nodes it wants them."""
     scaling: Any = rank_resources(config, nodes=nodes)
     resources, num = scaling.resources_per_worker, scaling.num_workers
     group = placement_group(

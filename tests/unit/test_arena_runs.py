@@ -1,6 +1,7 @@
 """What a comparison does with its runs: which are done, who runs the others, and what a run leaves behind."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from gvm_ray.lab.compare.plan import PlannedRun, planned_runs
 from gvm_ray.lab.compare.records import RunRecord, write_csv, write_record
 from gvm_ray.lab.compare.slot import CurveLog, ManyTests
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.run import run_to_end
 from gvm_ray.types import Metrics
 
 
@@ -101,7 +101,7 @@ class FakeSlot:
         await asyncio.sleep(0.001 * (1 + self.number))
         if run.arm == "pool" and run.seed == 1:
             raise ExceptionGroup("unhandled", [ExceptionGroup("inner", [RuntimeError("out of memory")])])
-        return record_of(run)
+        return record_of(run, updates_per_batch=run.config.algorithm.updates_per_batch)
 
     async def close(self) -> None:
         self.started.append((self.number, "closed", ""))
@@ -111,20 +111,22 @@ class FakeSlot:
 def slots(monkeypatch: pytest.MonkeyPatch) -> type[FakeSlot]:
     monkeypatch.setattr(FakeSlot, "started", [], raising=False)
     monkeypatch.setattr(comparing, "Slot", FakeSlot)
+    monkeypatch.setattr(comparing, "connected", lambda config, **_: contextlib.nullcontext())  # no slot needs a cluster
+    monkeypatch.setattr(comparing, "write_plots", lambda *_, **__: None)  # many, and seconds
     return FakeSlot
 
 
-def run_all(tmp_path: Path, runs: list[PlannedRun], config: ArenaConfig) -> list[str]:
+def run_all(tmp_path: Path, config: ArenaConfig) -> list[str]:
+    """What is said of each run."""
     said: list[str] = []
-    folder = ComparisonFolder.of(config, arena_folder=tmp_path, phase="exploration")
-    run_to_end(comparing._run_all(runs, folder=folder, num_slots=config.num_slots, say=said.append))
-    return said
+    comparing.compare(config, arena_folder=tmp_path, phase="exploration", say=said.append)
+    return [line for line in said if line.startswith("[")]
 
 
 def test_bases_come_first_then_every_run_once_and_failures_are_recorded(tmp_path: Path, slots: type[FakeSlot]) -> None:
     config = arena(tmp_path, num_slots=3)
     runs = runs_of(tmp_path, config)
-    said = run_all(tmp_path, runs, config)
+    said = run_all(tmp_path, config)
     assert sorted(name for _, kind, name in slots.started[:2] if kind == "base") == ["a", "b"]
     assert sorted(name for _, kind, name in slots.started if kind in ("uniform", "pool")) == sorted(
         r.name for r in runs
@@ -145,7 +147,7 @@ def test_a_wrong_base_ends_the_comparison_with_its_error_before_any_run(
     monkeypatch.setattr(slots, "wrong_base", "b")
     config = arena(tmp_path)
     with pytest.raises(ConfigError, match="base b is wrong"):
-        run_all(tmp_path, runs_of(tmp_path, config), config)
+        run_all(tmp_path, config)
     assert {kind for _, kind, _ in slots.started} == {"base", "closed"}
 
 

@@ -1,15 +1,13 @@
 """`gvm-ray bench`: ratios, fair timing, parts that fail, and the table."""
 
 import json
-import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from gvm_ray.exceptions import ConfigError
+from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.lab.speed import end_to_end
 from gvm_ray.lab.speed.plan import make_prompts, plans, pool_step, rounded_down
 from gvm_ray.lab.speed.suite import (
@@ -93,15 +91,32 @@ def test_figures_are_told_as_they_come_and_outlive_what_fails_after_them() -> No
     assert result.error == "RuntimeError: the second one"
 
 
-def test_a_command_that_takes_long_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_python(path: Path, *commands: str) -> str:
+    """An interpreter that does the same whatever program it is given."""
+    path.write_text("\n".join(["#!/bin/sh", *commands]))
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_peer_that_takes_long_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(end_to_end, "EVERY_S", 0.05)
     said: list[str] = []
-    program = "import sys, time; time.sleep(0.5); print('out'); print('err', file=sys.stderr); sys.exit(3)"
-    output = end_to_end._output_of([sys.executable, "-c", program], dict(os.environ), say=said.append)
-    assert output == ("out\n", "err\n", 3)
-    assert said[0].startswith("  TRL, ")
+    case = end_to_end.Case(model=tmp_path, prompts=tmp_path / "prompts.jsonl", num_steps=7)
+    figures = '{"completions_per_s": 2.5, "mean_completion_tokens": 40.0}'
+    python = fake_python(tmp_path / "slow", "sleep 0.5", "echo progress", f"echo '{figures}'")
+    expected = end_to_end.RunFigures(completions_per_s=2.5, mean_completion_tokens=40.0)
+    assert end_to_end.run_trl(python, case, say=said.append) == expected
+    assert said[0] == "  TRL, 7 steps"
+    assert said[1] == "  TRL, 0 s so far"
+
+
+def test_a_peer_that_fails_or_is_not_there_is_named(tmp_path: Path) -> None:
+    case = end_to_end.Case(model=tmp_path, prompts=tmp_path / "prompts.jsonl", num_steps=7)
+    python = fake_python(tmp_path / "failing", "echo out", "echo 'no module named trl' >&2", "exit 3")
+    with pytest.raises(SystemFailure, match=r"TRL's run in .*failing' failed: no module named trl; trl_grpo\.py says"):
+        end_to_end.run_trl(python, case)
     with pytest.raises(ConfigError, match="--trl-python '/nowhere/python' can't be run"):
-        end_to_end._output_of(["/nowhere/python"], {}, say=said.append)
+        end_to_end.run_trl("/nowhere/python", case)
 
 
 def test_markdown_and_json_say_what_was_measured_where(tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny_config
 
-from gvm_ray.benchmarks.evaluate import _named, evaluate_benchmarks
+from gvm_ray.benchmarks.evaluate import evaluate_benchmarks, named_models
 from gvm_ray.exceptions import ConfigError, DataError
 from gvm_ray.run import evaluation_config
 
 
 def test_models_have_the_names_of_their_runs_or_given_ones() -> None:
     models = ["runs/quickstart/model", "Qwen/Qwen2.5-Math-1.5B", "base=checkpoints/step=3", "checkpoints/other/"]
-    assert _named(models) == {
+    assert named_models(models) == {
         "quickstart": "runs/quickstart/model",
         "Qwen2.5-Math-1.5B": "Qwen/Qwen2.5-Math-1.5B",
         "base": "checkpoints/step=3",
@@ -22,9 +22,9 @@ def test_models_have_the_names_of_their_runs_or_given_ones() -> None:
 
 def test_names_that_are_no_folders_are_refused() -> None:
     with pytest.raises(ConfigError, match="two models are called 'a'; name them: first=x/a second=y/a/model"):
-        _named(["x/a", "y/a/model"])
+        named_models(["x/a", "y/a/model"])
     with pytest.raises(ConfigError, match="'x/a b' gives no name for a folder; write NAME=MODEL"):
-        _named(["x/a b"])
+        named_models(["x/a b"])
     with pytest.raises(ConfigError, match="no model to evaluate"):
         evaluate_benchmarks([], ["math500"])
 

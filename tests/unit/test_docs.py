@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gvm_ray.cli import _parser
+from gvm_ray.cli import create_parser
 from gvm_ray.cli.settings import sections
 from gvm_ray.config import load_config, parse_config
 from gvm_ray.config.load import merged
@@ -110,7 +110,7 @@ def test_commands_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if all(re.fullmatch("[a-z]+", word) for word in arguments[:2]) and len(arguments) <= 2:
             arguments = [*arguments, "--help"]  # the name of a command, in a sentence
         try:
-            options = _parser().parse_args([number(word) for word in arguments])
+            options = create_parser().parse_args([number(word) for word in arguments])
         except SystemExit as end:
             assert end.code == 0, f"gvm-ray {shlex.join(arguments)}"  # noqa: PT017
             continue

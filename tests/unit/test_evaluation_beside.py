@@ -16,7 +16,9 @@ from tiny_runs import tiny_config
 import gvm_ray.system
 from gvm_ray.evaluation.evaluator import EvaluationBeside, HeldOutEvaluator
 from gvm_ray.exceptions import SystemFailure
+from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.loop import train
+from gvm_ray.prepare import BaseModel, Prepared
 from gvm_ray.reporting import REQUIRED_KEYS, Reporter, RunFolder, read_steps
 from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.types import Metrics, Prompt, SamplingParameters, WeightsRef
@@ -153,15 +155,34 @@ def test_an_evaluation_tells_how_many_of_its_samples_are_scored() -> None:
     ("by_time", "expected"), [(True, ["warm start 2/4  loss 0.500  about 20 s left"]), (False, [])]
 )
 def test_a_warm_start_is_told_by_time_where_progress_is_wanted(
-    by_time: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    by_time: bool,
+    expected: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    class WarmLearners:
+        """Tells of two of the updates, and has no policy to export."""
+
+        async def warm_start(self, demonstrations: Any, *, on_progress: Callable[[int, Metrics], None]) -> None:
+            on_progress(2, {"loss": 0.5})
+            on_progress(4, {"loss": 0.25})
+
+        async def export(self, folder: str) -> None: ...
+
     now = iter([0.0, 20.0, 40.0])
     said: list[str] = []
     monkeypatch.setattr(
         gvm_ray.system, "ProgressLines", partial(ProgressLines, say=said.append, clock=lambda: next(now))
     )
-    tell = gvm_ray.system._warm_start_lines(4, by_time=by_time)
-    tell(2, {"loss": 0.5})
-    tell(4, {"loss": 0.25})
+    config = tiny_config(tmp_path, warm_start__num_updates=4, reporting__progress=by_time)
+    prepared = Prepared(
+        base=BaseModel(path="base", warm_start_folder=tmp_path / "warm"),
+        prompts=Any,
+        tokenizer=build_character_tokenizer(),
+        engine_kind="transformers",
+        max_model_len=9,
+    )
+    asyncio.run(gvm_ray.system.warm_start(config, prepared, WarmLearners()))  # type: ignore[arg-type]
     assert said == expected
     assert capsys.readouterr().out == "warm start 4/4  loss 0.250\n"  # what came of it

@@ -3,7 +3,7 @@
 import pytest
 
 from gvm_ray.rewards.exact_values import TooLarge, check_sizes
-from gvm_ray.rewards.math_verify import _parsed, equal_answers
+from gvm_ray.rewards.math_verify import equal_answers, parse_formula
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from gvm_ray.rewards.math_verify import _parsed, equal_answers
     ],
 )
 def test_what_may_never_be_finished_is_not_begun(formula: str):
-    value = _parsed(formula)
+    value = parse_formula(formula)
     assert value is not None
     with pytest.raises(TooLarge):
         check_sizes(value)
@@ -48,7 +48,7 @@ def test_what_may_never_be_finished_is_not_begun(formula: str):
     ],
 )
 def test_what_the_parser_would_work_out_is_not_parsed(formula: str):
-    assert _parsed(formula) is None
+    assert parse_formula(formula) is None
     assert not equal_answers("5", formula)
     assert equal_answers(formula, f" {formula} ")
 

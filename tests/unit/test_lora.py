@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from gvm_ray.exceptions import CheckpointError, ConfigError
 from gvm_ray.learner.learner import Learner
 from gvm_ray.learner.lora import base_name, is_adapter
-from gvm_ray.learner.sequences import train_sample
-from gvm_ray.types import Completion, Prompt, RolloutGroup
+from gvm_ray.learner.norms import PolicyMeasurements
+from gvm_ray.learner.sequences import BatchLayout, TrainSample, train_sample
+from gvm_ray.types import Completion, FloatArray, Prompt, RolloutGroup
 from tests.learner_cases import (
     OPTIMIZER,
     SurrogateLoss,
@@ -49,8 +50,14 @@ def _merged(learner: Learner) -> dict[str, Tensor]:
 
 def _parameters(learner: Learner) -> dict[str, Tensor]:
     """Of the policy in this process: the base's, under their own names, and the adapters'."""
-    named = learner._policy.causal_lm.named_parameters()
+    named = learner.policy.causal_lm.named_parameters()
     return {base_name(name): parameter.detach().full_tensor().clone() for name, parameter in named}
+
+
+def _logprobs(learner: Learner, samples: list[TrainSample]) -> list[FloatArray]:
+    """[T] of each sample under the policy as it is trained, its adapters apart from their base."""
+    layout = BatchLayout(max_tokens=100_000, packed=False, device=torch.device("cpu"))
+    return PolicyMeasurements(learner.policy, layout=layout).logprobs(samples)
 
 
 def _largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -78,7 +85,7 @@ def test_the_first_policy_is_the_base(tmp_path: Path, tied: bool) -> None:
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
-def test_an_update_moves_the_adapters_alone(base: str, targets: Any) -> None:
+def test_an_update_moves_the_adapters_alone(base: str, tmp_path: Path, targets: Any) -> None:
     settings = LORA | {"lora": {"rank": 4, "target_modules": targets}}
     learner, groups = _learner(base, learner=settings), ragged_groups()
     before = _parameters(learner)
@@ -87,7 +94,10 @@ def test_an_update_moves_the_adapters_alone(base: str, targets: Any) -> None:
     moved = {name for name, tensor in _parameters(learner).items() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if is_adapter(name)}
     assert len(moved) == 2 * 2 * (7 if targets == "all-linear" else 2)  # A and B in each of two blocks
-    assert learner._optimizer.adamw.state.keys() == {p for p in learner._policy.parameters() if p.requires_grad}
+    learner.save(str(tmp_path))
+    moments = [name for name in _saved(tmp_path) if name.startswith("optimizer.")]
+    assert moments
+    assert all(is_adapter(name) for name in moments)
 
 
 @pytest.mark.parametrize("rank_stabilized", [False, True])
@@ -115,7 +125,7 @@ def test_an_export_has_the_log_probs_of_the_policy(base: str, tmp_path: Path) ->
         learner.update(batch_of(groups, step=step), groups)
     learner.export(str(tmp_path))
     expected = reference_logprobs(tmp_path, groups[3], 2, temperature=0.7)
-    (logprobs,) = learner._measure.logprobs([train_sample(groups[3], 2)])
+    (logprobs,) = _logprobs(learner, [train_sample(groups[3], 2)])
     np.testing.assert_allclose(logprobs, expected, atol=1e-5)
     assert float((expected - reference_logprobs(base, groups[3], 2, temperature=0.7)).abs().max()) > 1e-2
 
@@ -223,11 +233,11 @@ def test_reinforcement_learning_raises_the_reward(base: str) -> None:
     """Sampled tokens of an even number are rewarded: their probability, about a half at first, comes near 1."""
     learner, rng = _learner(base, loss=SurrogateLoss()), np.random.default_rng(0)
     prompt = Prompt(prompt_id="p", text="", token_ids=np.array([5, 9, 20], dtype=np.int32), answer="")
-    every_token = [_response(token) for token in range(learner._policy.causal_lm.config.vocab_size)]
+    every_token = [_response(token) for token in range(learner.policy.causal_lm.config.vocab_size)]
     vocabulary = [train_sample(RolloutGroup.of(prompt, every_token), i) for i in range(len(every_token))]
     rewards = []
     for step in range(25):
-        probabilities = np.exp(np.concatenate(learner._measure.logprobs(vocabulary)).astype(np.float64))
+        probabilities = np.exp(np.concatenate(_logprobs(learner, vocabulary)).astype(np.float64))
         rewards.append(probabilities[::2].sum())
         tokens = rng.choice(len(every_token), size=32, p=probabilities / probabilities.sum())
         group = RolloutGroup.of(prompt, [_response(token) for token in tokens], rewards=(tokens % 2 == 0).astype(float))

@@ -14,12 +14,12 @@ from tiny_runs import tiny_config
 
 import gvm_ray.prepare
 import gvm_ray.run
-from gvm_ray.benchmarks.evaluate import _checked
+from gvm_ray.benchmarks.evaluate import checked_model
 from gvm_ray.benchmarks.samples import find_benchmarks
 from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import CheckpointError, ConfigError
-from gvm_ray.lab.compare.slot import _warm_key
+from gvm_ray.lab.compare.slot import warm_key
 from gvm_ray.origins import differences, prompt_digest, prompts_digest
 from gvm_ray.prepare import check_date, prepare, with_date
 from gvm_ray.types import CheckpointState, Prompt
@@ -216,7 +216,7 @@ def test_actors_stay_up_for_another_base_only_if_its_responses_end_alike(
     config = run_config(tmp_path, model, rows)
 
     def key() -> str:
-        return _warm_key(config, prepare(config, run_dir=tmp_path))
+        return warm_key(config, prepare(config, run_dir=tmp_path))
 
     first = key()
     (model / "model.safetensors").write_bytes(swapped(model))
@@ -228,7 +228,9 @@ def test_actors_stay_up_for_another_base_only_if_its_responses_end_alike(
 def checked(tmp_path: Path, model: Path, rows: Path, **changes: Any) -> Any:
     """The model with its sample file, as an evaluation finds it before it samples."""
     config = run_config(tmp_path, model, rows, **changes)
-    return _checked("m", str(model), find_benchmarks([str(rows)], folder=None), config=config, folder=tmp_path / "out")
+    return checked_model(
+        "m", str(model), find_benchmarks([str(rows)], folder=None), config=config, folder=tmp_path / "out"
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gvm_ray.allocators.gvm_pool import Score, _beta_draws, score
+from gvm_ray.allocators.gvm_pool import Score, beta_draws, score
 from gvm_ray.allocators.predictor import PromptEstimates
 from gvm_ray.maths.allocation import gradient_deviation, gvm_weights, neyman_weights
 
@@ -60,10 +60,10 @@ def test_thompson_draws_have_the_beliefs_mean_and_deviation() -> None:
     means, strengths = np.array([0.1, 0.5, 0.97]), np.array([8.0, 20.0, 200.0])
     deviations = np.sqrt(means * (1 - means) / (strengths + 1))
     rng = np.random.default_rng(0)
-    drawn = np.array([_beta_draws(means, deviations, rng) for _ in range(20_000)])
+    drawn = np.array([beta_draws(means, deviations, rng) for _ in range(20_000)])
     np.testing.assert_allclose(drawn.mean(axis=0), means, atol=0.01)
     np.testing.assert_allclose(drawn.std(axis=0), deviations, rtol=0.05)
-    surest = _beta_draws(np.array([1e-8, 1 - 1e-8]), np.sqrt(np.array([1e-8, 1e-8]) / 1000), rng)
+    surest = beta_draws(np.array([1e-8, 1 - 1e-8]), np.sqrt(np.array([1e-8, 1e-8]) / 1000), rng)
     np.testing.assert_allclose(surest, [1e-3, 1 - 1e-3], rtol=1e-6)
 
 

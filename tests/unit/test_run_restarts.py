@@ -34,6 +34,7 @@ class Attempts:
 def run(attempts: Attempts, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, **faults: Any) -> dict[str, Any]:
     async def free(**_: Any) -> None: ...
 
+    # Private, for the subject is how often it is called: a public call would need a cluster, a model and prompts.
     monkeypatch.setattr(gvm_ray.run, "_train_once", attempts)
     monkeypatch.setattr(gvm_ray.run, "names_are_free", free)
     monkeypatch.setattr(gvm_ray.run, "find_base_model", lambda *args, **kwargs: BaseModel(path="again"))

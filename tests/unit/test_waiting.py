@@ -10,7 +10,7 @@ import pytest
 from ray._private import worker as ray_worker
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayTaskError
 
-from gvm_ray.actors.cluster import _rays_lines_in
+from gvm_ray.actors.cluster import rays_lines_in
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config.run import FaultsConfig
 from gvm_ray.exceptions import ActorDied, ActorFailure, ConfigError, DeadlineExceeded, SystemFailure
@@ -168,7 +168,7 @@ def test_rays_own_lines_go_to_a_file_and_what_processes_print_does_not(
 ) -> None:
     path, logger = tmp_path / "ray.log", logging.getLogger("ray")
     before = logger.handlers[:]
-    with _rays_lines_in(path):
+    with rays_lines_in(path):
         assert not path.exists()  # where nothing goes wrong there is no file
         printed = {"lines": ["a reward's own words"], "pid": 7, "is_err": False, "ip": "a", "localhost": "a"}
         ray_worker.print_worker_logs(printed, sys.stdout, ignore_prefix=True)

@@ -265,7 +265,7 @@ class Slot:
 
     async def _started(self, config: RunConfig, prepared: Prepared) -> _Warm:
         """What is up, if it serves this run too; else it is stopped and the right thing started."""
-        key = _warm_key(config, prepared)
+        key = warm_key(config, prepared)
         if self._warm is not None and self._warm.key == key:
             return self._warm
         await self.close()
@@ -296,7 +296,7 @@ def _stored(prepared: Prepared) -> Prepared:
     return replace(prepared, transfer="object_store")
 
 
-def _warm_key(config: RunConfig, prepared: Prepared) -> str:
+def warm_key(config: RunConfig, prepared: Prepared) -> str:
     """Equal for runs that the same actors can serve: only weights, losses, prompts and allocators differ."""
     files = model_files(prepared.base.path, revision=prepared.base.revision, weights=False)
     learner = config.learner.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker", "dtype"})

@@ -16,7 +16,7 @@ from gvm_ray.run import Job, first_of, opened, steps
 class Trainer:
     """The run of `train`, but each step is made when `step` asks for it.
 
-    With max_staleness = 0 nothing happens between two steps; above it sampling goes on, as far ahead as in any run.
+    Between two steps sampling goes on, as far ahead as in any run.
 
         with Trainer(config) as trainer:
             for result in trainer:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import ray
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.recovery import RecoveringLearners
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.types import Delivery, GroupRef, SamplingParameters, TransferWorld, WeightsRef, WeightTransfer
+from gvm_ray.types import Delivery, GroupRef, ModelSpec, SamplingParameters, TransferWorld, WeightsRef, WeightTransfer
 from tests.gloo_transfer import install
 from tests.learner_cases import OPTIMIZER, SurrogateLoss, batch_of, learner_config, ragged_groups
 from tests.ray_processes import rank_process
@@ -63,16 +64,15 @@ class Parts:
         )
         learner = config.learner.model_copy(update={"gpus_per_worker": setting.rank_gpus})
         config = config.model_copy(update={"learner": learner})
-        self.learners = RecoveringLearners(
-            lambda: LearnerGroup(
-                config,
-                base_path=self.model_path,
-                token_loss=SurrogateLoss(),
-                run_dir=str(folder / "run"),
-                namespace="gvm_ray",
-                transfer=setting.transfer,
-            ),
-            failures=self.failures,
+        self.context = RunContext(deadlines=DEADLINES, failures=self.failures)
+        self.learners = RecoveringLearners(self.context)
+        self.make_learners = lambda: LearnerGroup(
+            config,
+            base_path=self.model_path,
+            token_loss=SurrogateLoss(),
+            run_dir=str(folder / "run"),
+            context=self.context,
+            transfer=setting.transfer,
         )
         self.pool = GeneratorPool(
             EngineConfig(
@@ -84,14 +84,11 @@ class Parts:
                 enforce_eager=True,
             ),
             kind="vllm",
-            model_path=self.model_path,
             max_tokens=8,
-            max_model_len=64,
-            deadlines=DEADLINES,
-            failures=self.failures,
-            transfer=setting.transfer,
+            model=ModelSpec(path=self.model_path, max_model_len=64, transfer=setting.transfer),
+            context=self.context,
+            source=self,
         )
-        self.pool.republish, self.pool.send = self.republish, self.send
         self.worlds: list[int] = []  # that weights were sent to
         self.num_stored = 0  # times that the pool asked for weights in the object store
         self.steps: list[dict[str, Any]] = []
@@ -147,7 +144,7 @@ class Parts:
 
 async def play(parts: Parts) -> None:
     """Updates, with a generator's death and a rank's death in between."""
-    await asyncio.gather(parts.learners.start(), parts.pool.start())
+    await asyncio.gather(parts.learners.start(parts.make_learners), parts.pool.start())
     try:
         await parts.publish(await parts.learners.weights(0))
         await parts.publish(await parts.update(0))

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from gvm_ray.algorithms import create_algorithm
 from gvm_ray.allocators import AllocationDriver
+from gvm_ray.background import drain
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.loop import System, train
-from gvm_ray.prompt_states import CachedPromptStates
-from gvm_ray.tasks.prompt_stream import ShuffledPrompts
+from gvm_ray.system import assemble
 from gvm_ray.types import (
     Allocation,
     AllocationReport,
@@ -148,10 +147,11 @@ class Records:
     texts: list[Sequence[SampleText]] = field(default_factory=list)
     saved: list[CheckpointState] = field(default_factory=list)
 
-    def log_step(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None:
+    def log_step(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> Metrics:
         self.steps.append((step, metrics))
         self.histograms.append(histograms)
         self.texts.append(texts)
+        return metrics
 
     async def save(self, state: CheckpointState, learners: Any) -> None:
         self.saved.append(state)
@@ -195,21 +195,15 @@ def make_system(config: RunConfig) -> tuple[System, FakePools, FakeLearners, Rec
     ]
     pools, learners, records = FakePools(), FakeLearners(), Records()
     learners.events = pools.events
-    system = System(
-        prompts=ShuffledPrompts(
-            prompts,
-            seed=config.seed,
-            shuffle=True,
-            unique_within=min(config.candidates_per_step * config.block_steps, len(prompts)),
-        ),
-        states=CachedPromptStates(learners=learners, config=config.prompt_states),  # type: ignore[arg-type]
-        allocator=AsyncAllocator(config),
+    system = assemble(
+        config,
+        prompts=prompts,
         pools=pools,
         learners=learners,  # type: ignore[arg-type]
-        algorithm=create_algorithm(config.algorithm, accept_threshold=0.5),
+        allocator=AsyncAllocator(config),
         evaluator=FakeEvaluator(),
-        checkpoints=records,
         log=records,
+        checkpoints=records,
     )
     return system, pools, learners, records
 
@@ -219,7 +213,7 @@ def run(config: RunConfig, **kwargs: Any) -> tuple[FakePools, FakeLearners, Reco
         system, pools, learners, records = make_system(config)
         for name, value in kwargs.items():
             setattr(learners if hasattr(learners, name) else pools, name, value)
-        await train(system, config, start=START)
+        await drain(train(system, config, start=START))
         return pools, learners, records
 
     return asyncio.run(go())

@@ -24,7 +24,7 @@ from gvm_ray.engines import EngineKind, create_engine, generate, resolve_engine
 from gvm_ray.exceptions import DataError, SystemFailure
 from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.protocols import Engine
-from gvm_ray.types import Completion, SampleRequest, SamplingParameters
+from gvm_ray.types import Completion, ModelSpec, SampleRequest, SamplingParameters
 
 MAX_MODEL_LEN = 96
 MAX_TOKENS = 24
@@ -55,7 +55,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model_path = build_tiny_model(tmp_path_factory.mktemp("model"), tied=tied)
     path = "examples.custom_engine:ReportingEngine" if kind == "custom" else None
     config = EngineConfig(type=kind, path=path, max_num_seqs=8, kv_cache_gib=0.05)
-    engine = create_engine(kind, model_path, config=config, max_model_len=MAX_MODEL_LEN)
+    engine = create_engine(kind, ModelSpec(path=model_path, max_model_len=MAX_MODEL_LEN), config=config)
     assert isinstance(engine, Engine)
     assert engine.policy_version == -1
     generate(engine, [make_request(PROMPTS[0], num_samples=2)], sampling())  # fills the prefix cache with old weights
@@ -195,7 +195,7 @@ def test_every_end_token_that_the_model_names_ends_a_response(kind: EngineKind, 
     name_end_tokens(tmp_path / "generation_config.json", [41, 42, 41, -1, None, 100_000])
     path = "examples.custom_engine:ReportingEngine" if kind == "custom" else None
     config = EngineConfig(type=kind, path=path, max_num_seqs=64, kv_cache_gib=0.05)
-    engine = create_engine(kind, model_path, config=config, max_model_len=MAX_MODEL_LEN)
+    engine = create_engine(kind, ModelSpec(path=model_path, max_model_len=MAX_MODEL_LEN), config=config)
     engine.load_weights(0, load_file(tmp_path / "model.safetensors").items())
     (completions,) = generate(engine, [make_request(PROMPTS[0], num_samples=256)], sampling(temperature=2.0))
     engine.close()

@@ -12,12 +12,14 @@ import torch
 from tiny_groups import sample
 from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
 
+from gvm_ray.actors.context import RunContext
+from gvm_ray.actors.generator_fleet import WeightSource
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.weight_sync import publish
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.exceptions import TooManyFailures
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.types import GroupOutcome, RolloutGroup, SamplingParameters, WeightsRef
+from gvm_ray.types import Delivery, GroupOutcome, ModelSpec, RolloutGroup, SamplingParameters, TransferWorld, WeightsRef
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
 
@@ -46,17 +48,17 @@ def generators(
     sample_s: float = 60.0,
     sync_s: float = 60.0,
     max_failures: int = 9,
+    source: WeightSource | None = None,
 ) -> Iterator[tuple[GeneratorPool, FailureLog]]:
     """A started pool whose generators hold version 1."""
     failures = FailureLog(FaultsConfig(max_failures=max_failures))
     pool = GeneratorPool(
         EngineConfig(type="transformers", num_generators=num, max_num_seqs=16),
         kind="transformers",
-        model_path=model_path,
-        max_model_len=64,
         max_tokens=12,
-        deadlines=DeadlineConfig(start_s=240, sync_s=sync_s, sample_s=sample_s),
-        failures=failures,
+        model=ModelSpec(path=model_path, max_model_len=64),
+        context=RunContext(deadlines=DeadlineConfig(start_s=240, sync_s=sync_s, sample_s=sample_s), failures=failures),
+        source=source,
         name=name,
     )
     try:
@@ -134,22 +136,30 @@ class Publisher:
         return publish(tensors.items(), policy_version=policy_version)
 
 
+class Republisher:
+    """Takes the place of the learners, and publishes their weights again."""
+
+    def __init__(self, model_path: str) -> None:
+        self.model_path = model_path
+        self.num_asked = 0
+
+    async def republish(self) -> WeightsRef:
+        self.num_asked += 1
+        return publish(changed_weights(self.model_path, seed=3).items(), policy_version=2)
+
+    async def send(self, weights: WeightsRef, world: TransferWorld) -> Delivery:
+        raise AssertionError("its weights are stored")
+
+
 @pytest.mark.parametrize("restarted", [False, True], ids=["while they restart", "once they are back"])
 def test_weights_that_died_with_their_publisher_are_published_again(
     model_path: str, runner: asyncio.Runner, restarted: bool
 ) -> None:
-    name = f"bereft-{restarted}"
-    with generators(model_path, runner, name=name, num=2) as (pool, failures):
+    name, learners = f"bereft-{restarted}", Republisher(model_path)
+    with generators(model_path, runner, name=name, num=2, source=learners) as (pool, failures):
         expected = tokens(runner.run(sample(pool, REQUESTS, SAMPLING)))
-        asked = 0
-
-        async def republish() -> WeightsRef:
-            nonlocal asked
-            asked += 1
-            return publish(changed_weights(model_path, seed=3).items(), policy_version=2)
 
         async def scenario() -> list[RolloutGroup]:
-            pool.republish = republish
             publisher = Publisher.remote()  # type: ignore[attr-defined]
             weights = await publisher.publish.remote(changed_weights(model_path, seed=3), 2)
             await pool.publish(weights)
@@ -164,7 +174,7 @@ def test_weights_that_died_with_their_publisher_are_published_again(
             return groups
 
         assert tokens(runner.run(scenario())) == expected
-        assert asked >= 1
+        assert learners.num_asked >= 1
         assert pool.versions == (2, 2)
         assert failures.counts["an object in Ray's store"] >= 1
 
@@ -183,25 +193,3 @@ def test_a_weight_sync_that_hangs_holds_nobody_up_for_ever(
         runner.run(asyncio.wait_for(all_available(pool, 2), timeout=240))
         assert pool.versions == (2, 2)
         assert victim not in pids(pool, runner)
-
-
-def test_a_pool_grows_and_shrinks_while_it_samples(model_path: str, runner: asyncio.Runner) -> None:
-    with generators(model_path, runner, name="elastic", num=1) as (pool, failures):
-        expected = tokens(runner.run(sample(pool, REQUESTS, SAMPLING)))
-
-        async def scenario() -> tuple[list[RolloutGroup], list[RolloutGroup]]:
-            pool.resize(2)
-            before = await sample(pool, REQUESTS, SAMPLING)  # by the first alone, or by both
-            await asyncio.wait_for(all_available(pool, 2), timeout=240)
-            assert pool.versions == (1, 1)
-            under_way = asyncio.create_task(sample(pool, REQUESTS, SAMPLING))
-            await asyncio.sleep(0.02)
-            pool.resize(1)
-            return before, await under_way
-
-        before, after = runner.run(scenario())
-        assert tokens(before) == tokens(after) == expected
-        assert pool.versions == (1,)
-        assert failures.counts.total() == 0  # it was wanted
-        with pytest.raises(ValueError, match="0 generators samples nothing"):
-            pool.resize(0)

@@ -11,6 +11,7 @@ import pytest
 import ray
 import torch
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.recovery import RecoveringLearners
 from gvm_ray.actors.weight_sync import fetch
@@ -57,19 +58,22 @@ class Learners:
     """Recovering learners, each of whose groups has a folder of its own."""
 
     def __init__(self, settings: RunConfig, folder: Path) -> None:
-        numbers = itertools.count()
+        self._settings, self._folder, self._numbers = settings, folder, itertools.count()
         self.failures = FailureLog(FaultsConfig(max_failures=5))
+        self._context = RunContext(deadlines=settings.deadlines, failures=self.failures)
+        self.all = RecoveringLearners(self._context)
 
-        def make() -> LearnerGroup:
-            return LearnerGroup(
-                settings,
-                base_path=str(folder / "base"),
-                token_loss=SurrogateLoss(kl_coefficient=0.1, needs_entropy=True),
-                run_dir=str(folder / f"run-{next(numbers)}"),
-                namespace="gvm_ray",
-            )
+    async def start(self) -> None:
+        await self.all.start(self._make)
 
-        self.all = RecoveringLearners(make, failures=self.failures)
+    def _make(self) -> LearnerGroup:
+        return LearnerGroup(
+            self._settings,
+            base_path=str(self._folder / "base"),
+            token_loss=SurrogateLoss(kl_coefficient=0.1, needs_entropy=True),
+            run_dir=str(self._folder / f"run-{next(self._numbers)}"),
+            context=self._context,
+        )
 
     async def update(self, step: int) -> WeightsRef:
         """Train on the step's batch, whose groups nobody else holds."""
@@ -93,7 +97,7 @@ def undisturbed(folder: Path, runner: asyncio.Runner) -> list[dict[str, torch.Te
 
     async def scenario() -> list[dict[str, torch.Tensor]]:
         learners = Learners(config(), folder)
-        await learners.all.start()
+        await learners.start()
         try:
             await learners.all.supervised_update(copy_demonstrations())
             return [weights(await learners.update(step)) for step in range(7)]
@@ -108,7 +112,7 @@ def test_after_any_failure_the_learners_go_on_as_if_nothing_had_happened(
 ) -> None:
     async def scenario() -> None:
         learners = Learners(config(), folder)
-        await learners.all.start()
+        await learners.start()
         try:
             await learners.all.supervised_update(copy_demonstrations())
             first = await learners.update(0)

@@ -9,7 +9,7 @@ from tiny_models import build_tiny_model, changed_weights, make_prompt, make_req
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.engines.server import Sleeps
-from gvm_ray.types import SamplingParameters
+from gvm_ray.types import ModelSpec, SamplingParameters
 
 pytest.importorskip("vllm")
 pytestmark = [
@@ -22,7 +22,7 @@ pytestmark = [
 def test_the_memory_is_free_while_it_sleeps_and_samples_are_the_same_after(tmp_path: Path) -> None:
     path = build_tiny_model(tmp_path, tied=True)
     config = EngineConfig(type="vllm", gpus_per_generator=1, gpu_memory_utilization=0.3, dtype="bfloat16")
-    engine = create_engine("vllm", path, config=config, max_model_len=64)
+    engine = create_engine("vllm", ModelSpec(path=path, max_model_len=64), config=config)
     assert isinstance(engine, Sleeps)
     sampling = SamplingParameters(temperature=1.0, max_tokens=16)
     requests = [make_request(make_prompt("1+1="), num_samples=4, first_seed=5)]

@@ -11,13 +11,14 @@ import torch
 from tiny_groups import sample, sample_groups
 from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.weight_sync import fetch, publish
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DeadlineExceeded, ModelError
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.types import GroupOutcome, GroupRef, RolloutGroup, SampleRequest, SamplingParameters
+from gvm_ray.types import GroupOutcome, GroupRef, ModelSpec, RolloutGroup, SampleRequest, SamplingParameters
 
 pytestmark = pytest.mark.ray
 
@@ -46,11 +47,9 @@ def pool(ray_cluster: None, model_path: str, runner: asyncio.Runner, failures: F
     pool = GeneratorPool(
         CONFIG,
         kind="transformers",
-        model_path=model_path,
-        max_model_len=64,
         max_tokens=12,
-        deadlines=DeadlineConfig(start_s=300, sync_s=120, sample_s=120),
-        failures=failures,
+        model=ModelSpec(path=model_path, max_model_len=64),
+        context=RunContext(deadlines=DeadlineConfig(start_s=300, sync_s=120, sample_s=120), failures=failures),
     )
     runner.run(pool.start())
     yield pool
@@ -109,7 +108,7 @@ def test_published_weights_reach_every_generator_and_survive_a_restart(
     after = tokens_by_position(pool, requests, runner)
     assert after != before
 
-    engine = create_engine("transformers", model_path, config=CONFIG, max_model_len=64)
+    engine = create_engine("transformers", ModelSpec(path=model_path, max_model_len=64), config=CONFIG)
     engine.load_weights(1, weights.items())
     expected = generate(engine, requests, SAMPLING)
     assert after == [[c.token_ids.tolist() for c in group] for group in expected]
@@ -206,7 +205,7 @@ def test_a_reset_pool_serves_another_run_whose_versions_count_anew(
 
     runner.run(scenario())
     assert pool.versions == (0, 0)
-    engine = create_engine("transformers", model_path, config=CONFIG, max_model_len=64)
+    engine = create_engine("transformers", ModelSpec(path=model_path, max_model_len=64), config=CONFIG)
     engine.load_weights(0, changed_weights(model_path, seed=3).items())
     expected = generate(engine, requests, SAMPLING)
     assert tokens_by_position(pool, requests, runner) == [[c.token_ids.tolist() for c in group] for group in expected]
@@ -218,11 +217,12 @@ def test_waiting_for_a_version_that_never_comes_ends_at_its_deadline(
     impatient = GeneratorPool(
         EngineConfig(type="transformers", cpus_per_generator=1000),  # never placed
         kind="transformers",
-        model_path=model_path,
-        max_model_len=64,
         max_tokens=12,
-        deadlines=DeadlineConfig(start_s=0.2, update_s=0.05, sample_s=0.05, sync_s=0.05),
-        failures=FailureLog(FaultsConfig()),
+        model=ModelSpec(path=model_path, max_model_len=64),
+        context=RunContext(
+            deadlines=DeadlineConfig(start_s=0.2, update_s=0.05, sample_s=0.05, sync_s=0.05),
+            failures=FailureLog(FaultsConfig()),
+        ),
         name="impatient",
     )
     try:
@@ -238,11 +238,9 @@ def test_a_model_that_is_not_there_is_named(ray_cluster: None, tmp_path: Path, r
     missing = GeneratorPool(
         EngineConfig(type="transformers"),
         kind="transformers",
-        model_path=str(tmp_path / "nothing"),
-        max_model_len=64,
         max_tokens=12,
-        deadlines=DeadlineConfig(start_s=120),
-        failures=FailureLog(FaultsConfig()),
+        model=ModelSpec(path=str(tmp_path / "nothing"), max_model_len=64),
+        context=RunContext(deadlines=DeadlineConfig(start_s=120), failures=FailureLog(FaultsConfig())),
         name="missing",
     )
     try:

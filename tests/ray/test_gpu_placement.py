@@ -11,12 +11,14 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from gvm_ray.actors.cluster import check_nodes
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.rank import rank_resources
 from gvm_ray.actors.weight_sync import publish
 from gvm_ray.config.run import DeadlineConfig, FaultsConfig, RunConfig
 from gvm_ray.exceptions import DeadlineExceeded, ResourceError
 from gvm_ray.failure_log import FailureLog
+from gvm_ray.types import ModelSpec
 from tests.gpu_engine import SeesGPUs
 from tests.resource_plans import run_config
 
@@ -43,11 +45,9 @@ def generators_of(config: RunConfig, *, start_s: float = 300) -> Iterator[Genera
         config.engine,
         kind="custom",
         placement=config.cluster.placement,
-        model_path="none",
-        max_model_len=8,
         max_tokens=8,
-        deadlines=DeadlineConfig(start_s=start_s, sync_s=120),
-        failures=FailureLog(FaultsConfig()),
+        model=ModelSpec(path="none", max_model_len=8),
+        context=RunContext(deadlines=DeadlineConfig(start_s=start_s, sync_s=120), failures=FailureLog(FaultsConfig())),
         name="gpu-generator",
     )
     try:

@@ -10,11 +10,14 @@ import ray
 import torch
 from ray.train.torch import TorchTrainer
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.rank import LearnerSetup, RankSetup, rank_trainer
 from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config import RunConfig
+from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.exceptions import ActorFailure, ConfigError, ModelError
+from gvm_ray.failure_log import FailureLog
 from gvm_ray.learner.learner import Learner
 from gvm_ray.maths.packing import demonstration_batches
 from gvm_ray.types import GroupOutcome, GroupRef, Pooling, RolloutGroup, WeightsRef
@@ -73,7 +76,7 @@ def two_ranks(ray_cluster: None, folder: Path, runner: asyncio.Runner) -> Iterat
         base_path=str(folder / "base"),
         token_loss=LOSS,
         run_dir=str(folder / "run"),
-        namespace="gvm_ray",
+        context=RunContext(deadlines=DeadlineConfig(), failures=FailureLog(FaultsConfig())),
     )
     runner.run(group.start())
     yield group
@@ -250,7 +253,7 @@ def test_a_dead_rank_fails_the_pending_and_later_commands(
         base_path=str(folder / "base"),
         token_loss=DeadlyLoss(),
         run_dir=str(tmp_path),
-        namespace="gvm_ray",
+        context=RunContext(deadlines=DeadlineConfig(), failures=FailureLog(FaultsConfig())),
     )
     runner.run(group.start())
     groups = ragged_groups()
@@ -276,7 +279,7 @@ def test_a_user_error_comes_out_as_it_is(ray_cluster: None, runner: asyncio.Runn
         base_path=str(tmp_path / "nowhere"),
         token_loss=LOSS,
         run_dir=str(tmp_path),
-        namespace="gvm_ray",
+        context=RunContext(deadlines=DeadlineConfig(), failures=FailureLog(FaultsConfig())),
     )
     with pytest.raises(ModelError, match="nowhere"):
         runner.run(group.start())

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.reward import RewardPool
 from gvm_ray.config.rewards import ExactRewardConfig, FunctionRewardConfig, MathVerifyRewardConfig, RewardsConfig
 from gvm_ray.config.run import DeadlineConfig, FaultsConfig
@@ -43,7 +44,9 @@ def run(
     """Chunks scored at once: the outcomes, the scored groups behind their refs, and the pool's metrics."""
 
     async def main():
-        pool = RewardPool(config, max_tokens=100, deadlines=DEADLINES, failures=FailureLog(FaultsConfig()))
+        pool = RewardPool(
+            config, max_tokens=100, context=RunContext(deadlines=DEADLINES, failures=FailureLog(FaultsConfig()))
+        )
         try:
             await pool.start()
             scored = await asyncio.gather(*(pool.score(ray.put(chunk)) for chunk in chunks))
@@ -111,7 +114,9 @@ def test_a_killed_actor_is_replaced_and_its_process_dies_with_it():
     config = RewardsConfig(terms=(FunctionRewardConfig(path=PATH),))
 
     async def main():
-        pool = RewardPool(config, max_tokens=100, deadlines=DEADLINES, failures=FailureLog(FaultsConfig()))
+        pool = RewardPool(
+            config, max_tokens=100, context=RunContext(deadlines=DEADLINES, failures=FailureLog(FaultsConfig()))
+        )
         try:
             await pool.start()
             (before,) = await pool.score(ray.put((group("a", "pid", "parent"),)))
@@ -149,7 +154,7 @@ def test_the_death_of_who_made_the_groups_is_not_the_reward_actors():
     failures = FailureLog(FaultsConfig())
 
     async def main():
-        pool = RewardPool(config, max_tokens=100, deadlines=DEADLINES, failures=failures)
+        pool = RewardPool(config, max_tokens=100, context=RunContext(deadlines=DEADLINES, failures=failures))
         try:
             await pool.start()
             with pytest.raises(ActorDied, match="DyingGenerator"):

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gvm_ray.background import drain
 from gvm_ray.config import RunConfig
 from gvm_ray.loop import train
 from gvm_ray.types import CheckpointState, GroupOutcome, SampleRequest, TrainBatch
@@ -169,7 +170,7 @@ async def _run(config: RunConfig, start: CheckpointState) -> tuple[list[TrainBat
         system.prompts.load_state_dict(start.cursor)
         system.states.load_state_dict(start.prompt_states)
         await system.allocator.load_state_dict(start.allocator)
-    await train(system, config, start=start)
+    await drain(train(system, config, start=start))
     return learners.batches, records
 
 

@@ -10,7 +10,7 @@ from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.engines.server import EngineServer, Sleeps
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.types import SamplingParameters
+from gvm_ray.types import ModelSpec, SamplingParameters
 from tests.counting_engine import CountingEngine, collect, request, weights
 
 
@@ -57,7 +57,7 @@ def test_an_engine_that_can_not_sleep_is_named() -> None:
 
 def test_a_transformers_engine_samples_the_same_after_a_sleep(tmp_path: Path) -> None:
     path = build_tiny_model(tmp_path, tied=True)
-    engine = create_engine("transformers", path, config=EngineConfig(), max_model_len=64)
+    engine = create_engine("transformers", ModelSpec(path=path, max_model_len=64), config=EngineConfig())
     assert isinstance(engine, Sleeps)
     sampling = SamplingParameters(temperature=1.0, max_tokens=8)
     requests = [make_request(make_prompt("1+1="), num_samples=3, first_seed=5)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_fleet import GeneratorFleet
 from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.exceptions import (
@@ -86,14 +87,13 @@ class FakeLearners:
 class Play:
     """A fleet of two generators, and learners that send to it."""
 
-    def __init__(self, *, max_failures: int = 20) -> None:
+    def __init__(self, *, max_failures: int = 20, live: bool = True) -> None:
         self.learners = FakeLearners()
         self.made: list[FakeGenerator] = []
         self.failures = FailureLog(FaultsConfig(max_failures=max_failures))
         make: Any = self._make
-        self.fleet = GeneratorFleet(make, num_generators=2, deadlines=DeadlineConfig(), failures=self.failures)
-        self.fleet.send = self.learners.send
-        self.fleet.republish = self.learners.republish
+        context = RunContext(deadlines=DeadlineConfig(), failures=self.failures)
+        self.fleet = GeneratorFleet(make, num_generators=2, context=context, source=self.learners, live=live)
 
     def _make(self, number: int) -> FakeGenerator:
         self.made.append(FakeGenerator(number))
@@ -164,22 +164,6 @@ def test_those_that_may_hold_half_of_it_start_anew_too_and_count_as_no_failure()
     assert play.failures.counts.total() == 1
 
 
-def test_a_generator_that_joins_gets_stored_weights_at_once_and_sent_ones_from_then_on() -> None:
-    async def scenario(play: Play) -> None:
-        await play.fleet.publish(play.learners.live())
-        play.fleet.resize(3)
-        await play.settle()
-        assert play.fleet.versions == (1, 1, 1)
-        await play.fleet.publish(play.learners.live())
-        play.fleet.resize(1)
-        await play.fleet.publish(play.learners.live())
-
-    play = played(scenario)
-    assert [(world.generation, len(world.members)) for world in play.learners.worlds] == [(1, 2), (2, 3), (3, 1)]
-    assert play.learners.num_stored == 1
-    assert play.failures.counts.total() == 0
-
-
 @pytest.mark.parametrize("error", [SystemFailure("other weights"), ActorFailure("no connection")])
 def test_what_would_come_again_ends_the_run(error: Exception) -> None:
     async def scenario(play: Play) -> None:
@@ -201,9 +185,8 @@ def test_failures_are_limited() -> None:
 
 def test_a_fleet_that_nothing_is_sent_to_takes_the_stored_buckets() -> None:
     async def scenario(play: Play) -> None:
-        play.fleet.send = None
         weights = play.learners.live(buckets=("bucket",))
         await play.fleet.publish(weights)
         assert [generator.brought for generator in play.made] == [[weights], [weights]]
 
-    assert not played(scenario).learners.worlds
+    assert not played(scenario, live=False).learners.worlds

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from gvm_ray.actors.commands import Command, Publish, SendWeights, Update
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.recovery import RecoveringLearners
-from gvm_ray.config.run import FaultsConfig
+from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.exceptions import DeadlineExceeded
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import Delivery, LiveWeights, TrainBatch, TransferMember, TransferWorld, WeightsRef
 
+BRIEF = DeadlineConfig(start_s=0.01, sample_s=0.01, update_s=0.01, sync_s=0.01)
 WORLD = TransferWorld(generation=1, members=(TransferMember(name="generator-0", actor=None, num_workers=1),))
 
 
@@ -22,6 +24,8 @@ class FakeGroup:
     def __init__(self, *, live: bool) -> None:
         self.commands: list[str] = []
         self._location: Any = LiveWeights(transfer="nccl") if live else ()
+
+    async def start(self) -> None: ...
 
     async def do(self, command: Command) -> Any:
         match command:
@@ -38,8 +42,11 @@ class FakeGroup:
                 raise AssertionError(unexpected)
 
 
-def learners_over(group: Any, *, handover_s: float = 10.0) -> RecoveringLearners:
-    return RecoveringLearners(lambda: group, failures=FailureLog(FaultsConfig()), handover_s=handover_s)
+async def learners_over(group: Any, *, deadlines: DeadlineConfig | None = None) -> RecoveringLearners:
+    context = RunContext(deadlines=deadlines or DeadlineConfig(), failures=FailureLog(FaultsConfig()))
+    learners = RecoveringLearners(context)
+    await learners.start(lambda: group)
+    return learners
 
 
 def batch(step: int) -> TrainBatch:
@@ -59,7 +66,7 @@ def test_the_next_update_comes_after_the_transfer_however_early_it_is_asked_for(
     group = FakeGroup(live=True)
 
     async def play() -> None:
-        learners = learners_over(group)
+        learners = await learners_over(group)
         result = await learners.update(batch(0))
         sending = asyncio.create_task(learners.send(result.weights, world))
         await learners.update(batch(1))
@@ -74,7 +81,7 @@ def test_stored_weights_hold_nothing_up() -> None:
     group = FakeGroup(live=False)
 
     async def play() -> None:
-        learners = learners_over(group)
+        learners = await learners_over(group)
         await learners.update(batch(0))
         await learners.update(batch(1))
 
@@ -84,7 +91,7 @@ def test_stored_weights_hold_nothing_up() -> None:
 
 def test_the_wait_has_an_end_that_says_what_was_waited_for() -> None:
     async def play() -> None:
-        learners = learners_over(FakeGroup(live=True), handover_s=0.05)
+        learners = await learners_over(FakeGroup(live=True), deadlines=BRIEF)
         await learners.update(batch(0))
         with pytest.raises(DeadlineExceeded, match=r"sending weights version 1 before .*deadlines.sync_s"):
             await learners.update(batch(1))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from loop_fakes import START, make_system, run, run_config
 
+from gvm_ray.background import drain
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.loop import train
 from gvm_ray.types import Metrics
@@ -81,7 +82,7 @@ def test_an_evaluation_waits_for_the_weights_it_is_about() -> None:
                 versions.append(pools.version)
                 return {"eval/accuracy": 0.5}
 
-        await train(replace(system, evaluator=VersionEvaluator()), config, start=START)
+        await drain(train(replace(system, evaluator=VersionEvaluator()), config, start=START))
 
     asyncio.run(go())
     assert versions == [2, 4]
@@ -104,7 +105,7 @@ def test_at_zero_staleness_an_evaluation_has_the_generators_for_itself(max_stale
                 events.append("evaluation ends")
                 return {"eval/accuracy": 0.5}
 
-        await train(replace(system, evaluator=SlowEvaluator()), config, start=START)
+        await drain(train(replace(system, evaluator=SlowEvaluator()), config, start=START))
 
     asyncio.run(go())
     begun = [index for index, event in enumerate(events) if event == "evaluation begins"]
@@ -184,9 +185,8 @@ def test_groups_that_dapo_drops_are_charged_and_not_trained_on() -> None:
 
 
 def test_a_failing_learner_ends_the_run_with_its_error() -> None:
-    with pytest.raises(ExceptionGroup) as error:
+    with pytest.raises(SystemFailure, match="learner died"):
         run(run_config(), fail_at=2)
-    assert error.group_contains(SystemFailure, match="learner died")
 
 
 def test_too_many_unscored_samples_stop_the_run() -> None:

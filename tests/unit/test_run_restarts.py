@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 from tiny_runs import tiny_config
 
 import gvm_ray.run
+from gvm_ray.background import drain
 from gvm_ray.checkpoints import CheckpointFolder
 from gvm_ray.exceptions import ActorDied, ConfigError, DeadlineExceeded, ObjectsLost, RunStopped, TooManyFailures
 from gvm_ray.prepare import BaseModel, Prepared
 from gvm_ray.reporting import RunFolder
-from gvm_ray.run import Job
+from gvm_ray.run import Job, steps
 
 
 class Attempts:
@@ -24,18 +26,19 @@ class Attempts:
         self.errors = list(errors)
         self.restored: list[Any] = []
 
-    async def __call__(self, job: Job, prepared: Prepared, *, restored: Any) -> dict[str, Any]:
-        self.restored.append(restored)
+    async def __call__(self, job: Job) -> AsyncGenerator[None]:
+        self.restored.append(job.restored)
+        yield None
         if self.errors:
             raise self.errors.pop(0)
-        return {"num_steps": 3}
+        job.summary = {"num_steps": 3}
 
 
 def run(attempts: Attempts, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, **faults: Any) -> dict[str, Any]:
     async def free(**_: Any) -> None: ...
 
     # Private, for the subject is how often it is called: a public call would need a cluster, a model and prompts.
-    monkeypatch.setattr(gvm_ray.run, "_train_once", attempts)
+    monkeypatch.setattr(gvm_ray.run, "_attempt", attempts)
     monkeypatch.setattr(gvm_ray.run, "names_are_free", free)
     monkeypatch.setattr(gvm_ray.run, "find_base_model", lambda *args, **kwargs: BaseModel(path="again"))
     monkeypatch.setattr(CheckpointFolder, "latest", lambda self: "the last")
@@ -45,7 +48,15 @@ def run(attempts: Attempts, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, **f
     )
     folder = RunFolder(runs_dir)
     job = Job(config, folder=folder, checkpoints=CheckpointFolder(folder=folder.checkpoints, config=config))
-    return asyncio.run(gvm_ray.run._train(job, prepared, restored=None))
+    job.prepared = prepared
+
+    async def to_the_end() -> dict[str, Any]:
+        with job.stop.listening():
+            await drain(steps(job))
+        assert job.summary is not None
+        return job.summary
+
+    return asyncio.run(to_the_end())
 
 
 @pytest.mark.parametrize("error", [ActorDied("gone"), ObjectsLost("gone"), DeadlineExceeded("too long")])
@@ -70,10 +81,11 @@ def test_an_error_that_would_come_again_is_raised_at_once(tmp_path: Path, monkey
 
 def test_a_signal_before_the_steps_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Launching(Attempts):
-        async def __call__(self, job: Job, prepared: Prepared, *, restored: Any) -> dict[str, Any]:
+        async def __call__(self, job: Job) -> AsyncGenerator[None]:
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.sleep(60)
             raise AssertionError("it was not cancelled")
+            yield
 
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RunStopped, match="stopped by signal 15") as stopped:
@@ -84,7 +96,7 @@ def test_a_signal_before_the_steps_ends_the_run_at_once(tmp_path: Path, monkeypa
 
 def test_the_second_signal_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class InSteps(Attempts):
-        async def __call__(self, job: Job, prepared: Prepared, *, restored: Any) -> dict[str, Any]:
+        async def __call__(self, job: Job) -> AsyncGenerator[None]:
             stop = job.stop
             with stop.steps():
                 os.kill(os.getpid(), signal.SIGINT)
@@ -94,6 +106,7 @@ def test_the_second_signal_does_not_wait_for_the_step(tmp_path: Path, monkeypatc
                 os.kill(os.getpid(), signal.SIGINT)
                 await asyncio.sleep(60)
             raise AssertionError("it was not cancelled")
+            yield
 
     attempts = InSteps()
     with pytest.raises(RunStopped) as stopped:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from loop_fakes import START, make_system, run_config
 
+from gvm_ray.background import drain
 from gvm_ray.exceptions import ObjectsLost
 from gvm_ray.ledger import SampleTexts, sample_histograms
 from gvm_ray.loop import train
@@ -93,7 +94,7 @@ def test_the_loop_logs_texts_and_deciles_and_trains_the_same_without() -> None:
     async def go(texts: SampleTexts) -> tuple[list[object], list[list[float]], list[int]]:
         config = run_config()
         system, _, learners, records = make_system(config)
-        await train(replace(system, texts=texts), config, start=START)
+        await drain(train(replace(system, texts=texts), config, start=START))
         lengths = [histograms["length_deciles"].tolist() for histograms in records.histograms]
         batches = [
             (batch.step, batch.metrics, [g.advantages.tolist() for g in batch.groups]) for batch in learners.batches

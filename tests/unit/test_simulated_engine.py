@@ -13,7 +13,7 @@ from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.speed.simulated_engine import LatencyModel, SimulatedEngine
 from gvm_ray.protocols import Engine
-from gvm_ray.types import Prompt, SampleRequest, SamplingParameters
+from gvm_ray.types import ModelSpec, Prompt, SampleRequest, SamplingParameters
 
 FAST = LatencyModel(speed=1000.0, median_tokens=40.0)
 SAMPLING = SamplingParameters(temperature=1.0, max_tokens=64)
@@ -23,7 +23,7 @@ def make_engine(model: LatencyModel = FAST, *, max_num_seqs: int = 4) -> Simulat
     config = EngineConfig(
         type="custom", path="gvm_ray.lab.speed.simulated_engine:SimulatedEngine", max_num_seqs=max_num_seqs
     )
-    engine = create_engine("custom", model.to_json(), config=config, max_model_len=100)
+    engine = create_engine("custom", ModelSpec(path=model.to_json(), max_model_len=100), config=config)
     assert isinstance(engine, SimulatedEngine)
     return engine
 

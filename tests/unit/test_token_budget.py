@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from loop_fakes import START, FakeLearners, FakePools, Records, make_system, run, run_config
 
+from gvm_ray.background import drain
 from gvm_ray.config import RunConfig
 from gvm_ray.loop import charged_tokens, train
 from gvm_ray.types import CheckpointState
@@ -30,7 +31,7 @@ def resume(config: RunConfig, state: CheckpointState, **fakes: Any) -> tuple[Fak
         system.prompts.load_state_dict(state.cursor)
         system.states.load_state_dict(state.prompt_states)
         await system.allocator.load_state_dict(state.allocator)
-        await train(system, config, start=state)
+        await drain(train(system, config, start=state))
         return pools, learners, records
 
     return asyncio.run(go())
@@ -133,7 +134,7 @@ def test_the_start_counts_toward_the_budget() -> None:
 
     async def go() -> list[int]:
         system, _, learners, _ = make_system(config)
-        await train(system, config, start=spent)
+        await drain(train(system, config, start=spent))
         return [batch.step for batch in learners.batches]
 
     assert asyncio.run(go()) == [0]

@@ -26,6 +26,7 @@ from gvm_ray.types import (
     Completion,
     GroupOutcome,
     GroupRef,
+    ModelSpec,
     OpenEpisodes,
     OpenOutcome,
     RolloutGroup,
@@ -50,7 +51,7 @@ def continued(model_path: str, episodes: OpenEpisodes, request: SampleRequest) -
     """The request's group with its next turn, sampled by the transformers engine."""
 
     async def run() -> list[RolloutGroup]:
-        engine = create_engine("transformers", model_path, config=EngineConfig(type="transformers"), max_model_len=64)
+        engine = create_engine("transformers", ModelSpec(path=model_path, max_model_len=64), config=EngineConfig())
         server = EngineServer(lambda: engine, in_flight="keep")
         groups = next_turns(
             server,

@@ -10,7 +10,7 @@ from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import create_engine
 from gvm_ray.learner.policy import PolicyModule, load_causal_lm, named_full_tensors
 from gvm_ray.learner.sequences import TrainSample, pad_samples
-from gvm_ray.types import SamplingParameters
+from gvm_ray.types import ModelSpec, SamplingParameters
 from tests.model_families import build_family
 from tests.tiny_models import make_prompt, make_request
 
@@ -30,7 +30,7 @@ def test_log_probs_after_new_weights(tmp_path: Path, family: str) -> None:
         for parameter in policy.parameters():
             parameter *= 1.1
     config = EngineConfig(type="vllm", dtype="float32", kv_cache_gib=0.05)
-    engine = create_engine("vllm", str(folder), config=config, max_model_len=64)
+    engine = create_engine("vllm", ModelSpec(path=str(folder), max_model_len=64), config=config)
     try:
         engine.load_weights(0, named_full_tensors(policy, dtype=torch.float32))
         sampling = SamplingParameters(temperature=0.7, top_p=1.0, max_tokens=12)

@@ -11,11 +11,12 @@ import pytest
 from tiny_groups import sample_groups
 from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request, reference_logprobs
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.weight_sync import publish
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.types import SamplingParameters
+from gvm_ray.types import ModelSpec, SamplingParameters
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.ray]
@@ -31,11 +32,9 @@ def pool(ray_cluster: None, model_path: str) -> Iterator[GeneratorPool]:
     pool = GeneratorPool(
         EngineConfig(type="vllm", kv_cache_gib=0.05),
         kind="vllm",
-        model_path=model_path,
         max_tokens=16,
-        max_model_len=64,
-        deadlines=DeadlineConfig(start_s=500, sync_s=120),
-        failures=FailureLog(FaultsConfig()),
+        model=ModelSpec(path=model_path, max_model_len=64),
+        context=RunContext(deadlines=DeadlineConfig(start_s=500, sync_s=120), failures=FailureLog(FaultsConfig())),
         name="vllm-generator",
     )
     asyncio.run(pool.start())
@@ -64,7 +63,8 @@ def test_heads_that_the_cpu_kernels_lack_are_refused(tmp_path: Path) -> None:
     program = (
         "from gvm_ray.engines import create_engine\n"
         "from gvm_ray.config.run import EngineConfig\n"
-        f"create_engine('vllm', {model_path!r}, config=EngineConfig(), max_model_len=64)\n"
+        "from gvm_ray.types import ModelSpec\n"
+        f"create_engine('vllm', ModelSpec(path={model_path!r}, max_model_len=64), config=EngineConfig())\n"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "ModelError: the model's attention heads have 16 dimensions" in result.stderr

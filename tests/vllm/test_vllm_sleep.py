@@ -7,7 +7,7 @@ import pytest
 from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
 
 from gvm_ray.config.run import EngineConfig
-from gvm_ray.types import SamplingParameters
+from gvm_ray.types import ModelSpec, SamplingParameters
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -48,7 +48,7 @@ def test_weights_come_back_before_they_are_replaced_and_the_cache_before_request
 
     monkeypatch.setattr(vllm.LLMEngine, "from_engine_args", FakeLLMEngine)
     path = build_tiny_model(tmp_path, tied=True)
-    engine = vllm.VLLMEngine(path, config=ON_GPUS, max_model_len=64)
+    engine = vllm.VLLMEngine(ModelSpec(path=path, max_model_len=64), config=ON_GPUS)
     fake: Any = engine.llm_engine
     assert fake.arguments.enable_sleep_mode
     assert fake.arguments.distributed_executor_backend == "mp"
@@ -88,5 +88,7 @@ def test_sleep_mode_is_off_where_nothing_sleeps(
 
     monkeypatch.setattr(vllm.LLMEngine, "from_engine_args", FakeLLMEngine)
     config = ON_GPUS.model_copy(update=changes)
-    engine: Any = vllm.VLLMEngine(build_tiny_model(tmp_path, tied=True), config=config, max_model_len=64)
+    engine: Any = vllm.VLLMEngine(
+        ModelSpec(path=build_tiny_model(tmp_path, tied=True), max_model_len=64), config=config
+    )
     assert not engine.llm_engine.arguments.enable_sleep_mode

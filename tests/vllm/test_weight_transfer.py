@@ -19,7 +19,7 @@ from gvm_ray.exceptions import SystemFailure
 from gvm_ray.learner.learner import Learner
 from gvm_ray.learner.policy import local_shards
 from gvm_ray.learner.transfer import WeightSender
-from gvm_ray.types import SamplingParameters, TransferMember, TransferPhase, TransferWorld
+from gvm_ray.types import ModelSpec, SamplingParameters, TransferMember, TransferPhase, TransferWorld
 from tests import gloo_transfer
 from tests.learner_cases import SurrogateLoss, learner_config
 
@@ -37,7 +37,7 @@ class LocalGenerator:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.server = EngineServer(
-            lambda: create_engine("vllm", model_path, config=config, max_model_len=64, transfer="nccl"),
+            lambda: create_engine("vllm", ModelSpec(path=model_path, max_model_len=64, transfer="nccl"), config=config),
             in_flight="keep",
         )
         self.receiver = WeightReceiver(self.server, name="generator-0")

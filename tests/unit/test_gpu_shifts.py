@@ -5,9 +5,10 @@ from typing import Any, cast
 
 import pytest
 
+from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_client import GeneratorClient
 from gvm_ray.actors.generator_fleet import GeneratorFleet
-from gvm_ray.actors.gpu_turns import GPUTurns
+from gvm_ray.actors.gpu_shifts import GPUShifts
 from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.exceptions import ActorDied, ObjectsLost, TooManyFailures
 from gvm_ray.failure_log import FailureLog
@@ -50,10 +51,11 @@ class FakeGenerator:
 
 def fleet_of(
     *,
-    apart: bool = True,
+    alternate: bool = True,
     failing: set[str] | None = None,
     losing: set[str] | None = None,
     max_failures: int = 5,
+    source: Any = None,
 ) -> tuple[GeneratorFleet, list[str]]:
     events: list[str] = []
 
@@ -61,8 +63,9 @@ def fleet_of(
         return cast(GeneratorClient, FakeGenerator(number, events, failing or set(), losing or set()))
 
     failures = FailureLog(FaultsConfig(max_failures=max_failures))
-    turns = GPUTurns(apart=apart)
-    return GeneratorFleet(make, num_generators=2, deadlines=DeadlineConfig(), failures=failures, turns=turns), events
+    shifts = GPUShifts(alternate=alternate)
+    context = RunContext(deadlines=DeadlineConfig(), failures=failures)
+    return GeneratorFleet(make, num_generators=2, context=context, source=source, shifts=shifts), events
 
 
 def weights(policy_version: int) -> WeightsRef:
@@ -90,7 +93,7 @@ def test_generators_sleep_before_the_learners_work_and_load_weights_after() -> N
 
 def test_where_memory_is_divided_nobody_waits_or_sleeps() -> None:
     async def run() -> list[str]:
-        fleet, events = fleet_of(apart=False)
+        fleet, events = fleet_of(alternate=False)
         async with fleet.away():
             await asyncio.wait_for(fleet.publish(weights(1)), timeout=5)
         return events
@@ -100,11 +103,11 @@ def test_where_memory_is_divided_nobody_waits_or_sleeps() -> None:
 
 def test_learners_wait_for_all_work_of_the_generators_and_go_on_together() -> None:
     async def run() -> list[str]:
-        turns, order = GPUTurns(apart=True), list[str]()
+        shifts, order = GPUShifts(alternate=True), list[str]()
         ends = [asyncio.Event(), asyncio.Event()]
 
         async def work(side: Any, name: str, end: asyncio.Event | None = None) -> None:
-            async with turns.take(side):
+            async with shifts.shift(side):
                 order.append(f"{name} begins")
                 await (asyncio.sleep(0.01) if end is None else end.wait())
                 order.append(f"{name} ends")
@@ -131,22 +134,22 @@ def test_learners_wait_for_all_work_of_the_generators_and_go_on_together() -> No
 
 
 def test_a_cancelled_or_failed_turn_is_over() -> None:
-    async def sample(turns: GPUTurns) -> None:
-        async with turns.take("generators"):
+    async def sample(shifts: GPUShifts) -> None:
+        async with shifts.shift("generators"):
             pass
 
-    async def fail(turns: GPUTurns) -> None:
-        async with turns.take("learners"):
-            waiting = asyncio.create_task(sample(turns))
+    async def fail(shifts: GPUShifts) -> None:
+        async with shifts.shift("learners"):
+            waiting = asyncio.create_task(sample(shifts))
             await asyncio.sleep(0)
             waiting.cancel()
             raise RuntimeError("out of memory")
 
     async def run() -> None:
-        turns = GPUTurns(apart=True)
+        shifts = GPUShifts(alternate=True)
         with pytest.raises(RuntimeError, match="out of memory"):
-            await fail(turns)
-        await asyncio.wait_for(sample(turns), timeout=5)
+            await fail(shifts)
+        await asyncio.wait_for(sample(shifts), timeout=5)
 
     asyncio.run(run())
 
@@ -167,14 +170,13 @@ def test_a_generator_that_dies_asleep_comes_back_when_the_learners_are_through()
 
 def test_lost_weights_are_published_again_by_learners_that_work_for_it() -> None:
     async def run() -> list[str]:
-        fleet, events = fleet_of(losing={"weights generator-0"})
+        class Learners:
+            async def republish(self) -> WeightsRef:
+                async with fleet.away():  # as new ranks do, which train again what came after the last checkpoint
+                    events.append("learners")
+                return weights(1)
 
-        async def republish() -> WeightsRef:
-            async with fleet.away():  # as new ranks do, which train again what came after the last checkpoint
-                events.append("learners")
-            return weights(1)
-
-        fleet.republish = republish
+        fleet, events = fleet_of(losing={"weights generator-0"}, source=Learners())
         await asyncio.wait_for(fleet.publish(weights(1)), timeout=5)
         assert fleet.versions == (1, 1)
         return events

@@ -24,13 +24,13 @@ from gvm_ray.types import (
     Pooling,
     Prompt,
     SampleRequest,
+    SampleText,
     SamplingParameters,
     TrainBatch,
     TrainedNorms,
     UpdateResult,
     WeightsRef,
 )
-from gvm_ray.types.rollouts import SampleText
 
 
 # --- strategies -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import ray
 from gvm_ray.actors.generator_client import GeneratorClient
 from gvm_ray.actors.generator_fleet import GeneratorFleet
 from gvm_ray.actors.gpu_turns import GPUTurns
-from gvm_ray.config.run import DeadlineConfig, EngineConfig, Placement
+from gvm_ray.config.cluster import Placement
+from gvm_ray.config.run import DeadlineConfig, EngineConfig
 from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorFailure, ObjectsLost
 from gvm_ray.failure_log import FailureLog

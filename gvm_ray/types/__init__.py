@@ -26,8 +26,12 @@ from gvm_ray.types.rollouts import (
     OpenOutcome,
     RolloutGroup,
     SampleKey,
+    SampleRank,
     SampleRequest,
+    SampleText,
     SamplingParameters,
+    sample_seed,
+    turn_seed,
 )
 from gvm_ray.types.tasks import Demonstration, Prompt
 from gvm_ray.types.training import (
@@ -80,7 +84,9 @@ __all__ = [
     "ReceiveWeights",
     "RolloutGroup",
     "SampleKey",
+    "SampleRank",
     "SampleRequest",
+    "SampleText",
     "SamplingParameters",
     "StartUpdate",
     "TrainBatch",
@@ -92,4 +98,6 @@ __all__ = [
     "UpdateResult",
     "WeightTransfer",
     "WeightsRef",
+    "sample_seed",
+    "turn_seed",
 ]

@@ -33,8 +33,7 @@ from gvm_ray.prepare import Prepared, check_date, find_base_model, prepare
 from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.system import make_evaluator, prompt_stream, sharing, start_allocator, start_pools, warm_start
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
-from gvm_ray.types import CheckpointState, Float64Array, Histograms, Metrics
-from gvm_ray.types.rollouts import SampleText
+from gvm_ray.types import CheckpointState, Float64Array, Histograms, Metrics, SampleText
 
 
 @dataclass(frozen=True, kw_only=True)

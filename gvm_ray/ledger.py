@@ -15,12 +15,14 @@ from gvm_ray.types import (
     Histograms,
     Prompt,
     RolloutGroup,
+    SampleRank,
     SampleRequest,
+    SampleText,
     TrainBatch,
     TrainedNorms,
     UpdateResult,
+    sample_seed,
 )
-from gvm_ray.types.rollouts import Rank, SampleText, sample_seed
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +217,7 @@ class SampleTexts:
         )
 
 
-def _best_and_worst(outcomes: Sequence[GroupOutcome]) -> list[tuple[Rank, GroupOutcome, int]]:
+def _best_and_worst(outcomes: Sequence[GroupOutcome]) -> list[tuple[SampleRank, GroupOutcome, int]]:
     """With their index in the outcome; one if there is one sample with a reward, none if there is none."""
     scored = [(outcome, index) for outcome in outcomes for index in np.flatnonzero(outcome.scored).tolist()]
     if not scored:
@@ -225,7 +227,7 @@ def _best_and_worst(outcomes: Sequence[GroupOutcome]) -> list[tuple[Rank, GroupO
     return [("best", *best)] if len(scored) == 1 else [("best", *best), ("worst", *worst)]
 
 
-def _sample_text(rank: Rank, outcome: GroupOutcome, group: RolloutGroup, index: int) -> SampleText:
+def _sample_text(rank: SampleRank, outcome: GroupOutcome, group: RolloutGroup, index: int) -> SampleText:
     return SampleText(
         rank=rank,
         prompt_id=outcome.prompt_id,

@@ -35,8 +35,16 @@ from gvm_ray.protocols import (
     StepLog,
 )
 from gvm_ray.stop_request import StopRequest
-from gvm_ray.types import CheckpointState, Histograms, Metrics, Prompt, SamplingParameters, TrainBatch, WeightsRef
-from gvm_ray.types.rollouts import SampleText
+from gvm_ray.types import (
+    CheckpointState,
+    Histograms,
+    Metrics,
+    Prompt,
+    SampleText,
+    SamplingParameters,
+    TrainBatch,
+    WeightsRef,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

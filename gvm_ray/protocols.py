@@ -24,13 +24,13 @@ from gvm_ray.types import (
     Pooling,
     Prompt,
     SampleRequest,
+    SampleText,
     SamplingParameters,
     TrainBatch,
     TrainedNorms,
     UpdateResult,
     WeightsRef,
 )
-from gvm_ray.types.rollouts import SampleText
 
 
 # --- strategies -------------------------------------------------------------------------------------------------------
@@ -105,10 +105,6 @@ class PromptStream(Protocol):
         ...
 
     def next(self, num_prompts: int) -> list[Prompt]: ...
-
-    def peek(self, num_prompts: int) -> list[Prompt]:
-        """The prompts after the cursor, without moving it."""
-        ...
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -25,13 +25,13 @@ from gvm_ray.types import (
     Pooling,
     Prompt,
     SampleRequest,
+    SampleText,
     SamplingParameters,
     TrainBatch,
     TrainedNorms,
     UpdateResult,
     WeightsRef,
 )
-from gvm_ray.types.rollouts import SampleText
 
 START = CheckpointState(step=0, policy_version=0, cursor={}, allocator={}, costs={})
 

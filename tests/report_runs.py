@@ -8,7 +8,7 @@ import numpy as np
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.phase_clock import PHASES
 from gvm_ray.reporting import REQUIRED_KEYS, Reporter, RunFolder, write_summary
-from gvm_ray.types.rollouts import SampleText
+from gvm_ray.types import SampleText
 
 NUM_STEPS = 6
 

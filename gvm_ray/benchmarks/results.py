@@ -10,7 +10,7 @@ import numpy as np
 
 from gvm_ray.benchmarks.samples import Sample
 from gvm_ray.evaluation import EvaluationResult
-from gvm_ray.maths.statistics import MIN_SEEDS, Estimate, estimate_mean
+from gvm_ray.maths.bootstrap import MIN_SEEDS, Estimate, estimate_mean
 from gvm_ray.reporting.plots import add_axes, new_figure, save_figure
 from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.rewards.votes import merged_votes

@@ -189,7 +189,5 @@ def add_to(commands: Commands) -> None:
 
 
 def _settings(options: argparse.Namespace) -> int:
-    from gvm_ray.cli.settings import reference
-
     print(reference(options.table), end="")
     return 0

@@ -7,17 +7,15 @@ from pydantic import Field, model_validator
 from gvm_ray.allocators import AllocatorSettings
 from gvm_ray.allocators.base import Needs, PromptStatesConfig, RunShape
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
-from gvm_ray.config.checks import check_accept_rates, check_baselines, check_gpus
+from gvm_ray.config.cluster import ClusterConfig, TransferSituation, WeightSyncConfig, check_gpus, choose_transfer
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
 from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
 from gvm_ray.config.rewards import EnvironmentSettings, RewardsConfig, SingleTurnConfig
-from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig
-from gvm_ray.config.weight_sync import TransferSituation, WeightSyncConfig, choose_transfer
+from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig, check_accept_rates, check_baselines
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive, Settings
 from gvm_ray.types import WeightTransfer
 
 InFlightPolicy = Literal["keep", "finish"]
-Placement = Literal["disaggregated", "colocated"]
 Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
 
 
@@ -114,21 +112,6 @@ class FaultsConfig(Settings):
 
     max_failures: NonNegativeCount = 20
     window_s: Positive = 3600.0
-
-
-class ClusterConfig(Settings):
-    """Which Ray cluster; with neither an address here nor RAY_ADDRESS set, a local one is started."""
-
-    address: str | None = None
-    # Of learner ranks and generators that use GPUs: "disaggregated" = each has its own, "colocated" = every GPU holds a
-    # rank and a generator (or one of a generator's tensor-parallel parts), as engine.sleep says. gpus_per_worker and
-    # gpus_per_generator count GPUs either way.
-    placement: Placement = "disaggregated"
-    num_cpus: Count | None = None  # logical CPUs of a local cluster; none = as many as the run needs
-    dashboard: bool = True  # of a local cluster
-    object_store_mb: Annotated[int, Field(ge=80)] = 512  # of a local cluster
-    # Of one GPU, which a run is planned against; none = as this machine's GPUs have, or 80 where it has none.
-    gpu_memory_gib: Positive | None = None
 
 
 class ReportingConfig(Settings):

@@ -18,8 +18,8 @@ from gvm_ray.types import (
     SampleKey,
     SampleRequest,
     SamplingParameters,
+    turn_seed,
 )
-from gvm_ray.types.rollouts import turn_seed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

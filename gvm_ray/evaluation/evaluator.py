@@ -9,8 +9,7 @@ import numpy as np
 
 from gvm_ray.background import Background
 from gvm_ray.protocols import Evaluator, RolloutPools
-from gvm_ray.types import GroupOutcome, Metrics, Prompt, SampleRequest, SamplingParameters, WeightsRef
-from gvm_ray.types.rollouts import sample_seed
+from gvm_ray.types import GroupOutcome, Metrics, Prompt, SampleRequest, SamplingParameters, WeightsRef, sample_seed
 
 # Seeds apart from every training step, and the same ones each time: less noise between two evaluations.
 _EVALUATION_STEP = -1

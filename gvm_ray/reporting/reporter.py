@@ -18,8 +18,7 @@ from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.reporting.progress import accuracy_text, step_line
 from gvm_ray.reporting.run_folder import RunFolder, append_row, cut_rows, json_text
 from gvm_ray.reporting.summary import flat_settings
-from gvm_ray.types import Histograms, Metrics
-from gvm_ray.types.rollouts import SampleText
+from gvm_ray.types import Histograms, Metrics, SampleText
 
 _RESULTS = ("eval/accuracy", "reward/mean", "cost/generated_tokens")  # the columns beside the settings
 

@@ -6,7 +6,8 @@ import subprocess
 from dataclasses import dataclass
 
 from gvm_ray.config import RunConfig
-from gvm_ray.config.run import EngineConfig, Placement
+from gvm_ray.config.cluster import Placement
+from gvm_ray.config.run import EngineConfig
 
 _COLOCATED_GENERATOR = 0.6
 _COLOCATED_RANK = 0.4

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -63,11 +62,27 @@ class ShuffledPrompts:
 
     def next(self, num_prompts: int) -> list[Prompt]:
         """The next prompts; the cursor moves behind them."""
-        return self._take(self._cursor, num_prompts)
-
-    def peek(self, num_prompts: int) -> list[Prompt]:
-        """What `next` would give; the cursor stays."""
-        return self._take(deepcopy(self._cursor), num_prompts)
+        taken: list[Prompt] = []
+        cursor = self._cursor
+        order = self._order(cursor.epoch)
+        while len(taken) < num_prompts:
+            if cursor.position == len(order) and not cursor.deferred:
+                cursor.epoch, cursor.position = cursor.epoch + 1, 0
+                cursor.blocked = list(cursor.window)
+                order = self._order(cursor.epoch)
+            if cursor.deferred and not cursor.blocked:
+                index = cursor.deferred.pop(0)
+            else:
+                while order[cursor.position] in cursor.blocked:
+                    cursor.deferred.append(order[cursor.position])
+                    cursor.position += 1
+                index = order[cursor.position]
+                cursor.position += 1
+            taken.append(self._prompts[index])
+            cursor.window.append(index)
+            if len(cursor.window) == self._unique_within:
+                cursor.window, cursor.blocked = [], []
+        return taken
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor and a fingerprint of the set, as plain JSON values; at most a window of indices long."""
@@ -102,29 +117,6 @@ class ShuffledPrompts:
             window=list(state["window"]) if same_window else [],
             blocked=list(state["blocked"]) if same_window else [],
         )
-
-    def _take(self, cursor: _Cursor, num_prompts: int) -> list[Prompt]:
-        """The prompts behind the cursor, which moves."""
-        taken: list[Prompt] = []
-        order = self._order(cursor.epoch)
-        while len(taken) < num_prompts:
-            if cursor.position == len(order) and not cursor.deferred:
-                cursor.epoch, cursor.position = cursor.epoch + 1, 0
-                cursor.blocked = list(cursor.window)
-                order = self._order(cursor.epoch)
-            if cursor.deferred and not cursor.blocked:
-                index = cursor.deferred.pop(0)
-            else:
-                while order[cursor.position] in cursor.blocked:
-                    cursor.deferred.append(order[cursor.position])
-                    cursor.position += 1
-                index = order[cursor.position]
-                cursor.position += 1
-            taken.append(self._prompts[index])
-            cursor.window.append(index)
-            if len(cursor.window) == self._unique_within:
-                cursor.window, cursor.blocked = [], []
-        return taken
 
     def _order(self, epoch: int) -> Sequence[int]:
         if not self._shuffle:

@@ -27,8 +27,12 @@ from gvm_ray.types.rollouts import (
     OpenOutcome,
     RolloutGroup,
     SampleKey,
+    SampleRank,
     SampleRequest,
+    SampleText,
     SamplingParameters,
+    sample_seed,
+    turn_seed,
 )
 from gvm_ray.types.tasks import Demonstration, Prompt
 from gvm_ray.types.training import (
@@ -82,7 +86,9 @@ __all__ = [
     "ReceiveWeights",
     "RolloutGroup",
     "SampleKey",
+    "SampleRank",
     "SampleRequest",
+    "SampleText",
     "SamplingParameters",
     "StartUpdate",
     "TrainBatch",
@@ -94,4 +100,6 @@ __all__ = [
     "UpdateResult",
     "WeightTransfer",
     "WeightsRef",
+    "sample_seed",
+    "turn_seed",
 ]

@@ -224,14 +224,14 @@ def _end_to_end(arrays: Sequence[NDArray[Any]], *, dtype: type[np.generic]) -> N
     return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype=dtype)
 
 
-Rank = Literal["best", "worst"]  # by reward, among the samples of a step
+SampleRank = Literal["best", "worst"]  # by reward, among the samples of a step
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleText:
     """One response of a step, with what came of it."""
 
-    rank: Rank
+    rank: SampleRank
     prompt_id: str
     prompt: str  # template applied
     completion: str

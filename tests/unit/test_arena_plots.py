@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from arena_records import failed, record, setting
 
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.compare.plots import plot_curves, plot_reliability, write_plots
+from gvm_ray.lab.compare.plots import plot_curves, write_plots
 
 
 def is_png(path: Path) -> bool:
@@ -39,11 +38,3 @@ def test_there_must_be_something_to_draw(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no finished run to draw into none\.png"):
         plot_curves([], tmp_path / "none.png", test="balanced", cost="seconds")
     assert write_plots([failed("uniform", 0)], tmp_path) == []
-
-
-def test_reliability(tmp_path: Path) -> None:
-    predicted = np.linspace(0, 1, 50)
-    plot_reliability(predicted, predicted > 0.5, tmp_path / "new" / "reliability.png")
-    assert is_png(tmp_path / "new" / "reliability.png")
-    with pytest.raises(ValueError, match=r"predicted\[0\] = 2.0"):
-        plot_reliability([2.0], [1], tmp_path / "bad.png")

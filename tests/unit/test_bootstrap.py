@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from gvm_ray.maths.curves import TokenRatio
-from gvm_ray.maths.statistics import (
+from gvm_ray.maths.bootstrap import (
     estimate_mean,
     estimate_ratio,
     pointwise_interval,
     stratified_interval,
     stratified_mean,
 )
+from gvm_ray.maths.curves import TokenRatio
 
 
 def strata(*settings: list[float]) -> dict[str, dict[int, float]]:

@@ -7,10 +7,9 @@ import pytest
 
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.estimator.measure import algorithm_rows
+from gvm_ray.lab.estimator.measure import EstimatorRow, algorithm_rows, csv_text, markdown
 from gvm_ray.lab.estimator.moments import SampleSizes, measured_error
 from gvm_ray.lab.estimator.repeats import repeated_steps
-from gvm_ray.lab.estimator.table import EstimatorRow, csv_text, markdown
 from gvm_ray.lab.estimator.truth import exact_moments, prompt_gradients, target_gradient
 from tests.estimator_pools import gaussian_pool, planned_arm, run_config, settings
 

@@ -16,8 +16,7 @@ from gvm_ray.ledger import SampleTexts, sample_histograms
 from gvm_ray.loop import train
 from gvm_ray.reporting import REQUIRED_KEYS, Reporter, read_rows
 from gvm_ray.reporting.reporter import as_markdown
-from gvm_ray.types import Completion, GroupOutcome, GroupRef, Prompt, RolloutGroup
-from gvm_ray.types.rollouts import SampleText
+from gvm_ray.types import Completion, GroupOutcome, GroupRef, Prompt, RolloutGroup, SampleText
 
 
 def completion(text: str, num_tokens: int) -> Completion:

@@ -1,6 +1,6 @@
 """Seeds of single samples: stable over machines, distinct over samples."""
 
-from gvm_ray.types.rollouts import sample_seed
+from gvm_ray.types import sample_seed
 
 
 def test_a_seed_is_the_same_on_every_machine() -> None:

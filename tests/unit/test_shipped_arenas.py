@@ -8,15 +8,18 @@ from gvm_ray.config import load_arena
 from gvm_ray.lab.compare.plan import planned_runs
 from gvm_ray.lab.compare.records import read_csv, run_key
 
-COMPARE = Path(__file__).parents[2] / "configs" / "compare"
+ROOT = Path(__file__).parents[2]
+COMPARE = ROOT / "configs" / "compare"
 
 
 def test_shipped_records_are_of_the_shipped_settings() -> None:
-    found = sorted(COMPARE.glob("results/*/*/runs.csv"))
+    found = sorted((ROOT / "docs" / "results" / "compare").glob("*/*/runs.csv"))
     assert len(found) == 3
     for file in found:
         arena, phase = load_arena(COMPARE / f"{file.parts[-3]}.toml"), file.parts[-2]
         assert phase in ("exploration", "confirmation")
+        assert arena.results_dir is not None
+        assert (COMPARE / arena.results_dir / phase).resolve() == file.parent
         runs = planned_runs(arena, folder=COMPARE, phase=phase)
         fingerprints = {run_key(run): run.fingerprint for run in runs}
         records = read_csv(file.parent)

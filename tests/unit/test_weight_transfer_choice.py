@@ -6,7 +6,7 @@ import pytest
 
 from gvm_ray.cli.train import describe
 from gvm_ray.config import RunConfig, parse_config
-from gvm_ray.config.weight_sync import TransferSituation, choose_transfer
+from gvm_ray.config.cluster import TransferSituation, choose_transfer
 from gvm_ray.exceptions import ConfigError
 
 ON_GPUS = {

@@ -10,8 +10,8 @@ import numpy as np
 
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.records import Cost, RunRecord, Setting, check_distinct
+from gvm_ray.maths.bootstrap import Estimate, RatioEstimate, estimate_mean, estimate_ratio, stratified_mean
 from gvm_ray.maths.curves import TokenRatio, area_under_curve, final_accuracy, token_ratio
-from gvm_ray.maths.statistics import Estimate, RatioEstimate, estimate_mean, estimate_ratio, stratified_mean
 
 T = TypeVar("T")
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.comparison import check_comparable
 from gvm_ray.lab.compare.records import Cost, RunRecord
-from gvm_ray.maths.statistics import MIN_SEEDS, brier_score, pointwise_interval, reliability_bins
-from gvm_ray.reporting.plots import BLUE, ORANGE, add_axes, new_figure, save_figure
+from gvm_ray.maths.bootstrap import MIN_SEEDS, pointwise_interval
+from gvm_ray.reporting.plots import ORANGE, add_axes, new_figure, save_figure
 from gvm_ray.reporting.progress import short_count
 from gvm_ray.types import Float64Array
 
@@ -107,34 +106,6 @@ def plot_curves(
     figure.legend(
         [lines[arm] for arm in arms], arms, loc="outside upper center", ncols=min(4, len(arms)), frameon=False
     )
-    save_figure(figure, path)
-
-
-def plot_reliability(predicted: ArrayLike, outcomes: ArrayLike, path: Path, *, num_bins: int = 10) -> None:
-    """Predicted accept rates against what came of them, in bins with their sizes; on the diagonal they are calibrated.
-
-    Args:
-        predicted: [N] probabilities.
-        outcomes: [N] 0 or 1, or shares of several trials.
-        path: the PNG to write.
-        num_bins: equal bins of [0, 1]; empty ones are left out.
-
-    Raises:
-        ValueError: the shapes differ, nothing is given, or a number isn't in [0, 1].
-    """
-    mean_predicted, mean_outcome, counts = reliability_bins(predicted, outcomes, num_bins=num_bins)
-    figure = new_figure(width=6, height=5.5)
-    axes = add_axes(figure)
-    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="dashed")
-    axes.plot(mean_predicted, mean_outcome, color=BLUE, marker="o", markersize=6, linewidth=2)
-    for x, y, count in zip(mean_predicted, mean_outcome, counts, strict=True):
-        axes.annotate(short_count(count), (x, y), textcoords="offset points", xytext=(7, -12), fontsize=10)
-    axes.set_xlim(-0.03, 1.03)
-    axes.set_ylim(-0.05, 1.03)
-    axes.set_aspect("equal")
-    axes.set_xlabel("predicted accept rate (mean of a bin)", fontsize=13)
-    axes.set_ylabel("observed accept rate", fontsize=13)
-    axes.set_title(f"Brier score {brier_score(predicted, outcomes):.3f}; numbers count predictions", fontsize=11)
     save_figure(figure, path)
 
 

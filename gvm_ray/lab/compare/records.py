@@ -167,20 +167,6 @@ def write_record(folder: Path, record: RunRecord) -> Path:
     return path
 
 
-def read_records(folder: Path) -> list[RunRecord]:
-    """All records below a folder, in the order of their names.
-
-    Raises:
-        DataError: there are none, one can't be read, or two are of the same run.
-    """
-    paths = sorted(folder.rglob("*.json"))
-    if not paths:
-        raise DataError(f"there are no records in {str(folder)!r}; give the folder that a comparison wrote its runs to")
-    records = [read_record(path) for path in paths]
-    check_distinct(records)
-    return records
-
-
 def check_distinct(records: Iterable[RunRecord]) -> None:
     """Every run at most once.
 

@@ -31,8 +31,7 @@ from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared, check_date, find_base_model, prepare
 from gvm_ray.system import assemble, learner_group, make_evaluator, start_allocator, start_pools, warm_start
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
-from gvm_ray.types import CheckpointState, Float64Array, Histograms, Metrics
-from gvm_ray.types.rollouts import SampleText
+from gvm_ray.types import CheckpointState, Float64Array, Histograms, Metrics, SampleText
 
 
 @dataclass(frozen=True, kw_only=True)

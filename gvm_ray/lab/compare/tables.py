@@ -11,7 +11,7 @@ from typing import Any
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.comparison import AccuracyResult, ArmResult, compare_arms
 from gvm_ray.lab.compare.records import Cost, Phase, RunRecord, csv_text, replace_text
-from gvm_ray.maths.statistics import MIN_SEEDS, Estimate, RatioEstimate
+from gvm_ray.maths.bootstrap import MIN_SEEDS, Estimate, RatioEstimate
 
 ALL = "(all)"
 _NONE = "-"

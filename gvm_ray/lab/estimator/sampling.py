@@ -41,8 +41,8 @@ from gvm_ray.types import (
     Prompt,
     SampleRequest,
     SamplingParameters,
+    sample_seed,
 )
-from gvm_ray.types.rollouts import sample_seed
 
 Say = Callable[[str], None]
 

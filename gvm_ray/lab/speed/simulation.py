@@ -28,8 +28,7 @@ from gvm_ray.lab.speed.simulation_settings import SimulationSettings
 from gvm_ray.lab.speed.suite import BenchOptions, BenchRow
 from gvm_ray.loop import train
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.types import CheckpointState, Histograms, Metrics
-from gvm_ray.types.rollouts import SampleText
+from gvm_ray.types import CheckpointState, Histograms, Metrics, SampleText
 
 _POLL_S = 2.0
 

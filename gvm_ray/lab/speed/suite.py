@@ -13,8 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-import ray
-
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.reporting.summary import package_versions
@@ -258,6 +256,8 @@ def local_cluster(*, num_cpus: int = 4, object_store_mb: int = 512) -> Iterator[
         num_cpus: logical CPUs.
         object_store_mb: MiB of shared memory.
     """
+    import ray  # late: the names of the parts are listed without it
+
     if ray.is_initialized():
         yield
         return

@@ -84,20 +84,6 @@ class ChainFamily:
         value, steps = self._parts(problem)
         return list(itertools.accumulate(steps, lambda v, step: self.apply(v, *step), initial=value))[1:]
 
-    def is_valid_rationale(self, rationale: str, *, problem: str) -> bool:
-        """True if the text is the right running results in order, any of them unwritten, and the boxed last one."""
-        *running, last = self.running_results(problem)
-        *written, boxed = rationale.split(" ")
-        return (
-            boxed == _boxed(last)
-            and len(written) == len(running)
-            and all(text in (result, _unwritten(result)) for text, result in zip(written, running, strict=True))
-        )
-
-    def num_valid_rationales(self, problem: str) -> int:
-        """How many texts are valid: 2^(k-1) of a chain of k operations."""
-        return 2 ** (len(self._parts(problem)[1]) - 1)
-
     def tasks(self, config: ChainSourceConfig) -> list[Task]:
         """`size` distinct problems of the configured split, in random order.
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 
 from gvm_ray.config.rewards import (
@@ -24,7 +23,9 @@ from gvm_ray.maths.boxed import last_boxed
 from gvm_ray.protocols import RewardFunction
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import MathVerifyReward, can_parse_answer
-from gvm_ray.types import Completion, Prompt
+from gvm_ray.types import Prompt
+from tests import builders
+from tests.builders import completion
 
 TERMS = [
     MathVerifyRewardConfig(),
@@ -60,19 +61,7 @@ MODEL_TEXTS = [
 
 
 def prompt(answer: str = "4") -> Prompt:
-    return Prompt(
-        prompt_id="p", text="2+2", token_ids=np.zeros(1, np.int32), answer=answer, features={"reasoning_gym": GYM_ENTRY}
-    )
-
-
-def completion(text: str) -> Completion:
-    return Completion(
-        token_ids=np.zeros(1, np.int32),
-        logprobs=np.zeros(1, np.float32),
-        policy_versions=np.zeros(1, dtype=np.int32),
-        finish_reason="stop",
-        text=text,
-    )
+    return builders.prompt(text="2+2", answer=answer, features={"reasoning_gym": GYM_ENTRY})
 
 
 def test_every_kind_of_reward_is_under_contract():

@@ -28,9 +28,10 @@ from gvm_ray.config.strategy import (
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.maths.losses import ImportanceCorrection
 from gvm_ray.protocols import Algorithm
-from gvm_ray.types import EstimatorTerms, GroupOutcome, GroupRef, TrainBatch
+from gvm_ray.types import EstimatorTerms, TrainBatch
+from tests import builders
+from tests.builders import NAN
 
-NAN = float("nan")
 ALL_CONFIGS = [
     RaftConfig,
     RaftPlusPlusConfig,
@@ -43,15 +44,13 @@ ALL_CONFIGS = [
 
 
 def outcome(prompt_id: str, rewards: Sequence[float], *, num_tokens: Sequence[int] | None = None, ref: str = ""):
-    count = len(rewards)
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(count)),
-        rewards=np.array(rewards, dtype=np.float64),
-        num_tokens=np.array(num_tokens or [10] * count, dtype=np.int32),
-        policy_versions=np.zeros(count, dtype=np.int32),
-        truncated=np.arange(count) == 0,
-        ref=GroupRef(ref=ref or prompt_id, index=0),
+    """Samples of which the first one was cut."""
+    return builders.outcome(
+        prompt_id,
+        rewards,
+        num_tokens=num_tokens or [10] * len(rewards),
+        truncated=[index == 0 for index in range(len(rewards))],
+        ref=ref or prompt_id,
     )
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -31,6 +32,20 @@ MAX_TOKENS = 24
 PROMPTS = [make_prompt(text) for text in ("1+1=", "a much longer prompt: 12*(3+4)=", "7")]
 
 
+ENGINES: tuple[EngineKind, ...] = get_args(EngineKind)
+CUSTOM = "examples.custom_engine:ReportingEngine"
+
+
+def marks_of(kind: EngineKind) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.vllm] if kind == "vllm" else []
+
+
+def skip_without(kind: EngineKind) -> None:
+    """Skip where the engine's library, which is one of the extras, isn't installed."""
+    if kind == "vllm":
+        pytest.importorskip("vllm")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """An engine under test and the weights it was given last."""
@@ -43,17 +58,16 @@ class Loaded:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((kind, tied), id=f"{kind}-{'tied' if tied else 'untied'}", marks=marks)
-        for kind, marks in (("transformers", ()), ("custom", ()), ("vllm", pytest.mark.vllm))
+        pytest.param((kind, tied), id=f"{kind}-{'tied' if tied else 'untied'}", marks=marks_of(kind))
+        for kind in ENGINES
         for tied in (True, False)
     ],
 )
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     kind, tied = request.param
-    if kind == "vllm":
-        pytest.importorskip("vllm")
+    skip_without(kind)
     model_path = build_tiny_model(tmp_path_factory.mktemp("model"), tied=tied)
-    path = "examples.custom_engine:ReportingEngine" if kind == "custom" else None
+    path = CUSTOM if kind == "custom" else None
     config = EngineConfig(type=kind, path=path, max_num_seqs=8, kv_cache_gib=0.05)
     engine = create_engine(kind, model_path, config=config, max_model_len=MAX_MODEL_LEN)
     assert isinstance(engine, Engine)
@@ -178,22 +192,14 @@ def test_responses_end_with_end_of_sequence_or_at_max_tokens(loaded: Loaded) -> 
             assert eos_token_id not in ids
 
 
-ENGINES = [
-    pytest.param("transformers"),
-    pytest.param("custom"),
-    pytest.param("vllm", marks=pytest.mark.vllm),
-]
-
-
-@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=marks_of(kind)) for kind in ENGINES])
 def test_every_end_token_that_the_model_names_ends_a_response(kind: EngineKind, tmp_path: Path) -> None:
     """The tokenizer names 1, config.json 40, generation_config.json 41 and 42; all but 1 are plain characters."""
-    if kind == "vllm":
-        pytest.importorskip("vllm")
+    skip_without(kind)
     model_path = build_tiny_model(tmp_path, tied=True)
     name_end_tokens(tmp_path / "config.json", 40)
     name_end_tokens(tmp_path / "generation_config.json", [41, 42, 41, -1, None, 100_000])
-    path = "examples.custom_engine:ReportingEngine" if kind == "custom" else None
+    path = CUSTOM if kind == "custom" else None
     config = EngineConfig(type=kind, path=path, max_num_seqs=64, kv_cache_gib=0.05)
     engine = create_engine(kind, model_path, config=config, max_model_len=MAX_MODEL_LEN)
     engine.load_weights(0, load_file(tmp_path / "model.safetensors").items())
@@ -337,6 +343,10 @@ def test_incomplete_weights_are_refused(loaded: Loaded) -> None:
     with pytest.raises(SystemFailure, match=r"layers\.1\.mlp"):
         loaded.engine.load_weights(10, incomplete.items())
     assert loaded.engine.policy_version != 10
+
+
+def test_the_settings_name_every_engine_and_auto() -> None:
+    assert set(get_args(EngineConfig.model_fields["type"].annotation)) == {*ENGINES, "auto"}
 
 
 def test_auto_takes_what_is_installed() -> None:

@@ -1,33 +1,15 @@
-"""Builders for the tests of single allocators: prompts of one letter each, and scripted outcomes."""
+"""An allocator's steps whose samples have the rewards that a test gives them; prompts are of one letter each."""
 
-from collections.abc import Callable, Iterable, Sequence
-
-import numpy as np
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from gvm_ray.allocators import AllocationDriver
-from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, GroupRef, Prompt
+from gvm_ray.types import Allocation, AllocationReport
+from tests.builders import outcome, prompts
 
-NAN = float("nan")
 Rewards = Callable[[str, int], Sequence[float]]
-
-
-def prompts(ids: Iterable[str]) -> list[Prompt]:
-    """One prompt for each id."""
-    return [Prompt(prompt_id=id_, text=id_, token_ids=np.zeros(1, dtype=np.int32), answer="1") for id_ in ids]
-
-
-def outcome(prompt_id: str, rewards: Sequence[float], *, first_index: int = 0) -> GroupOutcome:
-    """Scored samples of a prompt, NaN being unscored."""
-    n = len(rewards)
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(first_index, first_index + n)),
-        rewards=np.array(rewards, dtype=np.float64),
-        num_tokens=np.ones(n, dtype=np.int32),
-        policy_versions=np.zeros(n, dtype=np.int32),
-        truncated=np.zeros(n, dtype=np.bool_),
-        ref=GroupRef(ref=prompt_id, index=0),
-    )
 
 
 def accepted(number: int, count: int) -> list[float]:
@@ -45,14 +27,30 @@ def all_equal(solved: str = "", failed: str = "") -> Rewards:
 
 
 def run_step(
-    strategy: AllocationDriver, ids: Iterable[str], *, budget: int, rewards: Rewards, step: int = 0
+    driver: AllocationDriver, ids: Iterable[str], *, budget: int, rewards: Rewards, step: int = 0, **arguments: Any
 ) -> tuple[list[Allocation], AllocationReport]:
     """The rounds of a step whose samples get these rewards, and its report."""
-    steps = strategy
     rounds = []
-    allocation = steps.plan(prompts(ids), step=step, budget=budget)
+    drawn: Counter[str] = Counter()
+    allocation = driver.plan(prompts(ids), step=step, budget=budget, **arguments)
     while allocation.total:
         rounds.append(allocation)
-        outcomes = [outcome(id_, rewards(id_, count)) for id_, count in allocation.counts.items() if count]
-        allocation = steps.observe(outcomes, step=step)
-    return rounds, steps.report(step=step)
+        outcomes = []
+        for id_, count in allocation.counts.items():
+            if count:
+                outcomes.append(outcome(id_, rewards(id_, count), first_index=drawn[id_]))
+                drawn[id_] += count
+        allocation = driver.observe(outcomes, step=step)
+    return rounds, driver.report(step=step)
+
+
+def run_script(
+    driver: AllocationDriver, ids: str, *, rewards: Mapping[str, Sequence[float]], **arguments: Any
+) -> tuple[list[dict[str, int]], AllocationReport]:
+    """The counts of each round of a step, and its report; a prompt's samples have its rewards in turn, again and
+    again."""
+    scripts = {id_: itertools.cycle(values) for id_, values in rewards.items()}
+    rounds, report = run_step(
+        driver, ids, rewards=lambda id_, count: list(itertools.islice(scripts[id_], count)), **arguments
+    )
+    return [dict(allocation.counts) for allocation in rounds], report

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.engines.server import EngineServer
-from gvm_ray.types import Completion, Prompt, SampleRequest, SamplingParameters
+from gvm_ray.types import Completion, SampleRequest, SamplingParameters
+from tests.builders import sample_request
 
 SAMPLING = SamplingParameters(temperature=1.0, max_tokens=100)
 
@@ -79,8 +80,8 @@ class CountingEngine:
 
 
 def request(prompt_id: str, *lengths: int) -> SampleRequest:
-    prompt = Prompt(prompt_id=prompt_id, text="", token_ids=np.zeros(1, dtype=np.int32), answer="")
-    return SampleRequest(prompt=prompt, sample_indices=tuple(range(len(lengths))), seeds=lengths)
+    """Its seeds are the lengths."""
+    return sample_request(prompt_id, seeds=lengths)
 
 
 def weights(version: int) -> Callable[[], Iterable[tuple[str, Any]]]:

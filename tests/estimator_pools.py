@@ -7,7 +7,7 @@ import numpy as np
 from gvm_ray.config import EstimatorConfig, RunConfig, parse_config
 from gvm_ray.lab.estimator.plan import PlannedArm
 from gvm_ray.lab.estimator.pool import SamplePool
-from gvm_ray.types import Prompt
+from tests.builders import prompt
 
 
 def gaussian_pool(
@@ -24,10 +24,7 @@ def gaussian_pool(
     gradients = gradients.reshape(-1, dimensions) * np.where(rewards, 1, -0.5)[:, None]
     norms = np.linalg.norm(gradients, axis=1)
     return SamplePool(
-        prompts=tuple(
-            Prompt(prompt_id=f"p{index}", text="", token_ids=np.array([index], dtype=np.int32), answer="")
-            for index in range(len(rates))
-        ),
+        prompts=tuple(prompt(f"p{index}", token_ids=[index]) for index in range(len(rates))),
         num_targets=len(accept_rates),
         samples=tuple(rows),
         rewards=rewards,

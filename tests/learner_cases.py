@@ -15,7 +15,8 @@ from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.model import ScratchModelConfig
 from gvm_ray.learner.scratch_model import build_scratch_model
-from gvm_ray.types import Completion, Demonstration, GroupRef, Prompt, RolloutGroup, TrainBatch, TrainGroup
+from gvm_ray.types import Completion, Demonstration, GroupRef, RolloutGroup, TrainBatch, TrainGroup
+from tests.builders import prompt
 
 TINY_MODEL = ScratchModelConfig(
     hidden_size=32, num_heads=2, num_key_value_heads=1, intermediate_size=48, max_position_embeddings=64, seed=3
@@ -116,9 +117,9 @@ def ragged_groups(*, seed: int = 0) -> list[RolloutGroup]:
             )
             for _ in range(num_samples)
         )
-        prompt = Prompt(prompt_id=f"p{index}", text="", token_ids=prompt_ids, answer="")
+        asked = prompt(f"p{index}", token_ids=prompt_ids)
         rewards = np.arange(num_samples, dtype=np.float64) % 2
-        groups.append(RolloutGroup.of(prompt, completions, rewards=rewards))
+        groups.append(RolloutGroup.of(asked, completions, rewards=rewards))
     return groups
 
 

@@ -24,11 +24,12 @@ from gvm_ray.actors.weight_sync import fetch
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import Delivery, GroupRef, ModelSpec, SamplingParameters, TransferWorld, WeightsRef, WeightTransfer
+from tests.builders import sample_request
 from tests.gloo_transfer import install
 from tests.learner_cases import OPTIMIZER, SurrogateLoss, batch_of, learner_config, ragged_groups
 from tests.ray_processes import rank_process
 from tests.tiny_groups import sample
-from tests.tiny_models import build_tiny_model, make_prompt, make_request, reference_logprobs
+from tests.tiny_models import build_tiny_model, make_prompt, reference_logprobs
 
 DEADLINES = DeadlineConfig(start_s=400, sync_s=200, sample_s=60)
 
@@ -129,7 +130,7 @@ class Parts:
     async def error(self, policy_version: int) -> float:
         """Largest mean difference of a sample's log-probs from those of the learners' weights; all generators serve."""
         weights = dict(fetch(await self.learners.republish()))
-        requests = [make_request(make_prompt(f"{i}+{i}="), num_samples=2) for i in range(6)]
+        requests = [sample_request(make_prompt(f"{i}+{i}="), num_samples=2) for i in range(6)]
         groups = await sample(self.pool, requests, SamplingParameters(temperature=0.8, max_tokens=8))
         errors: list[float] = []
         for group in groups:

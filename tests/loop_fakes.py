@@ -32,6 +32,7 @@ from gvm_ray.types import (
     UpdateResult,
     WeightsRef,
 )
+from tests.builders import prompt
 
 START = CheckpointState(step=0, policy_version=0, cursor={}, allocator={}, costs={})
 
@@ -190,9 +191,7 @@ class FakeEvaluator:
 
 
 def make_system(config: RunConfig) -> tuple[System, FakePools, FakeLearners, Records]:
-    prompts = [
-        Prompt(prompt_id=str(i), text=str(i), token_ids=np.array([i], dtype=np.int32), answer="1") for i in range(24)
-    ]
+    prompts = [prompt(i, text=str(i), token_ids=[i]) for i in range(24)]
     pools, learners, records = FakePools(), FakeLearners(), Records()
     learners.events = pools.events
     system = assemble(

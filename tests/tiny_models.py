@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from gvm_ray.learner.scratch_model import build_character_tokenizer
-from gvm_ray.types import Completion, Prompt, SampleRequest
+from gvm_ray.types import Completion, Prompt
 
 
 def build_tiny_model(folder: Path, *, tied: bool, head_dim: int = 32) -> str:
@@ -97,12 +97,3 @@ def make_prompt(text: str) -> Prompt:
     """A prompt of the character tokenizer, its text as its id."""
     token_ids = build_character_tokenizer()(text)["input_ids"]
     return Prompt(prompt_id=text, text=text, token_ids=np.array(token_ids, dtype=np.int32), answer="0")
-
-
-def make_request(prompt: Prompt, *, num_samples: int, first_seed: int = 0) -> SampleRequest:
-    """Seeds first_seed, first_seed + 1 ..."""
-    return SampleRequest(
-        prompt=prompt,
-        sample_indices=tuple(range(num_samples)),
-        seeds=tuple(range(first_seed, first_seed + num_samples)),
-    )

@@ -3,12 +3,12 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import zip_longest
-from typing import get_args
+from typing import Any
 
 import numpy as np
 import pytest
-from scripted_outcomes import run_step as scripted_step
 
 from gvm_ray.algorithms.base import scored_samples
 from gvm_ray.allocators import AllocationDriver, AllocatorSettings
@@ -33,9 +33,12 @@ from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocator
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
 from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
-from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, GroupRef, Prompt
+from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, Prompt
+from tests.allocator_cases import run_script
+from tests.builders import outcome, prompts
+from tests.contract.union_cases import every_variant
 
-CONFIGS: dict[str, AllocatorSettings] = {
+OWN_CASES: dict[str, Any] = {
     "uniform": UniformAllocatorConfig(),
     "gvm": GVMAllocatorConfig(),
     "gvm as published": GVMAllocatorConfig(reuse_pilots=False, prior_successes=0, prior_failures=0),
@@ -67,6 +70,7 @@ CONFIGS: dict[str, AllocatorSettings] = {
     "offline filter apart": OfflineFilterAllocatorConfig(measurement_samples=4, train_on_measurements=False),
     "the example": CustomAllocatorConfig(path="examples.custom_allocator:FewerForSolved"),
 }
+CONFIGS = every_variant(AllocatorSettings, OWN_CASES)
 Rate = Callable[[int], float]
 RATES: dict[str, Rate] = {
     "p = 0": lambda _: 0.0,
@@ -79,13 +83,6 @@ RATES: dict[str, Rate] = {
 @pytest.fixture(params=CONFIGS)
 def config(request: pytest.FixtureRequest) -> AllocatorSettings:
     return CONFIGS[request.param]
-
-
-def make_prompts(first: int, count: int) -> list[Prompt]:
-    return [
-        Prompt(prompt_id=str(index), text="", token_ids=np.zeros(1, dtype=np.int32), answer="1")
-        for index in range(first, first + count)
-    ]
 
 
 def sample(
@@ -102,14 +99,9 @@ def sample(
         rewards.setflags(write=False)
         norms.setflags(write=False)
         outcomes.append(
-            GroupOutcome(
-                prompt_id=prompt_id,
-                sample_indices=tuple(range(drawn[prompt_id], drawn[prompt_id] + count)),
-                rewards=rewards,
-                num_tokens=np.full(count, 5, dtype=np.int32),
-                policy_versions=np.zeros(count, dtype=np.int32),
-                truncated=np.zeros(count, dtype=np.bool_),
-                ref=GroupRef(ref=None, index=0),
+            replace(
+                outcome(prompt_id, rewards, first_index=drawn[prompt_id]),
+                rewards=rewards,  # itself, which is read-only
                 gradient_norms=norms if allocation.needs_gradient_norms else None,
             )
         )
@@ -119,8 +111,8 @@ def sample(
 
 def run_step(
     allocator: AllocationDriver,
+    now: list[Prompt],
     *,
-    prompts: list[Prompt],
     upcoming: list[Prompt],
     budget: int,
     rate: Rate,
@@ -128,9 +120,9 @@ def run_step(
 ) -> tuple[dict[str, int], AllocationReport]:
     """Samples drawn for each prompt over the step's rounds, and what the allocator says of them."""
     rng = np.random.default_rng(seed)
-    known = {prompt.prompt_id for prompt in [*prompts, *upcoming]}
+    known = {prompt.prompt_id for prompt in [*now, *upcoming]}
     drawn: dict[str, int] = {}
-    allocation = allocator.plan(prompts, step=0, budget=budget, upcoming=upcoming)
+    allocation = allocator.plan(now, step=0, budget=budget, upcoming=upcoming)
     while allocation.total:
         assert set(allocation.counts) <= known
         for prompt_id, count in allocation.counts.items():
@@ -146,12 +138,12 @@ def run_block(
 ):
     """Samples drawn for each prompt over a block of steps."""
     steps = config.block_steps if isinstance(config, GVMAllocatorConfig) else 1
-    prompts = make_prompts(first, size * steps)
+    block = prompts(size * steps, first=first)
     drawn: dict[str, int] = {}
     for step in range(steps):
-        now = prompts[step * size : (step + 1) * size]
-        upcoming = prompts[size:] if step == 0 else []
-        drawn_now, _ = run_step(allocator, prompts=now, upcoming=upcoming, budget=budget, rate=rate, seed=step)
+        now = block[step * size : (step + 1) * size]
+        upcoming = block[size:] if step == 0 else []
+        drawn_now, _ = run_step(allocator, now, upcoming=upcoming, budget=budget, rate=rate, seed=step)
         for prompt_id, count in drawn_now.items():
             drawn[prompt_id] = drawn.get(prompt_id, 0) + count
     return steps, drawn
@@ -182,13 +174,13 @@ def assert_spent(drawn: dict[str, int], *, budget: int, config: AllocatorSetting
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
 def test_every_sampled_prompt_has_an_accept_rate_or_none_has(config, rate: Rate) -> None:
     allocator = AllocationDriver.of(config, accept_threshold=0.5)
-    prompts = make_prompts(0, 8)
+    now = prompts(8)
     for _ in range(3):
-        _, report = run_step(allocator, prompts=prompts, upcoming=[], budget=64, rate=rate)
+        _, report = run_step(allocator, now, upcoming=[], budget=64, rate=rate)
         rates, counts = report.estimator.accept_rates, report.histograms["samples_per_prompt"]
         assert all(0 < p <= 1 for p in rates.values())
         if config.knows_accept_rates:
-            assert {prompt.prompt_id for prompt, n in zip(prompts, counts, strict=True) if n} <= set(rates)
+            assert {prompt.prompt_id for prompt, n in zip(now, counts, strict=True) if n} <= set(rates)
         else:
             assert rates == {}
 
@@ -199,13 +191,13 @@ def test_samples_that_are_averaged_over_have_no_part_in_their_accept_rates(confi
     script = {id_: [float((row + i) % 3 == 0) for i in range(64)] for row, id_ in enumerate(ids)}
     for flipped in (False, True):
         allocator = AllocationDriver.of(config, accept_threshold=0.5)
-        scripted_step(allocator, ids, budget=64, rewards=script)  # a first visit, for those that learn from it
+        run_script(allocator, ids, budget=64, rewards=script)  # a first visit, for those that learn from it
         pilots = reports[0].estimator.pilots if flipped else {}
         rewards = {
             id_: [1 - r if flipped and i not in pilots.get(id_, ()) else r for i, r in enumerate(values)]
             for id_, values in script.items()
         }
-        reports.append(scripted_step(allocator, ids, budget=64, rewards=rewards, step=1)[1])
+        reports.append(run_script(allocator, ids, budget=64, rewards=rewards, step=1)[1])
     assert reports[0].estimator.accept_rates == reports[1].estimator.accept_rates
     assert reports[0].estimator.pilots == reports[1].estimator.pilots
 
@@ -219,7 +211,7 @@ def test_no_trained_group_is_smaller_than_the_settings_say(config, rate: Rate) -
     rng = np.random.default_rng(0)
     for step in range(4):
         steps, trained = allocator, []
-        allocation = steps.plan(make_prompts(0, 8), step=step, budget=64)
+        allocation = steps.plan(prompts(8), step=step, budget=64)
         drawn: Counter[str] = Counter()
         while allocation.total:
             outcomes = sample(allocation, rate, rng, drawn=drawn)
@@ -227,11 +219,6 @@ def test_no_trained_group_is_smaller_than_the_settings_say(config, rate: Rate) -
             allocation = steps.observe(outcomes, step=step)
         samples = scored_samples(trained, accept_threshold=0.5, terms=steps.report(step=step).estimator)
         assert all(size == 0 or size >= floor for size in samples.group_sizes)
-
-
-def test_all_allocators_are_here() -> None:
-    members = get_args(get_args(AllocatorSettings)[0])
-    assert {type(config) for config in CONFIGS.values()} == set(members)
 
 
 def test_the_decision_is_a_function_of_what_was_observed(config) -> None:
@@ -267,7 +254,7 @@ def test_memory_counts_every_scored_sample(config) -> None:
 @pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
 def test_metrics_and_histograms_describe_the_step(config, rate: Rate) -> None:
     allocator = AllocationDriver.of(config, accept_threshold=0.5)
-    _, report = run_step(allocator, prompts=make_prompts(0, 8), upcoming=[], budget=64, rate=rate)
+    _, report = run_step(allocator, prompts(8), upcoming=[], budget=64, rate=rate)
     metrics, histograms = report.metrics, report.histograms
     counts = histograms["samples_per_prompt"]
     assert counts.shape == histograms["accept_rate"].shape == (8,)
@@ -286,8 +273,8 @@ def test_overlapping_steps_give_what_each_gives_alone(config) -> None:
     def observed(steps: AllocationDriver, step: int):
         """One line for each round of the step, then its report and accept rates."""
         rng = np.random.default_rng(step)
-        prompts, upcoming = make_prompts(100 * step, 8), make_prompts(100 * step + 8, 16)
-        allocation = steps.plan(prompts, step=step, budget=64, upcoming=upcoming)
+        now, upcoming = prompts(8, first=100 * step), prompts(16, first=100 * step + 8)
+        allocation = steps.plan(now, step=step, budget=64, upcoming=upcoming)
         while allocation.total:
             yield dict(allocation.counts)
             allocation = steps.observe(sample(allocation, RATES["mixed"], rng), step=step)

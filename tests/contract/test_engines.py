@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from tiny_models import (
     build_tiny_model,
     changed_weights,
     make_prompt,
-    make_request,
     reference_distribution,
     reference_logprobs,
     reference_logprobs_across,
@@ -25,10 +25,25 @@ from gvm_ray.exceptions import DataError, SystemFailure
 from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, ModelSpec, SampleRequest, SamplingParameters
+from tests.builders import sample_request
 
 MAX_MODEL_LEN = 96
 MAX_TOKENS = 24
 PROMPTS = [make_prompt(text) for text in ("1+1=", "a much longer prompt: 12*(3+4)=", "7")]
+
+
+ENGINES: tuple[EngineKind, ...] = get_args(EngineKind)
+CUSTOM = "examples.custom_engine:ReportingEngine"
+
+
+def marks_of(kind: EngineKind) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.vllm] if kind == "vllm" else []
+
+
+def skip_without(kind: EngineKind) -> None:
+    """Skip where the engine's library, which is one of the extras, isn't installed."""
+    if kind == "vllm":
+        pytest.importorskip("vllm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +58,21 @@ class Loaded:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((kind, tied), id=f"{kind}-{'tied' if tied else 'untied'}", marks=marks)
-        for kind, marks in (("transformers", ()), ("custom", ()), ("vllm", pytest.mark.vllm))
+        pytest.param((kind, tied), id=f"{kind}-{'tied' if tied else 'untied'}", marks=marks_of(kind))
+        for kind in ENGINES
         for tied in (True, False)
     ],
 )
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     kind, tied = request.param
-    if kind == "vllm":
-        pytest.importorskip("vllm")
+    skip_without(kind)
     model_path = build_tiny_model(tmp_path_factory.mktemp("model"), tied=tied)
-    path = "examples.custom_engine:ReportingEngine" if kind == "custom" else None
+    path = CUSTOM if kind == "custom" else None
     config = EngineConfig(type=kind, path=path, max_num_seqs=8, kv_cache_gib=0.05)
     engine = create_engine(kind, ModelSpec(path=model_path, max_model_len=MAX_MODEL_LEN), config=config)
     assert isinstance(engine, Engine)
     assert engine.policy_version == -1
-    generate(engine, [make_request(PROMPTS[0], num_samples=2)], sampling())  # fills the prefix cache with old weights
+    generate(engine, [sample_request(PROMPTS[0], num_samples=2)], sampling())  # fills the prefix cache with old weights
     weights = changed_weights(model_path, seed=1)
     engine.load_weights(5, weights.items())
     yield Loaded(engine=engine, model_path=model_path, weights=weights)
@@ -74,7 +88,7 @@ def tokens(completion: Completion) -> list[int]:
 
 
 def test_as_many_samples_as_asked_in_order(loaded: Loaded) -> None:
-    requests = [make_request(prompt, num_samples=n) for prompt, n in zip(PROMPTS, (3, 0, 7), strict=True)]
+    requests = [sample_request(prompt, num_samples=n) for prompt, n in zip(PROMPTS, (3, 0, 7), strict=True)]
     result = generate(loaded.engine, requests, sampling())
     assert [len(completions) for completions in result] == [3, 0, 7]
     for completion in result[0] + result[2]:
@@ -87,7 +101,7 @@ def test_as_many_samples_as_asked_in_order(loaded: Loaded) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_a_forward_pass_under_the_new_weights(loaded: Loaded, temperature: float) -> None:
-    requests = [make_request(prompt, num_samples=3) for prompt in PROMPTS]
+    requests = [sample_request(prompt, num_samples=3) for prompt in PROMPTS]
     result = generate(loaded.engine, requests, sampling(temperature=temperature))
     differences = [
         np.abs(
@@ -107,7 +121,7 @@ def test_logprobs_are_those_of_a_forward_pass_under_the_new_weights(loaded: Load
 
 
 def test_a_small_top_p_leaves_the_likeliest_token_alone(loaded: Loaded) -> None:
-    request = make_request(PROMPTS[0], num_samples=8)
+    request = sample_request(PROMPTS[0], num_samples=8)
     everything = generate(loaded.engine, [request], sampling())[0]
     likeliest = generate(loaded.engine, [request], sampling(top_p=1e-4))[0]
     assert len({tuple(tokens(completion)) for completion in everything}) > 1
@@ -129,7 +143,7 @@ def test_the_nucleus_by_hand() -> None:
 
 
 def test_top_p_keeps_the_likeliest_tokens_that_reach_it(loaded: Loaded) -> None:
-    request = make_request(PROMPTS[0], num_samples=32)
+    request = sample_request(PROMPTS[0], num_samples=32)
     completions = generate(loaded.engine, [request], sampling(top_p=0.6, max_tokens=1))[0]
     whole = reference_distribution(loaded.model_path, loaded.weights, prompt=request.prompt)
     kept = nucleus(whole, 0.6)
@@ -150,7 +164,7 @@ def assert_logprobs_match(loaded: Loaded, request: SampleRequest, completions: t
 
 
 def test_samples_depend_on_seeds_and_not_on_company_or_order(loaded: Loaded) -> None:
-    first, second, third = (make_request(prompt, num_samples=4, first_seed=2**62) for prompt in PROMPTS)
+    first, second, third = (sample_request(prompt, num_samples=4, first_seed=2**62) for prompt in PROMPTS)
     together = generate(loaded.engine, [first, second, third], sampling())
     (alone,) = generate(loaded.engine, [second], sampling())
     reordered = generate(loaded.engine, [third, second], sampling())
@@ -163,7 +177,7 @@ def test_samples_depend_on_seeds_and_not_on_company_or_order(loaded: Loaded) -> 
 
 
 def test_responses_end_with_end_of_sequence_or_at_max_tokens(loaded: Loaded) -> None:
-    (completions,) = generate(loaded.engine, [make_request(PROMPTS[0], num_samples=64)], sampling(temperature=2.0))
+    (completions,) = generate(loaded.engine, [sample_request(PROMPTS[0], num_samples=64)], sampling(temperature=2.0))
     reasons = {completion.finish_reason for completion in completions}
     assert reasons == {"stop", "length"}  # about one in 98 tokens ends a response at this temperature
     eos_token_id = 1
@@ -178,26 +192,18 @@ def test_responses_end_with_end_of_sequence_or_at_max_tokens(loaded: Loaded) -> 
             assert eos_token_id not in ids
 
 
-ENGINES = [
-    pytest.param("transformers"),
-    pytest.param("custom"),
-    pytest.param("vllm", marks=pytest.mark.vllm),
-]
-
-
-@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=marks_of(kind)) for kind in ENGINES])
 def test_every_end_token_that_the_model_names_ends_a_response(kind: EngineKind, tmp_path: Path) -> None:
     """The tokenizer names 1, config.json 40, generation_config.json 41 and 42; all but 1 are plain characters."""
-    if kind == "vllm":
-        pytest.importorskip("vllm")
+    skip_without(kind)
     model_path = build_tiny_model(tmp_path, tied=True)
     name_end_tokens(tmp_path / "config.json", 40)
     name_end_tokens(tmp_path / "generation_config.json", [41, 42, 41, -1, None, 100_000])
-    path = "examples.custom_engine:ReportingEngine" if kind == "custom" else None
+    path = CUSTOM if kind == "custom" else None
     config = EngineConfig(type=kind, path=path, max_num_seqs=64, kv_cache_gib=0.05)
     engine = create_engine(kind, ModelSpec(path=model_path, max_model_len=MAX_MODEL_LEN), config=config)
     engine.load_weights(0, load_file(tmp_path / "model.safetensors").items())
-    (completions,) = generate(engine, [make_request(PROMPTS[0], num_samples=256)], sampling(temperature=2.0))
+    (completions,) = generate(engine, [sample_request(PROMPTS[0], num_samples=256)], sampling(temperature=2.0))
     engine.close()
     ends, last = {1, 40, 41, 42}, set()
     for completion in completions:
@@ -216,14 +222,14 @@ def name_end_tokens(file: Path, eos_token_id: object) -> None:
 
 
 def test_max_tokens_cuts(loaded: Loaded) -> None:
-    (completions,) = generate(loaded.engine, [make_request(PROMPTS[0], num_samples=8)], sampling(max_tokens=1))
+    (completions,) = generate(loaded.engine, [sample_request(PROMPTS[0], num_samples=8)], sampling(max_tokens=1))
     assert {len(completion.token_ids) for completion in completions} == {1}
 
 
 def test_sampling_follows_the_distribution(loaded: Loaded) -> None:
     """Each token comes up as often as its log-prob says, within five standard deviations."""
     (completions,) = generate(
-        loaded.engine, [make_request(PROMPTS[0], num_samples=1500)], sampling(temperature=0.5, max_tokens=1)
+        loaded.engine, [sample_request(PROMPTS[0], num_samples=1500)], sampling(temperature=0.5, max_tokens=1)
     )
     sampled = np.array([completion.token_ids[0] for completion in completions])
     probability = {int(c.token_ids[0]): float(np.exp(c.logprobs[0])) for c in completions}
@@ -235,13 +241,13 @@ def test_sampling_follows_the_distribution(loaded: Loaded) -> None:
 def test_a_prompt_too_long_for_the_engine_is_named(loaded: Loaded) -> None:
     long = make_prompt("x" * (MAX_MODEL_LEN - MAX_TOKENS + 1))
     with pytest.raises(DataError, match=f"{len(long.token_ids)} tokens"):
-        generate(loaded.engine, [make_request(long, num_samples=1)], sampling())
+        generate(loaded.engine, [sample_request(long, num_samples=1)], sampling())
     fits = make_prompt("x" * (MAX_MODEL_LEN - MAX_TOKENS))
-    assert generate(loaded.engine, [make_request(fits, num_samples=1)], sampling())
+    assert generate(loaded.engine, [sample_request(fits, num_samples=1)], sampling())
 
 
 def test_new_weights_change_samples_and_version(loaded: Loaded) -> None:
-    request = make_request(PROMPTS[1], num_samples=4)
+    request = sample_request(PROMPTS[1], num_samples=4)
     (before,) = generate(loaded.engine, [request], sampling())
     loaded.engine.load_weights(6, changed_weights(loaded.model_path, seed=2).items())
     (other,) = generate(loaded.engine, [request], sampling())
@@ -256,7 +262,7 @@ def test_new_weights_change_samples_and_version(loaded: Loaded) -> None:
 def test_weights_change_between_two_tokens_of_a_sample(loaded: Loaded) -> None:
     """Each token knows its version, and its log-prob is that of the weights and of the cache it was sampled with."""
     engine, changed = loaded.engine, changed_weights(loaded.model_path, seed=4)
-    requests = [make_request(prompt, num_samples=2, first_seed=40) for prompt in PROMPTS]
+    requests = [sample_request(prompt, num_samples=2, first_seed=40) for prompt in PROMPTS]
     engine.add(requests, sampling())
     num_before = 6
     finished = [answer for _ in range(num_before) for answer in engine.step()]
@@ -288,7 +294,7 @@ def test_weights_change_between_two_tokens_of_a_sample(loaded: Loaded) -> None:
 
 def test_requests_come_while_others_are_under_way(loaded: Loaded) -> None:
     engine = loaded.engine
-    early, late = (make_request(prompt, num_samples=3, first_seed=7) for prompt in PROMPTS[:2])
+    early, late = (sample_request(prompt, num_samples=3, first_seed=7) for prompt in PROMPTS[:2])
     expected = generate(engine, [early], sampling()) + generate(engine, [late], sampling(max_tokens=9))
     engine.add([early], sampling())
     finished = engine.step()
@@ -303,9 +309,9 @@ def test_requests_come_while_others_are_under_way(loaded: Loaded) -> None:
 
 def test_aborted_requests_are_never_answered(loaded: Loaded) -> None:
     engine = loaded.engine
-    request = make_request(PROMPTS[1], num_samples=3)
+    request = sample_request(PROMPTS[1], num_samples=3)
     expected = generate(engine, [request], sampling())
-    engine.add([make_request(PROMPTS[0], num_samples=12)], sampling())
+    engine.add([sample_request(PROMPTS[0], num_samples=12)], sampling())
     engine.step()
     engine.abort()
     assert engine.num_unfinished == 0
@@ -315,10 +321,10 @@ def test_aborted_requests_are_never_answered(loaded: Loaded) -> None:
 
 
 def test_after_a_reset_versions_count_anew_and_nothing_old_is_left(loaded: Loaded) -> None:
-    engine, request = loaded.engine, make_request(PROMPTS[1], num_samples=3)
+    engine, request = loaded.engine, sample_request(PROMPTS[1], num_samples=3)
     version = engine.policy_version
     generate(engine, [request], sampling())  # fills the prefix cache with this version's keys and values
-    engine.add([request, make_request(PROMPTS[0], num_samples=12)], sampling())
+    engine.add([request, sample_request(PROMPTS[0], num_samples=12)], sampling())
     engine.step()
     engine.reset()
     assert engine.num_unfinished == 0
@@ -337,6 +343,10 @@ def test_incomplete_weights_are_refused(loaded: Loaded) -> None:
     with pytest.raises(SystemFailure, match=r"layers\.1\.mlp"):
         loaded.engine.load_weights(10, incomplete.items())
     assert loaded.engine.policy_version != 10
+
+
+def test_the_settings_name_every_engine_and_auto() -> None:
+    assert set(get_args(EngineConfig.model_fields["type"].annotation)) == {*ENGINES, "auto"}
 
 
 def test_auto_takes_what_is_installed() -> None:

@@ -10,7 +10,7 @@ import pytest
 import ray
 import torch
 from tiny_groups import sample
-from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
+from tiny_models import build_tiny_model, changed_weights, make_prompt
 
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_fleet import WeightSource
@@ -20,11 +20,12 @@ from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.exceptions import TooManyFailures
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import Delivery, GroupOutcome, ModelSpec, RolloutGroup, SamplingParameters, TransferWorld, WeightsRef
+from tests.builders import sample_request
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
 
 SAMPLING = SamplingParameters(temperature=1.0, max_tokens=12)
-REQUESTS = [make_request(make_prompt(f"{i}*2="), num_samples=12, first_seed=50 * i) for i in range(12)]
+REQUESTS = [sample_request(make_prompt(f"{i}*2="), num_samples=12, first_seed=50 * i) for i in range(12)]
 
 
 @pytest.fixture(scope="module")

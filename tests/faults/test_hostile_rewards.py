@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gvm_ray.actors.reward_env import make_reward_sandbox
@@ -16,12 +15,12 @@ from gvm_ray.config.rewards import FunctionRewardConfig, RewardsConfig
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.rewards.sandbox import Sandbox, Scored, Unscored
 from gvm_ray.rewards.sandbox_child import MAX_FILE_BYTES
-from gvm_ray.types import Completion, Prompt
+from tests.builders import completion, prompt
 from tests.faults.hostile_rewards import GARBAGE
 
 pytestmark = pytest.mark.faults
 
-PROMPT = Prompt(prompt_id="p7", text="?", token_ids=np.zeros(1, np.int32), answer="4")
+PROMPT = prompt("p7", answer="4")
 HOSTILE = (FunctionRewardConfig(path="tests.faults.hostile_rewards:hostile"),)
 
 
@@ -33,17 +32,7 @@ def make_sandbox(*, timeout_s: float = 60.0, allow_network: bool = False, pass_e
 
 
 def results(box: Sandbox, *texts: str) -> list[Scored | Unscored]:
-    completions = [
-        Completion(
-            token_ids=np.zeros(1, np.int32),
-            logprobs=np.zeros(1, np.float32),
-            policy_versions=np.zeros(1, np.int32),
-            finish_reason="stop",
-            text=text,
-        )
-        for text in texts
-    ]
-    return box.score([(PROMPT, completion) for completion in completions])
+    return box.score([(PROMPT, completion(text)) for text in texts])
 
 
 def score(box: Sandbox, *texts: str) -> list[float | str]:

@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.rewards.sandbox import Sandbox, Scored, Unscored
 from gvm_ray.types import Completion, Prompt
+from tests.builders import completion, prompt
 from tests.faults.nasty_answers import NASTY, boxed
 
 pytestmark = pytest.mark.faults
@@ -27,14 +27,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 def item(text: str) -> tuple[Prompt, Completion]:
     """A response to a prompt whose answer is 42."""
-    completion = Completion(
-        token_ids=np.zeros(1, np.int32),
-        logprobs=np.zeros(1, np.float32),
-        policy_versions=np.zeros(1, np.int32),
-        finish_reason="stop",
-        text=text,
-    )
-    return Prompt(prompt_id="p", text="6 x 7", token_ids=np.zeros(1, np.int32), answer="42"), completion
+    return prompt(text="6 x 7", answer="42"), completion(text)
 
 
 def test_there_are_many_and_they_differ():

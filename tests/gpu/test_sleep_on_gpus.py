@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
+from tiny_models import build_tiny_model, changed_weights, make_prompt
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.engines.server import Sleeps
 from gvm_ray.types import ModelSpec, SamplingParameters
+from tests.builders import sample_request
 
 pytest.importorskip("vllm")
 pytestmark = [
@@ -25,7 +26,7 @@ def test_the_memory_is_free_while_it_sleeps_and_samples_are_the_same_after(tmp_p
     engine = create_engine("vllm", ModelSpec(path=path, max_model_len=64), config=config)
     assert isinstance(engine, Sleeps)
     sampling = SamplingParameters(temperature=1.0, max_tokens=16)
-    requests = [make_request(make_prompt("1+1="), num_samples=4, first_seed=5)]
+    requests = [sample_request(make_prompt("1+1="), num_samples=4, first_seed=5)]
     engine.load_weights(1, changed_weights(path, seed=3).items())
     before = [c.token_ids.tolist() for c in generate(engine, requests, sampling)[0]]
     free_awake, total = torch.cuda.mem_get_info()

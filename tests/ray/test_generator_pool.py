@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 from tiny_groups import sample, sample_groups
-from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
+from tiny_models import build_tiny_model, changed_weights, make_prompt
 
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool
@@ -19,6 +19,7 @@ from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DeadlineExceeded, ModelError
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import GroupOutcome, GroupRef, ModelSpec, RolloutGroup, SampleRequest, SamplingParameters
+from tests.builders import sample_request
 
 pytestmark = pytest.mark.ray
 
@@ -68,7 +69,7 @@ def all_are_back(pool: GeneratorPool, runner: asyncio.Runner) -> None:
 
 
 def requests_of(counts: list[int]) -> list[SampleRequest]:
-    return [make_request(make_prompt(f"{i}+1="), num_samples=n, first_seed=100 * i) for i, n in enumerate(counts)]
+    return [sample_request(make_prompt(f"{i}+1="), num_samples=n, first_seed=100 * i) for i, n in enumerate(counts)]
 
 
 def tokens_by_position(
@@ -123,7 +124,7 @@ def test_published_weights_reach_every_generator_and_survive_a_restart(
 def test_what_a_dying_generator_left_is_sampled_again_and_nothing_twice(
     pool: GeneratorPool, runner: asyncio.Runner
 ) -> None:
-    requests = [make_request(make_prompt(f"{i}*2="), num_samples=12, first_seed=50 * i) for i in range(12)]
+    requests = [sample_request(make_prompt(f"{i}*2="), num_samples=12, first_seed=50 * i) for i in range(12)]
     expected = tokens_by_position(pool, requests, runner)
 
     async def scenario() -> tuple[list[RolloutGroup], int]:
@@ -150,7 +151,7 @@ def test_new_weights_arrive_while_samples_are_under_way(
     pool: GeneratorPool, model_path: str, runner: asyncio.Runner
 ) -> None:
     long = SamplingParameters(temperature=1.0, max_tokens=48)
-    requests = [make_request(make_prompt("5+5="), num_samples=40, first_seed=9)]
+    requests = [sample_request(make_prompt("5+5="), num_samples=40, first_seed=9)]
     version = pool.versions[0]
 
     async def scenario() -> list[RolloutGroup]:
@@ -194,7 +195,7 @@ def test_a_reset_pool_serves_another_run_whose_versions_count_anew(
     requests = requests_of([4, 4, 4, 4])
 
     async def scenario() -> None:
-        given_up = asyncio.create_task(sample(pool, [make_request(make_prompt("6+6="), num_samples=60)], SAMPLING))
+        given_up = asyncio.create_task(sample(pool, [sample_request(make_prompt("6+6="), num_samples=60)], SAMPLING))
         await asyncio.sleep(0.1)
         given_up.cancel()
         await asyncio.gather(given_up, return_exceptions=True)

@@ -134,18 +134,7 @@ def test_update_equals_that_of_one_rank(
 
 def test_gradient_norms_equal_those_of_one_rank(learners: LearnerGroup, folder: Path, runner: asyncio.Runner) -> None:
     groups = ragged_groups()
-    outcomes = [
-        GroupOutcome(
-            prompt_id=group.prompt.prompt_id,
-            sample_indices=group.sample_indices,
-            rewards=group.rewards if group.rewards is not None else np.zeros(0),
-            num_tokens=group.num_tokens,
-            policy_versions=np.zeros(len(group.completions), dtype=np.int32),
-            truncated=np.zeros(len(group.completions), dtype=np.bool_),
-            ref=ref,
-        )
-        for group, ref in zip(groups, _put(groups), strict=True)
-    ]
+    outcomes = [GroupOutcome.of(group, ref=ref) for group, ref in zip(groups, _put(groups), strict=True)]
     measured = [outcome.gradient_norms for outcome in runner.run(learners.gradient_norms(outcomes))]
     expected = _one_rank(folder / "base").gradient_norms(groups)
     assert [np.isfinite(norms).sum() for norms in expected] == [1, 0, 0, 2]

@@ -14,7 +14,9 @@ from gvm_ray.config.rewards import ExactRewardConfig, FunctionRewardConfig, Math
 from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.exceptions import ActorDied, ConfigError
 from gvm_ray.failure_log import FailureLog
-from gvm_ray.types import Completion, GroupOutcome, Prompt, RolloutGroup
+from gvm_ray.types import GroupOutcome, RolloutGroup
+from tests import builders
+from tests.builders import completion, prompt
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -23,19 +25,10 @@ DEADLINES = DeadlineConfig(start_s=120, sample_s=120)
 PATH = "tests.faulty_rewards:faulty"  # found from the repository's root, where tests are started
 
 
-def completion(text: str, *, version: int = 3, cut: bool = False) -> Completion:
-    return Completion(
-        token_ids=np.arange(len(text), dtype=np.int32),
-        logprobs=np.zeros(len(text), dtype=np.float32),
-        policy_versions=np.full(len(text), version, dtype=np.int32),
-        finish_reason="length" if cut else "stop",
-        text=text,
-    )
-
-
 def group(prompt_id: str, *texts: str, answer: str = "") -> RolloutGroup:
-    prompt = Prompt(prompt_id=prompt_id, text="?", token_ids=np.zeros(1, np.int32), answer=answer)
-    return RolloutGroup.of(prompt, [completion(text) for text in texts])
+    """Of version 3, and of a token for each character."""
+    completions = [completion(text, num_tokens=len(text), version=3) for text in texts]
+    return builders.group(prompt(prompt_id, answer=answer), completions)
 
 
 def run(

@@ -1,10 +1,8 @@
 """Batches of every algorithm against hand-computed advantages and weights; the token losses they go with."""
 
 import dataclasses
-import functools
 import itertools
 import math
-import pickle
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +12,6 @@ import torch
 from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.config.strategy import (
     AlgorithmSettings,
-    CustomAlgorithmConfig,
     DrGRPOConfig,
     GRPOConfig,
     ImportanceConfig,
@@ -27,31 +24,19 @@ from gvm_ray.config.strategy import (
 )
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.maths.losses import ImportanceCorrection
-from gvm_ray.protocols import Algorithm
-from gvm_ray.types import EstimatorTerms, GroupOutcome, GroupRef, TrainBatch
-
-NAN = float("nan")
-ALL_CONFIGS = [
-    RaftConfig,
-    RaftPlusPlusConfig,
-    GRPOConfig,
-    DrGRPOConfig,
-    RLOOConfig,
-    ReinforcePlusPlusConfig,
-    functools.partial(CustomAlgorithmConfig, path="examples.custom_algorithm:MeanNormalised"),
-]
+from gvm_ray.types import EstimatorTerms, TrainBatch
+from tests import builders
+from tests.builders import NAN
 
 
 def outcome(prompt_id: str, rewards: Sequence[float], *, num_tokens: Sequence[int] | None = None, ref: str = ""):
-    count = len(rewards)
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(count)),
-        rewards=np.array(rewards, dtype=np.float64),
-        num_tokens=np.array(num_tokens or [10] * count, dtype=np.int32),
-        policy_versions=np.zeros(count, dtype=np.int32),
-        truncated=np.arange(count) == 0,
-        ref=GroupRef(ref=ref or prompt_id, index=0),
+    """Samples of which the first one was cut."""
+    return builders.outcome(
+        prompt_id,
+        rewards,
+        num_tokens=num_tokens or [10] * len(rewards),
+        truncated=[index == 0 for index in range(len(rewards))],
+        ref=ref or prompt_id,
     )
 
 
@@ -232,70 +217,6 @@ def test_metrics() -> None:
             "advantage/mean_abs": value / 2,
         }
     )
-
-
-@pytest.mark.parametrize("config_class", ALL_CONFIGS)
-@pytest.mark.parametrize("outcomes", [[], [outcome("a", [])], [outcome("a", [NAN, NAN])], [outcome("a", [0.0])]])
-def test_no_signal_gives_an_empty_batch(config_class, outcomes) -> None:
-    batch = build(config_class(), outcomes, num_prompts=1)
-    assert batch.groups == ()
-    assert batch.metrics["groups/no_signal"] == 1
-    assert batch.metrics["samples/kept"] == 0
-
-
-@pytest.mark.parametrize("config_class", ALL_CONFIGS)
-@pytest.mark.parametrize("weighting", ["prompt_mean", "inverse", "token_mean"])
-def test_every_algorithm_on_ragged_groups(config_class, weighting: str) -> None:
-    rng = np.random.default_rng(0)
-    outcomes = [outcome(str(n), rng.integers(0, 2, n).tolist()) for n in (0, 1, 2, 37)]
-    algorithm = create_algorithm(config_class(weighting=weighting), accept_threshold=0.5)
-    assert isinstance(algorithm, Algorithm)
-    terms = EstimatorTerms(num_prompts=4, accept_rates={outcome.prompt_id: 0.5 for outcome in outcomes})
-    batch = algorithm.build_batch(outcomes, step=0, terms=terms)
-    assert 0 < batch.num_samples <= 40
-    assert batch.metrics["groups/alone"] == 1
-    for group in batch.groups:
-        assert len(group.sample_indices) == len(group.advantages) == len(group.weights) == len(group.num_tokens)
-        assert group.sample_indices.dtype == np.int32
-        assert (group.weights > 0).all()
-
-
-@pytest.mark.parametrize("config_class", ALL_CONFIGS)
-def test_token_loss_has_the_gradient_of_its_algorithm(config_class) -> None:
-    """On policy, every loss has the gradient -A of the log-likelihood, with or without the ratio."""
-    loss_function = pickle.loads(pickle.dumps(token_loss(config_class())))
-    assert not loss_function.needs_reference
-    assert not loss_function.needs_entropy
-    logprobs = torch.tensor([[-0.5, -1.0], [-2.0, -0.1]], requires_grad=True)
-    frozen = logprobs.detach()
-    loss, diagnostics = loss_function(
-        logprobs=logprobs,
-        old_logprobs=frozen,
-        engine_logprobs=frozen,
-        ref_logprobs=None,
-        entropy=None,
-        advantages=torch.tensor([[1.0], [-2.0]]),
-        mask=torch.ones(2, 2, dtype=torch.bool),
-    )
-    loss.sum().backward()
-    torch.testing.assert_close(logprobs.grad, torch.tensor([[-1.0, -1.0], [2.0, 2.0]]))
-    assert all(value.shape == (2, 2) for value in diagnostics.values())
-
-
-def test_only_raft_has_no_clip() -> None:
-    arguments = {
-        "logprobs": torch.zeros(1, 1),
-        "old_logprobs": torch.full((1, 1), -1.0),
-        "engine_logprobs": torch.full((1, 1), -1.0),
-        "ref_logprobs": None,
-        "entropy": None,
-        "advantages": torch.ones(1, 1),
-        "mask": torch.ones(1, 1, dtype=torch.bool),
-    }
-    clipped = {
-        config_class: token_loss(config_class())(**arguments)[1]["clip_fraction"].item() for config_class in ALL_CONFIGS
-    }
-    assert clipped == {config_class: float(config_class is not RaftConfig) for config_class in ALL_CONFIGS}
 
 
 def test_importance_settings_reach_the_loss() -> None:

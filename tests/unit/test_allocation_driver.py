@@ -10,25 +10,14 @@ from gvm_ray.allocators import AllocationDriver, Allocator, Report, Rounds, Step
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.types import Allocation, EstimatorTerms, GroupOutcome, GroupRef, Prompt
-
-
-def prompts(ids: str) -> list[Prompt]:
-    return [Prompt(prompt_id=id_, text=id_, token_ids=np.zeros(1, dtype=np.int32), answer="1") for id_ in ids]
+from gvm_ray.types import Allocation, EstimatorTerms, GroupOutcome
+from tests import builders
+from tests.builders import prompts
 
 
 def outcome(prompt_id: str, rewards: Sequence[float]) -> GroupOutcome:
-    n = len(rewards)
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(n)),
-        rewards=np.array(rewards, dtype=np.float64),
-        num_tokens=np.ones(n, dtype=np.int32),
-        policy_versions=np.zeros(n, dtype=np.int32),
-        truncated=np.zeros(n, dtype=np.bool_),
-        ref=GroupRef(ref=None, index=0),
-        gradient_norms=np.ones(n),
-    )
+    """Samples whose gradient norms are all 1."""
+    return builders.outcome(prompt_id, rewards, gradient_norms=np.ones(len(rewards)))
 
 
 class Scripted(Allocator):

@@ -13,25 +13,20 @@ from gvm_ray.benchmarks import evaluate
 from gvm_ray.benchmarks.evaluate import Work, sample_missing
 from gvm_ray.benchmarks.samples import Sample, SampleFile
 from gvm_ray.exceptions import ConfigError, DataError, SystemFailure
-from gvm_ray.types import Completion, Prompt, RolloutGroup
+from gvm_ray.types import Prompt, RolloutGroup
+from tests.builders import completion, prompt
 
 SETTINGS = {"model": "m", "temperature": 1.0, "template": {"type": "plain"}, "terms": ("math_verify",)}
 
 
 def make_prompt(number: int, *, text: str = "", answer: str = "") -> Prompt:
-    return Prompt(prompt_id=f"p{number}", text=text, token_ids=np.zeros(1, np.int32), answer=answer)
+    return prompt(f"p{number}", text=text, answer=answer)
 
 
 def make_group(prompt: Prompt, *, indices: tuple[int, ...] = (0, 1)) -> RolloutGroup:
     """Sample i has i + 1 tokens and boxes i; the first one is right, the second unscored and cut."""
     completions = [
-        Completion(
-            token_ids=np.zeros(index + 1, np.int32),
-            logprobs=np.zeros(index + 1, np.float32),
-            policy_versions=np.zeros(index + 1, np.int32),
-            finish_reason="length" if index else "stop",
-            text=rf"é \boxed{{{index}}}",
-        )
+        completion(rf"é \boxed{{{index}}}", num_tokens=index + 1, finish_reason="length" if index else "stop")
         for index in indices
     ]
     rewards = np.array([np.nan if index else 1.0 for index in indices])

@@ -8,6 +8,7 @@ import numpy as np
 from gvm_ray.allocators.base import PromptStatesConfig
 from gvm_ray.prompt_states import CachedPromptStates
 from gvm_ray.types import FloatArray, Pooling, Prompt
+from tests.builders import prompt
 
 
 class CountingLearners:
@@ -27,7 +28,7 @@ class CountingLearners:
 
 def prompts(ids: str) -> list[Prompt]:
     """a has 1 token, b 2 ..."""
-    return [Prompt(prompt_id=id_, text="", token_ids=np.zeros(ord(id_) - 96, dtype=np.int32), answer="") for id_ in ids]
+    return [prompt(id_, token_ids=[0] * (ord(id_) - 96)) for id_ in ids]
 
 
 def cached(**settings: object) -> tuple[CachedPromptStates, CountingLearners]:

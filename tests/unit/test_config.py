@@ -20,7 +20,7 @@ from gvm_ray.config.load import PATTERNS
 from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.config.strategy import KLConfig, RaftPlusPlusConfig
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.types import Prompt
+from tests.builders import prompts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HISTORY_OF_THREE = PredictorConfig(history_trials=3)
@@ -71,9 +71,8 @@ def test_the_default_allocator_has_no_pilots_and_works_on_prompts_it_never_saw()
     config = parse_config(minimal())
     allocator = AllocationDriver.of(config.allocator, accept_threshold=0.5, seed=0)
     ids = [str(i) for i in range(config.candidates_per_step)]
-    prompts = [Prompt(prompt_id=id_, text=id_, token_ids=np.zeros(3, np.int32), answer="1") for id_ in ids]
     states = np.random.default_rng(0).standard_normal((len(ids), 8)).astype(np.float32)
-    first = allocator.plan(prompts, step=0, budget=config.samples_per_step, states=states)
+    first = allocator.plan(prompts(ids), step=0, budget=config.samples_per_step, states=states)
     assert not first.is_pilot
     assert first.total == config.samples_per_step == 512
     assert min(first.counts.values()) == 0  # it selects

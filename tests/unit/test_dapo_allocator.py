@@ -5,7 +5,8 @@ import pytest
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
-from tests.allocator_cases import NAN, all_equal, outcome, prompts, run_step
+from tests.allocator_cases import all_equal, run_step
+from tests.builders import NAN, outcome, prompts
 
 
 def dapo(max_batches: int = 3):

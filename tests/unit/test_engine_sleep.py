@@ -4,13 +4,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
+from tiny_models import build_tiny_model, changed_weights, make_prompt
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.engines.server import EngineServer, Sleeps
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import ModelSpec, SamplingParameters
+from tests.builders import sample_request
 from tests.counting_engine import CountingEngine, collect, request, weights
 
 
@@ -60,7 +61,7 @@ def test_a_transformers_engine_samples_the_same_after_a_sleep(tmp_path: Path) ->
     engine = create_engine("transformers", ModelSpec(path=path, max_model_len=64), config=EngineConfig())
     assert isinstance(engine, Sleeps)
     sampling = SamplingParameters(temperature=1.0, max_tokens=8)
-    requests = [make_request(make_prompt("1+1="), num_samples=3, first_seed=5)]
+    requests = [sample_request(make_prompt("1+1="), num_samples=3, first_seed=5)]
     engine.load_weights(1, changed_weights(path, seed=3).items())
     before = generate(engine, requests, sampling)
     engine.sleep()

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from loop_fakes import START, make_system, run_config
 from tiny_runs import tiny_config
@@ -22,7 +21,8 @@ from gvm_ray.loop import train
 from gvm_ray.prepare import BaseModel, Prepared
 from gvm_ray.reporting import REQUIRED_KEYS, Reporter, RunFolder, read_steps
 from gvm_ray.reporting.progress import ProgressLines
-from gvm_ray.types import Metrics, Prompt, SamplingParameters, WeightsRef
+from gvm_ray.types import Metrics, SamplingParameters, WeightsRef
+from tests.builders import prompts
 
 
 @dataclass
@@ -136,9 +136,8 @@ def test_an_evaluation_tells_how_many_of_its_samples_are_scored() -> None:
         told.append(total)
         return told.append
 
-    prompts = [Prompt(prompt_id=str(i), text="", token_ids=np.zeros(1, np.int32), answer="") for i in range(2)]
     evaluator = HeldOutEvaluator(
-        prompts=prompts,
+        prompts=prompts(2),
         pools=ScoringPools(),  # type: ignore[arg-type]
         sampling=SamplingParameters(temperature=1.0, max_tokens=4),
         num_samples=3,

@@ -18,22 +18,8 @@ from gvm_ray.evaluation import (
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.maths.final_answer import final_boxed, last_boxed
 from gvm_ray.rewards.votes import EqualityEnv, merged_votes
-from gvm_ray.types import Completion, Prompt, RolloutGroup
-
-
-def scored_group(prompt_id: str, texts: list[str], rewards: list[float]) -> RolloutGroup:
-    completions = tuple(
-        Completion(
-            token_ids=np.zeros(1, np.int32),
-            logprobs=np.zeros(1, np.float32),
-            policy_versions=np.zeros(1, dtype=np.int32),
-            finish_reason="stop",
-            text=text,
-        )
-        for text in texts
-    )
-    prompt = Prompt(prompt_id=prompt_id, text="", token_ids=np.zeros(1, np.int32), answer="")
-    return RolloutGroup.of(prompt, completions, rewards=np.array(rewards))
+from gvm_ray.types import Completion
+from tests.builders import group
 
 
 def test_average_at_k_of_ragged_prompts():
@@ -105,9 +91,9 @@ def test_bootstrap_interval_refuses(values: list[float], confidence: float):
 
 def test_evaluation_result():
     groups = [
-        scored_group("a", [r"\boxed{4}", r"\boxed{ 4 }", r"\boxed{5}", "none"], [1.0, 1.0, 0.0, 0.0]),
-        scored_group("b", [r"\boxed{1}"], [1.0]),  # the rest of its samples came from another generator
-        scored_group("b", [r"\boxed{2}", r"\boxed{2}", r"\boxed{3}"], [0.2, 0.2, 0.0]),
+        group("a", [r"\boxed{4}", r"\boxed{ 4 }", r"\boxed{5}", "none"], rewards=[1.0, 1.0, 0.0, 0.0]),
+        group("b", [r"\boxed{1}"], rewards=[1.0]),  # the rest of its samples came from another generator
+        group("b", [r"\boxed{2}", r"\boxed{2}", r"\boxed{3}"], rewards=[0.2, 0.2, 0.0]),
     ]
     result = EvaluationResult.of(groups)
     means = {name: estimate.mean for name, estimate in result.metrics.items()}
@@ -211,10 +197,10 @@ class HangingEnv(EqualityEnv):
 
 def test_an_evaluation_merges_equal_answers():
     groups = [
-        scored_group(
+        group(
             "a",
             [r"\boxed{\frac12}", "The answer is 1/2.", r"\boxed{0.5}", r"\boxed{3}", r"\boxed{3}"],
-            [1.0, 1.0, 1.0, 0.0, 0.0],
+            rewards=[1.0, 1.0, 1.0, 0.0, 0.0],
         )
     ]
     assert EvaluationResult.of(groups).metrics["maj@5"].mean == 0.0

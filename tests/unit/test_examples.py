@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,7 @@ from gvm_ray.cli import main
 from gvm_ray.config import RunConfig
 from gvm_ray.reporting import RunFolder
 from gvm_ray.trainer import StepResult
-from gvm_ray.types import Completion, GroupOutcome, GroupRef, Prompt
+from tests.builders import completion, outcome, prompt, prompts
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -27,23 +26,6 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 def _in_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.chdir(EXAMPLES)
-
-
-def prompt(prompt_id: str) -> Prompt:
-    return Prompt(prompt_id=prompt_id, text="?", token_ids=np.zeros(1, dtype=np.int32), answer="1")
-
-
-def outcome(prompt_id: str, *rewards: float) -> GroupOutcome:
-    n = len(rewards)
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(n)),
-        rewards=np.array(rewards),
-        num_tokens=np.ones(n, dtype=np.int32),
-        policy_versions=np.zeros(n, dtype=np.int32),
-        truncated=np.zeros(n, dtype=np.bool_),
-        ref=GroupRef(ref=None, index=0),
-    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,22 +75,15 @@ def test_one_file_spends_any_budget(one_file: ModuleType) -> None:
 # --- parts of one's own -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("num_tokens", "expected"), [(0, 1.0), (6, 0.75), (24, 0.0), (48, 0.0)])
 def test_brevity(num_tokens: int, expected: float) -> None:
-    completion = Completion(
-        token_ids=np.zeros(num_tokens, dtype=np.int32),
-        logprobs=np.zeros(num_tokens, dtype=np.float32),
-        policy_versions=np.zeros(num_tokens, dtype=np.int32),
-        finish_reason="stop",
-        text="x" * num_tokens,
-    )
-    assert importlib.import_module("custom_reward").brevity(prompt("a"), completion) == expected
+    response = completion("x" * num_tokens, num_tokens=num_tokens)
+    assert importlib.import_module("custom_reward").brevity(prompt("a"), response) == expected
 
 
 def test_fewer_samples_for_solved_prompts() -> None:
     steps = AllocationDriver(importlib.import_module("custom_allocator").FewerForSolved(), accept_threshold=0.5)
-    prompts = [prompt(name) for name in "abc"]
-    assert dict(steps.plan(prompts, step=0, budget=15).counts) == {"a": 5, "b": 5, "c": 5}
-    assert steps.observe([outcome("a", 1.0, 1.0), outcome("b", 1.0, 0.0)], step=0).total == 0
-    assert dict(steps.plan(prompts, step=1, budget=15).counts) == {"a": 3, "b": 6, "c": 6}
+    assert dict(steps.plan(prompts("abc"), step=0, budget=15).counts) == {"a": 5, "b": 5, "c": 5}
+    assert steps.observe([outcome("a", [1.0, 1.0]), outcome("b", [1.0, 0.0])], step=0).total == 0
+    assert dict(steps.plan(prompts("abc"), step=1, budget=15).counts) == {"a": 3, "b": 6, "c": 6}
 
 
 def test_cispo_keeps_the_gradient_that_a_clip_takes() -> None:

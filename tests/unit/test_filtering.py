@@ -13,7 +13,7 @@ from gvm_ray.maths.rival_rules import (
     thompson_nearest,
     zero_variance_run,
 )
-from tests.allocator_cases import NAN, outcome
+from tests.builders import NAN, outcome
 
 
 @pytest.mark.parametrize("kind", ["binary", "graded", "continuous"])

@@ -9,9 +9,9 @@ import pytest
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.types import Allocation, GroupOutcome, GroupRef, Prompt
-
-NAN = float("nan")
+from gvm_ray.types import Allocation, GroupOutcome
+from tests import builders
+from tests.builders import NAN, prompts
 
 # Without a prior and with a vanishing alpha, w = G / sqrt(p): 1 / sqrt(1/4) = 2, 2 / sqrt(1) = 2, 2 / sqrt(1/4) = 4.
 PILOTS = {"a": ([1, 0, 0, 0], 1.0), "b": ([1, 1, 1, 1], 2.0), "c": ([0, 0, 0, 1], 2.0)}
@@ -21,23 +21,10 @@ def config(**settings) -> GVMAllocatorConfig:
     return GVMAllocatorConfig(**{"alpha": 1e-15, "prior_successes": 0, "prior_failures": 0, **settings})
 
 
-def prompts(ids: str) -> list[Prompt]:
-    return [Prompt(prompt_id=id_, text=id_, token_ids=np.zeros(1, dtype=np.int32), answer="1") for id_ in ids]
-
-
 def outcome(prompt_id: str, rewards: Sequence[float], norm: float = NAN, *, version: int = 0) -> GroupOutcome:
     """Every sample, accepted or not, has the norm; a wrong one's must not count, so it is made huge."""
-    values = np.array(rewards, dtype=np.float64)
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(len(values))),
-        rewards=values,
-        num_tokens=np.full(len(values), 3, dtype=np.int32),
-        policy_versions=np.full(len(values), version, dtype=np.int32),
-        truncated=np.zeros(len(values), dtype=np.bool_),
-        ref=GroupRef(ref=prompt_id, index=0),
-        gradient_norms=np.where(values >= 0.5, norm, 1e9),
-    )
+    norms = np.where(np.array(rewards) >= 0.5, norm, 1e9)
+    return builders.outcome(prompt_id, rewards, version=version, gradient_norms=norms)
 
 
 def pilots(results: Mapping[str, tuple[Sequence[float], float]]) -> list[GroupOutcome]:

@@ -12,7 +12,7 @@ import pytest
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.maths.allocation import apportion, gvm_weights
-from gvm_ray.types import GroupOutcome, GroupRef, Prompt
+from tests.builders import outcome, prompts
 
 ALPHA, BETA = 1e-3, 2.0
 
@@ -78,26 +78,10 @@ def test_an_allocator_set_as_published_draws_those_counts() -> None:
     config = GVMAllocatorConfig(pilot_samples=8, reuse_pilots=False, prior_successes=0, prior_failures=0)
     steps = AllocationDriver.of(config, accept_threshold=0.5)
     ids = [str(index) for index in range(60)]
-    steps.plan(
-        [Prompt(prompt_id=id_, text="", token_ids=np.zeros(1, dtype=np.int32), answer="") for id_ in ids],
-        step=0,
-        budget=60 * 16,
-    )
+    steps.plan(prompts(ids), step=0, budget=60 * 16)
     rewards = (rng.random((60, 8)) < rng.uniform(size=(60, 1))).astype(np.float64)
     norms = np.where(rewards > 0, rng.lognormal(size=(60, 8)), np.nan)
-    pilots = [
-        GroupOutcome(
-            prompt_id=id_,
-            sample_indices=tuple(range(8)),
-            rewards=rewards[index],
-            num_tokens=np.full(8, 3, dtype=np.int32),
-            policy_versions=np.zeros(8, dtype=np.int32),
-            truncated=np.zeros(8, dtype=np.bool_),
-            ref=GroupRef(ref=None, index=0),
-            gradient_norms=norms[index],
-        )
-        for index, id_ in enumerate(ids)
-    ]
+    pilots = [outcome(id_, rewards[index], gradient_norms=norms[index]) for index, id_ in enumerate(ids)]
     counts = steps.observe(pilots, step=0).counts
     num_accepted = rewards.sum(axis=1)
     mean_norms = np.nansum(norms, axis=1) / np.maximum(num_accepted, 1)

@@ -17,7 +17,8 @@ from gvm_ray.learner.learner import Learner
 from gvm_ray.learner.lora import base_name, is_adapter
 from gvm_ray.learner.norms import PolicyMeasurements
 from gvm_ray.learner.sequences import BatchLayout, TrainSample, train_sample
-from gvm_ray.types import Completion, FloatArray, Prompt, RolloutGroup
+from gvm_ray.types import FloatArray
+from tests.builders import completion, group, prompt
 from tests.learner_cases import (
     OPTIMIZER,
     SurrogateLoss,
@@ -232,30 +233,20 @@ def test_bfloat16_keeps_float32_adapters(base: str) -> None:
 def test_reinforcement_learning_raises_the_reward(base: str) -> None:
     """Sampled tokens of an even number are rewarded: their probability, about a half at first, comes near 1."""
     learner, rng = _learner(base, loss=SurrogateLoss()), np.random.default_rng(0)
-    prompt = Prompt(prompt_id="p", text="", token_ids=np.array([5, 9, 20], dtype=np.int32), answer="")
-    every_token = [_response(token) for token in range(learner.policy.causal_lm.config.vocab_size)]
-    vocabulary = [train_sample(RolloutGroup.of(prompt, every_token), i) for i in range(len(every_token))]
+    asked = prompt(token_ids=[5, 9, 20])
+    every_token = [completion(token_ids=[token]) for token in range(learner.policy.causal_lm.config.vocab_size)]
+    vocabulary = [train_sample(group(asked, every_token), i) for i in range(len(every_token))]
     rewards = []
     for step in range(25):
         probabilities = np.exp(np.concatenate(_logprobs(learner, vocabulary)).astype(np.float64))
         rewards.append(probabilities[::2].sum())
         tokens = rng.choice(len(every_token), size=32, p=probabilities / probabilities.sum())
-        group = RolloutGroup.of(prompt, [_response(token) for token in tokens], rewards=(tokens % 2 == 0).astype(float))
-        batch = batch_of([group], step=step)
-        batch.groups[0].advantages[:] = group.rewards - group.rewards.mean()
-        learner.update(batch, [group])
+        sampled = group(asked, [completion(token_ids=[token]) for token in tokens], rewards=tokens % 2 == 0)
+        batch = batch_of([sampled], step=step)
+        batch.groups[0].advantages[:] = sampled.rewards - sampled.rewards.mean()
+        learner.update(batch, [sampled])
     assert 0.2 < rewards[0] < 0.8
     assert rewards[-1] > 0.9
-
-
-def _response(token: int) -> Completion:
-    return Completion(
-        token_ids=np.array([token], dtype=np.int32),
-        logprobs=np.zeros(1, dtype=np.float32),
-        policy_versions=np.zeros(1, dtype=np.int32),
-        finish_reason="stop",
-        text="",
-    )
 
 
 def test_unknown_target_modules_are_refused(base: str) -> None:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from predictor_cases import NAN, outcome, prompts, trained
 
 from gvm_ray.allocators.memory import Observations
 from gvm_ray.allocators.predictor import PromptFeatures
-from gvm_ray.types import Float64Array, GroupOutcome, Prompt
+from gvm_ray.types import Float64Array, GroupOutcome
+from tests.builders import NAN, outcome, prompts, trained_norms
 
 
 def seen(**settings: Any) -> Observations:
@@ -39,13 +39,9 @@ def test_own_counts_are_weighted_by_their_age() -> None:
     observations = seen()
     add(observations, [outcome("a", [1, 1, 0, 0]), outcome("b", [1])], step=0)
     add(observations, [outcome("a", [1, 0])], step=2)
-    successes, trials = observations.recent_counts(prompts(1) + _named("a", "b"), forgetting=0.5, step=2)
+    successes, trials = observations.recent_counts(prompts(1) + prompts("ab"), forgetting=0.5, step=2)
     np.testing.assert_allclose(successes, [0, 2 / 4 + 1, 1 / 4])
     np.testing.assert_allclose(trials, [0, 4 / 4 + 2, 1 / 4])
-
-
-def _named(*ids: str) -> list[Prompt]:
-    return [Prompt(prompt_id=id_, text="", token_ids=np.zeros(1, dtype=np.int32), answer="") for id_ in ids]
 
 
 def test_only_the_latest_groups_are_kept_also_of_a_step_above_the_window() -> None:
@@ -63,10 +59,10 @@ def test_norms_go_to_the_latest_group_as_mean_squares_by_sign() -> None:
         add(observations, [outcome("a", [1, 0]), outcome("b", [1, 0])], step=step)
     observations.add_norms(
         [
-            trained("a", [3.0, 2.0, NAN], positive=[True, False, True]),
-            trained("a", [4.0], positive=[True]),  # another round's group of the same prompt
-            trained("b", [NAN], positive=[True]),
-            trained("unknown", [1.0], positive=[True]),
+            trained_norms("a", [3.0, 2.0, NAN], positive=[True, False, True]),
+            trained_norms("a", [4.0], positive=[True]),  # another round's group of the same prompt
+            trained_norms("b", [NAN], positive=[True]),
+            trained_norms("unknown", [1.0], positive=[True]),
         ]
     )
     np.testing.assert_array_equal(observations.columns["accepted_square"], [NAN, NAN, (9 + 16) / 2, NAN])

@@ -10,7 +10,8 @@ from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
 from gvm_ray.exceptions import ConfigError
-from tests.allocator_cases import NAN, all_equal, run_step
+from tests.allocator_cases import all_equal, run_step
+from tests.builders import NAN
 
 REWARDS = all_equal(solved="a", failed="c")
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny_models import build_tiny_model
 from tiny_runs import tiny_config
@@ -22,7 +21,8 @@ from gvm_ray.exceptions import CheckpointError, ConfigError
 from gvm_ray.lab.compare.slot import warm_key
 from gvm_ray.origins import differences, prompt_digest, prompts_digest
 from gvm_ray.prepare import check_date, prepare, with_date
-from gvm_ray.types import CheckpointState, Prompt
+from gvm_ray.types import CheckpointState
+from tests.builders import prompt
 
 DATED = "{{ strftime_now('%d %b %Y') }}: {% for m in messages %}{{ m.content }}{% endfor %}"
 STARTED = datetime.date(2026, 11, 30)
@@ -277,10 +277,6 @@ def test_an_evaluation_goes_on_with_the_day_of_its_first_samples(
     assert texts == {"30 Nov 2026: 0+1="}
     with pytest.raises(ConfigError, match=r"template\.date was '2026-11-30' and is '2026-12-01'"):
         checked(tmp_path, model, rows, prompts__template__date="2026-12-01")
-
-
-def prompt(prompt_id: str = "a", text: str = "1+1=", answer: str = "2", token_ids: tuple[int, ...] = (3, 4)) -> Prompt:
-    return Prompt(prompt_id=prompt_id, text=text, token_ids=np.array(token_ids, dtype=np.int32), answer=answer)
 
 
 def test_prompts_are_told_apart_by_id_text_tokens_and_answer() -> None:

@@ -5,18 +5,19 @@ import pickle
 import numpy as np
 
 from gvm_ray.actors.allocator import OutcomeColumns
-from gvm_ray.types import GroupOutcome, GroupRef
+from gvm_ray.types import GroupOutcome
+from tests.builders import outcome
 
 
 def make_outcome(prompt_id: str, n: int, *, measured: bool, terms: dict[str, float]) -> GroupOutcome:
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(3, 3 + n)),
-        rewards=np.arange(n) / 2.0,
-        num_tokens=np.arange(n, dtype=np.int32) + 10,
-        policy_versions=np.full(n, 7, dtype=np.int32),
-        truncated=np.arange(n) % 2 == 0,
-        ref=GroupRef(ref=object(), index=5),
+    return outcome(
+        prompt_id,
+        np.arange(n) / 2.0,
+        first_index=3,
+        num_tokens=range(10, 10 + n),
+        version=7,
+        truncated=[i % 2 == 0 for i in range(n)],
+        ref=object(),
         gradient_norms=np.arange(n) + 0.25 if measured else None,
         reward_terms={name: np.full(n, value) for name, value in terms.items()},
     )

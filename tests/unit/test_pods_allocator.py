@@ -5,7 +5,7 @@ import pytest
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
-from tests.allocator_cases import NAN, outcome, prompts
+from tests.builders import NAN, outcome, prompts
 
 
 def step(outcomes, *, kept_samples: int = 2):

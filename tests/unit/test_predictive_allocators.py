@@ -15,25 +15,10 @@ from gvm_ray.allocators.gvm_pool import (
 )
 from gvm_ray.config import parse_config
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.types import Allocation, AllocationReport, FloatArray, GroupOutcome, GroupRef, Prompt, TrainedNorms
+from gvm_ray.types import Allocation, AllocationReport, FloatArray, TrainedNorms
+from tests.builders import outcome, prompts
 
 Rates = Callable[[np.ndarray], np.ndarray]
-
-
-def prompts(ids: Sequence[object]) -> list[Prompt]:
-    return [Prompt(prompt_id=str(id_), text="", token_ids=np.zeros(1, dtype=np.int32), answer="") for id_ in ids]
-
-
-def outcome(prompt_id: str, rewards: np.ndarray) -> GroupOutcome:
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(len(rewards))),
-        rewards=rewards,
-        num_tokens=np.full(len(rewards), 5, dtype=np.int32),
-        policy_versions=np.zeros(len(rewards), dtype=np.int32),
-        truncated=np.zeros(len(rewards), dtype=np.bool_),
-        ref=GroupRef(ref=None, index=0),
-    )
 
 
 def pool(**settings: Any) -> GVMPoolAllocatorConfig:

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from predictor_cases import NAN, outcome, prompts, trained
 from scipy.special import expit
 
 from gvm_ray.allocators.gvm_pool import PredictorConfig
 from gvm_ray.allocators.predictor import StatsPredictor
 from gvm_ray.maths.statistics import brier_score
 from gvm_ray.types import Float64Array, FloatArray, GroupOutcome, Prompt
+from tests.builders import NAN, outcome, prompts, trained_norms
 
 
 def predictor(**settings: Any) -> StatsPredictor:
@@ -190,7 +190,10 @@ def test_norms_and_lengths_are_predicted_within_what_was_seen() -> None:
     before = learner.predict(unseen, learner.rows(unseen, new_states), step=1)
     assert (before.accepted_norms == 1).all()
     learner.observe_training(
-        [trained(p.prompt_id, [n, NAN], positive=[True, False]) for p, n in zip(group, accepted_norms, strict=True)]
+        [
+            trained_norms(p.prompt_id, [n, NAN], positive=[True, False])
+            for p, n in zip(group, accepted_norms, strict=True)
+        ]
     )
     estimates = learner.predict(unseen, learner.rows(unseen, new_states), step=1)
     for predicted, seen, true in ((estimates.accepted_norms, accepted_norms, np.exp(0.5 * new_states[:, 0] + 2)),):
@@ -199,7 +202,7 @@ def test_norms_and_lengths_are_predicted_within_what_was_seen() -> None:
         assert predicted.min() >= seen.min() - 1
         assert predicted.max() <= seen.max() + 1
     np.testing.assert_array_equal(estimates.rejected_norms, estimates.accepted_norms)  # none was measured
-    learner.observe_training([trained(p.prompt_id, [3.0], positive=[False]) for p in group])
+    learner.observe_training([trained_norms(p.prompt_id, [3.0], positive=[False]) for p in group])
     estimates = learner.predict(unseen, learner.rows(unseen, new_states), step=1)
     np.testing.assert_allclose(estimates.rejected_norms, 3.0)
     assert estimates.accepted_norms.std() > 1
@@ -209,7 +212,7 @@ def test_its_memory_survives_json_to_the_bit() -> None:
     task = Task()
     learner, resumed = (predictor(source_features=("level",), max_state_features=16) for _ in range(2))
     train(task, learner, steps=range(3))
-    learner.observe_training([trained("1000", [1.5, NAN], positive=[True, False])])
+    learner.observe_training([trained_norms("1000", [1.5, NAN], positive=[True, False])])
     resumed.load_state_dict(json.loads(json.dumps(learner.state_dict(), allow_nan=False)))
     group, states = prompts(20, first=1000, level=2), task.states(20)
     answers = []

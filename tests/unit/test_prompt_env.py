@@ -4,7 +4,6 @@ import math
 import warnings
 
 import gymnasium
-import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
@@ -15,14 +14,13 @@ from gvm_ray.envs.prompt_env import PromptEnv, VectorPromptEnv
 from gvm_ray.exceptions import ConfigError, DataError, DeadlineExceeded
 from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.rewards.format import FormatReward
-from gvm_ray.types import Completion, Prompt
+from tests import builders
 
-
-def make_prompt(prompt_id, text, answer):
-    return Prompt(prompt_id=prompt_id, text=text, token_ids=np.array([1], dtype=np.int32), answer=answer)
-
-
-PROMPTS = (make_prompt("a", "1+1=", "2"), make_prompt("b", "naïve\n∑ 😀?", "3"), make_prompt("c", "2+2=", "4"))
+PROMPTS = (
+    builders.prompt("a", text="1+1=", answer="2"),
+    builders.prompt("b", text="naïve\n∑ 😀?", answer="3"),
+    builders.prompt("c", text="2+2=", answer="4"),
+)
 
 
 def has_answer(prompt, completion):
@@ -34,13 +32,7 @@ def brevity(prompt, completion):
 
 
 def completion(text, *, finish_reason="stop", num_tokens=2):
-    return Completion(
-        token_ids=np.zeros(num_tokens, dtype=np.int32),
-        logprobs=np.zeros(num_tokens, dtype=np.float32),
-        policy_versions=np.zeros(num_tokens, dtype=np.int32),
-        finish_reason=finish_reason,
-        text=text,
-    )
+    return builders.completion(text, finish_reason=finish_reason, num_tokens=num_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +231,7 @@ THINKS_FIRST = FormatReward(r"^<think>.+</think>")
 
 @pytest.mark.parametrize("opened", ["<think>", "<think>\n", "<think>\n\n"])
 def test_rewards_read_a_response_from_the_tag_on_that_the_prompt_opened(opened):
-    prompt = make_prompt("a", f"<|im_start|>assistant\n{opened}", "2")
+    prompt = builders.prompt("a", text=f"<|im_start|>assistant\n{opened}", answer="2")
     env = PromptEnv([prompt], reward={"format": THINKS_FIRST, "brevity": brevity})
     env.reset()
     observation, reward, _, _, info = env.step(completion("1+1</think>2"))
@@ -250,6 +242,6 @@ def test_rewards_read_a_response_from_the_tag_on_that_the_prompt_opened(opened):
 
 @pytest.mark.parametrize("text", ["assistant\n<think>\n\n</think>\n", "<think> is a tag", "<bot>"])
 def test_other_prompts_add_nothing_to_what_rewards_read(text):
-    env = PromptEnv([make_prompt("a", text, "2")], reward={"format": THINKS_FIRST, "brevity": brevity})
+    env = PromptEnv([builders.prompt("a", text=text, answer="2")], reward={"format": THINKS_FIRST, "brevity": brevity})
     env.reset()
     assert env.step(completion("1+1</think>2"))[-1]["reward_terms"] == {"format": 0.0, "brevity": -6.0}

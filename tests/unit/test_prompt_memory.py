@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from scripted_outcomes import outcome
 
 from gvm_ray.allocators import AllocationDriver, Allocator, Rounds, Step
 from gvm_ray.allocators.memory import PromptMemory
-from gvm_ray.types import Prompt
+from tests.builders import outcome, prompts
 
 
 class Visits(Allocator):
@@ -24,8 +23,7 @@ class Visits(Allocator):
 
 def visit(driver: AllocationDriver, *rounds: dict[str, list[float]]) -> None:
     """One step with these rounds."""
-    prompts = [Prompt(prompt_id=i, text=i, token_ids=np.zeros(1, np.int32), answer="1") for i in rounds[0]]
-    driver.plan(prompts, step=0, budget=1)
+    driver.plan(prompts(rounds[0]), step=0, budget=1)
     for rewards in rounds:
         driver.observe([outcome(prompt_id, values) for prompt_id, values in rewards.items()], step=0)
     driver.observe([], step=0)

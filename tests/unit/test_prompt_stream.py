@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,13 +9,7 @@ from hypothesis import strategies as st
 from gvm_ray.exceptions import CheckpointError, DataError
 from gvm_ray.protocols import PromptStream
 from gvm_ray.tasks.prompt_stream import ShuffledPrompts
-from gvm_ray.types import Prompt
-
-
-def prompts(num):
-    return [
-        Prompt(prompt_id=str(i), text=str(i), token_ids=np.array([i], dtype=np.int32), answer="") for i in range(num)
-    ]
+from tests.builders import prompts
 
 
 def stream(num, *, unique_within=1, seed=0, shuffle=True) -> PromptStream:

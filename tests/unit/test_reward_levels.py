@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from predictor_cases import NAN, outcome, prompts
 
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.allocators.predictor import RewardLevels
+from tests.builders import NAN, outcome, prompts
 
 
 def test_before_any_sample_and_with_rewards_of_0_and_1_a_reward_is_a_bernoulli_draw() -> None:

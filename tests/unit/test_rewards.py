@@ -22,21 +22,13 @@ from gvm_ray.rewards.format import FormatReward
 from gvm_ray.rewards.function import FunctionReward
 from gvm_ray.rewards.math_verify import MathVerifyReward, can_parse_answer
 from gvm_ray.rewards.reasoning_gym import ReasoningGymReward
-from gvm_ray.types import Completion, FinishReason, Prompt
+from gvm_ray.types import Completion, Prompt
+from tests import builders
+from tests.builders import completion
 
 
 def prompt(answer: str = "", **features: object) -> Prompt:
-    return Prompt(prompt_id="p", text="", token_ids=np.zeros(1, np.int32), answer=answer, features=features)
-
-
-def completion(text: str, *, finish_reason: FinishReason = "stop") -> Completion:
-    return Completion(
-        token_ids=np.zeros(1, np.int32),
-        logprobs=np.zeros(1, np.float32),
-        policy_versions=np.zeros(1, dtype=np.int32),
-        finish_reason=finish_reason,
-        text=text,
-    )
+    return builders.prompt(answer=answer, features=features)
 
 
 @pytest.fixture(scope="module")

@@ -9,33 +9,13 @@ from gvm_ray.exceptions import SystemFailure
 from gvm_ray.ledger import RolloutLedger, staleness_metrics, trained_norms
 from gvm_ray.types import (
     Allocation,
-    GroupOutcome,
-    GroupRef,
-    Prompt,
     TrainBatch,
-    TrainGroup,
     UpdateResult,
     WeightsRef,
 )
+from tests.builders import outcome, prompt, train_group
 
 TRAINED, PILOT = Allocation(counts={}), Allocation(counts={}, trained_on=False)
-
-
-def prompt(prompt_id: str) -> Prompt:
-    return Prompt(prompt_id=prompt_id, text="?", token_ids=np.zeros(1, dtype=np.int32), answer="1")
-
-
-def outcome(prompt_id: str, *rewards: float, num_tokens: int = 5, version: int = 0) -> GroupOutcome:
-    n = len(rewards)
-    return GroupOutcome(
-        prompt_id=prompt_id,
-        sample_indices=tuple(range(n)),
-        rewards=np.array(rewards, dtype=np.float64),
-        num_tokens=np.full(n, num_tokens, dtype=np.int32),
-        policy_versions=np.full(n, version, dtype=np.int32),
-        truncated=np.zeros(n, dtype=np.bool_),
-        ref=GroupRef(ref=None, index=0),
-    )
 
 
 def ledger(*, max_unscored_fraction: float = 0.5) -> RolloutLedger:
@@ -76,17 +56,17 @@ def test_seeds_depend_on_the_run_and_not_on_the_round_that_asks() -> None:
 
 def test_costs_are_those_since_they_were_taken_last() -> None:
     book = ledger()
-    book.record([outcome("a", 1.0, 0.0), outcome("b", 1.0, num_tokens=7)], TRAINED)
-    book.record([outcome("c", 0.0)], PILOT)
+    book.record([outcome("a", [1.0, 0.0]), outcome("b", [1.0], num_tokens=7)], TRAINED)
+    book.record([outcome("c", [0.0])], PILOT)
     assert book.take_costs() == {"cost/generated_samples": 4, "cost/generated_tokens": 22, "cost/pilot_tokens": 5}
     assert book.take_costs() == {}
-    book.record([outcome("a", 1.0)], TRAINED)
+    book.record([outcome("a", [1.0])], TRAINED)
     assert book.take_costs() == {"cost/generated_samples": 1, "cost/generated_tokens": 5}
 
 
 def test_outcomes_wait_for_their_prompt_and_leave_with_it() -> None:
     book = ledger()
-    pilot, rest, other = outcome("a", 1.0), outcome("a", 0.0, 1.0), outcome("b", 0.0)
+    pilot, rest, other = outcome("a", [1.0]), outcome("a", [0.0, 1.0]), outcome("b", [0.0])
     book.record([pilot, other], TRAINED)
     book.record([rest], TRAINED)
     assert book.take([prompt("a")]) == [pilot, rest]
@@ -96,7 +76,7 @@ def test_outcomes_wait_for_their_prompt_and_leave_with_it() -> None:
 
 def test_samples_that_only_inform_are_charged_but_not_kept() -> None:
     book = ledger()
-    book.record([outcome("a", 1.0, 0.0)], PILOT)
+    book.record([outcome("a", [1.0, 0.0])], PILOT)
     assert book.take_costs()["cost/generated_samples"] == 2
     assert book.take([prompt("a")]) == []
 
@@ -105,22 +85,22 @@ def test_dropped_samples_are_asked_for_again_under_other_seeds() -> None:
     book = ledger()
     requests = book.requests(Allocation(counts={"a": 3, "b": 2}), prompts=[prompt("a"), prompt("b")], step=3)
     nan = float("nan")
-    (again,) = book.refill([outcome("a", nan, 1.0), outcome("b", 1.0, 0.0), outcome("a", nan)], requests, step=3)
+    (again,) = book.refill([outcome("a", [nan, 1.0]), outcome("b", [1.0, 0.0]), outcome("a", [nan])], requests, step=3)
     assert again.prompt.prompt_id == "a"
     assert again.sample_indices == (3, 4)
     assert not {*again.seeds} & {*requests[0].seeds}
     assert book.take_costs()["cost/refilled_samples"] == 2
-    assert book.refill([outcome("a", 0.0, 1.0)], requests, step=3) == []
+    assert book.refill([outcome("a", [0.0, 1.0])], requests, step=3) == []
 
 
 def test_more_unscored_samples_than_allowed_stop_the_run() -> None:
     nan = float("nan")
     requests = ledger().requests(Allocation(counts={"a": 2, "b": 2}), prompts=[prompt("a"), prompt("b")], step=0)
-    half = [outcome("a", nan, 1.0), outcome("b", nan, 1.0)]
+    half = [outcome("a", [nan, 1.0]), outcome("b", [nan, 1.0])]
     assert len(ledger().refill(half, requests, step=0)) == 2  # still allowed
     with pytest.raises(SystemFailure, match=r"3 of 4 samples.*max_unscored_fraction=0\.5"):
-        ledger().refill([outcome("a", nan, nan), outcome("b", nan, 1.0)], requests, step=0)
-    assert ledger(max_unscored_fraction=1.0).refill([outcome("a", nan, nan)], requests, step=0)
+        ledger().refill([outcome("a", [nan, nan]), outcome("b", [nan, 1.0])], requests, step=0)
+    assert ledger(max_unscored_fraction=1.0).refill([outcome("a", [nan, nan])], requests, step=0)
 
 
 @pytest.mark.parametrize(
@@ -136,13 +116,13 @@ def test_more_unscored_samples_than_allowed_stop_the_run() -> None:
 def test_the_most_frequent_reason_is_named(reasons: dict[str, int], expected: str) -> None:
     nan = float("nan")
     last = dict.fromkeys(reasons, 1)
-    outcomes = [replace(outcome("a", nan, nan), unscored=reasons), replace(outcome("b", nan, nan), unscored=last)]
+    outcomes = [replace(outcome("a", [nan, nan]), unscored=reasons), replace(outcome("b", [nan, nan]), unscored=last)]
     with pytest.raises(SystemFailure, match=expected):
         ledger().refill(outcomes, [], step=0)
 
 
 def test_staleness_is_counted_by_sample() -> None:
-    outcomes = [outcome("a", 0.0, 0.0, 0.0, version=3), outcome("b", 1.0, version=5)]
+    outcomes = [outcome("a", [0.0, 0.0, 0.0], version=3), outcome("b", [1.0], version=5)]
     assert staleness_metrics(outcomes, step=5, max_staleness=2) == {"staleness/mean": 1.5, "staleness/max": 2.0}
     assert staleness_metrics([], step=5, max_staleness=0) == {"staleness/mean": 0.0, "staleness/max": 0.0}
 
@@ -150,22 +130,11 @@ def test_staleness_is_counted_by_sample() -> None:
 @pytest.mark.parametrize("version", [2, 6])
 def test_samples_of_versions_out_of_bounds_stop_the_run(version: int) -> None:
     with pytest.raises(SystemFailure, match=f"policy versions {version} to {version}"):
-        staleness_metrics([outcome("a", 1.0, version=version)], step=5, max_staleness=2)
+        staleness_metrics([outcome("a", [1.0], version=version)], step=5, max_staleness=2)
 
 
 def test_trained_norms_are_those_without_the_advantage() -> None:
-    def group(prompt_id: str, *advantages: float) -> TrainGroup:
-        n = len(advantages)
-        return TrainGroup(
-            prompt_id=prompt_id,
-            ref=GroupRef(ref=None, index=0),
-            sample_indices=np.arange(n, dtype=np.int32),
-            advantages=np.array(advantages),
-            weights=np.ones(n),
-            num_tokens=np.ones(n, dtype=np.int32),
-        )
-
-    batch = TrainBatch(step=0, groups=(group("a", 2.0, -0.5, 0.0), group("b", 1.0)))
+    batch = TrainBatch(step=0, groups=(train_group("a", [2.0, -0.5, 0.0]), train_group("b", [1.0])))
     nothing = UpdateResult(weights=WeightsRef(policy_version=1, location=()), metrics={})
     assert trained_norms(batch, nothing) == []
     measured = (np.array([3.0, 3.0, 0.0]), np.array([float("nan")]))
@@ -183,7 +152,7 @@ def test_prefilled_tokens_are_a_cost_of_their_own() -> None:
     assert book.take_costs() == {}
     book.charge_prefill(7)
     book.charge_prefill(5)
-    book.record([outcome("a", 1.0)], TRAINED)
+    book.record([outcome("a", [1.0])], TRAINED)
     assert book.take_costs() == {
         "cost/prefill_tokens": 12,
         "cost/generated_samples": 1,

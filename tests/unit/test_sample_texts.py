@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from loop_fakes import START, make_system, run_config
 
@@ -16,24 +15,18 @@ from gvm_ray.ledger import SampleTexts, sample_histograms
 from gvm_ray.loop import train
 from gvm_ray.reporting import REQUIRED_KEYS, Reporter, read_rows
 from gvm_ray.reporting.reporter import as_markdown
-from gvm_ray.types import Completion, GroupOutcome, GroupRef, Prompt, RolloutGroup, SampleText
-
-
-def completion(text: str, num_tokens: int) -> Completion:
-    return Completion(
-        token_ids=np.zeros(num_tokens, dtype=np.int32),
-        logprobs=np.zeros(num_tokens, dtype=np.float32),
-        policy_versions=np.full(num_tokens, 7, dtype=np.int32),
-        finish_reason="length" if num_tokens > 3 else "stop",
-        text=text,
-    )
+from gvm_ray.types import GroupOutcome, GroupRef, RolloutGroup, SampleText
+from tests import builders
+from tests.builders import completion, prompt
 
 
 def group(prompt_id: str, *rewards: float) -> RolloutGroup:
     """Its i-th text is `<prompt_id><i>`, of i + 1 tokens; one of more than 3 is cut."""
-    prompt = Prompt(prompt_id=prompt_id, text=f"{prompt_id}?", token_ids=np.zeros(1, dtype=np.int32), answer="42")
-    completions = [completion(f"{prompt_id}{i}", i + 1) for i in range(len(rewards))]
-    return RolloutGroup.of(prompt, completions, rewards=np.array(rewards))
+    completions = [
+        completion(f"{prompt_id}{i}", num_tokens=i + 1, version=7, finish_reason="length" if i >= 3 else "stop")
+        for i in range(len(rewards))
+    ]
+    return builders.group(prompt(prompt_id, text=f"{prompt_id}?", answer="42"), completions, rewards=rewards)
 
 
 def outcomes_of(*groups: RolloutGroup) -> list[GroupOutcome]:

@@ -8,7 +8,8 @@ import pytest
 
 from gvm_ray.actors.pools import SamplingPools
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.types import GroupOutcome, GroupRef, Metrics, Prompt, SampleRequest, SamplingParameters
+from gvm_ray.types import GroupOutcome, Metrics, SampleRequest, SamplingParameters
+from tests.builders import outcome, sample_request
 
 SAMPLING = SamplingParameters(temperature=1.0, max_tokens=4)
 
@@ -48,22 +49,8 @@ class Generators:
         return outcomes
 
 
-def request(prompt_id: str, count: int) -> SampleRequest:
-    prompt = Prompt(prompt_id=prompt_id, text="", token_ids=np.zeros(1, dtype=np.int32), answer="")
-    return SampleRequest(prompt=prompt, sample_indices=tuple(range(count)), seeds=tuple(range(count)))
-
-
 def outcome_of(asked: SampleRequest) -> GroupOutcome:
-    count = len(asked.seeds)
-    return GroupOutcome(
-        prompt_id=asked.prompt.prompt_id,
-        sample_indices=asked.sample_indices,
-        rewards=np.zeros(count),
-        num_tokens=np.ones(count, dtype=np.int32),
-        truncated=np.zeros(count, dtype=np.bool_),
-        policy_versions=np.zeros(count, dtype=np.int32),
-        ref=GroupRef(ref=None, index=0),
-    )
+    return outcome(asked.prompt.prompt_id, np.zeros(len(asked.seeds)))
 
 
 def pools(gauges: Gauges | None, *, num_good: int = 10) -> SamplingPools:
@@ -78,7 +65,9 @@ def in_flight(gauges: Gauges) -> list[float]:
 def test_samples_are_in_flight_until_they_have_a_reward() -> None:
     gauges = Gauges()
     scored: list[int] = []
-    sampling = pools(gauges).sample_and_score([request("a", 3), request("b", 2)], SAMPLING, on_scored=scored.append)
+    sampling = pools(gauges).sample_and_score(
+        [sample_request("a", num_samples=3), sample_request("b", num_samples=2)], SAMPLING, on_scored=scored.append
+    )
     outcomes = asyncio.run(sampling)
     assert sum(scored) == 5
     assert [outcome.prompt_id for outcome in outcomes] == ["a", "b"]
@@ -90,12 +79,14 @@ def test_none_is_left_in_flight_by_a_failure() -> None:
     gauges = Gauges()
     failing = pools(gauges, num_good=1)
     with pytest.raises(RuntimeError, match="no generator"):
-        asyncio.run(failing.sample_and_score([request("a", 3), request("b", 2)], SAMPLING))
+        asyncio.run(
+            failing.sample_and_score([sample_request("a", num_samples=3), sample_request("b", num_samples=2)], SAMPLING)
+        )
     assert in_flight(gauges) == [5, 2, 0]
     assert failing.num_in_flight == 0
 
 
 def test_without_gauges_they_are_counted_all_the_same() -> None:
     quiet = pools(None)
-    asyncio.run(quiet.sample_and_score([request("a", 3)], SAMPLING))
+    asyncio.run(quiet.sample_and_score([sample_request("a", num_samples=3)], SAMPLING))
     assert quiet.num_in_flight == 0

@@ -9,31 +9,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gvm_ray.actors.reward_env import make_reward_env
 from gvm_ray.config.rewards import ExactRewardConfig, FunctionRewardConfig, RewardsConfig
 from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.rewards.sandbox import Sandbox, Scored, Unscored
-from gvm_ray.types import Completion, Prompt
+from tests.builders import completion, prompt
 
 FAULTY = RewardsConfig(terms=(FunctionRewardConfig(path="tests.faulty_rewards:faulty"),))
-PROMPT = Prompt(prompt_id="p7", text="?", token_ids=np.zeros(1, np.int32), answer="4")
+PROMPT = prompt("p7", answer="4")
 
 
 def sandbox(config: RewardsConfig = FAULTY, *, timeout_s: float = 60.0, memory_mb: int = 1024) -> Sandbox:
     return Sandbox(functools.partial(make_reward_env, config, max_tokens=10), timeout_s=timeout_s, memory_mb=memory_mb)
-
-
-def completion(text: str) -> Completion:
-    return Completion(
-        token_ids=np.zeros(3, np.int32),
-        logprobs=np.zeros(3, np.float32),
-        policy_versions=np.zeros(3, dtype=np.int32),
-        finish_reason="stop",
-        text=text,
-    )
 
 
 def score(box: Sandbox, *texts: str) -> list[float | str]:

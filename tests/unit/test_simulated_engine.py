@@ -13,7 +13,8 @@ from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.speed.simulated_engine import LatencyModel, SimulatedEngine
 from gvm_ray.protocols import Engine
-from gvm_ray.types import ModelSpec, Prompt, SampleRequest, SamplingParameters
+from gvm_ray.types import ModelSpec, SampleRequest, SamplingParameters
+from tests.builders import prompt, sample_request
 
 FAST = LatencyModel(speed=1000.0, median_tokens=40.0)
 SAMPLING = SamplingParameters(temperature=1.0, max_tokens=64)
@@ -29,8 +30,8 @@ def make_engine(model: LatencyModel = FAST, *, max_num_seqs: int = 4) -> Simulat
 
 
 def make_request(prompt_id: str, seeds: tuple[int, ...]) -> SampleRequest:
-    prompt = Prompt(prompt_id=prompt_id, text="", token_ids=np.zeros(8, dtype=np.int32), answer="")
-    return SampleRequest(prompt=prompt, sample_indices=tuple(range(len(seeds))), seeds=seeds)
+    """Of a prompt of eight tokens."""
+    return sample_request(prompt(prompt_id, token_ids=[0] * 8), seeds=seeds)
 
 
 def test_as_many_samples_as_asked_in_order_of_their_seeds() -> None:
@@ -116,10 +117,10 @@ def test_abort_drops_everything_and_the_engine_goes_on() -> None:
 
 def test_requests_that_do_not_fit_are_refused_together() -> None:
     engine = make_engine()
-    long = Prompt(prompt_id="long", text="", token_ids=np.zeros(37, dtype=np.int32), answer="")
+    long = prompt("long", token_ids=[0] * 37)
     with pytest.raises(DataError, match="long"):
         engine.add(
-            [make_request("a", (1,)), SampleRequest(prompt=long, sample_indices=(0,), seeds=(1,))],
+            [make_request("a", (1,)), sample_request(long, first_seed=1)],
             SAMPLING,
         )
     assert engine.num_unfinished == 0

@@ -6,7 +6,8 @@ from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
 from gvm_ray.exceptions import ConfigError
-from tests.allocator_cases import NAN, all_equal, run_step
+from tests.allocator_cases import all_equal, run_step
+from tests.builders import NAN
 
 
 def speed(**settings):

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from predictor_cases import outcome, prompts
 
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.base import PromptStatesConfig
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config import parse_config
 from gvm_ray.exceptions import ConfigError
+from tests.builders import outcome, prompts
 
 RATES = (1.0, 0.5, 0.0)  # of prompts whose middle token is 0, 1 or 2
 RUN = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from learner_cases import build_tiny_model as build_learner_model
-from tiny_models import build_tiny_model, make_prompt, make_request, reference_logprobs
+from tiny_models import build_tiny_model, make_prompt, reference_logprobs
 from turn_cases import PROMPT, said
 
 from gvm_ray.actors.pools import SamplingPools
@@ -33,6 +33,7 @@ from gvm_ray.types import (
     SampleRequest,
     SamplingParameters,
 )
+from tests.builders import sample_request
 
 SAMPLING = SamplingParameters(temperature=1.0, max_tokens=24)
 
@@ -68,7 +69,7 @@ def continued(model_path: str, episodes: OpenEpisodes, request: SampleRequest) -
 
 def test_the_next_turn_follows_what_was_said(model_path: str) -> None:
     first = [said("3"), said("4!")]
-    group = continued(model_path, open_episodes(first, ["<no>", "<never>"]), make_request(PROMPT, num_samples=2))
+    group = continued(model_path, open_episodes(first, ["<no>", "<never>"]), sample_request(PROMPT, num_samples=2))
     for before, observation, completion in zip(first, ["<no>", "<never>"], group.completions, strict=True):
         n, m = len(before.token_ids), len(observation)
         assert completion.token_ids[:n].tolist() == before.token_ids.tolist()
@@ -91,8 +92,8 @@ def test_the_next_turn_follows_what_was_said(model_path: str) -> None:
 
 def test_turns_have_seeds_of_their_own(model_path: str) -> None:
     episodes = open_episodes([said("3"), said("3")], ["", ""])
-    same = SampleRequest(prompt=PROMPT, sample_indices=(0, 1), seeds=(5, 5))
-    other = SampleRequest(prompt=PROMPT, sample_indices=(0, 1), seeds=(5, 6))
+    same = sample_request(PROMPT, seeds=(5, 5))
+    other = sample_request(PROMPT, seeds=(5, 6))
     first, second = continued(model_path, episodes, same).completions
     assert first.token_ids.tolist() == second.token_ids.tolist()
     first, second = continued(model_path, episodes, other).completions
@@ -101,7 +102,7 @@ def test_turns_have_seeds_of_their_own(model_path: str) -> None:
 
 def test_an_answer_that_leaves_no_room_cuts_the_response(model_path: str) -> None:
     episodes = open_episodes([said("3"), said("4")], ["x" * 22, "x" * 21])
-    group = continued(model_path, episodes, make_request(PROMPT, num_samples=2))
+    group = continued(model_path, episodes, sample_request(PROMPT, num_samples=2))
     assert group.truncated.tolist()[0]
     assert group.completion(0).token_ids.tolist() == said("3").token_ids.tolist()
     assert group.num_turns.tolist() == [1, 2]
@@ -153,7 +154,7 @@ class ScriptedGenerators:
 
 def sampled_by(generators: Any) -> list[GroupOutcome]:
     pools = SamplingPools(generators=generators, rewards=None, clock=PhaseClock())  # type: ignore[arg-type]
-    requests = [make_request(make_prompt(name), num_samples=3) for name in ("b", "a")]
+    requests = [sample_request(make_prompt(name), num_samples=3) for name in ("b", "a")]
     return asyncio.run(pools.sample_and_score(requests, SAMPLING))
 
 

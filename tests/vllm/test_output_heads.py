@@ -11,8 +11,9 @@ from gvm_ray.engines import create_engine
 from gvm_ray.learner.policy import PolicyModule, load_causal_lm, named_full_tensors
 from gvm_ray.learner.sequences import TrainSample, pad_samples
 from gvm_ray.types import ModelSpec, SamplingParameters
+from tests.builders import sample_request
 from tests.model_families import build_family
-from tests.tiny_models import make_prompt, make_request
+from tests.tiny_models import make_prompt
 
 pytestmark = pytest.mark.vllm
 
@@ -34,7 +35,7 @@ def test_log_probs_after_new_weights(tmp_path: Path, family: str) -> None:
     try:
         engine.load_weights(0, named_full_tensors(policy, dtype=torch.float32))
         sampling = SamplingParameters(temperature=0.7, top_p=1.0, max_tokens=12)
-        engine.add([make_request(make_prompt("12+7="), num_samples=3)], sampling)
+        engine.add([sample_request(make_prompt("12+7="), num_samples=3)], sampling)
         while not (answers := engine.step()):
             pass
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_groups import sample_groups
-from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request, reference_logprobs
+from tiny_models import build_tiny_model, changed_weights, make_prompt, reference_logprobs
 
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool
@@ -17,6 +17,7 @@ from gvm_ray.actors.weight_sync import publish
 from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import ModelSpec, SamplingParameters
+from tests.builders import sample_request
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.ray]
@@ -45,7 +46,7 @@ def pool(ray_cluster: None, model_path: str) -> Iterator[GeneratorPool]:
 def test_published_weights_are_what_the_actor_samples_from(pool: GeneratorPool, model_path: str) -> None:
     weights = changed_weights(model_path, seed=1)
     asyncio.run(pool.publish(publish(weights.items(), policy_version=1, bucket_bytes=2**15)))
-    requests = [make_request(make_prompt(f"{i}+{i}="), num_samples=3) for i in range(4)]
+    requests = [sample_request(make_prompt(f"{i}+{i}="), num_samples=3) for i in range(4)]
     groups = sample_groups(pool, requests, SamplingParameters(temperature=0.8, max_tokens=16))
     assert [group.prompt.prompt_id for group in groups] == [request.prompt.prompt_id for request in requests]
     for group in groups:

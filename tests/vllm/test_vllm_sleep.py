@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import build_tiny_model, changed_weights, make_prompt, make_request
+from tiny_models import build_tiny_model, changed_weights, make_prompt
 
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.types import ModelSpec, SamplingParameters
+from tests.builders import sample_request
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -60,9 +61,9 @@ def test_weights_come_back_before_they_are_replaced_and_the_cache_before_request
     engine.sleep()  # with the cache asleep still
     engine.load_weights(3, weights.items())
     for _ in range(2):
-        engine.add([make_request(make_prompt("1+1="), num_samples=1)], sampling)
+        engine.add([sample_request(make_prompt("1+1="), num_samples=1)], sampling)
     engine.sleep()
-    engine.add([make_request(make_prompt("1+1="), num_samples=1)], sampling)
+    engine.add([sample_request(make_prompt("1+1="), num_samples=1)], sampling)
     assert fake.calls == [
         "reload_weights",
         ("sleep", 1),

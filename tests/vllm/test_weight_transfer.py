@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import build_tiny_model, make_prompt, make_request, reference_logprobs
+from tiny_models import build_tiny_model, make_prompt, reference_logprobs
 
 from gvm_ray.config.run import DeadlineConfig, EngineConfig
 from gvm_ray.engines import create_engine
@@ -21,6 +21,7 @@ from gvm_ray.learner.policy import local_shards
 from gvm_ray.learner.transfer import WeightSender
 from gvm_ray.types import ModelSpec, SamplingParameters, TransferMember, TransferPhase, TransferWorld
 from tests import gloo_transfer
+from tests.builders import sample_request
 from tests.learner_cases import SurrogateLoss, learner_config
 
 pytest.importorskip("vllm")
@@ -56,7 +57,7 @@ class LocalGenerator:
         return {}
 
     async def sample(self, *, num_prompts: int = 3) -> list[Any]:
-        requests = [make_request(make_prompt(f"{i}+{i}="), num_samples=2) for i in range(num_prompts)]
+        requests = [sample_request(make_prompt(f"{i}+{i}="), num_samples=2) for i in range(num_prompts)]
         sampling = SamplingParameters(temperature=0.8, max_tokens=8)
         return [answer async for answer in self.server.sample(requests, sampling)]
 

@@ -1,4 +1,4 @@
-"""What is learned from the samples: batches by `create_algorithm`, the learners' loss by `token_loss`."""
+"""Learning algorithms: `create_algorithm` builds the training batches, `token_loss` is the learners' loss."""
 
 from typing import TYPE_CHECKING
 
@@ -25,14 +25,14 @@ __all__ = ["GRPO", "RLOO", "Raft", "ReinforcePlusPlus", "create_algorithm", "tok
 
 
 def create_algorithm(config: AlgorithmSettings, *, accept_threshold: float) -> Algorithm:
-    """The algorithm that `config` names.
+    """Create the algorithm that `config` names.
 
     Args:
-        config: its settings.
+        config: the algorithm's settings.
         accept_threshold: a sample is accepted when its reward is at least this.
 
     Raises:
-        ConfigError: a custom algorithm can't be imported or made.
+        ConfigError: a custom algorithm can't be imported or constructed.
     """
     match config:
         case RaftConfig() | RaftPlusPlusConfig():
@@ -56,7 +56,7 @@ def _custom_algorithm(config: CustomAlgorithmConfig, *, accept_threshold: float)
 
 
 def token_loss(config: AlgorithmSettings) -> "TokenLoss":
-    """The loss of `config`'s algorithm for the learners. Imports torch, which building batches doesn't need."""
+    """Return the algorithm's loss for the learners. Imports torch, which building batches doesn't need."""
     from gvm_ray.algorithms.loss import TokenLoss
 
     return TokenLoss.from_settings(config)

@@ -1,4 +1,4 @@
-"""What all algorithms share: the scored samples of a step as arrays, baselines, and the estimator weighting."""
+"""Code that all algorithms share: a step's scored samples as arrays, given baselines, and the sample weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,40 +22,40 @@ from gvm_ray.types import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredSamples:
-    """All samples of a step whose reward is known; N of them, from P prompts."""
+    """All samples of a step that have a reward: N samples of P prompts."""
 
     outcomes: tuple[GroupOutcome, ...]
     prompt_ids: tuple[str, ...]  # P
     outcome_index: IndexArray  # [N] into outcomes
     sample_index: IntArray  # [N] into the outcome's samples
-    prompt_index: IndexArray  # [N] into prompt_ids: the statistical group, whatever the round
+    prompt_index: IndexArray  # [N] into prompt_ids: the statistical group, over all rounds
     rewards: Float64Array  # [N]
     num_tokens: IndexArray  # [N]
     accepted: BoolArray  # [N]
-    terms: EstimatorTerms  # what the allocator says of the estimator
+    terms: EstimatorTerms  # the allocator's part of the estimator
 
     @property
     def group_sizes(self) -> IndexArray:
-        """[P] scored samples of each prompt."""
+        """The number of scored samples of each prompt, [P]."""
         return self.count(np.ones(len(self.rewards), dtype=np.bool_))
 
     @property
     def is_pilot(self) -> BoolArray:
-        """[N] True for the samples that their prompt's accept rate was told by."""
+        """[N] True for pilots: the samples from which their prompt's accept rate was estimated."""
         chosen = [_indices_in(outcome, self.terms.pilots) for outcome in self.outcomes]
         stops = np.cumsum([0, *(len(outcome.rewards) for outcome in self.outcomes)])
         return _concatenate(chosen, np.bool_)[stops[self.outcome_index] + self.sample_index]
 
     def count(self, mask: BoolArray) -> IndexArray:
-        """[P] samples of each prompt where `mask` [N] is True."""
+        """The number of each prompt's samples where `mask` [N] is True, [P]."""
         return np.bincount(self.prompt_index[mask], minlength=len(self.prompt_ids))
 
 
 def scored_samples(
     outcomes: Sequence[GroupOutcome], *, accept_threshold: float, terms: EstimatorTerms
 ) -> ScoredSamples:
-    """Flatten outcomes. Those of one prompt_id share a statistical group; unscored samples are left out, and so are
-    those that the allocator doesn't keep."""
+    """Flatten outcomes. Outcomes with the same prompt_id form one statistical group. Unscored samples are left out, and
+    so are samples that the allocator doesn't keep."""
     prompt_ids = tuple(dict.fromkeys(outcome.prompt_id for outcome in outcomes))
     position = {prompt_id: index for index, prompt_id in enumerate(prompt_ids)}
     kept = [np.flatnonzero(outcome.scored & _kept(outcome, terms)) for outcome in outcomes]
@@ -94,7 +94,7 @@ def train_batch(
     weights: Float64Array,
     keep: BoolArray,
 ) -> TrainBatch:
-    """The kept samples as one TrainGroup for each outcome that has any, with the rollouts' metrics.
+    """Build a batch: one TrainGroup for each outcome that has kept samples, and the rollouts' metrics.
 
     Args:
         samples: N scored samples.
@@ -103,7 +103,7 @@ def train_batch(
         weights: [N].
         keep: [N] True where the learners need the sample.
     """
-    kept = np.flatnonzero(keep)  # samples stand in the order of their outcomes
+    kept = np.flatnonzero(keep)  # samples are in the order of their outcomes
     rows_by_outcome = np.split(kept, np.flatnonzero(np.diff(samples.outcome_index[kept])) + 1)
     groups = [
         TrainGroup(
@@ -122,7 +122,7 @@ def train_batch(
 
 
 def _metrics(samples: ScoredSamples, *, advantages: Float64Array, keep: BoolArray) -> Metrics:
-    """Of all the step's samples; means over none of them are NaN."""
+    """Metrics of all the step's samples. The mean of no samples is NaN."""
     lengths = _concatenate([outcome.num_tokens for outcome in samples.outcomes], np.int64)
     truncated = _concatenate([outcome.truncated for outcome in samples.outcomes], np.bool_)
     num_scored = sum(int(outcome.scored.sum()) for outcome in samples.outcomes)
@@ -145,7 +145,7 @@ def _metrics(samples: ScoredSamples, *, advantages: Float64Array, keep: BoolArra
 
 
 def _concatenate(arrays: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
-    """np.concatenate that also takes no arrays at all."""
+    """Concatenate arrays; without any, return an empty array."""
     return np.concatenate([np.zeros(0, dtype=dtype), *arrays]).astype(dtype)
 
 
@@ -160,29 +160,29 @@ def sample_weights(
     averaged: BoolArray,
     accept_rates: Mapping[str, float] | None = None,
 ) -> Float64Array:
-    """Weights [N]; 0 outside `averaged`. With m prompts, the allocator's `num_prompts`, and for a sample's prompt g:
+    """Compute sample weights [N]; 0 outside `averaged`. m is the allocator's `num_prompts`, g a sample's prompt.
 
-    - `prompt_mean`: 1 / (m k_g), k_g its samples in `averaged`: every prompt that has any counts equally (Algorithm 1).
-      A prompt is left out with probability (1 - p_g)^n_g, so that in expectation hard prompts count less.
-    - `inverse`: 1 / (m n_g p_g), n_g its scored samples, pilots left out of n_g and of the sum (Lemma 1).
-      Without `accept_rates` nothing was rejected, p_g = 1, and it is `prompt_mean`.
+    - `prompt_mean`: 1 / (m k_g), k_g the prompt's samples in `averaged`. Every prompt with k_g > 0 counts equally
+      (Algorithm 1). A prompt has k_g = 0 with probability (1 - p_g)^n_g, so hard prompts count less in expectation.
+    - `inverse`: 1 / (m n_g p_g), n_g the prompt's scored samples. Pilots are left out of n_g and of the sum (Lemma 1).
+      Without `accept_rates` no sample was rejected: p_g = 1, and the result equals `prompt_mean`.
     - `token_mean`: 1 / (tokens of all samples in `averaged`).
 
-    `inverse` is unbiased for (1 / m) sum_g E[gradient | accepted], over the prompts with n_g > 0, if p_g is the true
-    accept rate and neither n_g nor what is kept depends on the rewards of the samples in the sum. With an estimate q_g
-    in its place, prompt g counts p_g / q_g times. The estimate must not come from these samples: dividing by their own
-    rate, n_g q_g = k_g, is `prompt_mean`.
+    `inverse` is unbiased for (1 / m) sum_g E[gradient | accepted], over the prompts with n_g > 0, on two conditions:
+    p_g is the true accept rate, and neither n_g nor the choice of kept samples depends on the rewards in the sum. With
+    an estimate q_g in place of p_g, prompt g counts p_g / q_g times. The estimate must not come from the same samples:
+    their own rate gives n_g q_g = k_g, which is `prompt_mean`.
 
-    Where the allocator gives prompt weights, as those that undo a selection, they multiply these.
+    Prompt weights from the allocator, such as weights that undo a selection, multiply the result.
 
     Args:
         samples: N scored samples.
-        weighting: which one.
-        averaged: [N] the samples that the estimator averages over: the accepted ones for RAFT, else all.
-        accept_rates: p by prompt_id, as in `EstimatorTerms`, where samples were rejected.
+        weighting: the kind of weighting.
+        averaged: [N] True for the samples that the estimator averages over: accepted samples for RAFT, else all.
+        accept_rates: p by prompt_id, as in `EstimatorTerms`; None if no samples were rejected.
 
     Raises:
-        ConfigError: `inverse` has no accept rate in (0, 1] of a prompt in the sum.
+        ConfigError: with `inverse`, a prompt in the sum has no accept rate in (0, 1].
     """
     weights = np.zeros(len(samples.rewards), dtype=np.float64)
     prompts = samples.prompt_index[averaged]
@@ -210,9 +210,9 @@ def _inverse(samples: ScoredSamples, *, averaged: BoolArray, accept_rates: Mappi
     if unknown.size:
         first = samples.prompt_ids[unknown[0]]
         raise ConfigError(
-            f"algorithm.weighting='inverse' divides by a prompt's accept rate, and the allocator reports "
-            f"{accept_rates.get(first)} for {first!r}; give every sampled prompt one in (0, 1] in "
-            "EstimatorTerms.accept_rates, from before its samples were drawn or from pilots, or write "
+            f"algorithm.weighting='inverse' divides by a prompt's accept rate, but the allocator reports "
+            f"{accept_rates.get(first)} for {first!r}; give every sampled prompt a rate in (0, 1] in "
+            "EstimatorTerms.accept_rates, estimated before its samples were drawn or from pilots, or write "
             "algorithm.weighting='prompt_mean'"
         )
     used = averaged & drawn
@@ -228,9 +228,9 @@ def batch_with_advantages(
     config: AlgorithmSettings,
     step: int,
 ) -> TrainBatch:
-    """The batch of samples with these advantages [N], or those of the allocator's baselines where it gives any.
+    """Build the batch with these advantages [N]. Baselines from the allocator take precedence for their prompts.
 
-    A sample of advantage 0 is kept only for a KL or entropy term.
+    A sample with advantage 0 is kept only if the loss has a KL or entropy term.
     """
     everything = np.ones(len(advantages), dtype=np.bool_)
     advantages = _with_given_baselines(samples, advantages)
@@ -246,7 +246,7 @@ def batch_with_advantages(
 
 
 def _with_given_baselines(samples: ScoredSamples, advantages: Float64Array) -> Float64Array:
-    """[N] advantages, (r - b) / s for the prompts that the allocator gives a baseline b (and scale s) for."""
+    """Advantages [N]: (r - b) / s for prompts with a baseline b (and scale s) from the allocator, else as given."""
     terms = samples.terms
     if not terms.baselines:
         return advantages

@@ -1,4 +1,4 @@
-"""The token loss of an algorithm, as the learners call it."""
+"""The token loss of an algorithm, as called by the learners."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from gvm_ray.settings import import_object
 
 @dataclass(frozen=True)
 class CustomSurrogate:
-    """The function at `path` with its parameters. Each process imports it by itself, so that this can be pickled."""
+    """A user's loss function: its import path and parameters. Picklable, for each process imports it for itself."""
 
     path: str
     parameters: Mapping[str, Any]
 
     @classmethod
     def checked(cls, config: LossConfig) -> "CustomSurrogate":
-        """The function that the settings name, tried on a small batch.
+        """Create the loss from the settings, and try it on a small batch.
 
         Raises:
-            ConfigError: it can't be imported, it raises, or what it returns can't be a loss of every token.
+            ConfigError: the function can't be imported, raises, or returns something other than a loss per token.
         """
         made = cls(config.path, config.parameters)
         logprobs = torch.tensor([[-0.5, -1.0, -2.0], [-0.1, -0.2, 0.0]], requires_grad=True)
@@ -39,38 +39,38 @@ class CustomSurrogate:
         except Exception as error:  # the user's function may raise anything
             raise ConfigError(
                 f"algorithm.loss.path: {config.path!r} raised {type(error).__name__} on a small batch: {error}; it is "
-                "called with logprobs and the keywords old_logprobs, advantages, mask and those of "
+                "called with logprobs, with the keywords old_logprobs, advantages and mask, and with the "
                 f"algorithm.loss.parameters ({', '.join(config.parameters) or 'none'})"
             ) from error
         if not losses.requires_grad:
             raise ConfigError(
-                f"algorithm.loss.path: what {config.path!r} returns doesn't depend on logprobs, so nothing would be "
+                f"algorithm.loss.path: the result of {config.path!r} doesn't depend on logprobs, so nothing would be "
                 "learned; compute it from logprobs, not from logprobs.detach()"
             )
         return made
 
     def __call__(self, logprobs: Tensor, **inputs: Any) -> Tensor:
-        """[B, T] losses.
+        """Compute the losses [B, T].
 
         Raises:
             ImportError: the function can't be imported here.
-            ConfigError: it returned something else.
+            ConfigError: the function returned something other than a tensor [B, T].
         """
         losses = import_object(self.path)(logprobs, **inputs, **self.parameters)
         if not isinstance(losses, Tensor) or losses.shape != logprobs.shape:
             shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ConfigError(
                 f"algorithm.loss.path: {self.path!r} returned {shape}; return a tensor with the shape of logprobs, "
-                f"{list(logprobs.shape)}: a loss for every token, neither masked nor averaged"
+                f"{list(logprobs.shape)}: one loss per token, neither masked nor averaged"
             )
         return losses
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLoss:
-    """Loss of every token of [B, T] responses; reduction and sample weights are the learner's."""
+    """The loss of every token of [B, T] responses. The learner applies sample weights and reduces."""
 
-    ratio: bool  # false: likelihood of the samples (RAFT), neither importance ratio nor clip
+    ratio: bool  # false: likelihood of the samples (RAFT), without importance ratio and clip
     clip_low: float
     clip_high: float
     dual_clip: float | None
@@ -82,10 +82,10 @@ class TokenLoss:
 
     @classmethod
     def from_settings(cls, config: AlgorithmSettings) -> "TokenLoss":
-        """The loss that these settings describe.
+        """Create the loss that the settings describe.
 
         Raises:
-            ConfigError: a function that they name can't be imported, or is no loss.
+            ConfigError: the settings name a function that can't be imported or doesn't return a loss per token.
         """
         return cls(
             ratio=not isinstance(config, RaftConfig),
@@ -101,12 +101,12 @@ class TokenLoss:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether log-probs of the reference policy are wanted."""
+        """Whether the loss needs log-probs of the reference policy."""
         return self.kl_coefficient > 0
 
     @property
     def needs_entropy(self) -> bool:
-        """Whether entropies are wanted, with their gradient."""
+        """Whether the loss needs entropies, with their gradient."""
         return self.entropy_coefficient > 0
 
     def __call__(
@@ -120,7 +120,7 @@ class TokenLoss:
         advantages: Tensor,
         mask: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses [B, T] and detached diagnostics [B, T]; see `maths.losses.policy_loss` for the arguments."""
+        """Compute losses [B, T] and detached diagnostics [B, T]; `maths.losses.policy_loss` explains the arguments."""
         return policy_loss(
             logprobs,
             old_logprobs=old_logprobs,

@@ -1,4 +1,4 @@
-"""An allocator of your own, by import path."""
+"""A custom allocator, named by its import path."""
 
 from typing import Any, Literal
 
@@ -17,22 +17,22 @@ _SHAPE = """
 
 
 class CustomAllocatorConfig(AllocatorConfig):
-    """Any importable `module:Class` derived from `gvm_ray.allocators.Allocator`."""
+    """A custom allocator: any importable `module:Class` derived from `gvm_ray.allocators.Allocator`."""
 
     type: Literal["custom"] = "custom"
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the class
-    candidates_per_step: Count | None = None  # prompts it is shown in a step; none = prompts_per_step
+    candidates_per_step: Count | None = None  # number of prompts in a step's `step.prompts`; none = prompts_per_step
     states: OptionalPromptStates = None
     training_gradient_norms: bool = False
 
     @property
     def knows_accept_rates(self) -> bool:
-        """As its reports say, which is checked when they come."""
+        """True: its reports may give them, and are checked when they arrive."""
         return True
 
     def needs(self, run: RunShape) -> Needs:
-        """As the settings say."""
+        """The candidates, states and norms that the settings ask for."""
         return Needs(
             candidates=self.candidates_per_step or run.prompts_per_step,
             states=self.states,
@@ -40,14 +40,14 @@ class CustomAllocatorConfig(AllocatorConfig):
         )
 
     def smallest_group(self, run: RunShape) -> None:
-        """Its own code decides; `groups/alone` counts what comes of it."""
+        """None: the class decides. The metric `groups/alone` counts groups of one."""
         return
 
     def build(self, *, accept_threshold: float, seed: int) -> Allocator:
-        """An instance of the class.
+        """Create an instance of the class.
 
         Raises:
-            ConfigError: it can't be imported or made, or is no allocator.
+            ConfigError: the class can't be imported or called, or is not an allocator.
         """
         try:
             made = import_object(self.path)(**self.parameters)
@@ -59,5 +59,5 @@ class CustomAllocatorConfig(AllocatorConfig):
                 f"has this shape:{_SHAPE}"
             ) from error
         if not isinstance(made, Allocator):
-            raise ConfigError(f"allocator.path: {self.path!r} makes no Allocator; write{_SHAPE}")
+            raise ConfigError(f"allocator.path: {self.path!r} doesn't make an Allocator; write{_SHAPE}")
         return made

@@ -1,4 +1,4 @@
-"""Drives a strategy's generators, one call for each round of a step, and keeps the books that all strategies share."""
+"""The driver of an allocation strategy: advances its generators round by round, and keeps counts and reports."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,33 +29,33 @@ class _OpenStep:
 
     step: Step
     rounds: Rounds
-    counts: Counter[str] = field(default_factory=Counter)  # samples to train on, of the rounds so far
+    counts: Counter[str] = field(default_factory=Counter)  # samples to train on, over the rounds so far
 
 
 class AllocationDriver:
-    """The steps of one strategy, and one memory of the run. A step that fails is forgotten and can be planned again."""
+    """Runs the steps of one strategy, and holds the run's memory. A failed step is dropped and can be planned again."""
 
     def __init__(self, strategy: Allocator, *, accept_threshold: float, seed: int = 0) -> None:
-        """A driver with an empty memory.
+        """Create a driver with an empty memory.
 
         Args:
-            strategy: decides.
+            strategy: the allocator that decides the counts.
             accept_threshold: a sample is accepted (a success) when its reward is at least this.
-            seed: of what the strategy draws at random.
+            seed: seed of the strategy's random draws.
         """
         self._strategy = strategy
         self._accept_threshold = accept_threshold
         self._seed = seed
         self.memory = PromptMemory()
         self._open: dict[int, _OpenStep] = {}
-        self._reports: dict[int, AllocationReport] = {}  # of finished steps, until they are asked for
+        self._reports: dict[int, AllocationReport] = {}  # of finished steps, until `report` returns them
 
     @classmethod
     def of(cls, settings: AllocatorConfig, *, accept_threshold: float, seed: int = 0) -> "AllocationDriver":
-        """A driver of the strategy that these settings describe.
+        """Create a driver of the strategy that the settings describe.
 
         Raises:
-            ConfigError: a custom allocator can't be imported or made.
+            ConfigError: a custom allocator can't be imported or constructed.
         """
         strategy = settings.build(accept_threshold=accept_threshold, seed=seed)
         return cls(strategy, accept_threshold=accept_threshold, seed=seed)
@@ -69,14 +69,14 @@ class AllocationDriver:
         upcoming: Sequence[Prompt] = (),
         states: FloatArray | None = None,
     ) -> Allocation:
-        """First round with anything to sample; empty where the step needs none.
+        """Begin a step, and return its first round that has samples; empty if no round has any.
 
         Raises:
-            ConfigError: the strategy can't spend this budget on these prompts, or is no allocator.
+            ConfigError: the strategy can't spend this budget on these prompts, or is not an allocator.
         """
         assert prompts, "a step needs at least one prompt"
         assert step not in self._open, f"step {step} is under way and can't be planned a second time"
-        assert step not in self._reports, f"step {step} is finished and its report was not asked for"
+        assert step not in self._reports, f"step {step} is finished; call report before planning it again"
         rows = list({prompt.prompt_id: row for row, prompt in enumerate(prompts)}.values())
         shown = Step(
             number=step,
@@ -91,19 +91,19 @@ class AllocationDriver:
         return self._advance(_OpenStep(step=shown, rounds=self._strategy.rounds(shown)), None)
 
     def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
-        """Next round, given the outcomes of the last one; empty when the step is done."""
-        assert step in self._open, f"step {step} waits for no outcomes; the steps under way are {list(self._open)}"
+        """Return the next round, given the outcomes of the last one; empty when the step is done."""
+        assert step in self._open, f"step {step} is not waiting for outcomes; steps under way: {list(self._open)}"
         under_way = self._open.pop(step)
         self._remember(outcomes, under_way.step.samples)
         return self._advance(under_way, outcomes)
 
     def report(self, *, step: int) -> AllocationReport:
-        """Account of a finished step; once."""
-        assert step in self._reports, f"step {step} has no report; the finished steps are {list(self._reports)}"
+        """Return the report of a finished step, and drop it."""
+        assert step in self._reports, f"step {step} has no report; finished steps: {list(self._reports)}"
         return self._reports.pop(step)
 
     def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
-        """Pass on the gradient norms of a trained batch."""
+        """Pass the gradient norms of a trained batch to the strategy."""
         self._strategy.observe_training(norms)
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,12 +111,13 @@ class AllocationDriver:
         return {"prompts": self.memory.state_dict(), "strategy": self._strategy.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`'s memory."""
+        """Restore the memory that `state_dict` returned."""
         self.memory.load_state_dict(state["prompts"])
         self._strategy.load_state_dict(state["strategy"])
 
     def _remember(self, outcomes: Sequence[GroupOutcome], samples: PromptMemory) -> None:
-        """Fold a round into the step and into the run, whose earlier counts decay at the step's first scored sample."""
+        """Add a round to the memories of the step and the run. A prompt's earlier counts in the run decay once a step,
+        at its first scored sample."""
         seen = PromptMemory.of(outcomes, accept_threshold=self._accept_threshold)
         (_, before), (_, new) = samples.counts(seen.prompt_ids), seen.counts(seen.prompt_ids)
         self.memory.add(seen, decay=np.where((before == 0) & (new > 0), self._strategy.memory_decay, 1.0))
@@ -126,7 +127,7 @@ class AllocationDriver:
         number, rounds = under_way.step.number, under_way.rounds
         try:
             allocation = _allocation(next(rounds) if outcomes is None else rounds.send(outcomes))
-            while not allocation.total:  # nothing to sample: go on with no outcomes
+            while not allocation.total:  # nothing to sample: skip the round
                 allocation = _allocation(rounds.send([]))
         except StopIteration as done:
             if not isinstance(done.value, Report | None):
@@ -147,10 +148,10 @@ def _allocation(decision: Mapping[str, int] | Allocation) -> Allocation:
 
 
 def _account(done: _OpenStep, report: Report) -> AllocationReport:
-    """What the loop logs of a step, and what the algorithm has to know of it.
+    """Build a step's report: metrics for the loop to log, and estimator terms for the algorithm.
 
-    Metrics are `allocation/min|max|total` of the samples per prompt, `allocation/zero`, the prompts that got none,
-    `allocation/dropped`, those of which no sample is kept, and the strategy's own.
+    Metrics are `allocation/min|max|total` of the samples per prompt, `allocation/zero`: the number of prompts without
+    samples, `allocation/dropped`: the number of prompts with no kept sample, and the strategy's own.
     """
     step, given = done.step, done.counts if report.counts is None else report.counts
     values = np.array([given.get(prompt_id, 0) for prompt_id in step.ids], dtype=np.int64)
@@ -185,5 +186,5 @@ def _account(done: _OpenStep, report: Report) -> AllocationReport:
 
 
 def _accept_rates(step: Step, sizes: np.ndarray) -> Float64Array:
-    """[P] of the step's samples; 0 where none was scored, NaN where none was asked for."""
+    """Accept rates [P] of the step's samples; 0 if no sample was scored, NaN if none was requested."""
     return np.where(sizes > 0, np.nan_to_num(step.samples.accept_rates(step.ids), nan=0.0), np.nan)

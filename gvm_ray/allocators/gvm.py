@@ -1,4 +1,4 @@
-"""Gradient variance minimization (arXiv 2505.02391, Algorithm 2): pilots, then samples where they cut variance most."""
+"""Gradient variance minimization (arXiv 2505.02391, Algorithm 2): pilots first, then the allocation from them."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -24,17 +24,18 @@ _MAX_OPEN_BLOCKS = 16
 class GVMAllocatorConfig(AllocatorConfig):
     """Gradient variance minimization (arXiv 2505.02391): pilots, then n ~ G / sqrt(p + alpha / p^(beta - 1)).
 
-    Under weighting = "inverse" the pilots tell p and are no part of the sum, so that a prompt whose n_i are all pilots
-    adds nothing: min_samples above pilot_samples (or above 0 with reuse_pilots = false) gives every prompt a sample.
+    With weighting = "inverse", pilots only estimate p and are left out of the sum, so a prompt whose n_i samples are
+    all pilots adds nothing. Set min_samples above pilot_samples (above 0 with reuse_pilots = false) to give every
+    prompt a sample in the sum.
     """
 
     type: Literal["gvm"] = "gvm"
-    pilot_samples: Count = 4  # N', drawn from every prompt first; part of the budget
+    pilot_samples: Count = 4  # N', drawn for every prompt first; part of the budget
     alpha: Positive = 1e-3
     beta: Annotated[float, Field(ge=2)] = 2.0
     block_steps: Count = 1  # k steps share one pilot round
     reuse_pilots: bool = True  # train on the pilots too; false = as published
-    gradient_parameters: Literal["embed_tokens", "lm_head"] = "embed_tokens"  # with tied embeddings either means both
+    gradient_parameters: Literal["embed_tokens", "lm_head"] = "embed_tokens"  # either means the shared matrix, if tied
     prior_successes: NonNegative = 0.5  # Beta prior of the accept rate; 0 and 0 = as published (p=0 gives n=0)
     prior_failures: NonNegative = 0.5
     min_samples: NonNegativeCount = 0
@@ -53,23 +54,23 @@ class GVMAllocatorConfig(AllocatorConfig):
 
     @property
     def knows_accept_rates(self) -> bool:
-        """From the pilots."""
+        """True: the pilots estimate them."""
         return True
 
     def needs(self, run: RunShape) -> Needs:
-        """Norms of the pilots, for a block of steps."""
+        """The step's prompts, gradient norms of pilots, and blocks of steps."""
         return Needs(
             candidates=run.prompts_per_step, pilot_norms=self.gradient_parameters, block_steps=self.block_steps
         )
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """Reused pilots are part of every group."""
+        """The larger of min_samples and the pilots, if pilots are reused; else min_samples."""
         if self.reuse_pilots and self.pilot_samples >= self.min_samples:
             return SmallestGroup(setting="allocator.pilot_samples", value=self.pilot_samples)
         return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
 
     def check_fits(self, run: RunShape) -> None:
-        """Pilots leave something to allocate, the bounds admit the mean, and reused pilots are fresh enough."""
+        """Check that pilots leave samples to allocate, that the bounds admit the mean, and that pilots stay fresh."""
         n = run.samples_per_prompt
         if self.pilot_samples >= n:
             raise ValueError(
@@ -98,38 +99,38 @@ class GVMAllocatorConfig(AllocatorConfig):
             )
 
     def build(self, *, accept_threshold: float, seed: int) -> "GVMAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return GVMAllocator(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Share:
-    """What was decided for one prompt of a block."""
+    """The allocation of one prompt of a block."""
 
-    num_samples: int  # n_i, the samples to train on: pilots included where they are reused
-    remaining: int  # of them, not drawn with the pilots
+    num_samples: int  # n_i, the samples to train on, including reused pilots
+    remaining: int  # samples of n_i still to be drawn after the pilots
     accept_rate: float  # p-hat of the pilots
     gradient_norm: float  # G-hat of the pilots
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Block:
-    """What the later steps of a block have from its first."""
+    """Pilots and shares of a block, made by its first step for the later ones."""
 
     pilots: PromptMemory
-    indices: dict[str, tuple[int, ...]]  # prompt_id -> its pilots
-    shares: dict[str, _Share]  # prompt_id -> what no step has taken yet
+    indices: dict[str, tuple[int, ...]]  # prompt_id -> sample indices of its pilots
+    shares: dict[str, _Share]  # prompt_id -> its share, until a step takes it
 
 
 class GVMAllocator(Allocator):
-    """Pilots for a block of steps in its first round; then n_i ~ G_i / sqrt(p_i + alpha / p_i^(beta - 1)).
+    """Draw pilots for a block of steps in its first round; then give n_i ~ G_i / sqrt(p_i + alpha / p_i^(beta - 1)).
 
-    The pilots are charged: all that is drawn in a block sums to the steps' budgets. Prompts of the block's later steps
-    are decided with the first step, kept in memory, and answered when their step is planned. The split is uniform where
-    the pilots say nothing: no accepted one with a gradient norm, or every prompt filtered out.
+    Pilots are charged: all samples drawn in a block sum to the budgets of its steps. The first step decides the shares
+    of the whole block; later steps take theirs when they are planned. The split is uniform if the pilots carry no
+    signal: no accepted pilot has a gradient norm, or every prompt is filtered out.
 
-    Other blocks may begin before one's last step is planned. Of the blocks that wait for a later step, the 16 latest
-    are kept; the prompts of one that is dropped begin with pilots again.
+    Blocks may overlap: another block may begin before the last step of this one is planned. The 16 latest unfinished
+    blocks are kept; prompts of a dropped block begin with pilots again.
     """
 
     def __init__(self, settings: GVMAllocatorConfig) -> None:
@@ -137,7 +138,7 @@ class GVMAllocator(Allocator):
         self._open_blocks: deque[_Block] = deque(maxlen=_MAX_OPEN_BLOCKS)
 
     def rounds(self, step: Step) -> Rounds:
-        """Pilots for a new block, then the step's n_i; at once what was reserved for these prompts by their block.
+        """Draw pilots if the step begins a block, then the samples that its block allotted to the step's prompts.
 
         Raises:
             ConfigError: the budget is too small for the pilots and minima, or too large for the maxima.
@@ -174,15 +175,15 @@ class GVMAllocator(Allocator):
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin a block: one under way isn't part of a checkpoint, and a resumed run begins with new pilots."""
+        """Drop all blocks: checkpoints don't hold blocks under way, and a resumed run begins with new pilots."""
         self._open_blocks.clear()
 
     def _waiting_block(self, prompt_ids: Sequence[str]) -> _Block | None:
-        """The oldest block that decided for all these prompts, whose share is not taken yet."""
+        """The oldest block that still holds shares for all these prompts."""
         return next((block for block in self._open_blocks if block.shares.keys() >= set(prompt_ids)), None)
 
     def _accept_rates(self, prompt_ids: Sequence[str], samples: PromptMemory) -> Float64Array:
-        """Posterior means [P]; without samples, the prior's mean, or 0."""
+        """Posterior means [P]; without samples the prior's mean, and without a prior 0."""
         settings = self._settings
         rates = samples.accept_rates(
             prompt_ids, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures
@@ -190,11 +191,11 @@ class GVMAllocator(Allocator):
         return np.nan_to_num(rates, nan=0.0)
 
     def _divisors(self, shares: Sequence[_Share]) -> list[float]:
-        """p-hat of the pilots, none of them 0."""
+        """p-hat of the pilots, raised above 0 to divide by."""
         return divisible_rates([share.accept_rate for share in shares], self._settings.pilot_samples).tolist()
 
     def _decide(self, prompt_ids: Sequence[str], pilots: PromptMemory, budget: int) -> dict[str, _Share]:
-        """The block's allocation from its pilots."""
+        """Compute the block's allocation from its pilots."""
         settings = self._settings
         rates = self._accept_rates(prompt_ids, pilots)
         norms = _fill_unmeasured(pilots.gradient_norms(prompt_ids))
@@ -214,7 +215,7 @@ class GVMAllocator(Allocator):
         }
 
     def _split(self, weights: Float64Array, budget: int) -> NDArray[np.int64]:
-        """n [P] of the block: all of its budget where the pilots count toward n, what they left of it where not."""
+        """Compute n [P] of the block from its whole budget if pilots count toward n, else from what they left of it."""
         settings = self._settings
         if settings.reuse_pilots:
             minimum = max(settings.min_samples, settings.pilot_samples)
@@ -223,7 +224,7 @@ class GVMAllocator(Allocator):
         return apportion(weights, budget=budget, minimum=minimum, maximum=settings.max_samples)
 
     def _check_budget(self, budget: int, *, num_prompts: int) -> None:
-        """Refuse before the pilots are paid for."""
+        """Reject an impossible budget before pilots are paid for."""
         settings = self._settings
         pilots = 0 if settings.reuse_pilots else settings.pilot_samples  # drawn on top of n_i
         least = max(settings.min_samples, settings.pilot_samples) if settings.reuse_pilots else settings.min_samples
@@ -231,7 +232,7 @@ class GVMAllocator(Allocator):
             raise ConfigError(
                 f"a budget of {budget} samples for {num_prompts} prompts is below the {num_prompts * (least + pilots)} "
                 f"that allocator.pilot_samples={settings.pilot_samples} and min_samples={settings.min_samples} need; "
-                "write fewer of them, or a larger samples_per_prompt"
+                "lower them, or write a larger samples_per_prompt"
             )
         if settings.max_samples is not None and budget > num_prompts * (settings.max_samples + pilots):
             raise ConfigError(
@@ -241,6 +242,6 @@ class GVMAllocator(Allocator):
 
 
 def _fill_unmeasured(norms: Float64Array) -> Float64Array:
-    """G [P] with the mean of the measured ones where there is none; all 0, which is no signal, if none was measured."""
+    """G [P], with the measured prompts' mean for unmeasured prompts; all 0, meaning no signal, if none was measured."""
     measured = np.isfinite(norms)
     return np.where(measured, norms, norms[measured].mean() if measured.any() else 0.0)

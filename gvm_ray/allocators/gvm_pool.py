@@ -1,4 +1,4 @@
-"""Allocators without pilots: what is expected of each prompt decides, in one round, from the first step on."""
+"""Allocators without pilots: one round a step, divided by predictions for each prompt, from the first step on."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -38,62 +38,62 @@ if TYPE_CHECKING:
     from gvm_ray.allocators.predictor import PromptEstimates
 
 _ALPHA, _BETA = 1e-3, 2.0  # GVM's defaults
-_CANDIDATES_PER_PROMPT = 16  # of prompts_per_step
-_FREE_CANDIDATES = 1024  # which take a few milliseconds to predict
+_CANDIDATES_PER_PROMPT = 16  # candidates for each prompt of prompts_per_step
+_FREE_CANDIDATES = 1024  # takes a few milliseconds to predict
 
 
 Score = Literal["gradient_deviation", "norm_neyman", "neyman", "log_neyman", "gvm"]
 
 
 class PredictorConfig(Settings):
-    """What an allocator expects of a prompt before it is sampled: learned on the way from the run's own samples."""
+    """Predictions for a prompt before it is sampled, learned during the run from the run's own samples."""
 
-    forgetting: Annotated[float, Field(gt=0, le=1)] = 0.9  # factor on the weight of samples for each step they are old
-    # Standard deviation, a priori, of what the features explain of a prompt's logit: the ridge penalty on the
-    # coefficients of D standardised features is D / prior_deviation^2. Larger fits faster, and overfits more.
+    forgetting: Annotated[float, Field(gt=0, le=1)] = 0.9  # the weight of samples is multiplied by this at every step
+    # A priori standard deviation of the part of a prompt's logit that the features explain: the ridge penalty on the
+    # coefficients of D standardised features is D / prior_deviation^2. A larger value fits faster, and overfits more.
     prior_deviation: Positive = 2.0
-    history_trials: Positive = 8.0  # the features' prediction counts as so many samples of the prompt itself
-    token_features: NonNegativeCount = 0  # columns of the prompt's token counts, id modulo their number; not charged
+    history_trials: Positive = 8.0  # the prediction from features counts as this many samples of the prompt itself
+    token_features: NonNegativeCount = 0  # number of columns for the prompt's token counts (id modulo it); not charged
     source_features: tuple[str, ...] = ()  # names in Prompt.features whose values are categories, e.g. level
-    max_state_features: Count = 256  # wider hidden states are projected down at random
-    window_rows: Count = 2048  # latest groups learned from
+    max_state_features: Count = 256  # wider hidden states are projected to this width at random
+    window_rows: Count = 2048  # number of latest groups to learn from
 
 
 class _PredictiveConfig(AllocatorConfig):
-    """What they share. The score of a prompt is what its share of the budget is proportional to.
+    """Settings that predictive allocators share. A prompt's share of the budget is proportional to its score.
 
-    - `gradient_deviation`: root mean square of a sample's term of the policy gradient, from the predicted norms of
-      accepted and rejected samples alike: sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)).
-    - `norm_neyman`: G+ sqrt(p (1 - p)), the norms of the accepted samples alone.
+    - `gradient_deviation`: root mean square of a sample's term of the policy gradient, from the predicted norms of both
+      accepted and rejected samples: sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)).
+    - `norm_neyman`: G+ sqrt(p (1 - p)), from the norms of accepted samples only.
     - `neyman`: sqrt(p (1 - p)); `log_neyman`: sqrt((1 - p) / p).
     - `gvm`: G+ / sqrt(p + alpha / p), arXiv 2505.02391, Proposition 1, with alpha = 1e-3 and beta = 2.
     """
 
     sharpness: Positive = 1.0  # exponent on the score
-    uniform_share: Probability = 0.1  # of the budget, split evenly whatever the scores
-    exploration: Literal["none", "thompson"] = "none"  # thompson: scores at an accept rate drawn from the belief in it
+    uniform_share: Probability = 0.1  # share of the budget that is split evenly, whatever the scores
+    exploration: Literal["none", "thompson"] = "none"  # thompson: accept rates are drawn from their posterior
     states: OptionalPromptStates = PromptStatesConfig()
     predictor: PredictorConfig = PredictorConfig()
     training_gradient_norms: bool = True
 
     def needs(self, run: RunShape) -> Needs:
-        """Hidden states to predict from, and norms out of training."""
+        """Candidates, hidden states to predict from, and gradient norms from training."""
         return Needs(
             candidates=self.num_candidates(run), states=self.states, training_norms=self.training_gradient_norms
         )
 
     def num_candidates(self, run: RunShape) -> int:
-        """Prompts to choose from; those of the step, where it doesn't select."""
+        """The number of prompts to choose from; prompts_per_step for an allocator that doesn't select."""
         return run.prompts_per_step
 
     @property
     def knows_accept_rates(self) -> bool:
-        """Those predicted before the samples are drawn."""
+        """True: accept rates are predicted before the samples are drawn."""
         return True
 
 
 class PredictiveAllocator(Allocator):
-    """One round a step: predict, score, divide. Before the first samples every prompt is worth the same."""
+    """Allocate in one round a step: predict, score, divide. Before the first samples all prompts score the same."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class PredictiveAllocator(Allocator):
         accept_threshold: float,
         seed: int,
     ) -> None:
-        # Late, for whoever reads settings imports this module: scipy takes longer than the rest of a command line.
+        # Imported here, because reading settings imports this module, and scipy loads slower than the rest of the CLI.
         from gvm_ray.allocators.predictor import NormAgreement, RewardLevels, StatsPredictor
 
         self._settings = settings
@@ -111,7 +111,7 @@ class PredictiveAllocator(Allocator):
         self._levels = RewardLevels(accept_threshold=accept_threshold, forgetting=settings.predictor.forgetting)
 
     def rounds(self, step: Step) -> Rounds:
-        """The whole budget at once, by prediction."""
+        """Spend the whole budget in one round, by prediction."""
         rows = self._predictor.rows(step.prompts, step.states)
         estimates = self._predictor.predict(step.prompts, rows, step=step.number)
         scores = self._scores(estimates, step.rng)
@@ -122,7 +122,7 @@ class PredictiveAllocator(Allocator):
         chosen = np.flatnonzero(sizes)
         sampled = [step.ids[row] for row in chosen.tolist()]
         baselines, scales = self._baselines(sampled, estimates.accept_rates[chosen])
-        self._levels.observe(outcomes)  # after the baselines: none knows of the samples it is for
+        self._levels.observe(outcomes)  # after the baselines, which must not depend on the samples they are for
         successes, trials = step.samples.counts(sampled)
         scored = trials > 0
         predicted, observed = estimates.accept_rates[chosen][scored], successes[scored] / trials[scored]
@@ -152,11 +152,11 @@ class PredictiveAllocator(Allocator):
         self._predictor.observe_training(norms)
 
     def state_dict(self) -> dict[str, Any]:
-        """The predictor's memory, and what samples are rewarded with."""
+        """The memory of the predictor and of the reward levels."""
         return {"predictor": self._predictor.state_dict(), "rewards": self._levels.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`'s memory."""
+        """Restore the memory that `state_dict` returned."""
         self._predictor.load_state_dict(state["predictor"])
         self._levels.load_state_dict(state["rewards"])
 
@@ -164,16 +164,16 @@ class PredictiveAllocator(Allocator):
     def _divide(
         self, scores: Float64Array, *, budget: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], Float64Array | None]:
-        """n [P], which sum to the budget, and the weights [P] that undo a selection, where that is asked for."""
+        """Return n [P], which sum to the budget, and weights [P] that undo the selection, or None without them."""
 
     def _baselines(
         self, prompt_ids: Sequence[str], accept_rates: Float64Array
     ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """Predicted means and deviations of the reward by prompt_id; none where the group's own serve."""
+        """Predicted means and deviations of the reward by prompt_id; empty if the group's own are used."""
         return {}, {}
 
     def _scores(self, estimates: "PromptEstimates", rng: np.random.Generator) -> Float64Array:
-        """[P] >= 0; ones before anything was learned."""
+        """Scores [P] >= 0; ones before the predictor has learned from samples."""
         if not estimates.learned:
             return np.ones(len(estimates.accept_rates))
         rates = estimates.accept_rates
@@ -183,30 +183,30 @@ class PredictiveAllocator(Allocator):
 
 
 class GVMPoolAllocatorConfig(_PredictiveConfig):
-    """Selects and sizes groups out of a pool of candidates by their predicted share of the gradient's variance."""
+    """Selects prompts from a pool of candidates, and sizes groups, by their predicted share of gradient variance."""
 
     baseline_setting: ClassVar[str | None] = "predicted_baseline"
 
     type: Literal["gvm_pool"] = "gvm_pool"
     score: Score = "norm_neyman"
-    # Prompts that it is shown in a step; the whole training set where that has fewer. None = 16 prompts_per_step, or
-    # fewer, so that prefilling them is charged no more than the step's samples, where prompts and responses all have
-    # max_tokens; but twice as many as it can make groups. Without states, which cost nothing, 1024 or more.
+    # Number of candidates in a step, or the whole training set if it is smaller. None = 16 prompts_per_step, or fewer,
+    # so that prefilling them costs no more than the step's samples (if all prompts and responses have max_tokens), but
+    # at least twice the number of groups. Without states, candidates are free: 1024 or more.
     candidates_per_step: Count | None = None
-    group_size: Count = 4  # a prompt gets none, or at least so many samples
+    group_size: Count = 4  # a prompt gets no samples, or at least this many
     max_samples: Count | None = None
-    # Advantage (r - b) / s with the mean b and deviation s of the reward that are predicted, also in a group of one:
+    # Advantage (r - b) / s with the predicted mean b and deviation s of the reward, so that a group of one works too:
     # with rewards of 0 and 1, (r - p) / sqrt(p (1 - p)).
     predicted_baseline: bool = False
-    undo_selection: bool = False  # weight prompts by the inverse of their chance to be chosen
+    undo_selection: bool = False  # weight prompts by the inverse of their selection probability
     undo_selection_cap: Annotated[float, Field(ge=1)] = 5.0  # largest such weight
 
     def num_candidates(self, run: RunShape) -> int:
-        """As `candidates_per_step` says."""
+        """The value of `candidates_per_step`, or its default for this run."""
         if self.candidates_per_step is not None:
             return self.candidates_per_step
         budget = run.prompts_per_step * run.samples_per_prompt
-        fewest = max(run.prompts_per_step, 2 * (budget // self.group_size))  # else there is nothing to select
+        fewest = max(run.prompts_per_step, 2 * (budget // self.group_size))  # with fewer there is nothing to select
         most = max(_CANDIDATES_PER_PROMPT * run.prompts_per_step, fewest)
         if self.states is None:
             return max(most, _FREE_CANDIDATES)
@@ -216,11 +216,11 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
         return min(max(int(paid), fewest), most)
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """A prompt gets none, or at least so many."""
+        """The group size: a prompt gets no samples, or at least this many."""
         return SmallestGroup(setting="allocator.group_size", value=self.group_size)
 
     def check_fits(self, run: RunShape) -> None:
-        """The budget makes at least one group."""
+        """Check that the budget makes at least one group."""
         budget = run.prompts_per_step * run.samples_per_prompt
         if self.group_size > budget:
             raise ValueError(
@@ -234,15 +234,16 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
             )
 
     def build(self, *, accept_threshold: float, seed: int) -> "GVMPoolAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return GVMPoolAllocator(self, accept_threshold=accept_threshold, seed=seed)
 
 
 class GVMPoolAllocator(PredictiveAllocator):
-    """n_i in proportion to the score, and a group of `group_size` with probability n_i / group_size where that is less.
+    """Give n_i in proportion to the score. If n_i is below `group_size`, give a group of that size with probability
+    n_i / group_size.
 
-    The samples go where the predicted gradient is, so the objective changes with them: an implicit curriculum toward
-    prompts that are neither solved nor out of reach. `undo_selection` weights it back (clipped).
+    Samples go where the predicted gradient is large, so the objective changes: an implicit curriculum toward prompts
+    that are neither solved nor out of reach. `undo_selection` corrects this with (clipped) weights.
     """
 
     _settings: GVMPoolAllocatorConfig
@@ -275,34 +276,34 @@ class GVMPoolAllocator(PredictiveAllocator):
 
 
 class _BoundedConfig(_PredictiveConfig):
-    """Divides the budget inside the step's prompts, within bounds."""
+    """Settings of allocators that divide the budget among the step's prompts, within bounds."""
 
     min_samples: NonNegativeCount = 0
     max_samples: Count | None = None
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """The lower bound."""
+        """The lower bound `min_samples`."""
         return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
 
     def check_fits(self, run: RunShape) -> None:
-        """The bounds admit the mean."""
+        """Check that samples_per_prompt lies within the bounds."""
         check_bounds(self.min_samples, self.max_samples, run)
 
 
 class GVMOnlineAllocatorConfig(_BoundedConfig):
-    """Divides the budget inside the step's prompts by predictions; every prompt keeps `min_samples`."""
+    """Divides the budget among the step's prompts by predictions; every prompt gets at least `min_samples`."""
 
     type: Literal["gvm_online"] = "gvm_online"
     score: Score = "gvm"
 
     def build(self, *, accept_threshold: float, seed: int) -> "GVMOnlineAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return GVMOnlineAllocator(self, accept_threshold=accept_threshold, seed=seed)
 
 
 class NeymanAllocatorConfig(_BoundedConfig):
-    """The optimal split for a linear objective, n ~ sqrt(p (1 - p)), or for the log pass rate, n ~ sqrt((1 - p) / p)
-    (arXiv 2510.04996, appendix B), inside the step's prompts; p is predicted.
+    """The optimal split among the step's prompts, with p predicted: n ~ sqrt(p (1 - p)) for a linear objective, or
+    n ~ sqrt((1 - p) / p) for the log pass rate (arXiv 2510.04996, appendix B).
     """
 
     type: Literal["neyman"] = "neyman"
@@ -311,12 +312,12 @@ class NeymanAllocatorConfig(_BoundedConfig):
     min_samples: NonNegativeCount = 2  # a group of one has no baseline
 
     def build(self, *, accept_threshold: float, seed: int) -> "GVMOnlineAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return GVMOnlineAllocator(self, accept_threshold=accept_threshold, seed=seed)
 
 
 class GVMOnlineAllocator(PredictiveAllocator):
-    """n_i in proportion to the score within the bounds, inside the batch."""
+    """Give every prompt of the step n_i in proportion to its score, within the bounds."""
 
     _settings: GVMOnlineAllocatorConfig | NeymanAllocatorConfig
 
@@ -329,7 +330,7 @@ class GVMOnlineAllocator(PredictiveAllocator):
 
 
 def _weight_metrics(weights: Float64Array) -> Metrics:
-    """How unequal the weights are that undo a selection."""
+    """Metrics of the weights that undo a selection: mean, largest, and effective number of prompts."""
     return {
         "allocation/undo_weight_mean": float(weights.mean()),
         "allocation/undo_weight_max": float(weights.max()),
@@ -338,7 +339,7 @@ def _weight_metrics(weights: Float64Array) -> Metrics:
 
 
 def score(name: Score, accept_rates: Float64Array, estimates: "PromptEstimates") -> Float64Array:
-    """[P] by the name of the rule; see `GVMPoolAllocatorConfig`."""
+    """Compute the scores [P] by the named rule; see `_PredictiveConfig`."""
     match name:
         case "gradient_deviation":
             return gradient_deviation(accept_rates, estimates.accepted_norms, estimates.rejected_norms)

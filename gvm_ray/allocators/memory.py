@@ -1,4 +1,4 @@
-"""Memory of what was sampled: counts of every prompt, and the latest groups as rows to learn from."""
+"""Memory of the samples drawn: counts of every prompt, and the latest groups as rows to learn from."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,17 +17,17 @@ _GROUP = np.dtype(
         ("step", "f8"),
         ("trials", "f8"),  # scored samples
         ("successes", "f8"),
-        ("accepted_square", "f8"),  # mean squared gradient norm of the accepted samples; NaN where not measured
+        ("accepted_square", "f8"),  # mean squared gradient norm of the accepted samples; NaN if not measured
         ("rejected_square", "f8"),
     ]
 )
 
 
 class PromptMemory:
-    """One row for each prompt: scored samples, accepted ones among them, and the mean gradient norm of accepted ones.
+    """Counts for each prompt: scored samples, accepted samples, and the mean gradient norm of accepted samples.
 
-    The driver keeps one of the whole run, and one of each step under way. Counts are weighted where earlier visits
-    decay; a gradient norm that was never measured is NaN. Arrays [P] are in the order of the ids asked for.
+    The driver keeps one memory of the whole run, and one of each step under way. Counts are fractional if earlier
+    visits decay. A gradient norm that was never measured is NaN. Arrays [P] are in the order of the requested ids.
     """
 
     def __init__(self) -> None:
@@ -36,10 +36,10 @@ class PromptMemory:
 
     @classmethod
     def of(cls, outcomes: Sequence[GroupOutcome], *, accept_threshold: float) -> "PromptMemory":
-        """Memory of one round. Unscored samples don't count; several outcomes of one prompt are one group.
+        """Create the memory of one round. Unscored samples don't count; outcomes of one prompt are merged.
 
         Args:
-            outcomes: the round's.
+            outcomes: the round's outcomes.
             accept_threshold: a sample is accepted when its reward is at least this.
         """
         memory = cls()
@@ -66,30 +66,30 @@ class PromptMemory:
 
     @property
     def prompt_ids(self) -> tuple[str, ...]:
-        """Prompts in order of their first appearance."""
+        """Prompt ids in order of first appearance."""
         return tuple(self._row_of)
 
     def counts(self, prompt_ids: Sequence[str]) -> tuple[Float64Array, Float64Array]:
-        """Accepted [P] and scored [P] samples; 0 for prompts never seen."""
+        """The numbers of accepted [P] and scored [P] samples; 0 for unseen prompts."""
         found = self._look_up(prompt_ids)
         return found["successes"], found["trials"]
 
     def accept_rates(
         self, prompt_ids: Sequence[str], *, prior_successes: float = 0.0, prior_failures: float = 0.0
     ) -> Float64Array:
-        """Posterior means [P] under a Beta prior; NaN where neither samples nor the prior tell."""
+        """Posterior means [P] under a Beta prior; NaN for prompts with neither samples nor a prior."""
         successes, trials = self.counts(prompt_ids)
         rates = beta_posterior_mean(successes, trials, prior_successes=prior_successes, prior_failures=prior_failures)
         rates[trials + prior_successes + prior_failures == 0] = np.nan
         return rates
 
     def gradient_norms(self, prompt_ids: Sequence[str]) -> Float64Array:
-        """G [P] of the last round that measured any; NaN where none did."""
+        """G [P] of each prompt's last measured round; NaN if never measured."""
         return self._look_up(prompt_ids)["gradient_norm"]
 
     def add(self, other: "PromptMemory", *, decay: float | Float64Array = 1.0) -> None:
-        """Sum the counts, those before times `decay` (one factor, or one for each row of `other`); a measured gradient
-        norm replaces the one before."""
+        """Multiply own counts by `decay` (one factor, or one for each row of `other`), and add the counts of `other`.
+        Gradient norms that `other` measured replace own ones."""
         rows = self._rows(other._row_of)
         columns = self._columns
         columns["trials"][rows] = decay * columns["trials"][rows] + other._columns["trials"]
@@ -103,13 +103,13 @@ class PromptMemory:
         return {prompt_id: [None if value != value else value for value in row] for prompt_id, row in rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace everything by what `state_dict` described."""
+        """Replace the memory by what `state_dict` returned."""
         self._row_of = {prompt_id: row for row, prompt_id in enumerate(state)}
         rows = [tuple(np.nan if value is None else value for value in row) for row in state.values()]
         self._columns = np.array(rows, dtype=_ROW)
 
     def _rows(self, prompt_ids: Iterable[str]) -> NDArray[np.int64]:
-        """Row of each prompt [P]; one that has none yet gets an empty one."""
+        """The row of each prompt [P]; new prompts get an empty row."""
         row_of = self._row_of
         rows = np.fromiter((row_of.setdefault(prompt_id, len(row_of)) for prompt_id in prompt_ids), dtype=np.int64)
         if added := len(row_of) - len(self._columns):
@@ -117,7 +117,7 @@ class PromptMemory:
         return rows
 
     def _look_up(self, prompt_ids: Sequence[str]) -> NDArray[np.void]:
-        """Copies of the prompts' rows [P], empty ones for prompts that have none."""
+        """Copies of the prompts' rows [P]; empty rows for unseen prompts."""
         rows = np.array([self._row_of.get(prompt_id, -1) for prompt_id in prompt_ids], dtype=np.int64)
         found = np.full(len(rows), _UNSEEN)
         found[rows >= 0] = self._columns[rows[rows >= 0]]
@@ -125,11 +125,11 @@ class PromptMemory:
 
 
 class Observations:
-    """At most `max_rows` groups, the latest; a prompt's rounds of one step are one group.
+    """The latest groups, at most `max_rows`. All rounds of a prompt in one step are one group.
 
     Attributes:
         rows: [N, D] features of each group's prompt.
-        columns: structured array [N] of what was seen.
+        columns: structured array [N] of each group's counts and norms.
     """
 
     def __init__(self, *, accept_threshold: float, max_rows: int) -> None:
@@ -140,7 +140,7 @@ class Observations:
         self.columns = np.zeros(0, dtype=_GROUP)
 
     def add(self, outcomes: Sequence[GroupOutcome], *, features: Mapping[str, Float64Array], step: int) -> None:
-        """Fold a round in; samples without a reward don't count."""
+        """Add a round; samples without a reward don't count."""
         open_groups = {self._prompt_ids[row]: row for row in np.flatnonzero(self.columns["step"] == step)}
         added: dict[str, np.ndarray] = {}
         for outcome in outcomes:
@@ -176,7 +176,7 @@ class Observations:
     def recent_counts(
         self, prompts: Sequence[Prompt], *, forgetting: float, step: int
     ) -> tuple[Float64Array, Float64Array]:
-        """Successes and trials [P] of each prompt itself, weighted by forgetting^age."""
+        """Successes and trials [P] of each prompt, weighted by forgetting^age."""
         index = {prompt.prompt_id: row for row, prompt in enumerate(prompts)}
         of_prompt = np.array([index.get(prompt_id, -1) for prompt_id in self._prompt_ids], dtype=np.int64)
         weights = forgetting ** (step - self.columns["step"]).clip(min=0)
@@ -187,7 +187,7 @@ class Observations:
         return counts[0], counts[1]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON values; the features as base64 of float32, for they are by far the most."""
+        """The groups as plain JSON values. Features, by far the largest part, are base64 of float32."""
         return {
             "prompt_ids": list(self._prompt_ids),
             "num_features": self.rows.shape[1],
@@ -196,7 +196,7 @@ class Observations:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace everything by what `state_dict` described."""
+        """Replace the groups by what `state_dict` returned."""
         self._prompt_ids = list(state["prompt_ids"])
         values = np.frombuffer(base64.b64decode(state["features"]), dtype="<f4").astype(np.float64)
         self.rows = values.reshape(len(self._prompt_ids), state["num_features"])
@@ -209,7 +209,7 @@ class Observations:
         return np.array((step, scored.sum(), successes, np.nan, np.nan), dtype=_GROUP)
 
     def _append(self, prompt_ids: list[str], rows: Float64Array, columns: np.ndarray) -> None:
-        rows = rows.astype(np.float32).astype(np.float64)  # as a checkpoint keeps them, so that a resumed run agrees
+        rows = rows.astype(np.float32).astype(np.float64)  # as in a checkpoint, so that a resumed run gets the same
         if self.rows.shape[1] != rows.shape[1]:
             self.rows = np.zeros((0, rows.shape[1]))
             self._prompt_ids, self.columns = [], self.columns[:0]
@@ -220,7 +220,7 @@ class Observations:
 
 
 def _together(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Two rounds of one group."""
+    """Merge two rounds of one group."""
     both = first.copy()
     both["trials"] = first["trials"] + second["trials"]
     both["successes"] = first["successes"] + second["successes"]

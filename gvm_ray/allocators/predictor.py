@@ -1,4 +1,4 @@
-"""What to expect of any prompt, seen or not, before it is sampled: accept rate, gradient norms, rewards."""
+"""Predictions for any prompt, seen or unseen, before it is sampled: accept rate, gradient norms, rewards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from gvm_ray.types import BoolArray, Float64Array, FloatArray, GroupOutcome, Met
 if TYPE_CHECKING:
     from gvm_ray.allocators.gvm_pool import PredictorConfig
 
-_SUREST = 1e-6  # no accept rate is predicted nearer to 0 or 1 from features alone
-_FEWEST_ROWS = 8  # groups with the quantity measured, before a regression on it is worth anything
+_SUREST = 1e-6  # accept rates predicted from features alone stay at least this far from 0 and 1
+_FEWEST_ROWS = 8  # groups with a measured quantity that a regression on it needs
 _MAX_CATEGORIES = 64  # of one source feature
-_FEWEST_PROMPTS = 3  # before a rank correlation means anything
-_BINARY = (1.0, 0.0)  # rewards of an accepted and a rejected sample, until one of that kind was seen
-_SMALLEST_DEVIATION = 1e-6  # an advantage is divided by it, also where all rewards were the same so far
+_FEWEST_PROMPTS = 3  # that a rank correlation needs
+_BINARY = (1.0, 0.0)  # assumed rewards of an accepted and a rejected sample, until such a sample was seen
+_SMALLEST_DEVIATION = 1e-6  # advantages are divided by the deviation, even if all rewards so far were equal
 
 
 class PromptFeatures:
-    """Rows [P, D] of prompts: D is fixed, whatever categories turn up later.
+    """Feature rows [P, D] of prompts. D is fixed, whatever categories appear later.
 
-    Hidden states wider than `max_state_features` are projected on random directions, which keeps distances up to a few
-    percent (Johnson and Lindenstrauss 1984). Token counts are of ids modulo `token_features`; ids that share a column
-    are counted together. Each source feature is one-hot over the first 63 values met, and one more column for all later
-    ones.
+    Hidden states wider than `max_state_features` are projected on random directions, which preserves distances up to a
+    few percent (Johnson and Lindenstrauss 1984). Tokens are counted by id modulo `token_features`, so that several ids
+    share a column. Each source feature is one-hot: one column for each of the first 63 values seen, and a last column
+    for all later values.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class PromptFeatures:
         return np.concatenate(parts, axis=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The categories met, as plain JSON values."""
+        """The categories seen so far, as plain JSON values."""
         return {"categories": {name: list(values) for name, values in self._categories.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the same columns."""
+        """Restore the columns that `state_dict` returned."""
         known = state["categories"]
         self._categories = {
             name: {value: index for index, value in enumerate(known.get(name, ()))} for name in self._source_features
         }
 
     def _category(self, name: str, value: Any) -> int:
-        """The column of a value."""
+        """The column of a category."""
         known, last = self._categories[name], _MAX_CATEGORIES - 1
         if len(known) < last:
             known.setdefault(repr(value), len(known))
@@ -85,23 +85,23 @@ class PromptFeatures:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptEstimates:
-    """What is expected of P prompts."""
+    """Predictions for P prompts."""
 
     accept_rates: Float64Array  # [P] p
-    deviations: Float64Array  # [P] standard deviation of the belief in p
-    accepted_norms: Float64Array  # [P] G+, norm of an accepted sample's gradient of ln pi
+    deviations: Float64Array  # [P] posterior standard deviation of p
+    accepted_norms: Float64Array  # [P] G+, norm of the gradient of ln pi for an accepted sample
     # [P] G-, the same for rejected samples. A class without measurements takes the other's value; without either, 1.
     rejected_norms: Float64Array
-    learned: bool  # false before the first samples: the same is expected of every prompt
+    learned: bool  # false before the first samples: all prompts have the same predictions
 
 
 class StatsPredictor:
-    """Regressions on a prompt's features, joined with what the prompt's own samples said.
+    """Regressions on a prompt's features, combined with the prompt's own samples.
 
-    A logistic regression on the counts of accepted samples gives p for any prompt, ridge regressions on logarithms give
-    gradient norms. They are refitted at every step on the run's own paid samples, older ones weighted down.
-    For p the features' answer is then the mean of a Beta prior worth `history_trials` samples, which the prompt's own
-    (forgotten) counts update.
+    A logistic regression on the counts of accepted samples predicts p; ridge regressions on logarithms predict gradient
+    norms. They are refitted at every step on the run's own paid samples, with older samples weighted down. The p
+    predicted from features is then the mean of a Beta prior worth `history_trials` samples, which the prompt's own
+    (decayed) counts update.
     """
 
     def __init__(self, config: "PredictorConfig", *, accept_threshold: float, seed: int) -> None:
@@ -115,19 +115,19 @@ class StatsPredictor:
         self._seen = Observations(accept_threshold=accept_threshold, max_rows=config.window_rows)
 
     def rows(self, prompts: Sequence[Prompt], states: FloatArray | None) -> Float64Array:
-        """[P, D] features of prompts, which `predict` and `observe` take."""
+        """Features [P, D] of prompts, for `predict` and `observe`."""
         return self._features.rows(prompts, states)
 
     def predict(self, prompts: Sequence[Prompt], rows: Float64Array, *, step: int) -> PromptEstimates:
-        """What is expected of these prompts at this step.
+        """Predict for these prompts at this step.
 
         Args:
             prompts: P prompts.
-            rows: [P, D] their features now.
-            step: the training step, which says how old the samples are.
+            rows: [P, D] their current features.
+            step: the training step, to tell the age of the samples.
         """
         seen = self._seen.columns
-        if len(seen) < _FEWEST_ROWS or self._seen.rows.shape[1] != rows.shape[1]:  # other features: a resumed run's
+        if len(seen) < _FEWEST_ROWS or self._seen.rows.shape[1] != rows.shape[1]:  # resumed with other features
             return _nothing_known(len(prompts))
         known, new = _standardised(self._seen.rows, rows)
         weights = self._config.forgetting ** (step - seen["step"]).clip(min=0)
@@ -146,7 +146,7 @@ class StatsPredictor:
     def observe(
         self, prompts: Sequence[Prompt], rows: Float64Array, outcomes: Sequence[GroupOutcome], *, step: int
     ) -> None:
-        """Learn from a round's samples of some of the prompts [P], whose features were `rows` [P, D]."""
+        """Learn from a round's samples of some of the P prompts, whose features were `rows` [P, D]."""
         index = {prompt.prompt_id: row for prompt, row in zip(prompts, rows, strict=True)}
         self._seen.add(outcomes, features=index, step=step)
 
@@ -155,18 +155,18 @@ class StatsPredictor:
         self._seen.add_norms(norms)
 
     def state_dict(self) -> dict[str, Any]:
-        """Memory as plain JSON values."""
+        """The memory as plain JSON values."""
         return {"features": self._features.state_dict(), "observations": self._seen.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`'s memory."""
+        """Restore the memory that `state_dict` returned."""
         self._features.load_state_dict(state["features"])
         self._seen.load_state_dict(state["observations"])
 
     def _accept_rates(
         self, prompts: Sequence[Prompt], known: Float64Array, new: Float64Array, *, weights: Float64Array, step: int
     ) -> tuple[Float64Array, Float64Array]:
-        """Means and standard deviations [P] of the belief in p."""
+        """Posterior means and standard deviations [P] of p."""
         seen, config = self._seen.columns, self._config
         fit = fit_binomial(known, seen["successes"], seen["trials"], weights=weights, ridge=self._ridge(known))
         logits = fit.mean(new)
@@ -183,7 +183,8 @@ class StatsPredictor:
     def _regress(
         self, targets: Float64Array, known: Float64Array, new: Float64Array, *, weights: Float64Array
     ) -> Float64Array | None:
-        """Positive values [P] by ridge regression of their logarithm, never beyond what was seen; None from too few."""
+        """Predict positive values [P] by ridge regression on their logarithm, within the range seen; None if there are
+        too few."""
         measured = np.isfinite(targets) & (targets > 0)
         if measured.sum() < _FEWEST_ROWS:
             return None
@@ -193,9 +194,9 @@ class StatsPredictor:
 
 
 def _standardised(known: Float64Array, new: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Both [N, 1 + D] with a leading constant, each column scaled by the mean and spread of all rows, and clipped.
+    """Standardise both by the mean and spread of all rows, clip, and add a leading column of ones: [N, 1 + D].
 
-    Columns that are the same in every row are left out.
+    Columns that are constant over all rows are left out.
     """
     count = len(known) + len(new)
     centre = (known.sum(axis=0) + new.sum(axis=0)) / count
@@ -215,7 +216,7 @@ def _scaled(rows: Float64Array, varies: BoolArray, centre: Float64Array, scale: 
 
 
 def _first_known(*values: Float64Array | None, num_prompts: int) -> Float64Array:
-    """[P] the first that is known; else 1."""
+    """The first of the arrays [P] that isn't None; else ones."""
     return next((each for each in values if each is not None), np.ones(num_prompts))
 
 
@@ -231,19 +232,19 @@ def _nothing_known(num_prompts: int) -> PromptEstimates:
 
 
 class NormAgreement:
-    """Compares the latest expectations of each prompt with what training then measured of it."""
+    """Compares the latest predicted gradient norm of each prompt with the norms then measured in training."""
 
     def __init__(self) -> None:
         self._expected: dict[str, float] = {}  # prompt_id -> norm of an accepted sample's gradient
         self._correlation: float | None = None
 
     def expect(self, prompt_ids: Sequence[str], estimates: PromptEstimates) -> None:
-        """What is expected of a step's prompts; nothing before the first norms are known."""
+        """Record the predictions for a step's prompts; nothing before norms were measured."""
         if np.ptp(estimates.accepted_norms) > 0:
             self._expected.update(zip(prompt_ids, estimates.accepted_norms.tolist(), strict=True))
 
     def observe(self, norms: Sequence[TrainedNorms]) -> None:
-        """The norms of a trained batch."""
+        """Correlate the measured norms of a trained batch with the predictions."""
         measured: dict[str, list[float]] = {}
         for trained in norms:
             values = trained.norms[trained.positive & np.isfinite(trained.norms)]
@@ -254,26 +255,26 @@ class NormAgreement:
             self._correlation = rank_correlation(expected, [np.mean(values) for values in measured.values()])
 
     def metrics(self) -> Metrics:
-        """`allocation/norm_rank_correlation` of the last batch that was trained on, once there is one."""
+        """`allocation/norm_rank_correlation` of the last trained batch; empty before the first."""
         if self._correlation is None or not np.isfinite(self._correlation):
             return {}
         return {"allocation/norm_rank_correlation": self._correlation}
 
 
 class RewardLevels:
-    """Running mean and variance of the rewards of accepted samples, and of rejected ones.
+    """Running mean and variance of the rewards of accepted samples and of rejected samples.
 
-    With rewards of 0 and 1 these are 1, 0 and no variance, and a reward is a Bernoulli draw. A bonus for the format, or
-    partial credit, moves them.
+    With rewards of 0 and 1 the means are 1 and 0 and the variances 0: a reward is a Bernoulli draw. A format bonus or
+    partial credit moves them.
     """
 
     def __init__(self, *, accept_threshold: float, forgetting: float) -> None:
         self._accept_threshold = accept_threshold
-        self._forgetting = forgetting  # factor on the weight of earlier steps, for each step
+        self._forgetting = forgetting  # factor on the weight of earlier samples at each step
         self._sums = np.zeros((2, 3))  # accepted, rejected: weight, sum and sum of squares of the rewards
 
     def observe(self, outcomes: Sequence[GroupOutcome]) -> None:
-        """Learn from a step's samples; those without a reward don't count."""
+        """Learn from a step's samples; samples without a reward don't count."""
         self._sums *= self._forgetting
         for outcome in outcomes:
             rewards = outcome.rewards[outcome.scored]
@@ -282,7 +283,7 @@ class RewardLevels:
                 self._sums[kind] += len(values), values.sum(), (values**2).sum()
 
     def expected(self, accept_rates: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """Means [P] and standard deviations [P] of the reward of a sample, for accept rates [P]: the mixture's."""
+        """Mean [P] and standard deviation [P] of a sample's reward, a mixture of the two kinds by accept rates [P]."""
         seen = self._sums[:, 0] > 0
         weights = np.where(seen, self._sums[:, 0], 1.0)
         accepted, rejected = means = np.where(seen, self._sums[:, 1] / weights, _BINARY)
@@ -296,5 +297,5 @@ class RewardLevels:
         return {"sums": self._sums.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`'s sums."""
+        """Restore the sums that `state_dict` returned."""
         self._sums = np.array(state["sums"])

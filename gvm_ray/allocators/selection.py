@@ -1,4 +1,4 @@
-"""What allocators that choose among prompts, or among their samples, share: groups and their rewards."""
+"""Helpers of allocators that select prompts or samples: group counts, sample indices, reward ranges."""
 
 from collections.abc import Sequence
 
@@ -10,24 +10,24 @@ from gvm_ray.types import GroupOutcome
 
 
 class CandidateAllocatorConfig(AllocatorConfig):
-    """Some of the candidates get a group of samples each, as many as the budget has groups.
+    """Settings of allocators that select candidates: one group of samples each, until the budget is spent.
 
-    The other candidates get none, and come again in the next epoch.
+    The other candidates get no samples, and return in the next epoch.
     """
 
     candidates_per_step: Count | None = None
-    group_size: GroupSize = 8  # n of a selected prompt; the budget's left-over samples go one each to the first
+    group_size: GroupSize = 8  # n of a selected prompt; the budget's remainder goes one each to the first prompts
 
     def needs(self, run: RunShape) -> Needs:
         """Candidates to select from."""
         return Needs(candidates=self.candidates_per_step or run.prompts_per_step)
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """All are alike."""
+        """The group size: all groups are alike."""
         return SmallestGroup(setting="allocator.group_size", value=self.group_size)
 
     def check_fits(self, run: RunShape) -> None:
-        """There is a group to sample, and a candidate to leave out."""
+        """Check that the budget makes at least one group, and that there are more candidates than groups."""
         budget = run.prompts_per_step * run.samples_per_prompt
         groups, candidates = budget // self.group_size, self.needs(run).candidates
         if groups == 0:
@@ -43,12 +43,12 @@ class CandidateAllocatorConfig(AllocatorConfig):
 
 
 def num_groups(budget: int, *, group_size: int, num_candidates: int) -> int:
-    """Prompts that get samples: as many as have room for `group_size` each, and one at least."""
+    """The number of prompts that get samples: as many as the budget allows at `group_size` each, and at least one."""
     return min(max(budget // group_size, 1), num_candidates)
 
 
 def even_counts(prompt_ids: Sequence[str], budget: int) -> dict[str, int]:
-    """prompt_id -> samples, as even as integers allow: what is left over goes one each to the first."""
+    """prompt_id -> number of samples, as even as integers allow; the remainder goes one each to the first prompts."""
     each, left_over = divmod(budget, len(prompt_ids))
     return {prompt_id: each + (index < left_over) for index, prompt_id in enumerate(prompt_ids)}
 
@@ -62,7 +62,7 @@ def sample_indices(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[int, ...
 
 
 def reward_ranges(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[float, float]]:
-    """prompt_id -> lowest and highest reward of its scored samples; equal ones have zero variance."""
+    """prompt_id -> lowest and highest reward of its scored samples; if they are equal, the group has zero variance."""
     ranges: dict[str, tuple[float, float]] = {}
     for outcome in outcomes:
         rewards = outcome.rewards[outcome.scored]

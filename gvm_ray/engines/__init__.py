@@ -1,4 +1,4 @@
-"""Engines sample responses: vLLM, and Hugging Face transformers where vLLM is not installed."""
+"""Engines that sample responses: vLLM, and Hugging Face transformers if vLLM is not installed."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -16,13 +16,13 @@ __all__ = ["EngineKind", "create_engine", "generate", "resolve_engine"]
 
 
 def resolve_engine(config: EngineConfig) -> EngineKind:
-    """The engine that `engine.type` means on this machine; `auto` takes vLLM where it is installed. Imports nothing.
+    """Resolve `engine.type` on this machine: `auto` means vLLM if it is installed. Imports nothing.
 
     Raises:
-        ConfigError: vLLM is asked for and is not installed.
+        ConfigError: vLLM is requested but not installed.
     """
     spec = find_spec("vllm")
-    installed = spec is not None and spec.origin is not None  # not a mere folder of that name
+    installed = spec is not None and spec.origin is not None  # not just a folder of that name
     match config.type:
         case "auto":
             return "vllm" if installed else "transformers"
@@ -64,7 +64,7 @@ def create_engine(kind: EngineKind, model: ModelSpec, *, config: EngineConfig) -
 def generate(
     engine: Engine, requests: Sequence[SampleRequest], sampling: SamplingParameters
 ) -> list[tuple[Completion, ...]]:
-    """Sample with an idle engine until everything is answered: one tuple for each request, in order."""
+    """Sample with an idle engine until all requests are answered; one tuple per request, in order."""
     assert not engine.num_unfinished, "the engine has other requests under way"
     engine.add(requests, sampling)
     answers: dict[int, tuple[Completion, ...]] = {}

@@ -1,4 +1,4 @@
-"""What every engine does around sampling: check the requests, know whose sample is whose, form completions."""
+"""Bookkeeping that all engines share: checks requests, assigns samples to requests, and forms completions."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from gvm_ray.types import Completion, IntArray, SampleRequest, SamplingParameter
 
 @dataclass(frozen=True, kw_only=True)
 class RawSample:
-    """What an engine sampled, before decoding."""
+    """One sample of an engine, before decoding."""
 
-    token_ids: Sequence[int]  # [T], the token that ended it included
+    token_ids: Sequence[int]  # [T], including an end token
     logprobs: Sequence[float]  # [T] nats
-    versions: Sequence[tuple[int, int]]  # (policy version, index of the first token that it sampled), in order
+    versions: Sequence[tuple[int, int]]  # (policy version, index of its first token), in order
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +30,7 @@ class _OpenRequest:
 
 
 class OpenRequests:
-    """The requests of an engine that are not answered yet; each of their samples has a number."""
+    """The unanswered requests of an engine; each of their samples has a number."""
 
     def __init__(self, tokenizer: Any, *, end_token_ids: Collection[int], max_model_len: int) -> None:
         self._tokenizer = tokenizer
@@ -47,16 +47,16 @@ class OpenRequests:
     def add(
         self, requests: Sequence[SampleRequest], sampling: SamplingParameters
     ) -> Iterator[tuple[int, SampleRequest, int]]:
-        """Note the requests; yields (sample number, its request, its seed) for each sample.
+        """Register the requests; yields (sample number, request, seed) for each sample.
 
         Raises:
-            DataError: a prompt and its response would not fit into the engine's context. No request is noted.
+            DataError: a prompt and its response would not fit into the engine's context; no request is registered.
         """
         check_lengths(requests, sampling=sampling, max_model_len=self._max_model_len)
         for request in requests:
             owner = _OpenRequest(request=request)
             self._num_open += 1
-            if owner.complete:  # nothing was asked for
+            if owner.complete:  # the request has no samples
                 self._complete.append(owner)
             for position, seed in enumerate(request.seeds):
                 number, self._next_number = self._next_number, self._next_number + 1
@@ -64,20 +64,20 @@ class OpenRequests:
                 yield number, request, seed
 
     def finish(self, number: int, sample: RawSample) -> None:
-        """A sample has ended."""
+        """Record a finished sample."""
         owner, position = self._owners.pop(number)
         owner.samples[position] = sample
         if owner.complete:
             self._complete.append(owner)
 
     def take_complete(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
-        """The requests that are complete by now, which then leave."""
+        """Remove and return the complete requests, with their completions."""
         complete, self._complete = self._complete, []
         self._num_open -= len(complete)
         return [(owner.request, self._completions(owner)) for owner in complete]
 
     def clear(self) -> list[int]:
-        """Forget everything; returns the numbers of the samples that had not ended."""
+        """Remove all requests, and return the numbers of the unfinished samples."""
         numbers = list(self._owners)
         self._owners, self._complete, self._num_open = {}, [], 0
         return numbers
@@ -87,7 +87,7 @@ class OpenRequests:
         if not samples:
             return ()
         texts: list[str] = self._tokenizer.batch_decode(
-            # What ends a response is no part of its text, also where the tokenizer doesn't count it as special.
+            # The end token is not part of the text, even if the tokenizer doesn't count it as special.
             [list(s.token_ids[:-1] if self._has_ended(s) else s.token_ids) for s in samples],
             skip_special_tokens=True,
         )
@@ -104,13 +104,15 @@ class OpenRequests:
         )
 
     def _has_ended(self, sample: RawSample) -> bool:
-        """Whether the model ended it; else it was cut."""
+        """Whether the sample ends with an end token; else it was cut."""
         return sample.token_ids[-1] in self._end_token_ids
 
 
 def check_lengths(requests: Sequence[SampleRequest], *, sampling: SamplingParameters, max_model_len: int) -> None:
-    """Raises:
-    DataError: a prompt and its response would not fit into the engine's context.
+    """Check that requests fit into the engine's context.
+
+    Raises:
+        DataError: a prompt is empty, or together with its response too long.
     """
     for request in requests:
         num_tokens = len(request.prompt.token_ids)

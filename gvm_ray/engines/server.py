@@ -1,4 +1,4 @@
-"""An engine as an asynchronous service: requests and weights come in at any time."""
+"""Asynchronous server of an engine, which accepts requests and weights at any time."""
 
 import asyncio
 import time
@@ -15,12 +15,12 @@ from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
 @runtime_checkable
 class Sleeps(Protocol):
-    """What an engine offers besides, if it can leave its GPUs to the learners that share them."""
+    """Optional protocol of engines that can free their GPUs for learners that share them."""
 
     def sleep(self) -> None:
-        """Give back the memory of weights, keys and values; no request is under way.
+        """Free the GPU memory of weights, keys and values. Called only while no request is under way.
 
-        The weights stay the engine's. `load_weights` brings those back, and `add` everything, whichever comes first.
+        The engine keeps its weights. `load_weights` brings the weights back to the GPU, `add` everything.
         """
         ...
 
@@ -28,12 +28,12 @@ class Sleeps(Protocol):
 Answer = tuple[SampleRequest, tuple[Completion, ...]]
 T = TypeVar("T")
 
-_TURN_S = 0.02  # the engine's thread looks up from its work this often; a turn costs about 0.1 ms
+_TURN_S = 0.02  # interval at which the engine's thread returns to the event loop; returning costs about 0.1 ms
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Submission:
-    """The requests of one caller, and where their answers go."""
+    """The requests of one caller, and the queue of their answers."""
 
     requests: Sequence[SampleRequest]
     sampling: SamplingParameters
@@ -52,7 +52,7 @@ class _NewWeights:
 
 
 class Pause:
-    """The engine at rest between two steps, from when `begun` is done until `end` is called."""
+    """A pause of the engine between two steps, from the completion of `begun` until `end` is called."""
 
     def __init__(self) -> None:
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -63,45 +63,45 @@ class Pause:
         return self.begun
 
     def end(self) -> None:
-        """The engine goes on."""
+        """Let the engine continue."""
         self.ended.set()
 
 
 class EngineServer:
-    """One engine in a thread of its own.
+    """Runs one engine in its own thread.
 
     Args:
-        create: makes the engine; called in that thread, by the first call that needs it.
-        in_flight: what new weights mean for samples under way. "keep": they go on with the new weights from their next
-            token on. "finish": they are ended under the weights they began with, and later requests wait until the new
-            weights are in.
+        create: creates the engine; called in the engine's thread, by the first call that needs it.
+        in_flight: treatment of samples under way when new weights arrive. "keep": they continue with the new weights
+            from their next token on. "finish": they finish under the old weights, and later requests wait until the new
+            weights are loaded.
     """
 
     def __init__(self, create: Callable[[], Engine], *, in_flight: InFlightPolicy) -> None:
         self._create = create
         self._in_flight = in_flight
         self._created: Engine | None = None
-        self._version = -1  # of the weights that were loaded last
+        self._version = -1  # of the weights loaded last
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._submissions: list[_Submission] = []  # not given to the engine yet
-        self._under_way: dict[int, _Submission] = {}  # id of a request in the engine -> who asked
+        self._submissions: list[_Submission] = []  # not yet passed to the engine
+        self._under_way: dict[int, _Submission] = {}  # id of a request in the engine -> its submission
         self._weights: list[_NewWeights | Pause] = []
-        self._spoiled: Exception | None = None  # why the engine can't go on
+        self._spoiled: Exception | None = None  # the reason why the engine can't continue
         self._at_work: asyncio.Task[None] | None = None
 
     async def policy_version(self) -> int:
-        """Version of the loaded weights; answers once the engine has started, or raises what its start raised."""
+        """Return the version of the loaded weights once the engine has started, or raise its start's error."""
         return await self.ask(lambda engine: engine.policy_version)
 
     async def ask(self, question: Callable[[Engine], T]) -> T:
-        """What a function says of the engine, called in the engine's thread between two steps."""
+        """Call a function with the engine, in the engine's thread between two steps, and return its result."""
         return await self._in_thread(lambda: question(self._engine))
 
     async def sample(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> AsyncIterator[Answer]:
-        """Each request with its completions, as soon as it is finished.
+        """Sample, and yield each request with its completions as soon as it is finished.
 
         Raises:
-            Exception: what the engine raised; every request under way has then ended.
+            Exception: the engine raised it; all requests under way have then ended.
         """
         submission = _Submission(requests=requests, sampling=sampling, answers=asyncio.Queue())
         self._submissions.append(submission)
@@ -113,7 +113,10 @@ class EngineServer:
             yield answer
 
     async def load_weights(self, policy_version: int, tensors: Callable[[], Iterable[tuple[str, Any]]]) -> int:
-        """The engine's version once it has weights of this version or newer; `tensors` is called in its thread."""
+        """Load weights unless the engine has this version or a newer one; return the engine's version afterwards.
+
+        `tensors` is called in the engine's thread.
+        """
         if self._version >= policy_version:
             return self._version
         loaded: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -122,7 +125,7 @@ class EngineServer:
         return await loaded
 
     async def pause(self) -> Pause:
-        """The engine at rest for new weights that come by `ask`, with no sample under way where `in_flight` says so."""
+        """Pause the engine for new weights sent by `ask`; with in_flight "finish", samples under way finish first."""
         pause = Pause()
         self._weights.append(pause)
         self._work()
@@ -130,34 +133,34 @@ class EngineServer:
         return pause
 
     def loaded(self, policy_version: int) -> None:
-        """The engine has weights of this version, which came while it paused."""
+        """Record that the engine received weights of this version during a pause."""
         self._version = policy_version
 
     def spoil(self, error: Exception) -> None:
-        """The engine holds parts of two policies: from here on every call raises this."""
+        """Make every later call raise this error, because the engine holds parts of two policies."""
         self._spoiled = error
 
     async def sleep(self) -> None:
-        """Have the engine leave its GPUs once nothing is under way; new requests or weights wake it.
+        """Free the engine's GPUs once nothing is under way; new requests or weights wake it.
 
         Raises:
-            ConfigError: it can't.
+            ConfigError: the engine can't sleep.
         """
         while self._at_work is not None and not self._at_work.done():
             await asyncio.wait({self._at_work})
         await self._in_thread(self._put_to_sleep)
 
     async def reset(self) -> None:
-        """End every call that waits for samples or weights, and have the engine forget all but its model.
+        """End all calls that wait for samples or weights, and reset the engine, which keeps only its model.
 
         Raises:
-            Exception: what the engine raised.
+            Exception: the engine raised it.
         """
         dropped, self._submissions = self._submissions, []
         for weights in self._weights:
             _settle(weights.waits, error=SystemFailure("the engine was reset before these weights were loaded"))
         self._weights.clear()
-        await self.ask(lambda engine: engine.reset())  # after what the thread is at, which may be taking in requests
+        await self.ask(lambda engine: engine.reset())  # after the thread's current call, which may be adding requests
         under_way, self._under_way = self._under_way, {}
         for submission in {*dropped, *under_way.values()}:
             submission.answers.put_nowait(SystemFailure("the engine was reset before this request was answered"))
@@ -168,7 +171,7 @@ class EngineServer:
             self._at_work = asyncio.create_task(self._serve())
 
     async def _serve(self) -> None:
-        """Until there is nothing left to do."""
+        """Work until nothing is left to do."""
         while self._weights or self._submissions or self._under_way:
             if self._weights and (self._in_flight == "keep" or not self._under_way):
                 change = self._weights.pop(0)
@@ -179,7 +182,7 @@ class EngineServer:
                 await self._advance()
 
     async def _rest(self, pause: Pause) -> None:
-        if not pause.begun.done():  # else who asked has given up
+        if not pause.begun.done():  # done if the caller has given up
             pause.begun.set_result(None)
             await pause.ended.wait()
 
@@ -206,7 +209,7 @@ class EngineServer:
             self._under_way |= {id(request): submission for request in submission.requests}
 
     async def _advance(self) -> None:
-        """Some steps of the engine; what they finish goes to who asked."""
+        """Run some steps of the engine, and pass finished requests to their callers."""
         try:
             finished = await self._in_thread(self._steps)
         except Exception as error:
@@ -218,11 +221,11 @@ class EngineServer:
             return
         for request, completions in finished:
             submission = self._under_way.pop(id(request), None)
-            if submission is not None:  # else it was reset while the step ran
+            if submission is not None:  # None if a reset came during the step
                 submission.answers.put_nowait((request, completions))
 
     def _steps(self) -> list[Answer]:
-        """In the engine's thread: steps for a turn, or until nothing is under way."""
+        """Run steps for `_TURN_S`, or until nothing is under way. In the engine's thread."""
         finished: list[Answer] = []
         end = time.monotonic() + _TURN_S
         while self._engine.num_unfinished:
@@ -232,19 +235,19 @@ class EngineServer:
         return finished
 
     def _put_to_sleep(self) -> None:
-        """In the engine's thread: one that was not made yet has nothing on a GPU."""
+        """Put the engine to sleep; before its creation it has nothing on a GPU. In the engine's thread."""
         if self._created is None:
             return
         if not isinstance(self._created, Sleeps):
             raise ConfigError(
-                f"engine.sleep=true, and an engine of {type(self._created).__name__} has no sleep(); write "
+                f"engine.sleep=true, but {type(self._created).__name__} has no sleep(); write "
                 "engine.sleep=false, or cluster.placement='disaggregated'"
             )
         self._created.sleep()
 
     @property
     def _engine(self) -> Engine:
-        """In the engine's thread only."""
+        """The engine, created on first use. In the engine's thread only."""
         if self._spoiled is not None:
             raise self._spoiled
         if self._created is None:
@@ -256,7 +259,7 @@ class EngineServer:
 
 
 def _settle(future: asyncio.Future[Any], *, result: int = -1, error: Exception | None = None) -> None:
-    if future.done():  # who waited has given up
+    if future.done():  # the caller has given up
         return
     if error is not None:
         future.set_exception(error)

@@ -1,4 +1,4 @@
-"""Sampling with Hugging Face transformers where vLLM is not installed: the same contract, without its speed."""
+"""Sampling with Hugging Face transformers if vLLM is not installed: the same contract, but slower."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -15,36 +15,36 @@ from gvm_ray.exceptions import ModelError, SystemFailure
 from gvm_ray.pretrained import load_end_token_ids, load_generation_config, load_tokenizer
 from gvm_ray.types import Completion, ModelSpec, SampleRequest, SamplingParameters
 
-# Ended rows leave once so few are left: to copy the cache without them costs more than to decode a few in vain.
+# Ended rows are removed once at most this share is running: copying the cache costs more than a few useless rows.
 _KEPT_SHARE = 0.9
 
 
 @dataclass(kw_only=True)
 class _Row:
-    """One sample in the making."""
+    """One sample under way."""
 
-    number: int  # of the sample, in OpenRequests
+    number: int  # the sample's number in OpenRequests
     prompt_token_ids: list[int]
     generator: torch.Generator
     sampling: SamplingParameters
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    versions: list[tuple[int, int]] = field(default_factory=list)  # (policy version, its first token)
+    versions: list[tuple[int, int]] = field(default_factory=list)  # (policy version, index of its first token)
     ended: bool = False
 
 
 @dataclass(kw_only=True)
 class _Batch:
-    """The rows that are decoded together, some of them ended, and what their next forward pass needs."""
+    """Rows that are decoded together, some of them ended, and the inputs of their next forward pass."""
 
     rows: list[_Row]
     cache: DynamicCache
     token_ids: torch.Tensor  # [rows, width] prompts at first, then [rows, 1]
-    positions: torch.Tensor  # likewise
+    positions: torch.Tensor  # as token_ids
     mask: torch.Tensor  # [rows, tokens so far]
 
     def keep(self, kept: list[int]) -> None:
-        """Let the other rows go."""
+        """Remove all other rows."""
         index = torch.tensor(kept, dtype=torch.long, device=self.mask.device)
         self.rows = [self.rows[i] for i in kept]
         self.cache.batch_select_indices(index)
@@ -52,7 +52,7 @@ class _Batch:
 
 
 class TransformersEngine:
-    """Protocol `Engine`: left-padded batches of up to `max_num_seqs` rows with a KV cache.
+    """The transformers engine (protocol `Engine`): left-padded batches of up to `max_num_seqs` rows with a KV cache.
 
     Waiting rows start when the whole batch has ended.
     """
@@ -82,21 +82,21 @@ class TransformersEngine:
 
     @property
     def policy_version(self) -> int:
-        """Version of the loaded weights; -1 before the first load_weights."""
+        """The version of the loaded weights; -1 before the first load_weights."""
         return self._policy_version
 
     @property
     def num_unfinished(self) -> int:
-        """Requests added and not answered yet."""
+        """The number of requests added and not answered yet."""
         return len(self._open)
 
     def add(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> None:
-        """Queue requests. What a sample is depends on its prompt, its seed and the weights, not on its company.
+        """Queue requests. A sample depends on its prompt, its seed and the weights, not on other requests.
 
         Raises:
             DataError: a prompt is too long for the engine.
         """
-        self._model.to(self._device)  # which costs nothing where it is there already
+        self._model.to(self._device)  # costs nothing if the model is there already
         rows = [
             _Row(
                 number=number,
@@ -106,11 +106,11 @@ class TransformersEngine:
             )
             for number, request, seed in self._open.add(requests, sampling)
         ]
-        self._waiting.extend(sorted(rows, key=lambda row: len(row.prompt_token_ids)))  # little padding
+        self._waiting.extend(sorted(rows, key=lambda row: len(row.prompt_token_ids)))  # for little padding
 
     @torch.inference_mode()
     def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
-        """A token of every running row; the requests that are finished with it."""
+        """Sample one token of every running row, and return the requests that it finishes."""
         if self._batch is None and self._waiting:
             self._batch = self._start_batch()
         if self._batch is not None:
@@ -126,12 +126,12 @@ class TransformersEngine:
         self._batch = None
 
     def reset(self) -> None:
-        """As before the first load_weights; another run's policies may follow."""
+        """Return to the state before the first load_weights; another run's policies may follow."""
         self.abort()
         self._policy_version = -1
 
     def sleep(self) -> None:
-        """Give back the GPU's memory but for CUDA's own; the weights wait in main memory."""
+        """Free the GPU memory, except CUDA's own; the weights wait in main memory."""
         self._model.to("cpu")
         torch.cuda.empty_cache()
 
@@ -140,10 +140,10 @@ class TransformersEngine:
         """Replace every weight by the named CPU tensors (Hugging Face names).
 
         Raises:
-            SystemFailure: a tensor is unknown or has another shape, or a weight of the model was left out.
+            SystemFailure: a tensor is unknown or has another shape, or a weight of the model is missing.
         """
         self._model.to(self._device)
-        weights: dict[str, torch.Tensor] = self._model.state_dict()  # tied weights stand under both their names
+        weights: dict[str, torch.Tensor] = self._model.state_dict()  # tied weights appear under both names
         loaded: set[int] = set()
         for name, tensor in tensors:
             target = weights.get(name)
@@ -164,7 +164,7 @@ class TransformersEngine:
         del self._model
 
     def _start_batch(self) -> _Batch:
-        """The next waiting rows, as many as there is room for, padded on the left."""
+        """Start a batch with the next waiting rows, at most `max_num_seqs`, padded on the left."""
         rows = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_num_seqs))]
         width = max(len(row.prompt_token_ids) for row in rows)
         padded = [[0] * (width - len(row.prompt_token_ids)) + row.prompt_token_ids for row in rows]
@@ -179,7 +179,7 @@ class TransformersEngine:
         )
 
     def _decode(self, batch: _Batch) -> None:
-        """One forward pass and one token for every row; rows that end with it leave the batch."""
+        """Run one forward pass and sample one token for every row; ended rows leave the batch, many at a time."""
         logits = self._model(
             input_ids=batch.token_ids,
             attention_mask=batch.mask,
@@ -205,7 +205,7 @@ class TransformersEngine:
             batch.keep(kept)
 
     def _append(self, row: _Row, token_id: int, logprob: float) -> None:
-        """One more token; the sample may end with it."""
+        """Append a token, which may end the sample."""
         if not row.versions or row.versions[-1][0] != self._policy_version:
             row.versions.append((self._policy_version, len(row.token_ids)))
         row.token_ids.append(token_id)
@@ -217,20 +217,20 @@ class TransformersEngine:
 
 
 def _nucleus(logprobs: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """[rows, vocabulary] log-probs among each row's likeliest tokens that together reach its share [rows, 1].
+    """Renormalise log-probs [rows, vocabulary] over the likeliest tokens that together reach a row's share [rows, 1].
 
-    Nucleus sampling (arXiv 1904.09751); the likeliest token always stays.
+    This is nucleus sampling (arXiv 1904.09751); the likeliest token always stays.
     """
     ordered, order = logprobs.exp().sort(dim=-1, descending=True)
-    before = ordered.cumsum(dim=-1) - ordered  # probability of the tokens that are likelier
+    before = ordered.cumsum(dim=-1) - ordered  # total probability of the likelier tokens
     dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= shares)
     return torch.log_softmax(logprobs.masked_fill(dropped, -torch.inf), dim=-1)
 
 
 def _sample_tokens(logprobs: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-    """[rows] tokens drawn from [rows, vocabulary] log-probs, each row with its own generator.
+    """Draw tokens [rows] from log-probs [rows, vocabulary], each row with its own generator.
 
-    An exponential race: argmax of p / Exp(1) is a draw from p, and each row needs one call only.
+    By an exponential race: argmax of p / Exp(1) is a draw from p, and needs only one call per row.
     """
     races = torch.empty_like(logprobs)
     for row, generator in zip(races, generators, strict=True):

@@ -1,4 +1,4 @@
-"""The next turn of episodes: what an engine is asked for, and how its answer joins what was said before."""
+"""The next turn of multi-turn episodes: the request to the engine, and its answer joined to the episode so far."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -27,16 +27,16 @@ class Episode:
     """One sample up to its next turn."""
 
     prompt: Prompt
-    said: Completion
-    observation: str  # what the environment answered last
+    said: Completion  # all turns and observations so far, but for the latest observation
+    observation: str  # the environment's latest answer
 
     def observed_ids(self, tokenizer: Any) -> IntArray:
-        """[T] the tokens of the answer."""
+        """Tokens [T] of the observation."""
         return np.array(tokenizer(self.observation, add_special_tokens=False)["input_ids"], dtype=np.int32)
 
 
 def episodes_by_sample(chunks: Sequence[Sequence[OpenEpisodes]]) -> dict[SampleKey, Episode]:
-    """The samples of some tuples of open episodes."""
+    """Map (prompt_id, sample index) to its episode, over chunks of open episodes."""
     return {
         (part.group.prompt.prompt_id, index): Episode(
             prompt=part.group.prompt, said=part.group.completion(position), observation=part.observations[position]
@@ -55,10 +55,10 @@ async def next_turns(
     episodes: Mapping[SampleKey, Episode],
     tokenizer: Any,
 ) -> AsyncIterator[RolloutGroup]:
-    """The groups of the requests with one turn more, as they are finished.
+    """Sample one more turn for the requests, and yield each group when it is finished.
 
-    The turns and answers of a response have `sampling.max_tokens` tokens together; one whose answer leaves no room for
-    another token is cut before it.
+    `sampling.max_tokens` limits a response's turns and observations together. If an observation leaves no room for
+    another token, the response is cut before it.
     """
 
     async def turn(request: SampleRequest, position: int) -> Completion:
@@ -86,7 +86,7 @@ async def next_turns(
 
 
 def _request(episode: Episode, observed: IntArray, *, seed: int) -> SampleRequest:
-    """One sample that goes on from all that was said; every turn has a seed of its own."""
+    """Build the request that continues an episode; every turn has its own seed."""
     seed = turn_seed(seed, turn=len(episode.said.policy_turns))
     read = np.concatenate([episode.prompt.token_ids, episode.said.token_ids, observed])
     prompt = replace(episode.prompt, token_ids=read)
@@ -94,7 +94,7 @@ def _request(episode: Episode, observed: IntArray, *, seed: int) -> SampleReques
 
 
 def _joined(episode: Episode, observed: IntArray, turn: Completion) -> Completion:
-    """What was said, what the environment answered, and the new turn as one response."""
+    """Join the response so far, the observation and the new turn into one response."""
     said = episode.said
     before: BoolArray = np.ones(len(said.token_ids), dtype=np.bool_) if said.sampled is None else said.sampled
     silent = np.zeros(len(observed), dtype=np.float32)

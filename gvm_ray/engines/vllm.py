@@ -1,4 +1,4 @@
-"""The vLLM engine, in process, with weights replaced in place."""
+"""The vLLM engine, run in this process, with weights replaced in place."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,15 +16,15 @@ from gvm_ray.model_files import tensor_names, ties_embeddings
 from gvm_ray.pretrained import load_end_token_ids, load_model_config, load_tokenizer
 from gvm_ray.types import Completion, ModelSpec, SampleRequest, SamplingParameters
 
-_CHECKSUM = "_gvm_ray_checksum"  # attribute of a worker while an update is under way
+_CHECKSUM = "_gvm_ray_checksum"  # attribute of a worker during an update
 
 
 class VLLMWeightReceiver:
-    """The phases of a transfer in all workers of one vLLM engine.
+    """Runs the phases of a weight transfer in all workers of one vLLM engine.
 
     Args:
-        llm_engine: vLLM's own, made with a weight transfer config.
-        names: of the tensors that have to come; none = unknown.
+        llm_engine: vLLM's engine, created with a weight transfer config.
+        names: names of the tensors that have to arrive; empty if unknown.
     """
 
     def __init__(self, llm_engine: Any, *, names: frozenset[str]) -> None:
@@ -33,26 +33,26 @@ class VLLMWeightReceiver:
         self._announced: set[str] = set()
 
     def join_world(self, init_info: Mapping[str, Any]) -> None:
-        """Connect the workers to the sender, in place of an earlier connection."""
+        """Connect the workers to the sender, replacing an earlier connection."""
         self._llm_engine.collective_rpc("shutdown_weight_transfer_engine")
         self._llm_engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": dict(init_info)})
 
     def start_update(self) -> None:
-        """Make the workers ready for checkpoint tensors."""
+        """Prepare the workers for checkpoint tensors."""
         self._announced.clear()
         self._llm_engine.collective_rpc("start_weight_update")
         self._llm_engine.collective_rpc(_count_tensors)
 
     def receive_weights(self, update_info: Mapping[str, Any]) -> None:
-        """Take what is announced here, in every worker."""
+        """Receive the announced weights in every worker."""
         self._announced.update(update_info["names"])
         self._llm_engine.collective_rpc("update_weights", kwargs={"update_info": dict(update_info)})
 
     def finish_update(self, policy_version: int) -> Sequence[str]:
-        """Put the weights in place; the checksum of what each worker got.
+        """Put the weights in place, and return the checksum of each worker's received weights.
 
         Raises:
-            SystemFailure: a weight did not come; vLLM would silently keep the old one.
+            SystemFailure: a weight did not arrive; vLLM would silently keep the old one.
         """
         checksums = self._llm_engine.collective_rpc(_checksum)
         self._llm_engine.collective_rpc("finish_weight_update")
@@ -64,12 +64,12 @@ class VLLMWeightReceiver:
 
 # --- in a worker's process --------------------------------------------------------------------------------------------
 def has_output_head(worker: Any) -> bool:
-    """Whether the worker's model has a module for it; some use their input embedding in its place."""
+    """Whether the worker's model has a module `lm_head`; some models use their input embedding instead."""
     return hasattr(worker.get_model(), "lm_head")
 
 
 def _count_tensors(worker: Any) -> None:
-    """Add every tensor that the transfer loads from here on to a checksum."""
+    """Start a checksum of every tensor that the transfer loads from now on."""
     transfer = worker.weight_transfer_engine
     checksum = TensorChecksum()
     setattr(worker, _CHECKSUM, checksum)
@@ -84,7 +84,7 @@ def _checksum(worker: Any) -> str:
 
 
 class _CountingModel:
-    """A model for the time of an update: what is loaded into it is counted."""
+    """A model during an update: every tensor loaded into it is added to the checksum."""
 
     def __init__(self, model: Any, checksum: TensorChecksum) -> None:
         self._model = model
@@ -92,7 +92,7 @@ class _CountingModel:
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         counted = self._checksum.following(weights)
-        if not hasattr(self._model, "lm_head"):  # the sender gives a tied head its own name for those that have one
+        if not hasattr(self._model, "lm_head"):  # the sender also sends a tied head by its own name, for models with it
             counted = (pair for pair in counted if pair[0] != "lm_head.weight")
         return self._model.load_weights(counted)
 
@@ -100,7 +100,7 @@ class _CountingModel:
         return getattr(self._model, name)
 
 
-# Read while vLLM is imported. The engine runs in this process: as a child process it starts several times slower.
+# vLLM reads these at import. The engine runs in this process; as a child process it starts several times slower.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 for _name, _value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
     os.environ.setdefault(_name, _value)
@@ -118,7 +118,7 @@ try:
 except (ImportError, RuntimeError) as error:
     raise ConfigError(
         f"vLLM is installed but can't be imported: {error}. On a machine without CUDA, CUDA builds of torchvision, "
-        "torchaudio or torchcodec beside CPU torch cause this: run pip uninstall torchvision torchaudio torchcodec. "
+        "torchaudio or torchcodec next to CPU torch cause this: run pip uninstall torchvision torchaudio torchcodec. "
         "Or write engine.type='transformers'"
     ) from error
 
@@ -126,7 +126,7 @@ _CPU_BATCHED_TOKENS = 8192  # prompt tokens of one forward pass
 
 
 class VLLMEngine:
-    """Protocols `Engine` and `ReceivesWeights` over vLLM's own LLMEngine."""
+    """The vLLM engine: protocols `Engine` and `ReceivesWeights` on top of vLLM's LLMEngine."""
 
     def __init__(self, model: ModelSpec, *, config: EngineConfig) -> None:
         path, revision, trust_remote_code = model.path, model.revision, model.trust_remote_code
@@ -144,16 +144,16 @@ class VLLMEngine:
             revision=revision,
             trust_remote_code=trust_remote_code,
             skip_tokenizer_init=True,  # token ids in, token ids out
-            generation_config="vllm",  # the run's sampling settings alone count, not the model's recommended ones
+            generation_config="vllm",  # use only the run's sampling settings, not the model's recommended ones
             dtype=config.dtype,
             seed=0,  # of the engine's own random state, which no sample depends on
             max_model_len=model.max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,
-            # By itself vLLM would take Ray's, in an actor with a placement group, and ask for bundles of its own.
+            # The default in an actor with a placement group is Ray's executor, which would request its own bundles.
             distributed_executor_backend=None if self._in_process else "mp",
             enable_sleep_mode=config.sleep and bool(config.gpus_per_generator),
-            logprobs_mode="processed_logprobs",  # after temperature: of the distribution that is sampled from
+            logprobs_mode="processed_logprobs",  # after temperature: of the sampled distribution
             enable_prefix_caching=True,
             enforce_eager=config.enforce_eager,
             gpu_memory_utilization=config.gpu_memory_utilization,
@@ -175,30 +175,30 @@ class VLLMEngine:
 
     @property
     def policy_version(self) -> int:
-        """Version of the loaded weights; -1 before the first load_weights."""
+        """The version of the loaded weights; -1 before the first load_weights."""
         return self._policy_version
 
     @property
     def num_unfinished(self) -> int:
-        """Requests added and not answered yet."""
+        """The number of requests added and not answered yet."""
         return len(self._open)
 
     def add(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> None:
-        """Queue requests. What a sample is depends on its prompt, its seed and the weights, not on its company.
+        """Queue requests. A sample depends on its prompt, its seed and the weights, not on other requests.
 
         Raises:
             DataError: a prompt is too long for the engine.
-            ConfigError: vLLM does not take these sampling settings (a temperature above 2).
+            ConfigError: vLLM rejects these sampling settings (a temperature above 2).
         """
-        self._parameters(sampling, seed=0)  # refused settings are refused before anything is queued
+        self._parameters(sampling, seed=0)  # so that bad settings are rejected before anything is queued
         self._wake("weights", "kv_cache")
         for number, request, seed in self._open.add(requests, sampling):
-            # Blocks of the prefix cache are shared under one policy version only: keys and values go with the weights.
+            # Prefix-cache blocks are shared only within one policy version: keys and values depend on the weights.
             prompt = tokens_input(request.prompt.token_ids.tolist(), cache_salt=str(self._policy_version))
             self.llm_engine.add_request(str(number), prompt, self._parameters(sampling, seed=seed))
 
     def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
-        """A forward pass for every running sample; the requests that are finished with it."""
+        """Run a forward pass for every running sample, and return the requests that it finishes."""
         if self.llm_engine.has_unfinished_requests():
             for output in self.llm_engine.step():
                 assert isinstance(output, RequestOutput)
@@ -210,23 +210,23 @@ class VLLMEngine:
         self.llm_engine.abort_request([str(number) for number in self._open.clear()])
 
     def reset(self) -> None:
-        """As before the first load_weights: another run's versions will count from 0 and must not meet this one's
-        attention states."""
+        """Return to the state before the first load_weights. Another run counts its versions from 0 again, and must not
+        meet this run's attention states."""
         self.abort()
         self.llm_engine.reset_prefix_cache()
         self._policy_version = -1
 
     def sleep(self) -> None:
-        """Give back the GPU's memory but for CUDA's own; the weights wait in main memory.
+        """Free the GPU memory, except CUDA's own; the weights wait in main memory.
 
-        Keys and values are lost, which no request needs any more, and the prefix cache with them.
+        Keys and values, which no request needs any more, are dropped, and with them the prefix cache.
         """
         if self._asleep != {"weights", "kv_cache"}:
             self.llm_engine.sleep(level=1)
             self._asleep = {"weights", "kv_cache"}
 
     def _wake(self, *names: str) -> None:
-        """vLLM goes on with its requests once all is back."""
+        """Bring back the named memory if it is asleep. vLLM continues its requests once all of it is back."""
         if asleep := self._asleep.intersection(names):
             self.llm_engine.wake_up(sorted(asleep))
             self._asleep -= asleep
@@ -235,12 +235,12 @@ class VLLMEngine:
         """Replace every weight by the named CPU tensors (Hugging Face names).
 
         Raises:
-            SystemFailure: a weight was left out.
+            SystemFailure: a weight is missing.
         """
         self._wake("weights")
         present = _complete(tensors, names=self._names, policy_version=policy_version)
         weights = _with_tied_head(present, head_apart=self._head_apart) if self._tied else present
-        # Workers in processes of their own are sent the tensors, and an iterator can't be sent.
+        # Workers in separate processes are sent the tensors, and an iterator can't be sent.
         self.llm_engine.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": weights if self._in_process else list(weights)}
         )
@@ -248,23 +248,23 @@ class VLLMEngine:
 
     # --- weights that the learners send, see `ReceivesWeights` --------------------------------------------------------
     def join_world(self, init_info: Mapping[str, Any]) -> None:
-        """Connect to the sender, in place of an earlier connection."""
+        """Connect to the sender, replacing an earlier connection."""
         self._receiver.join_world(init_info)
 
     def start_update(self) -> None:
-        """Make ready for weights; no step until `finish_update`."""
+        """Prepare for new weights; no step may follow until `finish_update`."""
         self._wake("weights")
         self._receiver.start_update()
 
     def receive_weights(self, update_info: Mapping[str, Any]) -> None:
-        """Take the weights that are announced here."""
+        """Receive the announced weights."""
         self._receiver.receive_weights(update_info)
 
     def finish_update(self, policy_version: int) -> Sequence[str]:
-        """Use what came, under this version; the checksum of what each worker got.
+        """Use the received weights as this version, and return the checksum of each worker's received weights.
 
         Raises:
-            SystemFailure: a weight did not come.
+            SystemFailure: a weight did not arrive.
         """
         checksums = self._receiver.finish_update(policy_version)
         self._set_version(policy_version)
@@ -286,18 +286,18 @@ class VLLMEngine:
                 max_tokens=sampling.max_tokens,
                 seed=seed,
                 stop_token_ids=sorted(self._end_token_ids),
-                logprobs=0,  # the sampled token's alone
+                logprobs=0,  # only the sampled token's
                 flat_logprobs=True,
-                detokenize=False,  # once, at the end
+                detokenize=False,  # done once, at the end
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 skip_clone=True,
             )
         except ValueError as error:
-            raise ConfigError(f"vLLM refuses the sampling settings: {error}") from error
+            raise ConfigError(f"vLLM rejects the sampling settings: {error}") from error
 
 
 def _set_up_cpu(arguments: EngineArgs, *, config: EngineConfig, model_config: PretrainedConfig) -> None:
-    """Start in a few seconds and sample with per-request seeds on a CPU."""
+    """Set arguments with which vLLM on a CPU starts in a few seconds and samples with per-request seeds."""
     head_dim = getattr(model_config, "head_dim", None) or (model_config.hidden_size // model_config.num_attention_heads)
     supported = _cpu_head_dims()
     if head_dim not in supported:
@@ -305,20 +305,20 @@ def _set_up_cpu(arguments: EngineArgs, *, config: EngineConfig, model_config: Pr
             f"the model's attention heads have {head_dim} dimensions, and vLLM on a CPU supports {supported}; write "
             "another model (model.hidden_size / model.num_heads of a scratch model), or engine.type='transformers'"
         )
-    torch._dynamo.config.disable = True  # vLLM compiles a small function of its sampler even when eager: seconds
+    torch._dynamo.config.disable = True  # even when eager, vLLM spends seconds on compiling a small sampler function
     arguments.enforce_eager = True  # compilation takes longer than it saves
-    arguments.kv_cache_memory_bytes = int(config.kv_cache_gib * 2**30)  # given and eager: no warm-up run
-    # A prompt cut into chunks would make vLLM rewind the seeded generator, which a CPU generator can't (it raises).
+    arguments.kv_cache_memory_bytes = int(config.kv_cache_gib * 2**30)  # if given, and eager, there is no warm-up run
+    # For a chunked prompt vLLM rewinds the seeded generator, which raises for a CPU generator.
     arguments.enable_chunked_prefill = False
     arguments.max_num_batched_tokens = max(_CPU_BATCHED_TOKENS, arguments.max_model_len or 0)
     for architecture in model_config.architectures or ():
         known = ModelRegistry.models.get(architecture)
-        if known is not None:  # looked at here; else vLLM imports itself once more in a child process to look at it
+        if known is not None:  # registered as a class; otherwise vLLM imports itself again in a child to inspect it
             ModelRegistry.register_model(architecture, known.load_model_cls())
 
 
 def _cpu_head_dims() -> list[int]:
-    """Sizes of attention heads that vLLM's CPU kernels are compiled for."""
+    """The attention head sizes for which vLLM's CPU kernels are compiled."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     return CPUAttentionBackend.get_supported_head_sizes()
@@ -338,10 +338,10 @@ def _raw_sample(output: RequestOutput) -> RawSample:
 def _complete(
     tensors: Iterable[tuple[str, torch.Tensor]], *, names: frozenset[str], policy_version: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors as they come.
+    """Pass the tensors on, and check that all names appear.
 
     Raises:
-        SystemFailure: a name is missing; vLLM would silently keep that old weight.
+        SystemFailure: a name is missing; vLLM would silently keep the old weight.
     """
     seen: set[str] = set()
     for name, tensor in tensors:
@@ -355,8 +355,8 @@ def _complete(
 def _with_tied_head(
     tensors: Iterable[tuple[str, torch.Tensor]], *, head_apart: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors, and the input embedding as the output head too where vLLM has a module for that (`head_apart`; for
-    Gemma it hasn't): it is packed apart and would keep its old weights."""
+    """Pass the tensors on, and the input embedding also as the output head if vLLM has a separate module for the head
+    (`head_apart`; not for Gemma): it has its own packed copy, and would keep its old weights."""
     for name, tensor in tensors:
         if name != "lm_head.weight":
             yield name, tensor

@@ -1,4 +1,4 @@
-"""The generator's side of a transfer: what the learners' sender asks for, in order, while the engine is at rest."""
+"""The generator's side of a weight transfer: runs the phases that the learners' sender requests, in order."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -10,51 +10,51 @@ from gvm_ray.types import FinishUpdate, JoinWorld, ReceiveWeights, StartUpdate, 
 
 
 class ReceivesWeights(Protocol):
-    """What an engine offers besides, if weights can be sent to it. Its one thread makes every call."""
+    """Optional protocol of engines that can be sent weights. All calls are made in the engine's one thread."""
 
     def join_world(self, init_info: Mapping[str, Any]) -> None:
-        """Connect to the sender, in place of an earlier connection; returns when every member has."""
+        """Connect to the sender, replacing an earlier connection; returns when every member is connected."""
         ...
 
     def start_update(self) -> None:
-        """Make ready for weights; samples nothing until `finish_update`."""
+        """Prepare for new weights; nothing is sampled until `finish_update`."""
         ...
 
     def receive_weights(self, update_info: Mapping[str, Any]) -> None:
-        """Take the weights that are announced here."""
+        """Receive the announced weights."""
         ...
 
     def finish_update(self, policy_version: int) -> Sequence[str]:
-        """Use what came, under this version; the checksum of what each worker process got.
+        """Use the received weights as this version, and return the checksum of each worker process's weights.
 
         Raises:
-            SystemFailure: a weight was left out.
+            SystemFailure: a weight is missing.
         """
         ...
 
 
 class WeightReceiver:
-    """Protocol of a transfer over an engine's server.
+    """Runs the protocol of a transfer on an engine's server, pausing the engine during an update.
 
-    A failure after the start leaves the engine with parts of two policies. It then refuses all work, and whoever
-    watches over the generator starts it anew.
+    A failure after the start leaves the engine with parts of two policies. It then rejects all work until the
+    generator's supervisor restarts it.
     """
 
     def __init__(self, server: EngineServer, *, name: str) -> None:
         self._server = server
         self._name = name
-        self._generation: int | None = None  # of the world that the engine is connected to
-        self._pause: Pause | None = None  # while an update is under way
+        self._generation: int | None = None  # of the world to which the engine is connected
+        self._pause: Pause | None = None  # set during an update
         self._watchdog: asyncio.TimerHandle | None = None
         self._silence_s = 0.0
 
     async def take(self, phase: TransferPhase) -> None:
-        """Returns when the phase is done.
+        """Run a phase; returns when it is done.
 
         Raises:
             ActorFailure: the engine can't connect.
-            TransferBroken: the phases stopped halfway, or this one isn't due, or is one of another world.
-            SystemFailure: what came is not what was sent.
+            TransferBroken: the phases stopped halfway, this phase isn't due, or it belongs to another world.
+            SystemFailure: the received weights differ from those sent.
         """
         match phase:
             case JoinWorld():
@@ -69,20 +69,20 @@ class WeightReceiver:
     async def _join(self, phase: JoinWorld) -> None:
         self._generation = None
         if self._pause is not None:
-            self._break("the learners set up a new connection before they had sent all of the weights")
+            self._break("the learners set up a new connection before all weights were sent")
         try:
             await self._ask(lambda engine: engine.join_world(phase.init_info))
         except RuntimeError as error:
             raise ActorFailure(
-                f"{self._name} can't connect to the learners, to be sent weights: {error}. Write "
-                "weight_sync.transfer='object_store' to go on without this connection"
+                f"{self._name} can't connect to the learners to receive weights: {error}. Write "
+                "weight_sync.transfer='object_store' to continue without this connection"
             ) from error
         self._generation = phase.generation
 
     async def _start(self, phase: StartUpdate) -> None:
         self._check_world(phase.generation)
         if self._pause is not None:
-            self._break("the learners began to send once more before they had sent all of the weights")
+            self._break("the learners began another update before all weights were sent")
         self._silence_s = phase.silence_s
         self._pause = await self._server.pause()
         await self._during_update(lambda engine: engine.start_update())
@@ -98,7 +98,7 @@ class WeightReceiver:
         if wrong:
             error = SystemFailure(
                 f"{self._name} received other weights than were sent as version {phase.policy_version}: their checksum "
-                f"is {wrong[0]}, and {phase.checksum} was sent. Write weight_sync.transfer='object_store' to go on "
+                f"is {wrong[0]} instead of {phase.checksum}. Write weight_sync.transfer='object_store' to continue "
                 "without this transfer"
             )
             self._server.spoil(error)
@@ -108,12 +108,12 @@ class WeightReceiver:
         self._end()
 
     async def _ask(self, call: Callable[[ReceivesWeights], Any]) -> Any:
-        """The engine's answer, as one that weights can be sent to."""
-        ask: Any = self._server.ask  # which knows of `Engine`
+        """Call a function of an engine that implements `ReceivesWeights`."""
+        ask: Any = self._server.ask  # typed for `Engine`
         return await ask(call)
 
     async def _during_update(self, call: Callable[[ReceivesWeights], Any]) -> Any:
-        """The engine's answer; an error ends the update, and so does silence after it."""
+        """Call the engine during an update; an error ends the update, and so does silence afterwards."""
         self._watch(None)
         try:
             answer = await self._ask(call)
@@ -128,14 +128,14 @@ class WeightReceiver:
 
     def _check_world(self, generation: int) -> None:
         if generation != self._generation:
-            raise TransferBroken(  # it may have died and come back before anyone noticed
-                f"{self._name} is connected to world {self._generation}, and weights were to come by world {generation}"
+            raise TransferBroken(  # this generator may have died and restarted unnoticed
+                f"{self._name} is connected to world {self._generation}, but the weights are sent by world {generation}"
             )
 
     def _check_update(self, generation: int) -> None:
         self._check_world(generation)
         if self._pause is None:
-            raise TransferBroken(f"{self._name} was sent weights by world {generation} without the start of an update")
+            raise TransferBroken(f"{self._name} was sent weights by world {generation} before an update was started")
 
     def _watch(self, timeout_s: float | None) -> None:
         if self._watchdog is not None:
@@ -145,7 +145,7 @@ class WeightReceiver:
             self._watchdog = asyncio.get_running_loop().call_later(timeout_s, self._give_up)
 
     def _give_up(self) -> None:
-        self._server.spoil(self._broken(f"nothing came for {self._silence_s:g} s (deadlines.sync_s)"))
+        self._server.spoil(self._broken(f"nothing arrived for {self._silence_s:g} s (deadlines.sync_s)"))
         self._end()
 
     def _break(self, why: str, *, cause: Exception | None = None) -> NoReturn:
@@ -155,7 +155,7 @@ class WeightReceiver:
         raise error from cause
 
     def _broken(self, why: str) -> TransferBroken:
-        return TransferBroken(f"new weights stopped coming halfway into {self._name}: {why}")
+        return TransferBroken(f"the transfer of new weights to {self._name} stopped halfway: {why}")
 
     def _end(self) -> None:
         self._watch(None)

@@ -1,7 +1,7 @@
 """Advantages of whole responses, from their rewards and explicit group ids.
 
-Groups are ragged (1, 8, 37 samples) and in any order; ids, never a reshape, say who belongs together. The standard
-deviation is the sample one (n - 1 in the denominator), as in verl and TRL (`torch.std`).
+Groups are ragged (1, 8, 37 samples) and in any order, so ids define them, never a reshape. Standard deviations are
+sample standard deviations (n - 1 in the denominator), as in verl and TRL (`torch.std`).
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 def group_normalized(
     rewards: ArrayLike, group_ids: ArrayLike, *, normalize_std: bool = True, epsilon: float = 1e-6
 ) -> NDArray[np.float64]:
-    """(r - mean) / (std + epsilon) within each group (GRPO, arXiv 2402.03300); r - mean without `normalize_std`
-    (Dr. GRPO, arXiv 2503.20783).
+    """Compute (r - mean) / (std + epsilon) within each group (GRPO, arXiv 2402.03300), or r - mean without
+    `normalize_std` (Dr. GRPO, arXiv 2503.20783).
 
     A group of one sample, or of equal rewards, has advantage exactly 0.
 
@@ -20,7 +20,7 @@ def group_normalized(
         rewards: [N], finite.
         group_ids: [N] integers; equal ids are one group.
         normalize_std: divide by the group's sample standard deviation.
-        epsilon: added to it.
+        epsilon: added to the standard deviation.
 
     Returns:
         [N] advantages.
@@ -38,7 +38,7 @@ def group_normalized(
 
 
 def leave_one_out(rewards: ArrayLike, group_ids: ArrayLike) -> NDArray[np.float64]:
-    """r minus the mean of the others in its group (RLOO, arXiv 2402.14740); 0 in a group of one.
+    """Compute r minus the mean of the other rewards in its group (RLOO, arXiv 2402.14740); 0 in a group of one.
 
     Args:
         rewards: [N], finite.
@@ -54,8 +54,8 @@ def leave_one_out(rewards: ArrayLike, group_ids: ArrayLike) -> NDArray[np.float6
 
 
 def batch_normalized(rewards: ArrayLike, *, epsilon: float) -> NDArray[np.float64]:
-    """(r - mean) / (std + epsilon) over all samples (REINFORCE++, arXiv 2501.03262); each sample counts once, whatever
-    its length. One sample, or equal rewards, give exactly 0.
+    """Compute (r - mean) / (std + epsilon) over all samples (REINFORCE++, arXiv 2501.03262). Each sample counts once,
+    whatever its length. A single sample, or equal rewards, give exactly 0.
 
     Raises:
         ValueError: a reward isn't finite.
@@ -77,7 +77,7 @@ def _center(
     np.minimum.at(lowest, inverse, values)
     highest = np.full(len(sizes), -np.inf)
     np.maximum.at(highest, inverse, values)
-    # The mean of equal rewards can miss them by a rounding error, which dividing by epsilon would blow up.
+    # The mean of equal rewards can differ from them by a rounding error, which division by epsilon would blow up.
     return np.where((lowest == highest)[inverse], 0.0, values - means[inverse]), inverse, sizes
 
 

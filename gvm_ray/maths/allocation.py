@@ -1,12 +1,12 @@
-"""Sample sizes: weights to integers, and which prompts of a pool get any."""
+"""Sample sizes: allocation weights, their apportionment to integers, and selection from a pool of prompts."""
 
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# Positive weights further than this below the largest count as equal to it: they change no share by a whole sample at
-# any real budget, and the breakpoints bound/weight stay finite.
+# Positive weights are raised to at least this fraction of the largest: no share changes by a whole sample at any real
+# budget, and the breakpoints bound/weight stay finite.
 _SMALLEST_RELATIVE_WEIGHT = 1e-18
 _MAX_SECANT_SUMS = 12
 
@@ -14,16 +14,16 @@ _MAX_SECANT_SUMS = 12
 def gvm_weights(
     accept_rates: ArrayLike, gradient_norms: ArrayLike, *, alpha: float, beta: float
 ) -> NDArray[np.float64]:
-    """GVM's weights [P]: G / sqrt(p + alpha / p^(beta - 1)), and 0 where p or G is 0.
+    """Compute GVM's weights [P]: G / sqrt(p + alpha / p^(beta - 1)), and 0 where p or G is 0.
 
-    Sample sizes in proportion to them minimise sum_i G_i^2 / (n_i p_i), each term scaled by 1 / (1 + alpha / p_i^beta)
-    (arXiv 2505.02391, Proposition 1).
+    Sample sizes in proportion to these weights minimise sum_i G_i^2 / (n_i p_i), with each term scaled by
+    1 / (1 + alpha / p_i^beta) (arXiv 2505.02391, Proposition 1).
 
     Args:
         accept_rates: p [P] in [0, 1].
         gradient_norms: G [P] >= 0.
-        alpha: regulariser, > 0: how early prompts with a small p are given up.
-        beta: regulariser's exponent, >= 2.
+        alpha: regulariser, > 0; with a larger alpha, prompts with a small p are given up earlier.
+        beta: exponent of the regulariser, >= 2.
 
     Raises:
         ValueError: an entry is NaN, infinite, negative, or an accept rate above 1.
@@ -40,14 +40,14 @@ def gvm_weights(
 
 
 def neyman_weights(accept_rates: ArrayLike, *, objective: Literal["linear", "log"] = "linear") -> NDArray[np.float64]:
-    """Weights [P] that minimise the variance of a policy gradient with the mean reward as baseline.
+    """Compute the weights [P] that minimise the variance of a policy gradient with the mean reward as baseline.
 
-    sqrt(p (1 - p)) for the mean reward ("linear"), sqrt((1 - p) / p) for the log pass rate ("log", arXiv 2510.04996,
-    appendix B); 0 where p is 0 or 1.
+    They are sqrt(p (1 - p)) for the mean reward ("linear") and sqrt((1 - p) / p) for the log pass rate ("log", arXiv
+    2510.04996, appendix B); 0 where p is 0 or 1.
 
     Args:
         accept_rates: p [P] in [0, 1].
-        objective: which of the two.
+        objective: "linear" or "log".
 
     Raises:
         ValueError: an entry is NaN or outside [0, 1].
@@ -64,8 +64,8 @@ def gradient_deviation(
 ) -> NDArray[np.float64]:
     """Root mean square [P] of one sample's term (r - p) grad ln pi(y) of the policy gradient.
 
-    sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)), where G+ and G- are the root mean square norms of grad ln pi over accepted
-    and rejected samples: a rare failure at p near 1 counts with the norm that failures have.
+    It is sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)), where G+ and G- are the root mean square norms of grad ln pi over
+    accepted and rejected samples. So at p near 1, a rare failure counts with the gradient norm of failures.
 
     Args:
         accept_rates: p [P] in [0, 1].
@@ -84,28 +84,28 @@ def gradient_deviation(
 def apportion(
     weights: ArrayLike, *, budget: int, minimum: ArrayLike = 0, maximum: ArrayLike | None = None
 ) -> NDArray[np.int64]:
-    """Integers n [P] that sum to `budget`, in proportion to `weights` as far as minimum <= n <= maximum allows.
+    """Split `budget` into integers n [P] in proportion to `weights`, as far as minimum <= n <= maximum allows.
 
     The real-valued shares are clip(level * w, minimum, maximum) at the level where they sum to the budget
-    (water-filling); they are rounded by largest remainder, ties to the earlier index. A prompt of weight 0 gets its
-    minimum, and more only when every other one is at its maximum. If all weights are 0 the split is as even as the
+    (water-filling). They are rounded by largest remainder, ties to the earlier index. A prompt of weight 0 gets its
+    minimum, and more only if all other prompts are at their maximum. If all weights are 0, the split is as even as the
     bounds allow.
 
     Args:
         weights: [P] >= 0, of any scale.
-        budget: the sum, >= 0.
-        minimum: floor on n (not an addition to it), an integer or one per prompt [P].
-        maximum: ceiling on n, likewise; None is no ceiling.
+        budget: sum of n, >= 0.
+        minimum: floor on n (not an addition to it): one integer, or one per prompt [P].
+        maximum: ceiling on n: one integer, or one per prompt [P]; None for no ceiling.
 
     Raises:
-        ValueError: a weight is NaN, infinite or negative; the bounds are no non-negative integers, cross, or admit no
-            split of the budget.
+        ValueError: a weight is NaN, infinite or negative; bounds aren't non-negative integers, cross, or don't admit
+            the budget.
     """
     w = _finite_non_negative(weights, name="weights")
     low = _integer_bounds(minimum, name="minimum", size=w.size)
     high = _integer_bounds(budget if maximum is None else maximum, name="maximum", size=w.size)
     if maximum is None:
-        high = np.maximum(high, low)  # an infeasible minimum is reported below, against the budget
+        high = np.maximum(high, low)  # so that an infeasible minimum is reported against the budget
     _check_feasible(low, high, budget)
     if not w.size:
         return np.zeros(0, dtype=np.int64)
@@ -126,7 +126,7 @@ def apportion(
 def _water_fill(
     weights: NDArray[np.float64], low: NDArray[np.int64], high: NDArray[np.int64], total: int
 ) -> NDArray[np.float64]:
-    """clip(level * weights, low, high) with the level at which it sums to `total`; low.sum() <= total <= high.sum()."""
+    """Compute clip(level * weights, low, high) at the level where the sum is `total`, in [low.sum(), high.sum()]."""
     floor, ceiling = low.astype(np.float64), high.astype(np.float64)
     if total <= low.sum():
         return floor
@@ -149,11 +149,11 @@ def _linear_piece(
     levels: NDArray[np.float64],
     total: int,
 ) -> tuple[float, float]:
-    """The neighbours in `levels` between which clip(level * weights, floor, ceiling) sums to `total`.
+    """Find the neighbours in `levels` between which clip(level * weights, floor, ceiling) sums to `total`.
 
-    The sum rises with the level, linearly between the sorted `levels` at which a prompt leaves its floor or meets its
-    ceiling. The secant method finds the piece in about six sums, however many there are; where it creeps, as on a
-    plateau as flat as rounding, halving takes over.
+    The sum rises with the level, and is linear between the sorted `levels`, at which prompts leave their floor or meet
+    their ceiling. The secant method finds the piece in about six sums, whatever their number. If it converges slowly,
+    for example on a plateau that is flat up to rounding, bisection takes over.
     """
     below, above = 0, len(levels) - 1
     level, last_level, last_missing = total / weights.sum(), levels[0], total - floor.sum()
@@ -176,7 +176,7 @@ def _linear_piece(
 
 
 def _round_to_sum(shares: NDArray[np.float64], high: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Largest-remainder rounding of shares that sum to `total`, never above `high`; ties to the earlier index."""
+    """Round shares that sum to `total` by largest remainder, never above `high`; ties to the earlier index."""
     counts = shares.astype(np.int64)
     missing = total - int(counts.sum())
     if missing > 0:
@@ -230,18 +230,18 @@ def _check_feasible(low: NDArray[np.int64], high: NDArray[np.int64], budget: int
         )
 
 
-_ROUNDING = 1e-9  # of chances that add up to a whole number of groups
+_ROUNDING = 1e-9  # rounding error of chances that add up to a whole number of groups
 
 
 def expected_samples(scores: NDArray[np.float64], *, budget: int, uniform_share: float) -> NDArray[np.float64]:
-    """E[n] [C] in proportion to `scores`, mixed with an even split of a `uniform_share` of the budget; sums to it.
+    """Compute E[n] [C]: `uniform_share` of the budget is split evenly, the rest in proportion to `scores`.
 
-    Without any positive score the whole split is even.
+    Without a positive score the whole budget is split evenly.
 
     Args:
         scores: [C] >= 0.
-        budget: samples in all.
-        uniform_share: in [0, 1], so that no candidate is given up for good.
+        budget: total number of samples.
+        uniform_share: in [0, 1]; above 0, no candidate is given up for good.
 
     Raises:
         ValueError: a score is negative or not finite.
@@ -264,18 +264,18 @@ def select_groups(
     rng: np.random.Generator,
     maximum: int | None = None,
 ) -> NDArray[np.int64]:
-    """Integers n [C] that sum to `budget`, each 0 or at least `group_size`, with E[n] close to `expected`.
+    """Draw integers n [C] that sum to `budget`, each 0 or at least `group_size`, with E[n] close to `expected`.
 
-    A candidate with an expected n below `group_size` becomes a group of that size with the chance of
-    `inclusion_chances`, by systematic sampling (Madow 1949), so that the number of groups is as even as it can be; the
-    others get their n. What rounding leaves over is split over the chosen ones in proportion to their n.
+    A candidate whose expected n is below `group_size` becomes a group of that size with its probability in
+    `inclusion_chances`. Systematic sampling (Madow 1949) keeps the number of groups as constant as possible. All other
+    candidates get their n. The remainder from rounding is split over the chosen candidates in proportion to their n.
 
     Args:
         expected: [C] >= 0, summing to `budget`.
-        budget: samples in all, > 0; below `group_size` they go to one candidate.
+        budget: total number of samples, > 0; a budget below `group_size` goes to one candidate.
         group_size: smallest group.
-        rng: of the draws.
-        maximum: ceiling on n, at least `group_size`; it gives way where the chosen ones could not take the budget.
+        rng: generator of the draws.
+        maximum: ceiling on n, at least `group_size`; raised if the chosen candidates could not take the budget.
     """
     group_size = min(group_size, budget)
     chances = inclusion_chances(expected, budget=budget, group_size=group_size)
@@ -292,9 +292,9 @@ def select_groups(
 
 
 def inclusion_chances(expected: NDArray[np.float64], *, budget: int, group_size: int) -> NDArray[np.float64]:
-    """Chance [C] of each candidate to be sampled by `select_groups`: n / group_size, at most 1.
+    """Compute the probability [C] that `select_groups` samples each candidate: n / group_size, at most 1.
 
-    The chances below 1 shrink together where they add up to more groups than the budget makes besides the others.
+    If the probabilities below 1 add up to more groups than the budget leaves room for, they are scaled down together.
     """
     chances = np.minimum(expected / group_size, 1.0)
     small = chances < 1
@@ -308,18 +308,18 @@ def inclusion_chances(expected: NDArray[np.float64], *, budget: int, group_size:
 def inclusion_weights(
     expected: NDArray[np.float64], *, budget: int, group_size: int, cap: float
 ) -> NDArray[np.float64]:
-    """Weights [C] that undo a selection: the inverse of each candidate's chance to be sampled, relative to an even one.
+    """Compute weights [C] that undo a selection: the inverse of each candidate's inclusion probability, normalised.
 
-    A mean over the chosen prompts with these weights is, up to the cap, that over all candidates (Horvitz and Thompson
-    1952). With the chances pi_i of `inclusion_chances` the weight is mean(pi) / pi_i, at most `cap`.
+    The mean over the chosen prompts with these weights estimates, up to the cap, the mean over all candidates (Horvitz
+    and Thompson 1952). With pi from `inclusion_chances` the weight is mean(pi) / pi_i, at most `cap`.
     """
     chances = inclusion_chances(expected, budget=budget, group_size=group_size)
     return np.minimum(chances.mean() / np.maximum(chances, 1e-12), cap)
 
 
 def _systematic(chances: NDArray[np.float64], *, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Indices without repetition, each with its chance (below 1); as many as the chances add up to, `most` at most."""
-    order = rng.permutation(len(chances))  # neighbours must not exclude each other
+    """Draw distinct indices, each with its probability (below 1); their number is the sum of these, at most `most`."""
+    order = rng.permutation(len(chances))  # in a fixed order, neighbours would exclude each other
     ends = np.cumsum(chances[order])
     total = ends[-1] if len(ends) else 0.0
     points = np.arange(rng.uniform(), total + _ROUNDING)[:most]

@@ -1,7 +1,7 @@
-"""How far a comparison over seeds can be trusted: stratified, paired bootstrap intervals.
+"""Stratified, paired bootstrap intervals for comparisons over seeds.
 
-Values come as strata: name of a setting -> seed -> value, where a value already compares two runs of one seed (their
-difference, the logarithm of their ratio). So pairing is in the values, and seeds are resampled within each setting.
+Values come as strata: name of a setting -> seed -> value. A value already compares two runs of one seed (as their
+difference, or the logarithm of their ratio), so pairing is in the values. Seeds are resampled within each setting.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ class Estimate:
     """A mean over settings and seeds."""
 
     value: float
-    interval: tuple[float, float] | None  # None where a setting has fewer than MIN_SEEDS seeds
+    interval: tuple[float, float] | None  # None if a setting has fewer than MIN_SEEDS seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatioEstimate(Estimate):
-    """A geometric mean of ratios; an upper bound, and so its interval, where not every run reached the target."""
+    """A geometric mean of ratios. If a run missed the target, the value and its interval are upper bounds."""
 
     num_reached: int
     num_pairs: int
@@ -40,27 +40,27 @@ class RatioEstimate(Estimate):
 
 
 def stratified_mean(strata: Strata) -> float:
-    """Mean over settings, each with the same weight, of the mean over its seeds.
+    """Compute the mean over settings, equally weighted, of the mean over each setting's seeds.
 
     Raises:
-        ValueError: there is no setting, or one without seeds.
+        ValueError: there is no setting, or a setting has no seeds.
     """
     return float(np.mean([values.mean() for values in _arrays(strata, min_seeds=1)]))
 
 
 def stratified_interval(strata: Strata, *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of :func:`stratified_mean`, resampling seeds within each setting (Efron, 1979).
+    """Compute a percentile interval of :func:`stratified_mean`, resampling seeds within each setting (Efron, 1979).
 
-    With a handful of seeds such an interval is too narrow: where 95 % are asked for, 3 seeds of one setting cover about
-    75 %, 5 about 85 %. Several settings together do better: 6 of 5 seeds each cover about 91 %.
+    With a handful of seeds such an interval is too narrow: at a nominal 95 %, 3 seeds of one setting cover about 75 %,
+    and 5 seeds about 85 %. Several settings do better: 6 settings of 5 seeds each cover about 91 %.
 
     Args:
         strata: setting -> seed -> value, at least MIN_SEEDS seeds in each setting.
-        confidence: chance with which such an interval should cover the mean.
-        seed: of the resampling; equal seeds give equal intervals.
+        confidence: nominal probability that the interval covers the mean.
+        seed: seed of the resampling; equal seeds give equal intervals.
 
     Raises:
-        ValueError: there is no setting, or one with fewer seeds.
+        ValueError: there is no setting, or a setting has fewer seeds.
     """
 
     def mean_of_means(*samples: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
@@ -81,7 +81,7 @@ def stratified_interval(strata: Strata, *, confidence: float = 0.95, seed: int =
 def pointwise_interval(
     curves: NDArray[np.float64], *, confidence: float = 0.95, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Percentile intervals of the mean curve, resampling whole curves: [S, X] of S seeds at X points to [X], [X].
+    """Compute percentile intervals of the mean curve, resampling whole curves: S seeds at X points [S, X] to [X], [X].
 
     Raises:
         ValueError: fewer than MIN_SEEDS curves.
@@ -100,20 +100,21 @@ def pointwise_interval(
 
 
 def estimate_mean(strata: Strata) -> Estimate:
-    """The stratified mean with its interval, of paired differences say.
+    """Compute the stratified mean with its interval, for example of paired differences.
 
     Raises:
-        ValueError: there is no setting, or one without seeds.
+        ValueError: there is no setting, or a setting has no seeds.
     """
     enough = all(len(values) >= MIN_SEEDS for values in strata.values())
     return Estimate(value=stratified_mean(strata), interval=stratified_interval(strata) if enough else None)
 
 
 def estimate_ratio(strata: Mapping[str, Mapping[int, TokenRatio]]) -> RatioEstimate:
-    """The geometric mean of token ratios over seeds and settings, with its interval and how many reached the target.
+    """Compute the geometric mean of token ratios over seeds and settings, its interval, and the number that reached
+    the target.
 
     Raises:
-        ValueError: there is no setting, or one without seeds.
+        ValueError: there is no setting, or a setting has no seeds.
     """
     logs = {name: {seed: float(np.log(r.value)) for seed, r in ratios.items()} for name, ratios in strata.items()}
     mean = estimate_mean(logs)

@@ -1,4 +1,4 @@
-"""A learning curve in one number: what a budget bought, and what an accuracy cost."""
+"""Summaries of a learning curve: the accuracy for a budget, and the cost of an accuracy."""
 
 from dataclasses import dataclass
 
@@ -7,36 +7,36 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
 NUM_FINAL_EVALUATIONS = 3
-# A fit and a target made of the same accuracies differ by rounding; accuracies are multiples of 1 / samples.
+# A fit and a target computed from the same accuracies differ by rounding; accuracies are multiples of 1 / samples.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRatio:
-    """How many times fewer tokens than the baseline a run took to the baseline's final accuracy."""
+    """The ratio of a baseline's tokens to a run's tokens, both up to the baseline's final accuracy."""
 
     value: float  # baseline's tokens / run's tokens, > 0; above 1 the run is cheaper
-    censored: bool  # the run never got there: its tokens are at least all it had, the value is an upper bound
+    censored: bool  # the run never reached the target, so it needs more tokens than it spent: value is an upper bound
 
 
 def final_accuracy(accuracy: ArrayLike, *, last: int = NUM_FINAL_EVALUATIONS) -> float:
-    """Mean of the last evaluations [E], or of all where there are fewer: one evaluation alone is noisy.
+    """Compute the mean of the last evaluations [E], or of all if there are fewer; a single evaluation is noisy.
 
     Raises:
-        ValueError: there are no evaluations, or one isn't in [0, 1].
+        ValueError: there are no evaluations, or an accuracy isn't in [0, 1].
     """
     return float(np.mean(_accuracies(accuracy)[-last:]))
 
 
 def tokens_to_reach(tokens: ArrayLike, accuracy: ArrayLike, target: float) -> float | None:
-    """Tokens at which a curve first reaches a target, None if it never does.
+    """Compute the tokens at which a curve first reaches a target; None if it never does.
 
-    Read off the isotonic (non-decreasing least-squares) fit of the accuracies, linear between evaluations. The running
-    maximum would cross at the first lucky evaluation, the earlier the more evaluations a run has and the noisier they
-    are; the fit averages them. It also gives no credit for an accuracy that the run loses again.
+    The crossing is that of the isotonic (non-decreasing least-squares) fit of the accuracies, linear between
+    evaluations. A running maximum would cross at the first lucky evaluation, earlier with more and noisier evaluations;
+    the fit averages them. It also gives no credit for an accuracy that the run loses again.
 
     Args:
-        tokens: [E] cumulative, non-decreasing; any other cost does as well.
+        tokens: [E] cumulative, non-decreasing; any other cost works as well.
         accuracy: [E] in [0, 1].
         target: the accuracy to reach. A curve always reaches its own :func:`final_accuracy`.
 
@@ -58,12 +58,12 @@ def tokens_to_reach(tokens: ArrayLike, accuracy: ArrayLike, target: float) -> fl
 def token_ratio(
     tokens: ArrayLike, accuracy: ArrayLike, *, baseline_tokens: ArrayLike, baseline_accuracy: ArrayLike
 ) -> TokenRatio | None:
-    """Tokens of a baseline over those of a run, both to the baseline's final accuracy; tokens [E], accuracies [E].
+    """Compute the ratio of a baseline's tokens to a run's tokens, both up to the baseline's final accuracy.
 
-    Between equal arms its geometric mean lies a few percent above 1 (1.01 to 1.04 in simulated noisy curves), for
-    the target is the baseline's own, noise and all.
+    Tokens and accuracies are [E]. For equal arms the geometric mean lies a few percent above 1 (1.01 to 1.04 in
+    simulated noisy curves), because the target is the baseline's own, including its noise.
 
-    None where that accuracy isn't above the first evaluation of both, the base policy's: there is nothing to reach.
+    Returns None if the target isn't above the first evaluation of both, the base policy's: there is nothing to reach.
 
     Raises:
         ValueError: as :func:`tokens_to_reach`.
@@ -74,7 +74,7 @@ def token_ratio(
     if target <= max(y[0], reference_y[0]) + _ROUNDING:
         return None
     needed_by_baseline = tokens_to_reach(reference_x, reference_y, target)
-    assert needed_by_baseline is not None  # a non-decreasing fit ends at or above every mean of a curve's end
+    assert needed_by_baseline is not None  # a non-decreasing fit ends at or above the mean of the last evaluations
     needed = tokens_to_reach(x, y, target)
     spent = x[-1] if needed is None else needed
     if needed_by_baseline <= 0 or spent <= 0:
@@ -83,15 +83,15 @@ def token_ratio(
 
 
 def area_under_curve(tokens: ArrayLike, accuracy: ArrayLike, *, up_to: float) -> float:
-    """Mean accuracy over the tokens from the first evaluation to `up_to`, by the trapezoid rule; in [0, 1].
+    """Compute the mean accuracy over tokens from the first evaluation to `up_to`, by the trapezoid rule; in [0, 1].
 
     Args:
         tokens: [E] cumulative, non-decreasing.
         accuracy: [E] in [0, 1].
-        up_to: where the curves that are compared all end; between two evaluations the curve is linear.
+        up_to: common end of the compared curves; between evaluations a curve is linear.
 
     Raises:
-        ValueError: `up_to` isn't past the first evaluation or is past the last, or as :func:`tokens_to_reach`.
+        ValueError: `up_to` is not past the first evaluation, or past the last; or as :func:`tokens_to_reach`.
     """
     x, y = _curve(tokens, accuracy)
     if not x[0] < up_to <= x[-1]:
@@ -108,7 +108,7 @@ def _curve(tokens: ArrayLike, accuracy: ArrayLike) -> tuple[NDArray[np.float64],
     if x.shape != y.shape:
         raise ValueError(f"tokens have shape {x.shape}, accuracies {y.shape}; give one of each per evaluation")
     if not (np.isfinite(x).all() and (x >= 0).all() and (np.diff(x) >= 0).all()):
-        raise ValueError(f"tokens must be finite, >= 0 and never fall, for they are cumulative; got {x.tolist()}")
+        raise ValueError(f"tokens must be finite, >= 0 and non-decreasing, as they are cumulative; got {x.tolist()}")
     return x, y
 
 

@@ -1,6 +1,7 @@
-r"""The final answer of a response as text: boxed, in <answer> tags, or said in the last lines.
+r"""Extraction of a response's final answer as text: boxed, in <answer> tags, or stated in the last lines.
 
-Shared by the rewards, which judge it, and by majority votes, which count it. Linear in the text: responses are hostile.
+Used by rewards, which judge answers, and by majority votes, which count them. Takes time linear in the text, because
+responses may be hostile.
 """
 
 import re
@@ -86,7 +87,7 @@ def _outer(spans: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     return outer
 
 
-# An unboxed answer is looked for at the end only.
+# An unboxed answer is searched only at the end.
 _END_CHARACTERS = 2000
 _THINKING = re.compile(
     r"<\s?(/?)\s?(?:think(?:ing)?|thoughts?|reasoning)(?:\s[^<>]{0,100})?>|<\|(?:begin|(end))_of_thought\|>"
@@ -111,18 +112,19 @@ _MAX_STATED_WORDS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class FinalAnswer:
-    """What a response gives as its answer."""
+    """The answer that a response gives."""
 
     text: str
     boxed: bool
 
 
 def final_answer(response: str) -> FinalAnswer | None:
-    r"""The answer of a response; None where it gives none.
+    r"""Extract the answer of a response; None if it gives none.
 
-    In this order: the last \boxed{} that isn't empty (several with nothing but "and" or punctuation between them are
-    one answer), the last <answer> tags, what follows "the answer is", the last formula or number of the last 2,000
-    characters. Text in <think> tags or the like, closed or not, is no answer, nor is a number said not to be it.
+    The answer is the first of these that is found: the last \boxed{} that isn't empty (boxes with only "and" or
+    punctuation between them are one answer), the last <answer> tags, the text after "the answer is", the last formula
+    or number in the last 2,000 characters. Text in <think> or similar tags, closed or not, is ignored, and so are
+    numbers that the response denies ("not 5").
     """
     spoken = without_thinking(response)
     boxed = final_boxed(_MISSPELT_BOX.sub(lambda box: rf"\boxed{{{box[2]}}}" if box[1] else r"\boxed{", spoken))
@@ -133,7 +135,7 @@ def final_answer(response: str) -> FinalAnswer | None:
 
 
 def without_thinking(text: str) -> str:
-    """The text outside <think> tags and the like; before a closing tag without an opening one all was thought, too."""
+    """Return the text outside <think> and similar tags. Text before a closing tag without an opening tag is removed."""
     kept: list[str] = []
     position, is_open = 0, False
     for tag in _THINKING.finditer(text):
@@ -164,7 +166,7 @@ def _said(text: str) -> str:
 
 
 def _stated(rest: str) -> str:
-    """What follows "the answer is", up to the end of its sentence; "" where that is prose."""
+    """Return the text after "the answer is", up to the end of its sentence; "" if that is prose."""
     if (maths := _MATHS.match(rest)) and not re.match(r"\s*(?:,|and|or)\s*[$\\\d]", rest[maths.end() :]):
         return _content(maths)
     rest = _DENIED.sub("", rest.lstrip()) if rest.strip() else ""

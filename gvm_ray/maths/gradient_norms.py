@@ -1,11 +1,11 @@
 """Exact per-sample gradient norms of embedding and output-head matrices, without a backward pass per sample.
 
-For a sample with objective sum_t ln softmax(f(W h_t) / tau)[y_t] over its response tokens, where f is what the output
-head makes of its products (mostly nothing), the gradient of W is sum_t d_t h_t^T with
-d_t = f'(W h_t) (onehot(y_t) - softmax_t) / tau, and that of the state h_t is W^T d_t. One pass over slices
-of the vocabulary gives both, and no [B, T, V] ever exists: as in FlashAttention (arXiv 2205.14135), sums of
-exponentials are rescaled when a slice raises the maximum. The gradient of the input embedding follows from the states'
-gradients by one batched backward pass for all samples at once.
+A sample has the objective sum_t ln softmax(f(W h_t) / tau)[y_t] over its response tokens. f is the output head's
+function of its products W h_t, for most models the identity. The gradient of W is sum_t d_t h_t^T with
+d_t = f'(W h_t) (onehot(y_t) - softmax_t) / tau; the gradient of the state h_t is W^T d_t. One pass over slices of the
+vocabulary gives both without a [B, T, V] tensor: as in FlashAttention (arXiv 2205.14135), sums of exponentials are
+rescaled when a slice raises the maximum. The gradient of the input embedding follows from the gradients of the states,
+by one batched backward pass for all samples.
 """
 
 import math
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from gvm_ray.maths.logprobs import OutputHead
 
-# Elements of a slice of logits: what stays in a core's cache, and what keeps a GPU busy.
+# Elements of a slice of logits: few enough for a core's cache, enough to keep a GPU busy.
 _CPU_ELEMENTS, _GPU_ELEMENTS = 2**19, 2**26
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadGradients:
-    """What the output head makes of B samples of T response tokens, in float32."""
+    """Probabilities and gradients at the output head, for B samples of T response tokens, in float32."""
 
     log_normalizer: Tensor  # [B, T] logsumexp of the logits
-    misses: Tensor  # [B, T] 1 - probability of the target, accurate however small
+    misses: Tensor  # [B, T] 1 - probability of the target, accurate even if tiny
     square_norms: Tensor | None  # [B] squared Frobenius norm of each sample's head gradient
     state_gradients: Tensor | None  # [B, T, H] gradient of the objectives at the states; 0 at padding
 
@@ -42,20 +42,20 @@ def head_gradients(
     state_gradients: bool = False,
     max_elements: int | None = None,
 ) -> HeadGradients:
-    """Gradients of sum_t ln softmax(head.logits(h_t) / temperature)[y_t], sample by sample; the head's is that of W.
+    """Compute per-sample gradients of sum_t ln softmax(head.logits(h_t) / temperature)[y_t] by W and by the states.
 
-    The squared norm is sum_{t,u} (d_t . d_u)(h_t . h_u) from two T x T Gram matrices or, for responses so long that it
-    takes fewer operations (T > 2H), sum_v |sum_t d_tv h_t|^2 in a second pass.
+    The squared norm by W is sum_{t,u} (d_t . d_u)(h_t . h_u), from two T x T Gram matrices. For long responses (T > 2H)
+    fewer operations are needed for sum_v |sum_t d_tv h_t|^2, in a second pass.
 
     Args:
         hidden: [B, T, H] states that predict the targets.
-        head: of V tokens.
+        head: output head with V tokens.
         targets: [B, T] token ids.
-        mask: [B, T] True where there is a token.
-        temperature: of the sampling distribution.
+        mask: [B, T] True at tokens, False at padding.
+        temperature: temperature of the sampling distribution.
         square_norms: compute the squared norms.
         state_gradients: compute the gradients at the states.
-        max_elements: of a slice of logits; None suits the device.
+        max_elements: number of elements of a slice of logits; None chooses by the device.
     """
     num_samples, length, width = hidden.shape
     limit = max_elements or (_CPU_ELEMENTS if hidden.device.type == "cpu" else _GPU_ELEMENTS)
@@ -66,7 +66,7 @@ def head_gradients(
     for start in range(0, num_samples, rows):
         part = slice(start, start + rows)
         samples = _Samples(
-            states=hidden[part].float() * mask[part].unsqueeze(-1),  # a padded state counts nowhere
+            states=hidden[part].float() * mask[part].unsqueeze(-1),  # padding adds nothing to any sum
             targets=targets[part].long(),
             head=head,
             temperature=temperature,
@@ -85,16 +85,16 @@ def head_gradients(
 def embedding_gradient_square_norms(
     activation_gradients: Tensor, input_ids: Tensor, *, samples: Tensor | None = None
 ) -> Tensor:
-    """[B] squared Frobenius norms of each sample's input-embedding gradient.
+    """Compute the squared Frobenius norm of each sample's input-embedding gradient, [B].
 
-    Row v of the gradient is the sum of the activation gradients at the positions where token v stands.
+    Row v of the gradient is the sum of the activation gradients at the positions of token v.
 
     Args:
         activation_gradients: [R, S, H] gradient of the summed objectives at the embedding layer's output; zero at
             padded positions.
         input_ids: [R, S] token ids.
-        samples: [R, S] which of the B samples each position belongs to, every one with a position; None where each
-            row is one.
+        samples: [R, S] index of each position's sample, 0 to B - 1, each used at least once; None if each row is one
+            sample.
     """
     num_rows, length, width = activation_gradients.shape
     if samples is None:
@@ -120,11 +120,11 @@ def tied_gradient_inner_products(
     input_ids: Tensor,
     temperature: float = 1.0,
 ) -> Tensor:
-    """[B] inner products of the head's and the input embedding's gradients, for tied weights.
+    """Compute the inner products of the head's and the input embedding's gradients, [B], for tied weights.
 
-    Only the rows of tokens that occur in the input count: sum_{s,t} (e_s . h_t) d_t[x_s]. With it the squared norm of
-    the tied gradient is the head's + the embedding's + twice this. Arguments as in the two functions above;
-    `gradients` is what `head_gradients` gave for the same states.
+    Only the rows of tokens in the input count: sum_{s,t} (e_s . h_t) d_t[x_s]. The squared norm of the tied gradient is
+    the head's plus the embedding's plus twice this product. Arguments as in the two functions above; `gradients` is the
+    result of `head_gradients` for the same states.
     """
     states = hidden.float() * mask.unsqueeze(-1)
     logits = states @ head.weight[input_ids].float().transpose(1, 2)  # [B, T, S]
@@ -137,7 +137,7 @@ def tied_gradient_inner_products(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Samples:
-    """The operands of a pass, and how many vocabulary rows it takes at a time."""
+    """The operands of a pass, and `step`, the number of vocabulary rows in a slice."""
 
     states: Tensor  # [B, T, H] float32, 0 at padding
     targets: Tensor  # [B, T]
@@ -147,14 +147,15 @@ class _Samples:
 
     @property
     def factor(self) -> float:
-        """Of every error d_t: the derivative of logits / temperature by products, without its slopes."""
+        """The factor of every error d_t: the derivative of logits / temperature by the products, without slopes."""
         return self.head.scale / self.temperature
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Sums:
-    """Sums over the vocabulary. `others` are the probabilities with the target's own set to 0, which is kept apart so
-    that a nearly certain target leaves no difference of nearly equal numbers; in products times their slopes."""
+    """Sums over the vocabulary. `others` are the probabilities with the target's own set to 0. The target is kept apart
+    so that a nearly certain one doesn't leave a difference of nearly equal numbers. In products, `others` carry their
+    slopes as factors."""
 
     log_normalizer: Tensor  # [B, T]
     misses: Tensor  # [B, T] sum of the others
@@ -204,17 +205,17 @@ def _walk(samples: _Samples, *, with_gram: bool, with_rows: bool) -> _Sums:
 
 
 def _state_gradients(samples: _Samples, sums: _Sums) -> Tensor:
-    """[B, T, H] W^T d_t, with d_t = (error_t onehot(y_t) - others_t) x factor."""
+    """Compute W^T d_t [B, T, H], with d_t = (error_t onehot(y_t) - others_t) x factor."""
     assert sums.rows is not None
     target_rows = samples.head.weight[samples.targets].float() * sums.errors.unsqueeze(-1)
     return (target_rows - sums.rows) * samples.factor
 
 
 def _gram_norms(samples: _Samples, sums: _Sums) -> Tensor:
-    """[B] sum_{t,u} (d_t . d_u)(h_t . h_u), with d_t as above."""
+    """Compute sum_{t,u} (d_t . d_u)(h_t . h_u) [B], with d_t as in `_state_gradients`."""
     assert sums.gram is not None
     states, targets, head = samples.states, samples.targets, samples.head
-    at_targets = states @ head.weight[targets].float().transpose(1, 2)  # [B, T, T]: t's of y_u
+    at_targets = states @ head.weight[targets].float().transpose(1, 2)  # [B, T, T]: state t times row y_u
     slopes = head.finish_(at_targets, targets.unsqueeze(1))
     same = targets.unsqueeze(-1) == targets.unsqueeze(-2)
     others = (at_targets / samples.temperature - sums.log_normalizer.unsqueeze(-1)).exp().masked_fill(same, 0.0)
@@ -225,7 +226,7 @@ def _gram_norms(samples: _Samples, sums: _Sums) -> Tensor:
 
 
 def _row_norms(samples: _Samples, sums: _Sums) -> Tensor:
-    """[B] sum_v |sum_t d_tv h_t|^2."""
+    """Compute sum_v |sum_t d_tv h_t|^2 [B]."""
     states, head = samples.states, samples.head
     square_norms = states.new_zeros(len(states))
     for start in range(0, len(head.weight), samples.step):
@@ -243,7 +244,7 @@ def _sloped(values: Tensor, slopes: Tensor | None) -> Tensor:
 
 
 def _fill_targets(values: Tensor, targets: Tensor, filling: Tensor | float) -> None:
-    """Overwrite [B, T, slice] in place at the targets [B, T] that fall into the slice."""
+    """Overwrite values [B, T, slice] in place at the targets [B, T] that lie in the slice."""
     inside = (targets >= 0) & (targets < values.shape[-1])
     columns = targets.clamp(0, values.shape[-1] - 1).unsqueeze(-1)
     kept = values.gather(-1, columns).squeeze(-1)

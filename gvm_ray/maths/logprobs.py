@@ -1,4 +1,4 @@
-"""The output head of a causal LM, and log-probs of tokens without a whole copy of the logits."""
+"""The output head of a causal LM, and token log-probs without materialising all logits."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutputHead:
-    """W, and what some families add: Phi a bias, Granite and Cohere a scale, Gemma 2 a soft cap."""
+    """The matrix W, and extras of some model families: a bias (Phi), a scale (Granite, Cohere), a cap (Gemma 2)."""
 
     weight: Tensor  # [V, H]
     bias: Tensor | None = None  # [V]
     scale: float = 1.0
-    soft_cap: float | None = None  # no logit is larger
+    soft_cap: float | None = None  # bound on the absolute logits
 
     def logits(self, states: Tensor) -> Tensor:
-        """Float32 logits [..., V] of states [..., H]; the product is computed in the operands' dtype."""
+        """Compute float32 logits [..., V] of states [..., H]; the product is computed in the dtype of the operands."""
         logits = torch.nn.functional.linear(states, self.weight, self.bias).float()
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -26,14 +26,14 @@ class OutputHead:
         return logits
 
     def finish_(self, products: Tensor, tokens: Tensor | slice) -> Tensor | None:
-        """Make logits, in place, of the float32 products of states and rows of W.
+        """Turn float32 products of states and rows of W into logits, in place.
 
         Returns:
-            The derivative of each logit by its product, divided by `scale`; None where that is 1.
+            The derivative of each logit by its product, divided by `scale`; None if that is 1.
 
         Args:
             products: [..., N].
-            tokens: whose rows they are, broadcast against the products.
+            tokens: the tokens of the rows of W, broadcast against the products.
         """
         if self.bias is not None:
             products.add_(self.bias[tokens])
@@ -57,19 +57,19 @@ def token_logprobs(
     with_entropy: bool = False,
     entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of `targets` and, if asked for, the entropies of their distributions.
+    """Compute the log-probabilities of `targets` and, on request, the entropies of their distributions.
 
     Equal to log_softmax(head.logits(hidden) / temperature) gathered at the targets. Logits are computed in the dtype of
-    the operands and reduced in float32; the backward pass computes them again, chunk by chunk.
+    the operands and reduced in float32; the backward pass recomputes them, chunk by chunk.
 
     Args:
         hidden: [..., H] states that predict the targets.
-        head: of V tokens.
+        head: output head with V tokens.
         targets: [...] token ids.
-        temperature: of the sampling distribution.
+        temperature: temperature of the sampling distribution.
         chunk_tokens: rows of logits alive at once.
         with_entropy: compute the entropies too.
-        entropy_gradient: let gradients flow through the entropies; false spares their share of the memory.
+        entropy_gradient: let gradients flow through the entropies; false saves the memory for it.
 
     Returns:
         Float32 log-probabilities [...] in nats, and entropies [...] in nats or None.

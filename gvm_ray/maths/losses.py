@@ -7,41 +7,43 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0  # cut before exp()
+MAX_LOG_RATIO = 20.0  # log-ratios are clamped to this before exp()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceCorrection:
-    """How samples are weighted for having been drawn under other probabilities than the learner computes.
+    """Settings of the importance weights that correct for differing probabilities of engine and learner.
 
     The weight is w = learner's probability / engine's probability, of the token or of the whole response (the product
-    over its tokens). `truncate` takes min(w, cap): truncated importance sampling, as between IMPALA's actors and
-    learner (arXiv 1802.01561). `mask` takes w where floor <= w <= cap and 0 elsewhere: for tokens IcePop (arXiv
-    2510.18855), for responses masked importance sampling.
+    over its tokens). `truncate` uses min(w, cap): truncated importance sampling, as between IMPALA's actors and learner
+    (arXiv 1802.01561). `mask` uses w if floor <= w <= cap, else 0: IcePop (arXiv 2510.18855) at token level, masked
+    importance sampling at sequence level.
     """
 
     level: Literal["token", "sequence"] = "token"
     mode: Literal["truncate", "mask"] = "truncate"
     cap: float = 2.0
-    floor: float = 0.5  # of `mask` alone
+    floor: float = 0.5  # only for `mask`
 
 
 @torch.no_grad()
 def importance_weights(
     learner_logprobs: Tensor, engine_logprobs: Tensor, *, correction: ImportanceCorrection, mask: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Importance weights [B, T], detached, and [B, T] diagnostics that tell whether the correction holds.
+    """Compute detached importance weights [B, T], and [B, T] diagnostics of the correction.
 
     Args:
         learner_logprobs: [B, T] nats.
         engine_logprobs: [B, T] nats, under the policy that sampled.
         correction: level, mode and bounds.
-        mask: [B, T], True at response tokens, over which the level "sequence" sums; a ValueError where it is needed
-            and None.
+        mask: [B, T], True at response tokens, over which the level "sequence" sums.
 
     Returns:
-        The weights, and under "importance/...": "mean" (near 1) and "max" the unbounded ratio, "clipped_fraction" 1
-        where it was truncated or masked, "effective_sample_size" the weights.
+        The weights, and diagnostics under "importance/...": "mean" (near 1) and "max" hold the unbounded ratio,
+        "clipped_fraction" is 1 where the ratio was truncated or masked, "effective_sample_size" holds the weights.
+
+    Raises:
+        ValueError: the level is "sequence" and mask is None.
     """
     log_ratio = learner_logprobs - engine_logprobs
     if correction.level == "sequence":
@@ -80,10 +82,10 @@ def clipped_surrogate(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> Tensor:
-    """PPO's clipped loss, -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(logprobs - old_logprobs).
+    """Compute PPO's clipped loss, -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprobs - old_logprobs).
 
-    Source: arXiv 1707.06347, equation 7; unequal bounds as in DAPO (arXiv 2503.14476). With `dual_clip` = c > 1 the
-    loss of a token of negative advantage is at most -c A (arXiv 1912.09729, equation 5).
+    Source: arXiv 1707.06347, equation 7; unequal bounds as in DAPO (arXiv 2503.14476). With `dual_clip` = c > 1, the
+    loss of a token with negative advantage is at most -c A (arXiv 1912.09729, equation 5).
 
     Returns:
         [B, T] losses.
@@ -97,11 +99,11 @@ def clipped_surrogate(
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, kind: KLKind) -> Tensor:
-    """Estimates [B, T] of KL(policy || reference) from sampled tokens; with d = logprobs - ref_logprobs:
+    """Estimate KL(policy || reference) [B, T] from sampled tokens.
 
-    k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman, "Approximating KL divergence", 2020). As loss terms on
-    on-policy samples they differ: in expectation the gradient of k1 is 0, that of k2 is the gradient of
-    KL(policy || reference), and that of k3 the gradient of KL(reference || policy).
+    With d = logprobs - ref_logprobs: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman, "Approximating KL
+    divergence", 2020). As loss terms on on-policy samples they differ. In expectation, the gradient of k1 is 0, the
+    gradient of k2 is the gradient of KL(policy || reference), and the gradient of k3 that of KL(reference || policy).
     """
     difference = logprobs - ref_logprobs
     match kind:
@@ -110,7 +112,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, kind: KLKind) -> Tens
         case "k2":
             return 0.5 * difference.square()
         case "k3":
-            # Cut in both terms: in the exponential alone it would leave the linear term's gradient, of the wrong sign.
+            # Clamped in both terms: clamping only the exponential would leave the linear term's wrong-signed gradient.
             bounded = difference.clamp(min=-MAX_LOG_RATIO)
             return torch.expm1(-bounded) + bounded
 
@@ -134,15 +136,19 @@ def policy_loss(
     entropy: Tensor | None = None,
     entropy_coefficient: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """importance weight x surrogate + kl_coefficient x KL - entropy_coefficient x entropy, for each token.
+    """Compute importance weight x surrogate + kl_coefficient x KL - entropy_coefficient x entropy for each token.
 
-    The surrogate is `clipped_surrogate`, without `ratio` the plain likelihood -A x logprobs, or the given one. All
-    log-probs are [B, T]: `old_logprobs` the learner's own from before the batch's first update, `engine_logprobs` those
-    the tokens were sampled with, `ref_logprobs` the reference policy's; `mask` is True at response tokens. The weight
-    is old/engine as `importance` says; None leaves it out. A term whose input is None is a ValueError.
+    The surrogate is the given one, or `clipped_surrogate`, or without `ratio` the plain likelihood -A x logprobs. All
+    log-probs are [B, T]: `old_logprobs` are the learner's own from before the batch's first update, `engine_logprobs`
+    those with which the tokens were sampled, `ref_logprobs` the reference policy's. `mask` is True at response tokens.
+    `importance` defines the weight, learner over engine, from `old_logprobs` and `engine_logprobs`; None leaves it out.
 
-    Returns [B, T] losses, and detached [B, T] diagnostics: "ratio", "clip_fraction" (1 where the clip took the
-    gradient; not of a given surrogate), "kl" where kl_coefficient > 0, and those of `importance_weights`.
+    Returns:
+        Losses [B, T], and detached diagnostics [B, T]: "ratio", "clip_fraction" (1 where the clip removed the gradient;
+        absent with a given surrogate), "kl" if kl_coefficient > 0, and the diagnostics of `importance_weights`.
+
+    Raises:
+        ValueError: the input of a requested term is None.
     """
     if surrogate is not None:
         loss = surrogate(logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
@@ -184,7 +190,7 @@ def _ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 def _clipped(
     ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None
 ) -> Tensor:
-    """1 where `clipped_surrogate` is flat in the ratio, else 0."""
+    """Return 1 where `clipped_surrogate` is flat in the ratio, else 0."""
     clipped = ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
     if dual_clip is not None:
         clipped = clipped | ((advantages < 0) & (ratio > dual_clip))

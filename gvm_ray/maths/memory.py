@@ -1,4 +1,4 @@
-"""How many bytes a run needs: arithmetic on sizes, so that what can't fit is refused before it is tried."""
+"""Memory estimates of a run, by arithmetic on sizes, so that a run that can't fit is rejected before it starts."""
 
 from dataclasses import dataclass
 
@@ -7,37 +7,37 @@ from dataclasses import dataclass
 class ModelSizes:
     """Widths of a dense decoder of the Llama layout.
 
-    Norms and biases aren't counted: of a real model they are less than a thousandth.
+    Norms and biases aren't counted: they are less than a thousandth of a real model.
     """
 
     hidden_size: int
     num_layers: int
-    query_size: int  # attention heads x their dimensions
-    key_value_size: int  # likewise of the keys, and of the values
+    query_size: int  # query heads x head dimension
+    key_value_size: int  # key heads x head dimension, the same for values
     feed_forward_size: int
     vocab_size: int
     tied: bool  # one matrix is input embedding and output head
 
     @property
     def block_parameters(self) -> int:
-        """Of one block: queries and output, keys and values, and a gated feed-forward of three matrices."""
+        """Parameters of one block: queries and output, keys and values, and a gated feed-forward of three matrices."""
         attention = 2 * (self.query_size + self.key_value_size)
         return self.hidden_size * (attention + 3 * self.feed_forward_size)
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the input embedding and the output head."""
+        """Parameters of the input embedding and the output head."""
         return self.vocab_size * self.hidden_size * (1 if self.tied else 2)
 
     def adapter_parameters(self, rank: int) -> int:
-        """Of adapters of this rank beside all linear layers of the blocks (LoRA)."""
+        """Parameters of LoRA adapters of this rank on all linear layers of the blocks."""
         attention = 2 * (self.hidden_size + self.query_size) + 2 * (self.hidden_size + self.key_value_size)
         feed_forward = 3 * (self.hidden_size + self.feed_forward_size)
         return self.num_layers * rank * (attention + feed_forward)
 
     @property
     def num_parameters(self) -> int:
-        """Of the whole model."""
+        """Parameters of the whole model."""
         return self.num_layers * self.block_parameters + self.embedding_parameters
 
 
@@ -65,22 +65,22 @@ def learner_bytes(
     activation_checkpointing: bool,
     adapter_rank: int | None = None,
 ) -> LearnerBytes:
-    """What a rank holds at its fullest, in the backward pass of a full micro-batch.
+    """Compute the peak memory of a rank, in the backward pass of a full micro-batch.
 
-    Sharded over the ranks are float32 master weights, gradients, two Adam moments, and the weights of a frozen
-    reference. Gathered are the root (embedding and head) and two blocks, the second one fetched ahead: weights and
-    gradients in the dtype of the passes, and the gradients once more in float32, in which they are reduced. A reference
-    has its root gathered, too.
+    Float32 master weights, gradients, two Adam moments, and the weights of a frozen reference are sharded over the
+    ranks. The root (embedding and head) and two blocks, the second one prefetched, are gathered: weights and gradients
+    in the dtype of the passes, and gradients again in float32 for their reduction. The root of a reference is gathered
+    too.
 
     Args:
-        sizes: of the model.
-        num_ranks: over which the states are sharded.
+        sizes: sizes of the model.
+        num_ranks: number of ranks over which the states are sharded.
         micro_batch_tokens: tokens of one forward pass on a rank.
         chunk_tokens: rows of logits alive at once.
-        value_bytes: of one value in the passes: 4 in float32, 2 in bfloat16.
-        has_reference: whether a reference policy is held.
-        activation_checkpointing: whether only the inputs of blocks are kept, and one block is computed again at a time.
-        adapter_rank: of LoRA adapters, which alone are then trained, beside weights that are their own reference.
+        value_bytes: bytes of one value in the passes: 4 in float32, 2 in bfloat16.
+        has_reference: whether the learner holds a reference policy.
+        activation_checkpointing: whether only the inputs of blocks are kept, and blocks recomputed one at a time.
+        adapter_rank: rank of LoRA adapters; only these are then trained, and the base weights serve as reference.
     """
     adapters = 0 if adapter_rank is None else sizes.adapter_parameters(adapter_rank)
     trained, has_reference = adapters or sizes.num_parameters, has_reference and not adapters
@@ -97,18 +97,18 @@ def learner_bytes(
         reference_weights=shard * has_reference,
         gathered_weights=gathered,
         activations=micro_batch_tokens * kept * value_bytes,
-        # In float32 the logits, what log-sum-exp and gather give back to them, and their sum; in the passes' dtype the
-        # logits and their gradient.
+        # In float32: the logits, their gradients from log-sum-exp and from gather, and the sum of these gradients. In
+        # the dtype of the passes: the logits and their gradient.
         logits=(4 * 4 + 2 * value_bytes) * min(chunk_tokens, micro_batch_tokens) * sizes.vocab_size,
     )
 
 
 def _block_values(sizes: ModelSizes) -> int:
-    """Values that the backward pass of one block needs, per token.
+    """The number of values per token that the backward pass of one block needs.
 
-    Of each of two norms its input, for which two 16-bit values or one of 32 bits are kept, the normalised input and the
-    output; attention's queries, keys, values and output; of the feed-forward gate, activated gate, up projection and
-    product. Attention is fused: no matrix of tokens x tokens.
+    For each of two norms: the input (kept as two 16-bit values or one 32-bit value), the normalised input and the
+    output. For attention: queries, keys, values and output. For the feed-forward: gate, activated gate, up projection
+    and product. Attention is fused, without a matrix of tokens x tokens.
     """
     norms = 8 * sizes.hidden_size
     attention = 2 * sizes.query_size + 2 * sizes.key_value_size
@@ -116,5 +116,5 @@ def _block_values(sizes: ModelSizes) -> int:
 
 
 def key_value_bytes(sizes: ModelSizes, *, value_bytes: int) -> int:
-    """Bytes of one token's keys and values in all layers."""
+    """The KV-cache bytes of one token, over all layers."""
     return 2 * sizes.num_layers * sizes.key_value_size * value_bytes

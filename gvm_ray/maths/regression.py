@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 Matrix = NDArray[np.float64]
-_FREE = 1e-6  # penalty of a ridge regression's constant: none to speak of, and the normal equations stay solvable
-_CONSTANT_PRECISION = 0.04  # without it, samples that are all accepted would put no bound on the constant's variance
+_FREE = 1e-6  # penalty of a ridge regression's constant: negligible, but keeps the normal equations solvable
+_CONSTANT_PRECISION = 0.04  # without it, the constant's variance is unbounded if all samples are accepted
 _MAX_NEWTON_STEPS = 30
-_ENOUGH = 1e-6  # nats that another Newton step would gain
+_ENOUGH = 1e-6  # gain of a Newton step, in nats, below which the fit stops
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,18 +24,18 @@ class LinearFit:
     covariance: Matrix
 
     def mean(self, features: Matrix) -> Matrix:
-        """[N] of features [N, F]."""
+        """Predicted means [N] for features [N, F]."""
         return features @ self.coefficients
 
     def variance(self, features: Matrix) -> Matrix:
-        """[N] posterior variance of `mean`."""
+        """Posterior variances [N] of `mean`."""
         return np.einsum("nf,fg,ng->n", features, self.covariance, features, optimize=True)
 
 
 def fit_ridge(features: Matrix, targets: Matrix, *, weights: Matrix, ridge: float) -> LinearFit:
-    """Weighted ridge regression: minimises sum_n w_n (y_n - x_n b)^2 + ridge |b|^2.
+    """Fit a weighted ridge regression: minimise sum_n w_n (y_n - x_n b)^2 + ridge |b|^2.
 
-    The covariance is that of the Gaussian posterior with the residuals' weighted mean square as noise.
+    The covariance is that of the Gaussian posterior, with the weighted mean square of the residuals as noise variance.
 
     Args:
         features: [N, F], the first column 1.
@@ -58,11 +58,11 @@ def fit_binomial(
     weights: Matrix,
     ridge: float,
 ) -> LinearFit:
-    """Weighted logistic regression on counts, with a Gaussian prior of precision `ridge` on the coefficients.
+    """Fit a weighted logistic regression on counts, with a Gaussian prior of precision `ridge` on the coefficients.
 
     Maximises sum_n w_n (s_n ln p_n + (t_n - s_n) ln(1 - p_n)) - ridge |b|^2 / 2 with p_n = 1 / (1 + exp(-x_n b)), by
-    Newton's method with halved steps where a whole one overshoots. The constant's prior is weak, a logit of 0 +- 5. The
-    covariance is Laplace's.
+    Newton's method; a step that overshoots is halved. The constant has a weak prior, a logit of 0 +- 5. The covariance
+    is that of the Laplace approximation.
 
     Args:
         features: [N, F], the first column 1.
@@ -93,7 +93,7 @@ def fit_binomial(
 
 
 def _gram(features: Matrix, weights: Matrix) -> Matrix:
-    """X' diag(weights) X [F, F]; as a matrix times its own transpose, which BLAS does in half the operations."""
+    """Compute X' diag(weights) X [F, F] as a matrix times its own transpose, for which BLAS needs half the work."""
     scaled = features * np.sqrt(weights)[:, None]
     return scaled.T @ scaled
 

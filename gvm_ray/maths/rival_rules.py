@@ -1,4 +1,4 @@
-"""Rules of published allocators that decide from what a prompt's earlier samples said."""
+"""Allocation and selection rules of published allocators, as functions of a prompt's earlier samples."""
 
 from typing import Literal
 
@@ -9,25 +9,25 @@ GroupBaseline = Literal["grpo", "rloo"]
 
 
 def allocate_by_gain(gains: ArrayLike, *, minimum: int, budget: int) -> NDArray[np.int64]:
-    """Integers n [P] >= `minimum` that sum to `budget` and have the largest sum of gains.
+    """Choose integers n [P] >= `minimum` that sum to `budget` and have the largest sum of gains.
 
-    The largest gains of all are taken. That is exact for a concave value, whose gains fall with n, as the ones taken of
-    a prompt are then its first. Ties go to the smaller n, then to the earlier prompt: equal prompts are sampled alike.
+    The largest gains overall are taken. This is exact for a concave value: a prompt's gains fall with n, so the gains
+    taken are its first ones. Ties go to the smaller n, then to the earlier prompt, so equal prompts are sampled alike.
 
     Args:
-        gains: [P, K]; column k is what the step from n = minimum + k to n + 1 samples adds.
-        minimum: samples that every prompt gets.
-        budget: the sum.
+        gains: [P, K]; column k is the gain from n = minimum + k to n + 1 samples.
+        minimum: number of samples that every prompt gets.
+        budget: sum of n.
 
     Raises:
-        ValueError: a gain is NaN, or rises along a row by more than rounding; or the budget isn't within
+        ValueError: a gain is NaN, or rises along a row by more than rounding; or the budget isn't between
             P * minimum and P * (minimum + K).
     """
     table = np.asarray(gains, dtype=np.float64)
     if table.ndim != 2 or np.isnan(table).any():
         raise ValueError(f"gains of shape {table.shape} must be a table [prompts, samples] without NaN")
     if (np.diff(table, axis=1) > 1e-12 * np.abs(table).max(initial=0.0)).any():
-        raise ValueError("gains rise along a row, so taking the largest is not exact; give those of a concave value")
+        raise ValueError("gains rise along a row, so taking the largest is not exact; give gains of a concave value")
     num_prompts, num_steps = table.shape
     if not num_prompts * minimum <= budget <= num_prompts * (minimum + num_steps):
         raise ValueError(
@@ -39,7 +39,7 @@ def allocate_by_gain(gains: ArrayLike, *, minimum: int, budget: int) -> NDArray[
 
 
 def log_objective_weights(accept_rates: ArrayLike, *, epsilon: float) -> NDArray[np.float64]:
-    """1 / sqrt(p + epsilon) [P], for E[ln p] with the advantages (r - p) / sqrt(p) (arXiv 2510.04996, Ada-Est).
+    """Compute 1 / sqrt(p + epsilon) [P], for E[ln p] with advantages (r - p) / sqrt(p) (arXiv 2510.04996, Ada-Est).
 
     Args:
         accept_rates: p [P] in [0, 1].
@@ -51,17 +51,17 @@ def log_objective_weights(accept_rates: ArrayLike, *, epsilon: float) -> NDArray
 def variance_gains(
     accept_rates: ArrayLike, *, minimum: int, maximum: int, baseline: GroupBaseline
 ) -> NDArray[np.float64]:
-    """[P, maximum - minimum] how much each further sample lowers the variance of a prompt's gradient.
+    """Compute the reduction of the variance of each prompt's gradient by each further sample, [P, maximum - minimum].
 
-    With the group mean as the baseline ("grpo", without its std) the variance is 4 p (1 - p) (n - 1) / n^2, with the
-    mean of the others ("rloo") 4 p (1 - p) / (n - 1), both in units of the variance of a projected gradient, taken as
-    the same for all prompts (arXiv 2602.01601). They are convex from n = 3 and n = 2 on.
+    With the group mean as baseline ("grpo", without its std) the variance is 4 p (1 - p) (n - 1) / n^2. With the mean
+    of the others ("rloo") it is 4 p (1 - p) / (n - 1). Both are in units of the variance of a projected gradient,
+    assumed equal for all prompts (arXiv 2602.01601), and convex from n = 3 and n = 2 on.
 
     Args:
         accept_rates: p [P] in [0, 1].
         minimum: the smallest n, at least 3 for "grpo" and 2 for "rloo".
         maximum: the largest n.
-        baseline: which one.
+        baseline: "grpo" or "rloo".
 
     Raises:
         ValueError: the minimum is below the n from which the variance is convex.
@@ -76,11 +76,11 @@ def variance_gains(
 
 
 def knapsack_gains(accept_rates: ArrayLike, *, minimum: int, maximum: int) -> NDArray[np.float64]:
-    """[P, maximum - minimum] what each further sample adds to a prompt's value (arXiv 2509.25849).
+    """Compute the gain of each further sample in a prompt's value (arXiv 2509.25849), [P, maximum - minimum].
 
-    The value of n samples is (1 - p^n - (1 - p)^n) p (1 - p)^2: the probability of a gradient other than zero, times
-    how much a step on it is expected to raise p. From n to n + 1 it grows by (p^n (1 - p) + (1 - p)^n p) p (1 - p)^2,
-    which falls with n: it is concave.
+    The value of n samples is (1 - p^n - (1 - p)^n) p (1 - p)^2: the probability of a nonzero gradient, times the
+    expected rise of p by a step on it. From n to n + 1 it grows by (p^n (1 - p) + (1 - p)^n p) p (1 - p)^2. This gain
+    falls with n, so the value is concave.
 
     Args:
         accept_rates: p [P] in [0, 1].
@@ -95,16 +95,16 @@ def knapsack_gains(accept_rates: ArrayLike, *, minimum: int, maximum: int) -> ND
 def draw_by_learning_potential(
     accept_rates: ArrayLike, *, num_drawn: int, temperature: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Rising indices of prompts drawn with probability ~ exp(sqrt(p (1 - p)) / temperature), without replacement.
+    """Draw prompts without replacement, with probability ~ exp(sqrt(p (1 - p)) / temperature); ascending indices.
 
-    CurES's choice of prompts (arXiv 2510.01037), by the Gumbel-top-k trick (arXiv 1903.06059), which needs no
-    exponentials and so takes any temperature.
+    This is CurES's choice of prompts (arXiv 2510.01037), by the Gumbel-top-k trick (arXiv 1903.06059), which needs no
+    exponentials and so works at any temperature.
 
     Args:
         accept_rates: p [P] in [0, 1].
-        num_drawn: 0 to P.
-        temperature: > 0; high is uniform, low only the prompts nearest p = 1/2.
-        rng: drawn from.
+        num_drawn: number of prompts to draw, 0 to P.
+        temperature: > 0; a high one draws uniformly, a low one only prompts nearest p = 1/2.
+        rng: generator of the draws.
     """
     p = np.asarray(accept_rates, dtype=np.float64)
     keys = np.sqrt(p * (1 - p)) / temperature + rng.gumbel(size=p.size)
@@ -114,16 +114,16 @@ def draw_by_learning_potential(
 def policy_gradient_std(
     accept_rates: ArrayLike, norm_means: ArrayLike, norm_variances: ArrayLike
 ) -> NDArray[np.float64]:
-    """sigma [P] of one sample's (r - p) grad ln pi, from the norms x of correct and y of wrong samples.
+    """Compute sigma [P] of one sample's (r - p) grad ln pi, from the norms x of correct and y of wrong samples.
 
-    sigma^2 = p (1-p)^2 E[x^2] + p^2 (1-p) E[y^2] - p^2 (1-p)^2 (E[x] - E[y])^2 (arXiv 2510.01037, which takes the norms
-    for the gradients in the last term). That equals p (1-p) (((1-p) E[x] + p E[y])^2 + (1-p) Var[x] + p Var[y]), the
-    form computed here, which rounding can't make negative. n ~ sigma minimises the sum of sigma_i^2 / n_i.
+    sigma^2 = p (1-p)^2 E[x^2] + p^2 (1-p) E[y^2] - p^2 (1-p)^2 (E[x] - E[y])^2 (arXiv 2510.01037, which replaces
+    gradients by their norms in the last term). The equal form p (1-p) (((1-p) E[x] + p E[y])^2 + (1-p) Var[x] +
+    p Var[y]) is computed here, because rounding can't make it negative. n ~ sigma minimises the sum of sigma_i^2 / n_i.
 
     Args:
         accept_rates: p [P] in [0, 1].
-        norm_means: [P, 2] means, of correct samples and of wrong ones.
-        norm_variances: [P, 2].
+        norm_means: [P, 2] means of the norms of correct and of wrong samples.
+        norm_variances: [P, 2] variances of the same.
     """
     p = np.asarray(accept_rates, dtype=np.float64)
     shares = np.stack([1 - p, p], axis=1)
@@ -133,14 +133,14 @@ def policy_gradient_std(
 
 
 def half_of_each_class(accepted: ArrayLike, *, num_kept: int) -> NDArray[np.int64]:
-    """Indices of `num_kept` samples (all, where there are fewer), half of them accepted, rising.
+    """Choose `num_kept` samples (all, if there are fewer), half of them accepted; ascending indices.
 
-    The first ones of each class are taken, as its samples are exchangeable; the odd one is a rejected one. Where a
-    class is too small the other fills up.
+    The first samples of each class are taken, since the samples of a class are exchangeable. An odd number takes one
+    more rejected sample. If a class is too small, the other fills up.
 
     Args:
         accepted: [n] True for an accepted sample.
-        num_kept: >= 0.
+        num_kept: number of samples to choose, >= 0.
     """
     mask = np.asarray(accepted, dtype=np.bool_)
     positives, negatives = np.flatnonzero(mask), np.flatnonzero(~mask)
@@ -149,15 +149,15 @@ def half_of_each_class(accepted: ArrayLike, *, num_kept: int) -> NDArray[np.int6
 
 
 def max_variance_subset(rewards: ArrayLike, *, size: int) -> NDArray[np.int64]:
-    """Indices [size], ascending, of the samples whose rewards have the largest variance.
+    """Choose the subset of `size` samples whose rewards have the largest variance; ascending indices [size].
 
-    That subset is the lowest k and the highest size - k of the sorted rewards for some k (PODS, arXiv 2504.13818,
-    max-variance down-sampling), so comparing every k is exact. Of equal variances the smallest k is taken, of equal
-    rewards the earlier sample if low, the later one if high.
+    For some k, that subset is the lowest k and the highest size - k of the sorted rewards (PODS, arXiv 2504.13818,
+    max-variance down-sampling), so comparing every k is exact. Among equal variances the smallest k is taken; among
+    equal rewards, the earlier sample if low and the later one if high.
 
     Args:
         rewards: [n] finite.
-        size: from 1 to n.
+        size: number of samples to choose, from 1 to n.
 
     Raises:
         ValueError: a reward isn't finite, or there are fewer than `size`.
@@ -166,7 +166,7 @@ def max_variance_subset(rewards: ArrayLike, *, size: int) -> NDArray[np.int64]:
     if not np.isfinite(r).all():
         raise ValueError(f"rewards = {r.tolist()} must be finite; leave unscored samples out")
     if not 1 <= size <= r.size:
-        raise ValueError(f"size = {size} is not between 1 and the {r.size} samples there are")
+        raise ValueError(f"size = {size} is not between 1 and the number of samples, {r.size}")
     order = np.argsort(r, kind="stable")
     ascending = r[order] - r.mean()  # centred, so that a large offset costs no precision
     num_low = np.arange(size + 1)
@@ -176,19 +176,19 @@ def max_variance_subset(rewards: ArrayLike, *, size: int) -> NDArray[np.int64]:
 
 
 def _ends(ascending: NDArray[np.float64], num_low: NDArray[np.int64], size: int) -> NDArray[np.float64]:
-    """Sum of the first k and the last size - k values, for every k of `num_low`."""
+    """Compute the sum of the first k and the last size - k values, for every k of `num_low`."""
     sums = np.concatenate([[0.0], np.cumsum(ascending)])
     return sums[num_low] + sums[-1] - sums[ascending.size - size + num_low]
 
 
 def zero_variance_run(run: int, *, lowest: float, highest: float, accept_threshold: float) -> int:
-    """The run of a prompt's zero-variance visits after one more: z > 0 visits solved, -z failed, 0 after any other.
+    """Update a prompt's count of zero-variance visits in a row: z solved visits, -z failed visits, 0 after any other.
 
     Args:
-        run: before the visit.
+        run: the count before the visit.
         lowest: smallest reward of the visit's samples.
-        highest: largest one.
-        accept_threshold: equal rewards of at least this are a solved visit.
+        highest: largest reward of the visit's samples.
+        accept_threshold: a visit with equal rewards is solved if they are at least this.
     """
     if lowest < highest:
         return 0
@@ -196,14 +196,15 @@ def zero_variance_run(run: int, *, lowest: float, highest: float, accept_thresho
 
 
 def sampling_probability(runs: ArrayLike, *, easy: float, hard: float, minimum: float) -> NDArray[np.float64]:
-    """Probability [P] that a prompt is not skipped: p^z after z zero-variance visits in a row, and 1 after none.
+    """Compute the probability [P] that a prompt is not skipped: p^z after z zero-variance visits in a row, else 1.
 
-    GRESO's probabilistic filter, which skips with probability 1 - p^z (arXiv 2506.02177), with a p for each kind.
+    This is GRESO's probabilistic filter, which skips with probability 1 - p^z (arXiv 2506.02177), with a separate p for
+    solved and failed visits.
 
     Args:
-        runs: [P] as `zero_variance_run` counts them.
-        easy: p of solved visits.
-        hard: p of failed visits.
+        runs: [P] counts as returned by `zero_variance_run`.
+        easy: p for solved visits.
+        hard: p for failed visits.
         minimum: floor on the probability.
     """
     z = np.asarray(runs, dtype=np.int64)
@@ -213,15 +214,15 @@ def sampling_probability(runs: ArrayLike, *, easy: float, hard: float, minimum: 
 def adjusted_exploration(
     probability: float, *, fraction: float, target: float, step: float, minimum: float, maximum: float
 ) -> float:
-    """GRESO's base exploration probability after a step: lower where zero-variance groups reach their target share.
+    """Adjust GRESO's base exploration probability after a step: down if zero-variance groups reach their target share.
 
     Args:
-        probability: before the step.
-        fraction: of the step's groups that had zero variance.
-        target: share of such groups that is aimed at.
-        step: how far the probability moves.
-        minimum: of the probability.
-        maximum: of the probability.
+        probability: the value before the step.
+        fraction: share of the step's groups that had zero variance.
+        target: target share of such groups.
+        step: size of the change.
+        minimum: lower bound on the probability.
+        maximum: upper bound on the probability.
     """
     return max(probability - step, minimum) if fraction >= target else min(probability + step, maximum)
 
@@ -235,17 +236,17 @@ def thompson_nearest(
     target: float,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Prompts [P] by how near a draw of their accept rate is to the target, the nearest first.
+    """Sort prompts [P] by the distance of a random draw of their accept rate from the target, nearest first.
 
-    The draw is from Beta(prior_successes + s, prior_failures + t - s) (MoPPS, arXiv 2507.04632).
+    Draws come from Beta(prior_successes + s, prior_failures + t - s) (MoPPS, arXiv 2507.04632).
 
     Args:
         successes: s [P].
         trials: t [P].
         prior_successes: > 0.
         prior_failures: > 0.
-        target: the accept rate that is wanted.
-        rng: of the draws.
+        target: the target accept rate.
+        rng: generator of the draws.
     """
     s, t = np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64)
     draws = rng.beta(prior_successes + s, prior_failures + t - s)

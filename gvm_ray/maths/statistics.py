@@ -1,4 +1,4 @@
-"""Accept rates, and the calibration of predictions."""
+"""Statistics of accept rates, and of the calibration of predictions."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -7,12 +7,12 @@ from numpy.typing import ArrayLike, NDArray
 def beta_posterior_mean(
     successes: ArrayLike, trials: ArrayLike, *, prior_successes: float, prior_failures: float
 ) -> NDArray[np.float64]:
-    """Posterior mean of a success probability under a Beta prior, elementwise: (s + a) / (t + a + b).
+    """Compute the posterior mean of a success probability under a Beta prior, elementwise: (s + a) / (t + a + b).
 
-    Without a prior (a = b = 0) it is the raw rate s / t, and 0 where there were no trials.
+    Without a prior (a = b = 0) it is the raw rate s / t, and 0 without trials.
 
     Raises:
-        ValueError: not 0 <= successes <= trials, or a negative or non-finite number.
+        ValueError: not 0 <= successes <= trials, or a number is negative or not finite.
     """
     s, t = np.broadcast_arrays(np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64))
     bad = ~(np.isfinite(t) & (s >= 0) & (s <= t))
@@ -26,11 +26,11 @@ def beta_posterior_mean(
 
 
 def divisible_rates(rates: ArrayLike, trials: ArrayLike) -> NDArray[np.float64]:
-    """Success rates that can be divided by: 0 becomes half a success, (1/2) / (t + 1), as under Jeffreys' prior.
+    """Make success rates safe to divide by: 0 becomes half a success, (1/2) / (t + 1), as under Jeffreys' prior.
 
     Args:
         rates: in [0, 1].
-        trials: t behind each, >= 0.
+        trials: number of trials t behind each rate, >= 0.
     """
     values = np.asarray(rates, dtype=np.float64)
     return np.where(values > 0, values, 0.5 / (np.asarray(trials, dtype=np.float64) + 1))
@@ -39,7 +39,7 @@ def divisible_rates(rates: ArrayLike, trials: ArrayLike) -> NDArray[np.float64]:
 def binned_mean(
     x: NDArray[np.float64], y: NDArray[np.float64], *, num_bins: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Mean of x, mean of y and number of points in equal bins of x over [0, 1]; shapes [B], empty bins are left out."""
+    """Compute mean x, mean y and number of points in equal bins of x over [0, 1]: [B] each, without empty bins."""
     bins = np.clip((x * num_bins).astype(int), 0, num_bins - 1)
     totals = np.bincount(bins, minlength=num_bins)
     filled = totals > 0
@@ -49,14 +49,14 @@ def binned_mean(
 
 
 def brier_score(predicted: ArrayLike, outcomes: ArrayLike) -> float:
-    """Mean squared error of predicted probabilities (Brier, 1950); 0 is perfect, predicting 1/2 for coins gives 1/4.
+    """Compute the mean squared error of predicted probabilities (Brier, 1950); 0 is perfect, 1/2 for coins gives 1/4.
 
     Args:
         predicted: [N] probabilities.
-        outcomes: [N] what came of them, 0 or 1, or the share of several trials.
+        outcomes: [N] outcomes, 0 or 1, or shares of several trials.
 
     Raises:
-        ValueError: the shapes differ, nothing is given, or a number isn't in [0, 1].
+        ValueError: the shapes differ, the arrays are empty, or a number isn't in [0, 1].
     """
     p, y = _pairs(predicted, outcomes)
     return float(np.mean((p - y) ** 2))
@@ -65,16 +65,17 @@ def brier_score(predicted: ArrayLike, outcomes: ArrayLike) -> float:
 def reliability_bins(
     predicted: ArrayLike, outcomes: ArrayLike, *, num_bins: int = 10
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Mean prediction, mean outcome and number of predictions in each of equal bins that isn't empty: [B], [B], [B].
+    """Compute mean prediction, mean outcome and number of predictions in each non-empty bin: [B] each.
 
-    Calibrated predictions have the first two equal. Arguments and errors as for :func:`brier_score`.
+    Bins have equal widths. For calibrated predictions the first two are equal. Arguments and errors as for
+    :func:`brier_score`.
     """
     p, y = _pairs(predicted, outcomes)
     return binned_mean(p, y, num_bins=num_bins)
 
 
 def rank_correlation(predicted: ArrayLike, outcomes: ArrayLike) -> float:
-    """Spearman's rank correlation [-1, 1] of two arrays [N], ties by mean rank; NaN where either is constant.
+    """Compute Spearman's rank correlation [-1, 1] of two arrays [N], ties by mean rank; NaN if either is constant.
 
     Raises:
         ValueError: the shapes differ, there are fewer than two pairs, or a number isn't finite.
@@ -86,7 +87,7 @@ def rank_correlation(predicted: ArrayLike, outcomes: ArrayLike) -> float:
         raise ValueError("a rank correlation needs finite numbers; leave out pairs with NaN or infinity")
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    from scipy.stats import rankdata  # late: settings import this module
+    from scipy.stats import rankdata  # imported here, because settings import this module and scipy is slow to load
 
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 

@@ -1,6 +1,6 @@
 """The Grafana dashboard of a run: `python -m gvm_ray.reporting.grafana > docs/grafana.json`.
 
-Panels are rows of metrics; where they stand and how they are numbered follows from their order.
+Panels are listed in rows; their positions and numbers follow from their order.
 """
 
 import json
@@ -11,13 +11,13 @@ from typing import Any
 from gvm_ray.metric_names import FAILURE_METRICS, exported_name
 from gvm_ray.phase_clock import PHASES
 
-_WIDTH, _HEIGHT, _COLUMNS = 8, 7, 3  # of a panel in Grafana's grid, which has 24 columns
+_WIDTH, _HEIGHT, _COLUMNS = 8, 7, 3  # size of a panel, and panels in a row, of Grafana's 24-column grid
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Curves of metrics or, by their legends, of any expressions."""
+    """A panel with curves of metrics, or of any expressions with their legends."""
 
     title: str
     unit: str = "short"
@@ -32,8 +32,8 @@ class Panel:
 
 
 def curve(metric: str) -> str:
-    """PromQL of a metric by run. What counts failures is 0 until there is one; of a run that was resumed the process
-    that is under way counts.
+    """Build the PromQL of a metric by run. Failure counts are 0 before the first failure. For a resumed run, only the
+    process under way counts.
     """
     chosen = f'{exported_name(metric)}{{run=~"$run"}}'
     if metric in FAILURE_METRICS:
@@ -42,7 +42,7 @@ def curve(metric: str) -> str:
 
 
 def _per_second(metric: str) -> str:
-    """Growth of a gauge that only grows."""
+    """Build the PromQL of the growth per second of a gauge that never falls."""
     return f'max by (run) (deriv({exported_name(metric)}{{run=~"$run"}}[$__rate_interval]))'
 
 
@@ -126,7 +126,7 @@ ROWS: dict[str, list[Panel]] = {
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana imports it, for Prometheus as any data source of that kind, and any of its runs."""
+    """Build the dashboard for import into Grafana; the Prometheus data source and the runs are variables."""
     return {
         "uid": "gvm-ray",
         "title": "gvm_ray",
@@ -150,7 +150,7 @@ def _variables() -> list[dict[str, Any]]:
             "type": "query",
             "datasource": _SOURCE,
             "query": {"query": runs, "refId": "runs"},
-            "refresh": 2,  # whenever the range of time changes
+            "refresh": 2,  # whenever the time range changes
             "includeAll": True,
             "multi": True,
             "current": {"text": ["All"], "value": ["$__all"]},

@@ -1,4 +1,4 @@
-"""The two pictures of a run: what accuracy the generated tokens bought, and who got the samples."""
+"""The two plots of a run: accuracy against generated tokens, and samples against estimated accept rates."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ BLUE, ORANGE = "#2a6fb0", "#d1661b"
 
 
 def write_plots(folder: RunFolder, *, base_accuracy: float | None = None) -> list[Path]:
-    """Draw what the run's files allow into its report folder; returns the files written."""
+    """Draw the plots for which the run's files have data into its report folder; returns the written files."""
     rows = read_steps(folder.metrics)
     written: list[Path] = []
     if base_accuracy is not None or any(row.get("eval/accuracy") is not None for row in rows):
@@ -33,10 +33,10 @@ def write_plots(folder: RunFolder, *, base_accuracy: float | None = None) -> lis
 
 
 def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path, *, base_accuracy: float | None = None) -> None:
-    """Held-out accuracy against cumulative generated tokens, one point for each evaluated row of metrics.jsonl.
+    """Plot held-out accuracy against cumulative generated tokens, one point per evaluated row of metrics.jsonl.
 
     Args:
-        rows: rows of metrics.jsonl; those without `eval/accuracy` are passed over.
+        rows: rows of metrics.jsonl; rows without `eval/accuracy` are skipped.
         path: the PNG to write.
         base_accuracy: accuracy before the first step, drawn at 0 tokens.
     """
@@ -56,18 +56,18 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]], path: Path, *, base_accurac
 
 
 def plot_allocation(p_hat: Float64Array, counts: Float64Array, path: Path) -> None:
-    """Samples n_i against the estimated accept rate of each prompt, with the mean over bins of a tenth.
+    """Plot samples n_i against the estimated accept rate of each prompt, with the mean over bins of 0.1.
 
     Args:
-        p_hat: [M] estimates in [0, 1]; NaN where the allocator had none, such prompts are left out.
-        counts: [M] samples of the same prompts.
+        p_hat: [M] estimates in [0, 1]; prompts without an estimate, NaN, are left out.
+        counts: [M] numbers of samples of the same prompts.
         path: the PNG to write.
     """
     known = np.isfinite(p_hat)
     p_hat, counts = p_hat[known], counts[known]
     figure = new_figure()
     axes = add_axes(figure)
-    # Both are discrete and would hide behind one another.
+    # Both are discrete, so points would hide each other.
     jitter = np.random.default_rng(0)
     axes.scatter(
         p_hat + jitter.uniform(-0.02, 0.02, p_hat.size),
@@ -96,8 +96,8 @@ def _joined(rows: Sequence[Mapping[str, Any]], name: str) -> Float64Array:
 
 
 def new_figure(*, width: float = 7, height: float = 4.5) -> "Figure":
-    """A figure without axes; inches."""
-    # The figure is made without pyplot: no display, no global state, no leak over many plots.
+    """Create a figure without axes; width and height in inches."""
+    # Without pyplot there is no display, no global state, and no leak over many plots.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -107,7 +107,7 @@ def new_figure(*, width: float = 7, height: float = 4.5) -> "Figure":
 
 
 def add_axes(figure: "Figure", *position: int) -> "Axes":
-    """Axes at a position of :meth:`Figure.add_subplot`, in the one style of all figures."""
+    """Add axes at a position of :meth:`Figure.add_subplot`, in the common style of all figures."""
     axes = figure.add_subplot(*position)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
@@ -117,6 +117,6 @@ def add_axes(figure: "Figure", *position: int) -> "Axes":
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG, and the folder it goes to where it is missing."""
+    """Write a PNG, creating its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

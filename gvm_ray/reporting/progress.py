@@ -56,14 +56,14 @@ EVERY_S = 10.0
 
 
 class ProgressLines:
-    """At most one line every so many seconds, and none of the end, which the work itself tells.
+    """Prints at most one line every `every_s` seconds, and none at the end, which the work itself reports.
 
     Args:
-        name: of the work, which begins each line.
-        total: pieces of it; None where that isn't known.
-        say: given each line; default: the console, below which a progress bar stays where it is.
+        name: name of the work, at the start of each line.
+        total: number of pieces of work; None if unknown.
+        say: called with each line; by default it prints to the console, above a progress bar.
         every_s: seconds between two lines.
-        clock: seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -84,11 +84,12 @@ class ProgressLines:
         self._start = self._latest = clock()
 
     def add(self, number: int = 1, *, note: str = "") -> None:
-        """So many more pieces are done."""
+        """Record that `number` more pieces are done."""
         self.at(self._done + number, note=note)
 
     def at(self, done: int, *, note: str = "") -> None:
-        """So many pieces are done in all, fewer than before where it was begun again; `note` is of the last of them."""
+        """Record that `done` pieces are done in total, or fewer than before if the work restarted. `note` describes the
+        latest piece."""
         now = self._clock()
         if done < self._done:
             self._start = now

@@ -1,4 +1,4 @@
-"""Where a step's numbers go: files, TensorBoard, sinks, and one line on the console."""
+"""The reporter: writes each step's metrics to files, TensorBoard, sinks, and one line on the console."""
 
 import math
 import sys
@@ -20,18 +20,18 @@ from gvm_ray.reporting.run_folder import RunFolder, append_row, cut_rows, json_t
 from gvm_ray.reporting.summary import flat_settings
 from gvm_ray.types import Histograms, Metrics, SampleText
 
-_RESULTS = ("eval/accuracy", "reward/mean", "cost/generated_tokens")  # the columns beside the settings
+_RESULTS = ("eval/accuracy", "reward/mean", "cost/generated_tokens")  # columns next to the settings
 
 
 class TensorBoardSink:
-    """The event files of one run."""
+    """Writes the TensorBoard event files of one run."""
 
     def __init__(self, folder: Path, config: RunConfig, *, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
         self._writer = SummaryWriter(str(folder), purge_step=start_step if start_step else None)
-        # SummaryWriter.add_hparams would write them as a run of their own, in a folder below this one.
+        # SummaryWriter.add_hparams would write them as a separate run, in a subfolder.
         settings = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in flat_settings(config.model_dump(mode="json")).items()
@@ -59,7 +59,7 @@ class TensorBoardSink:
 
 
 def as_markdown(text: SampleText) -> str:
-    """The sample as Markdown, the model's words in code blocks, where nothing in them is taken for a format."""
+    """Format a sample as Markdown, with the model's text in code blocks so that it isn't interpreted as Markdown."""
     truncated = ", cut" if text.truncated else ""
     parts = [
         f"**reward {text.reward:g}** for prompt `{text.prompt_id}`, {text.num_tokens} tokens{truncated}, "
@@ -68,11 +68,11 @@ def as_markdown(text: SampleText) -> str:
         "answer:",
         indent(text.answer, "    ", lambda _: True),
     ]
-    # A text may hold half of a surrogate pair, which no UTF-8 can.
+    # A text may contain half of a surrogate pair, which UTF-8 can't encode.
     return "\n\n".join(parts).encode("utf-8", errors="replace").decode("utf-8")
 
 
-# What the files of every run promise, beside `step`, `time_s` and, where the step was evaluated, `eval/accuracy`.
+# Metrics in the files of every run, besides `step`, `time_s` and, for evaluated steps, `eval/accuracy`.
 REQUIRED_KEYS = frozenset(
     {
         "cost/generated_samples",  # cumulative, pilots included
@@ -91,7 +91,7 @@ REQUIRED_KEYS = frozenset(
 
 
 class MetricsSink(Protocol):
-    """A further place for each step's scalars, e.g. Ray's metrics."""
+    """Protocol of an additional destination of each step's scalars, e.g. Ray's metrics."""
 
     def write(self, step: int, metrics: Metrics) -> None: ...
 
@@ -102,7 +102,7 @@ Callback = Callable[[int, Metrics], None]  # the index of a step, and its metric
 
 
 class CallbackSink:
-    """Hands each step to a function of the user's."""
+    """Passes each step to a user's function."""
 
     def __init__(self, callback: Callback) -> None:
         self._callback = callback
@@ -114,7 +114,7 @@ class CallbackSink:
 
 
 class Reporter:
-    """Writes every step of a run to all its sinks. A context manager; `close` ends the files."""
+    """Writes every step of a run to all its sinks. A context manager, whose exit closes the files."""
 
     def __init__(
         self,
@@ -126,10 +126,10 @@ class Reporter:
         phases: PhaseClock | None = None,
         failures: FailureLog | None = None,
     ) -> None:
-        """Open the files; rows of `start_step` and later, left by a run that is resumed, are removed.
+        """Open the files. When a run is resumed, its rows of `start_step` and later are removed.
 
-        With `phases` every step's row also says how long the step took and how long each phase was under way in it,
-        and with `failures` how many the run has recovered from, once there was one.
+        With `phases`, every step's row also has the durations of the step and of each phase in it. With `failures`, it
+        has the number of failures from which the run has recovered, once there was one.
         """
         self._folder = RunFolder(run_dir)
         self._folder.path.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class Reporter:
             if config.reporting.tensorboard
             else None
         )
-        # A bar in a log file is noise: only where a person looks at a terminal.
+        # A bar in a log file is noise, so it is shown only on a terminal.
         self._bar = (
             tqdm(total=config.num_steps, initial=start_step, desc=config.name, unit="step", dynamic_ncols=True)
             if config.reporting.progress and sys.stderr.isatty()
@@ -168,16 +168,16 @@ class Reporter:
 
         Args:
             step: index of the step, from 0.
-            metrics: scalars, all of REQUIRED_KEYS among them.
-            histograms: arrays of the step; those by prompt [P] are aligned.
-            texts: a few of its samples.
+            metrics: scalars, including all of REQUIRED_KEYS.
+            histograms: arrays of the step; arrays by prompt [P] have the same order.
+            texts: a few of the step's samples.
         """
         missing = REQUIRED_KEYS - metrics.keys()
         assert not missing, f"step {step} lacks the metrics {sorted(missing)}"
         now = time.monotonic()
         step_s = now - self._clock
         self._clock = now
-        self._time_s += step_s  # counts the time of the run before a resume, but not the time between
+        self._time_s += step_s  # includes the time before a resume, but not the time in between
         numbers = {name: float(value) for name, value in metrics.items()} | self._times()
         if self._failures is not None and self._failures.counts:
             numbers |= self._failures.metrics
@@ -198,14 +198,14 @@ class Reporter:
         return numbers
 
     def log_base_evaluation(self, metrics: Metrics) -> None:
-        """Write the evaluation of the starting policy, which a resumed run reads; empty where there is none."""
+        """Write the evaluation of the starting policy, which a resumed run reads; empty if there is no evaluation."""
         self._folder.base_evaluation.write_text(json_text(metrics) + "\n", encoding="utf-8")
         if metrics:
             self._print_line(f"base held-out accuracy {accuracy_text(metrics['eval/accuracy'])}")
         self._explain_unknown(metrics)
 
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
-        """Write the evaluation of a step that was written before; callbacks aren't told."""
+        """Write the evaluation of a step that was already written; callbacks aren't called."""
         append_row(self._folder.metrics, {"step": step, **metrics})
         if self._tensorboard is not None:
             self._tensorboard.write(step, metrics, histograms={}, texts=())
@@ -217,7 +217,7 @@ class Reporter:
         self._explain_unknown(metrics)
 
     def close(self) -> None:
-        """End the files and the progress bar."""
+        """Close the files, the sinks and the progress bar."""
         if self._tensorboard is not None:
             self._tensorboard.close()
         for sink in self._sinks:
@@ -232,20 +232,20 @@ class Reporter:
         self.close()
 
     def _times(self) -> dict[str, float]:
-        """`time/<phase>_s` and `time/step_s` since the step before."""
+        """`time/<phase>_s` and `time/step_s` since the previous step."""
         if self._phases is None:
             return {}
         before, self._seconds = self._seconds, {**self._phases.seconds(), "step": self._phases.elapsed}
         return {f"time/{name}_s": s - before.get(name, 0.0) for name, s in self._seconds.items()}
 
     def _explain_unknown(self, metrics: Metrics) -> None:
-        """Once, where an evaluation came out without an accuracy."""
+        """Print an explanation, once, if an evaluation has no accuracy."""
         if self._unknown_is_explained or not math.isnan(metrics.get("eval/accuracy", 0.0)):
             return
         self._unknown_is_explained = True
         self._print_line(
-            "no sample of the evaluation was scored, so its accuracy is unknown, and null in the run's files; the "
-            "reward actors' log says why"
+            "no sample of the evaluation was scored, so its accuracy is unknown, and null in the run's files; see the "
+            "reward actors' log for the reason"
         )
 
     def _print_line(self, line: str) -> None:

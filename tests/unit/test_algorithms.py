@@ -146,7 +146,7 @@ def test_inverse_weighting_counts_kept_samples_and_takes_an_empty_group() -> Non
 @pytest.mark.parametrize("rate", [None, 0.0, 1.5, NAN])
 def test_inverse_weighting_refuses_a_prompt_without_an_accept_rate(rate: float | None) -> None:
     rates = {"a": 0.5, "c": 0.5} | ({} if rate is None else {"b": rate})
-    with pytest.raises(ConfigError, match=rf"reports {rate} for 'b'; give every sampled prompt one in \(0, 1\]"):
+    with pytest.raises(ConfigError, match=rf"reports {rate} for 'b'; give every sampled prompt a rate in \(0, 1\]"):
         build(RaftConfig(weighting="inverse"), OUTCOMES, accept_rates=rates)
 
 

@@ -82,7 +82,7 @@ def test_a_step_that_needs_no_samples_is_finished_by_its_plan() -> None:
 
 def test_calls_in_the_wrong_order_are_refused() -> None:
     steps = AllocationDriver.of(UniformAllocatorConfig(), accept_threshold=0.5)
-    with pytest.raises(AssertionError, match=r"step 3 waits for no outcomes; the steps under way are \[\]"):
+    with pytest.raises(AssertionError, match=r"step 3 is not waiting for outcomes; steps under way: \[\]"):
         steps.observe([], step=3)
     steps.plan(prompts("a"), step=3, budget=2)
     with pytest.raises(AssertionError, match="step 3 is under way"):

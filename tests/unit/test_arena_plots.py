@@ -35,6 +35,6 @@ def test_one_arm_of_one_seed_is_enough(tmp_path: Path) -> None:
 
 
 def test_there_must_be_something_to_draw(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no finished run to draw into none\.png"):
+    with pytest.raises(DataError, match=r"no finished run to plot in none\.png"):
         plot_curves([], tmp_path / "none.png", test="balanced", cost="seconds")
     assert write_plots([failed("uniform", 0)], tmp_path) == []

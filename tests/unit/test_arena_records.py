@@ -81,8 +81,8 @@ def test_shares_of_the_time_by_hand() -> None:
     ("fields", "message"),
     [
         ({"evaluations": ()}, "at least one evaluation"),
-        ({"status": "failed"}, "only that, has an error"),
-        ({"error": "late"}, "only that, has an error"),
+        ({"status": "failed"}, "only a failed run, has an error"),
+        ({"error": "late"}, "only a failed run, has an error"),
         ({"arm": "../x"}, "arm"),
         ({"updates_per_batch": 0}, "updates_per_batch"),
         ({"speed": 1}, "Extra inputs"),
@@ -117,11 +117,11 @@ def test_csv_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     runs, points = write_csv(RECORDS[:2], tmp_path)
     whole = runs.read_text()
     runs.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    with pytest.raises(DataError, match=r"rows of confirmation/.*/uniform/10, runs.csv has none"):
+    with pytest.raises(DataError, match=r"rows of confirmation/.*/uniform/10, but runs.csv has none"):
         read_csv(tmp_path)
     runs.write_text(whole)
     points.write_text(points.read_text().splitlines(keepends=True)[0])
     with pytest.raises(
-        DataError, match=r"don't give the run confirmation/.*/uniform/0: .whole record.: a finished run has at least"
+        DataError, match=r"have no valid run confirmation/.*/uniform/0: .whole record.: a finished run has at least"
     ):
         read_csv(tmp_path)

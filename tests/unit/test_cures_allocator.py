@@ -116,7 +116,7 @@ def test_norms_survive_json() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"group_size": 4}, "group_size=4 makes 8 groups of a budget of 32, of 4 candidates; write group_size=8, or"),
+        ({"group_size": 4}, "group_size=4 makes 8 groups of a budget of 32, but there are 4 candidates; write "),
         ({"group_size": 33}, "group_size=33 makes 0 groups"),
         ({"min_samples": 9}, "min_samples=9 is above group_size=8; write 8 or less"),
     ],

@@ -87,7 +87,7 @@ def test_area_is_not_extrapolated(up_to: float) -> None:
         ([], [], "at least one"),
         ([0, 1], [0.5, 1.5], r"accuracy\[1\] = 1.5"),
         ([0, 1], [0.5, math.nan], r"accuracy\[1\] = nan"),
-        ([1, 0], [0.5, 0.5], "never fall"),
+        ([1, 0], [0.5, 0.5], "non-decreasing, as they are cumulative"),
     ],
 )
 def test_refuses_what_is_no_curve(tokens: list[float], accuracy: list[float], message: str) -> None:

@@ -77,7 +77,7 @@ def test_importance_and_kl_are_still_applied():
         (own("mean"), r"returned \[\]; return a tensor with the shape of logprobs, \[2, 3\]"),
         (own("number"), "returned float; return a tensor"),
         (own("constant"), "doesn't depend on logprobs, so nothing would be learned"),
-        (own("broken"), "raised ZeroDivisionError on a small batch: oh; it is called with logprobs and the keywords"),
+        (own("broken"), "raised ZeroDivisionError on a small batch: oh; it is called with logprobs, with the keywords"),
         (own("likelihood", size=2), r"unexpected keyword argument 'size'.*algorithm.loss.parameters \(size\)"),
     ],
 )

@@ -183,5 +183,5 @@ def test_too_small_a_training_set_is_refused(tmp_path: Path, capsys: pytest.Capt
     arguments = ["estimator", str(path), "--prompts", "40", "--set", f"runs_dir={tmp_path}"]
     assert main(arguments) == 2
     assert (
-        "num_prompts=40 and num_warm_up_prompts=12 need 52 training prompts, and there are" in capsys.readouterr().err
+        "num_prompts=40 and num_warm_up_prompts=12 need 52 training prompts, but there are" in capsys.readouterr().err
     )

@@ -43,7 +43,7 @@ def test_max_variance_subset_balances_binary_rewards_and_takes_the_first_of_equa
 
 @pytest.mark.parametrize(
     ("rewards", "size", "expected"),
-    [([1, NAN], 1, "must be finite"), ([1, 0], 3, "not between 1 and the 2"), ([1, 0], 0, "size = 0")],
+    [([1, NAN], 1, "must be finite"), ([1, 0], 3, "the number of samples, 2"), ([1, 0], 0, "size = 0")],
 )
 def test_a_subset_that_cannot_be_is_refused(rewards, size: int, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):

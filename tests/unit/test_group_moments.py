@@ -93,7 +93,7 @@ def test_a_random_choice_of_prompts_is_variance_and_no_bias() -> None:
 
 def test_a_count_beyond_the_moments_is_refused() -> None:
     moments = GroupMoments(raft(2), gradients([0.5]), target=np.ones(4))
-    with pytest.raises(ValueError, match="a count of 3 is above the 2"):
+    with pytest.raises(ValueError, match="a count of 3 is above the moments' max_samples=2"):
         moments.expected_error(sizes([3]))
 
 

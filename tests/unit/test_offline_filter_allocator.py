@@ -92,7 +92,7 @@ def test_a_file_takes_the_place_of_measurements(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         (None, r"rates.json' can't be read: No such file"),
-        ("[0.5]", "is no JSON object of prompt_id -> accept rate"),
+        ("[0.5]", "isn't a JSON object of prompt_id -> accept rate"),
         ('{"a": 1.5}', r"at \['a'\]: Input should be less than or equal to 1"),
         ("{", "Invalid JSON"),
     ],

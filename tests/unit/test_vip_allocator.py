@@ -76,6 +76,6 @@ def test_observations_survive_json() -> None:
 
 
 def test_a_minimum_below_the_convex_part_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"min_samples=2 with baseline='grpo'.*write min_samples=3 or more"):
+    with pytest.raises(ValidationError, match=r"min_samples=2 is too small for .*write min_samples=3 or more"):
         VIPAllocatorConfig(min_samples=2)
     VIPAllocatorConfig(min_samples=2, baseline="rloo")

@@ -134,9 +134,9 @@ def test_finish_ends_samples_under_their_weights_first() -> None:
 @pytest.mark.parametrize(
     ("phases", "message"),
     [
-        ((START,), "generator-3 is connected to world None, and weights were to come by world 1"),
-        ((JOIN, RECEIVE), "generator-3 was sent weights by world 1 without the start of an update"),
-        ((JOIN, FINISH), "without the start of an update"),
+        ((START,), "generator-3 is connected to world None, but the weights are sent by world 1"),
+        ((JOIN, RECEIVE), "generator-3 was sent weights by world 1 before an update was started"),
+        ((JOIN, FINISH), "before an update was started"),
         ((JOIN, StartUpdate(generation=2, policy_version=5, silence_s=9.0)), "connected to world 1, .* by world 2"),
     ],
 )
@@ -152,7 +152,7 @@ def test_phases_that_are_not_due_are_refused_and_harm_nothing(phases: tuple[Tran
 def test_other_weights_than_were_sent_are_never_sampled_from() -> None:
     async def scenario(generator: Generator) -> None:
         generator.engine.checksums = ("right", "wrong")
-        with pytest.raises(SystemFailure, match=r"generator-3 received other .* version 5: .* is wrong, and right was"):
+        with pytest.raises(SystemFailure, match=r"generator-3 received other .* version 5: .* wrong instead of right"):
             await generator.take(*ALL)
         with pytest.raises(SystemFailure, match="received other weights"):
             await generator.versions(1)
@@ -167,12 +167,12 @@ async def _fail_in_receive(generator: Generator) -> None:
 
 
 async def _connect_again_halfway(generator: Generator) -> None:
-    with pytest.raises(TransferBroken, match="set up a new connection before they had sent all"):
+    with pytest.raises(TransferBroken, match="set up a new connection before all weights were sent"):
         await generator.take(JOIN, START, JOIN)
 
 
 async def _start_twice(generator: Generator) -> None:
-    with pytest.raises(TransferBroken, match="began to send once more before they had sent all"):
+    with pytest.raises(TransferBroken, match="began another update before all weights were sent"):
         await generator.take(JOIN, START, START)
 
 
@@ -185,7 +185,7 @@ async def _fall_silent(generator: Generator) -> None:
 def test_half_a_policy_is_never_sampled_from(half: Callable[[Generator], Awaitable[None]]) -> None:
     async def scenario(generator: Generator) -> None:
         await half(generator)
-        with pytest.raises(TransferBroken, match="new weights stopped coming halfway into generator-3"):
+        with pytest.raises(TransferBroken, match="transfer of new weights to generator-3 stopped halfway"):
             await generator.versions(1)
         with pytest.raises(TransferBroken):
             await generator.server.load_weights(6, lambda: [("w", 6)])

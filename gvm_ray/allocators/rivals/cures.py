@@ -1,4 +1,4 @@
-"""CurES (arXiv 2510.01037): prompts of medium difficulty, sampled by how much their policy gradient varies."""
+"""CurES (arXiv 2510.01037): prompts of medium difficulty, sampled by the deviation of their policy gradient."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,46 +28,46 @@ class CurESAllocatorConfig(AllocatorConfig):
     """CurES (arXiv 2510.01037): draws prompts with probability ~ exp(sqrt(p (1 - p)) / temperature), then n ~ sigma.
 
     sigma is the standard deviation of a sample's policy gradient, from the gradient norms of the prompt's correct and
-    wrong samples when it was last trained on; a class that has none gets the mean over the step's prompts.
-    Published, every prompt's p and norms come from samples drawn before training, which aren't trained on; here both
-    come from training itself, and a prompt begins with the prior. The temperature is the default of the released
-    sampler, which divides by 100 (1 + successes) instead, that is draws almost uniformly.
+    wrong samples when it was last trained on; a class without norms gets the mean over the step's prompts.
+    In the paper, each prompt's p and norms come from samples drawn before training and not trained on. Here both come
+    from training itself, and a prompt begins with the prior. The temperature is the default of the released sampler,
+    which instead divides by 100 (1 + successes), and so draws almost uniformly.
     """
 
     type: Literal["cures"] = "cures"
     group_size: Count = 8  # mean n: budget // group_size prompts are drawn
     candidates_per_step: Count | None = None  # prompts to draw from; none = prompts_per_step
-    min_samples: NonNegativeCount = 2  # of a drawn prompt
+    min_samples: NonNegativeCount = 2  # for each drawn prompt
     temperature: Positive = 0.1
-    decay: Probability = 1.0  # factor on a prompt's earlier counts at each visit; 1 forgets nothing, as published
+    decay: Probability = 1.0  # factor on a prompt's earlier counts at each visit; 1 forgets nothing, as in the paper
     prior_successes: Positive = 1.0
     prior_failures: Positive = 1.0
     training_gradient_norms: bool = True  # false: all norms count as equal, n ~ sqrt(p (1 - p))
 
     @property
     def knows_accept_rates(self) -> bool:
-        """From earlier visits."""
+        """True: they are estimated from earlier visits."""
         return True
 
     def needs(self, run: RunShape) -> Needs:
-        """Candidates to draw from, and norms out of training."""
+        """Candidates to draw from, and gradient norms from training."""
         return Needs(
             candidates=self.candidates_per_step or run.prompts_per_step, training_norms=self.training_gradient_norms
         )
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """The lower bound."""
+        """The lower bound `min_samples`."""
         return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
 
     def check_fits(self, run: RunShape) -> None:
-        """There are as many candidates as groups, and a group holds its minimum."""
+        """Check that there are enough candidates for the groups, and that a group holds its minimum."""
         budget = run.prompts_per_step * run.samples_per_prompt
         candidates = self.candidates_per_step or run.prompts_per_step
         if not 1 <= budget // self.group_size <= candidates:
             raise ValueError(
                 f"allocator.group_size={self.group_size} makes {budget // self.group_size} groups of a budget of "
-                f"{budget}, of {candidates} candidates; write group_size={run.samples_per_prompt}, or more "
-                "candidates_per_step"
+                f"{budget}, but there are {candidates} candidates; write group_size={run.samples_per_prompt}, or a "
+                "larger candidates_per_step"
             )
         if self.min_samples > self.group_size:
             raise ValueError(
@@ -76,20 +76,20 @@ class CurESAllocatorConfig(AllocatorConfig):
             )
 
     def build(self, *, accept_threshold: float, seed: int) -> "CurESAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return CurESAllocator(self)
 
 
 class CurESAllocator(Allocator):
-    """Draws budget // group_size of the candidates without replacement, and gives them n_i ~ sigma_i, in one round."""
+    """Draw budget // group_size of the candidates without replacement, and give them n_i ~ sigma_i, in one round."""
 
     def __init__(self, settings: CurESAllocatorConfig) -> None:
         self._settings = settings
         self.memory_decay = settings.decay
-        self._norms: dict[str, Float64Array] = {}  # prompt_id -> mean and variance [2] of correct and wrong [2] samples
+        self._norms: dict[str, Float64Array] = {}  # prompt_id -> [2, 2]: correct and wrong samples; mean and variance
 
     def rounds(self, step: Step) -> Rounds:
-        """The whole budget at once."""
+        """Spend the whole budget in one round."""
         ids, settings = step.ids, self._settings
         rates = step.memory.accept_rates(
             ids, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures
@@ -115,7 +115,7 @@ class CurESAllocator(Allocator):
         )
 
     def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
-        """The latest norms of each class replace those before."""
+        """Replace each class's norm moments by the latest."""
         by_prompt: defaultdict[str, list[TrainedNorms]] = defaultdict(list)
         for each in norms:
             by_prompt[each.prompt_id].append(each)
@@ -127,7 +127,7 @@ class CurESAllocator(Allocator):
             self._norms[prompt_id] = np.where(np.isnan(measured), before, measured)
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments of every prompt's norms, None where not measured."""
+        """The moments of every prompt's norms; None if not measured."""
         norms = {
             id_: [[value if np.isfinite(value) else None for value in of_class] for of_class in moments.tolist()]
             for id_, moments in self._norms.items()
@@ -135,18 +135,18 @@ class CurESAllocator(Allocator):
         return {"norms": norms}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`'s memory."""
+        """Restore the memory that `state_dict` returned."""
         self._norms = {id_: np.array(moments, dtype=np.float64) for id_, moments in state["norms"].items()}
 
 
 def _moments(norms: Float64Array) -> Float64Array:
-    """[2] mean and variance of those that were measured; NaN if none was."""
+    """Mean and variance [2] of the measured norms; NaN if none was measured."""
     known = norms[np.isfinite(norms)]
     return np.array([known.mean(), known.var()]) if known.size else np.full(2, np.nan)
 
 
 def _fill_unmeasured(values: Float64Array, *, otherwise: float) -> Float64Array:
-    """[P, 2] with the mean of its class where a prompt has none; of the other class if no prompt has it in this one."""
+    """Fill missing values [P, 2] with the mean of their class, or of the other class if no prompt has any in theirs."""
     measured = np.isfinite(values)
     num_measured = measured.sum(axis=0)
     totals = np.where(measured, values, 0.0).sum(axis=0)

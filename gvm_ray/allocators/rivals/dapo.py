@@ -1,4 +1,4 @@
-"""DAPO's dynamic sampling (arXiv 2503.14476, Section 3.2): groups that teach nothing are replaced by other prompts'."""
+"""DAPO's dynamic sampling (arXiv 2503.14476, Section 3.2): groups without signal are replaced by other prompts."""
 
 from typing import Literal
 
@@ -19,11 +19,11 @@ from gvm_ray.settings import Count
 class DAPOAllocatorConfig(AllocatorConfig):
     """DAPO's dynamic sampling (arXiv 2503.14476, Section 3.2): groups of equal rewards are dropped and replaced.
 
-    The candidates are prompts_per_step * max_batches, each sampled samples_per_prompt times. A step costs more than its
-    budget where groups are replaced, up to max_batches times as much, and everything is charged; max_batches = 1 drops
-    and doesn't replace, within the budget. A refill samples as many groups as are missing; the authors' recipe samples
-    whole batches and throws the surplus away. Groups count as equal by their reward, whatever its scale. The rest of
-    DAPO is in the algorithm: `token_mean`, its own upper clip, no KL term.
+    There are prompts_per_step * max_batches candidates, each sampled samples_per_prompt times. When groups are
+    replaced, a step costs up to max_batches times its budget, and all samples are charged. max_batches = 1 drops groups
+    without replacing them, within the budget. A refill samples as many groups as are missing; the authors' recipe
+    samples whole batches and discards the surplus. A group is dropped if its rewards are equal, whatever their scale.
+    The rest of DAPO belongs to the algorithm: `token_mean`, a separate upper clip, no KL term.
     """
 
     type: Literal["dapo"] = "dapo"
@@ -31,41 +31,41 @@ class DAPOAllocatorConfig(AllocatorConfig):
 
     @property
     def max_budget_factor(self) -> int:
-        """One budget for each batch of candidates."""
+        """One step's budget for each batch of candidates."""
         return self.max_batches
 
     def needs(self, run: RunShape) -> Needs:
-        """As many batches of candidates as may be drawn."""
+        """Candidates for the largest number of batches."""
         return Needs(candidates=run.prompts_per_step * self.max_batches)
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """All are alike."""
+        """The value of samples_per_prompt: all groups are alike."""
         return SmallestGroup(setting="samples_per_prompt", value=run.samples_per_prompt)
 
     def check_fits(self, run: RunShape) -> None:
-        """A group can have reward variance."""
+        """Check that a group can have reward variance."""
         if run.samples_per_prompt < 2:
             raise ValueError(
-                "allocator.type='dapo' drops groups of equal rewards, and with samples_per_prompt=1 that is all of "
-                "them; write samples_per_prompt=2 or more"
+                "allocator.type='dapo' drops groups of equal rewards, and with samples_per_prompt=1 that is every "
+                "group; write samples_per_prompt=2 or more"
             )
 
     def build(self, *, accept_threshold: float, seed: int) -> "DAPOAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return DAPOAllocator(self)
 
 
 class DAPOAllocator(Allocator):
-    """A batch's share of the candidates first; each group of equal rewards is dropped and the next candidate sampled.
+    """Sample a first batch of candidates; drop each group of equal rewards, and sample the next candidate instead.
 
-    A round refills just the groups that are missing. The step ends when no group is missing or no candidate is left.
+    A round refills only the missing groups. The step ends when no group is missing or no candidate is left.
     """
 
     def __init__(self, settings: DAPOAllocatorConfig) -> None:
         self._settings = settings
 
     def rounds(self, step: Step) -> Rounds:
-        """The whole budget on the first groups, and up to max_batches times as much with the refills."""
+        """Spend the whole budget on the first groups, and up to max_batches budgets including refills."""
         wanted = max(len(step.ids) // self._settings.max_batches, 1)
         candidates = step.ids[: wanted * self._settings.max_batches]
         sampled: list[str] = []

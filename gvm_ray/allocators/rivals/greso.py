@@ -1,4 +1,4 @@
-"""GRESO (arXiv 2506.02177): prompts whose last visits all had zero variance are skipped, the likelier the more."""
+"""GRESO (arXiv 2506.02177): prompts are skipped with a probability that grows with recent zero-variance visits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -14,26 +14,26 @@ from gvm_ray.types import GroupOutcome
 
 
 class GRESOAllocatorConfig(CandidateAllocatorConfig):
-    """GRESO (arXiv 2506.02177): a prompt is skipped with probability 1 - p^z, z its zero-variance visits in a row.
+    """GRESO (arXiv 2506.02177): a prompt is skipped with probability 1 - p^z after z zero-variance visits in a row.
 
-    p is `easy_probability` where those visits were all solved and `hard_probability` where they all failed; after each
-    step either moves by `probability_step`, down where the share of such groups reached its target and up where not.
-    Defaults are the released code's: a zero-variance target of 25 %, a third of it easy, two thirds hard.
+    p is `easy_probability` if all samples of these visits were accepted, `hard_probability` if all were rejected. After
+    each step both move by `probability_step`: down if the share of such groups reached its target, else up.
+    Defaults are those of the released code: a zero-variance target of 25 %, one third of it easy, two thirds hard.
 
     Left out: the refill until the batch is full of informative groups, and the batch size that adapts to it. A step
-    costs its budget, and skipped candidates fill up where too few are left.
+    costs its budget. If too few candidates are left, skipped candidates fill the step.
     """
 
     type: Literal["greso"] = "greso"
-    easy_probability: Positive = 0.5  # where it begins
+    easy_probability: Positive = 0.5  # initial value
     hard_probability: Positive = 0.5
     target_easy_fraction: Probability = 0.25 / 3  # of a step's groups
     target_hard_fraction: Probability = 0.5 / 3
     probability_step: Probability = 0.01
     min_probability: Positive = 0.05
     max_probability: Probability = 0.95
-    min_sampling_probability: Probability = 0.01  # of a prompt, however long its run
-    drop_zero_variance: bool = True  # groups of equal rewards leave the batch, as published; false trains on them too
+    min_sampling_probability: Probability = 0.01  # of any prompt, whatever its number of zero-variance visits
+    drop_zero_variance: bool = True  # groups of equal rewards leave the batch, as published; false = trained on too
 
     @model_validator(mode="after")
     def _begins_within_bounds(self) -> "GRESOAllocatorConfig":
@@ -47,26 +47,26 @@ class GRESOAllocatorConfig(CandidateAllocatorConfig):
         return self
 
     def build(self, *, accept_threshold: float, seed: int) -> "GRESOAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return GRESOAllocator(self, accept_threshold=accept_threshold)
 
 
 class GRESOAllocator(Allocator):
-    """The first candidates that aren't skipped; skipped ones fill up, in their order, where those are too few.
+    """Sample the first candidates that aren't skipped; if they are too few, skipped candidates follow in their order.
 
-    The two exploration probabilities follow the shares of solved and of failed groups in the steps whose candidates
-    were not all new.
+    The two exploration probabilities adapt to the shares of solved and failed groups. Steps whose candidates are all
+    new don't count.
     """
 
     def __init__(self, settings: GRESOAllocatorConfig, *, accept_threshold: float) -> None:
         self._settings = settings
         self._accept_threshold = accept_threshold
-        self._runs: dict[str, int] = {}  # prompt_id -> its run of zero-variance visits
+        self._runs: dict[str, int] = {}  # prompt_id -> zero-variance visits in a row: > 0 if solved, < 0 if failed
         self._easy = settings.easy_probability
         self._hard = settings.hard_probability
 
     def rounds(self, step: Step) -> Rounds:
-        """The whole budget at once."""
+        """Spend the whole budget in one round."""
         ids, settings = step.ids, self._settings
         adapts = any(prompt_id in self._runs for prompt_id in ids)
         probabilities = sampling_probability(
@@ -88,7 +88,7 @@ class GRESOAllocator(Allocator):
         return Report(kept=dict.fromkeys(zero_variance, ()) if settings.drop_zero_variance else {}, metrics=metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Run of every prompt sampled, and the exploration probabilities."""
+        """The zero-variance run of every sampled prompt, and the exploration probabilities."""
         return {
             "zero_variance_runs": dict(self._runs),
             "easy_probability": self._easy,
@@ -96,7 +96,7 @@ class GRESOAllocator(Allocator):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`'s memory."""
+        """Restore the memory that `state_dict` returned."""
         self._runs = dict(state["zero_variance_runs"])
         self._easy, self._hard = state["easy_probability"], state["hard_probability"]
 

@@ -1,4 +1,4 @@
-"""Knapsack RL (arXiv 2509.25849): samples where they most raise the chance of a useful gradient."""
+"""Knapsack RL (arXiv 2509.25849): samples go where they raise the chance of a useful gradient most."""
 
 from typing import Literal
 
@@ -22,31 +22,31 @@ from gvm_ray.types import Float64Array
 class KnapsackAllocatorConfig(BoundedAllocatorConfig):
     """Knapsack RL (arXiv 2509.25849): the n that maximise the sum of (1 - p^n - (1 - p)^n) p (1 - p)^2.
 
-    p is the accept rate of the prompt's last visit. Published, dynamic programming solves it; the value is concave in
-    n, so taking the largest marginal gains is exact. A prompt of p = 0 or 1 has no value: it gets min_samples, and what
-    the others leave when they are at max_samples goes to those of p = 0.
+    p is the accept rate of the prompt's last visit. The paper solves this by dynamic programming; since the value is
+    concave in n, taking the largest marginal gains is exact too. A prompt with p = 0 or 1 has no value and gets
+    min_samples. Samples left over when all others are at max_samples go to prompts with p = 0.
     """
 
     type: Literal["knapsack"] = "knapsack"
     min_samples: Count = 2
     max_samples: Count = 128
-    decay: Probability = 0.0  # factor on a prompt's earlier counts at each visit; 0 keeps none, as published
-    unseen_accept_rate: Probability = 0.5  # before the first visit
+    decay: Probability = 0.0  # factor on a prompt's earlier counts at each visit; 0 forgets all, as published
+    unseen_accept_rate: Probability = 0.5  # assumed before the first visit
 
     def build(self, *, accept_threshold: float, seed: int) -> "KnapsackAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return KnapsackAllocator(self)
 
 
 class KnapsackAllocator(Allocator):
-    """The n_i of the largest total value, in one round, from the accept rates of the last visits."""
+    """Choose the n_i with the largest total value, in one round, from the accept rates of the last visits."""
 
     def __init__(self, settings: KnapsackAllocatorConfig) -> None:
         self._settings = settings
         self.memory_decay = settings.decay
 
     def rounds(self, step: Step) -> Rounds:
-        """The whole budget at once."""
+        """Spend the whole budget in one round."""
         rates = np.nan_to_num(step.memory.accept_rates(step.ids), nan=self._settings.unseen_accept_rate)
         _, trials = step.memory.counts(step.ids)
         yield step.counts(self._split(rates, step.budget))
@@ -57,7 +57,7 @@ class KnapsackAllocator(Allocator):
         )
 
     def _split(self, rates: Float64Array, budget: int) -> NDArray[np.int64]:
-        """n [P]; what has no value to anyone goes to prompts never solved."""
+        """Compute n [P]; samples that have no value for any prompt go to prompts with p = 0."""
         low, high = self._settings.min_samples, self._settings.max_samples
         gains = knapsack_gains(rates, minimum=low, maximum=high)
         valued = min(budget, low * len(rates) + int((gains > 0).sum()))

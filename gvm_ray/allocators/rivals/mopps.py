@@ -1,4 +1,4 @@
-"""MoPPS (arXiv 2507.04632): prompts whose accept rate, drawn from a posterior that forgets, is nearest the target."""
+"""MoPPS (arXiv 2507.04632): prompts whose accept rate, drawn from a decayed posterior, is nearest the target."""
 
 from typing import Literal
 
@@ -16,8 +16,8 @@ from gvm_ray.settings import Positive, Probability
 class MoPPSAllocatorConfig(CandidateAllocatorConfig):
     """MoPPS (arXiv 2507.04632): the candidates whose accept rate, drawn from a Beta posterior, is nearest the target.
 
-    At each visit a prompt's earlier counts are multiplied by `decay` (the paper's lambda), which draws the posterior
-    back toward the prior, and the accepted and rejected samples of the visit are added.
+    At each visit a prompt's earlier counts are multiplied by `decay` (the paper's lambda), which pulls the posterior
+    back toward the prior. Then the accepted and rejected samples of the visit are added.
     """
 
     type: Literal["mopps"] = "mopps"
@@ -28,23 +28,23 @@ class MoPPSAllocatorConfig(CandidateAllocatorConfig):
 
     @property
     def knows_accept_rates(self) -> bool:
-        """The posterior's means, from earlier visits."""
+        """True: they are posterior means from earlier visits."""
         return True
 
     def build(self, *, accept_threshold: float, seed: int) -> "MoPPSAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return MoPPSAllocator(self)
 
 
 class MoPPSAllocator(Allocator):
-    """Thompson sampling: one draw for each candidate, and equal groups for those nearest the target accept rate."""
+    """Thompson sampling: one draw for each candidate; the draws nearest the target accept rate get equal groups."""
 
     def __init__(self, settings: MoPPSAllocatorConfig) -> None:
         self._settings = settings
         self.memory_decay = settings.decay
 
     def rounds(self, step: Step) -> Rounds:
-        """The whole budget at once."""
+        """Spend the whole budget in one round."""
         settings = self._settings
         order = thompson_nearest(
             *step.memory.counts(step.ids),

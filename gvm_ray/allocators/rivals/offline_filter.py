@@ -1,4 +1,4 @@
-"""The filter that data is often put through before training: only prompts that are neither solved nor hopeless."""
+"""Difficulty filter, as often applied before training: only prompts that are neither solved nor hopeless."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,34 +19,34 @@ _ACCEPT_RATES = TypeAdapter(dict[str, Annotated[float, Field(ge=0, le=1)]])
 
 
 class OfflineFilterAllocatorConfig(CandidateAllocatorConfig):
-    """Only prompts whose accept rate was within bounds when it was measured, once; those outside are left out for good.
+    """Difficulty filter: measures each prompt's accept rate once, and drops prompts outside the bounds for good.
 
-    A prompt is measured at its first visit, within the step's budget; so it is charged, and spread over the first
-    epoch. Where a file gives the rates of a measurement before training, the cost of that one is not in the run's
-    costs. A step without any prompt inside the bounds takes the ones nearest to them.
+    A prompt is measured at its first visit, within the step's budget, so the measurement is charged and spread over the
+    first epoch. The cost of rates measured before training, and given in a file, is not part of the run's costs. A step
+    without prompts inside the bounds takes the prompts nearest to them.
     """
 
     type: Literal["offline_filter"] = "offline_filter"
     min_accept_rate: Probability = 0.0  # a prompt is kept if min < rate < max
     max_accept_rate: Probability = 1.0
     measurement_samples: GroupSize = 8
-    train_on_measurements: bool = True  # they then count toward the prompt's group
+    train_on_measurements: bool = True  # measurement samples then count toward the prompt's group
     accept_rates_path: str | None = None  # JSON object prompt_id -> accept rate
 
     @property
     def knows_accept_rates(self) -> bool:
-        """Those measured; samples that measure are then no part of the sum."""
+        """True: they are measured, and measurement samples are left out of the `inverse` sum."""
         return True
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """A prompt outside the bounds has no more than its measurement."""
+        """The measurement of a prompt outside the bounds, if it is trained on; else the group size."""
         if self.train_on_measurements:
             return SmallestGroup(setting="allocator.measurement_samples", value=self.measurement_samples)
         return super().smallest_group(run)
 
     @property
     def first_visit_samples(self) -> int:
-        """What a prompt that isn't measured yet takes of the budget."""
+        """The number of samples that an unmeasured prompt takes of the budget."""
         return self.group_size if self.train_on_measurements else self.group_size + self.measurement_samples
 
     @model_validator(mode="after")
@@ -58,45 +58,46 @@ class OfflineFilterAllocatorConfig(CandidateAllocatorConfig):
             )
         if self.train_on_measurements and self.measurement_samples > self.group_size:
             raise ValueError(
-                f"measurement_samples={self.measurement_samples} is above group_size={self.group_size}, of which they "
-                f"are a part; write {self.group_size} or less, or train_on_measurements=false"
+                f"measurement_samples={self.measurement_samples} is above group_size={self.group_size}, but with "
+                f"train_on_measurements they are part of the group; write {self.group_size} or less, or "
+                "train_on_measurements=false"
             )
         return self
 
     def check_fits(self, run: RunShape) -> None:
-        """Likewise, and a prompt can be measured and sampled in one step."""
+        """Check the group size and candidates, and that a step can measure and sample a prompt."""
         super().check_fits(run)
         budget = run.prompts_per_step * run.samples_per_prompt
         if self.first_visit_samples > budget:
             raise ValueError(
                 f"allocator.measurement_samples={self.measurement_samples} + group_size={self.group_size} is above the "
-                f"step's budget of {budget} samples; write fewer of them"
+                f"step's budget of {budget} samples; lower either"
             )
 
     def build(self, *, accept_threshold: float, seed: int) -> "OfflineFilterAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return OfflineFilterAllocator(self)
 
 
 class OfflineFilterAllocator(Allocator):
-    """Groups for the candidates known to be within the bounds; where those are too few, others are measured first.
+    """Give groups to candidates known to be within the bounds; if they are too few, measure other candidates first.
 
-    Measured prompts that are within them as well get a group too, and the share of the others goes to all of these.
+    Newly measured prompts within the bounds get a group too. The rest of the budget goes evenly to all these prompts.
     """
 
     def __init__(self, settings: OfflineFilterAllocatorConfig) -> None:
-        """An allocator that knows the accept rates of the file, where there is one.
+        """Create the allocator, with the accept rates of `accept_rates_path` if it is set.
 
         Raises:
-            ConfigError: accept_rates_path is no JSON object of accept rates.
+            ConfigError: accept_rates_path can't be read, or isn't a JSON object of accept rates.
         """
         self._settings = settings
-        self._rates: dict[str, float] = {}  # prompt_id -> accept rate as it was measured
+        self._rates: dict[str, float] = {}  # prompt_id -> measured accept rate
         if settings.accept_rates_path is not None:
             self._rates = _load_accept_rates(Path(settings.accept_rates_path))
 
     def rounds(self, step: Step) -> Rounds:
-        """A round that measures, where prompts have to be, and one for the rest of the budget."""
+        """Measure prompts in a first round, if needed, and spend the rest of the budget in a second."""
         ids, settings = step.ids, self._settings
         wanted = num_groups(step.budget, group_size=settings.group_size, num_candidates=len(ids))
         known = self._inside(ids)[:wanted]
@@ -119,25 +120,26 @@ class OfflineFilterAllocator(Allocator):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Accept rate of every prompt measured."""
+        """The accept rate of every measured prompt."""
         return {"accept_rates": dict(self._rates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`'s memory."""
+        """Restore the memory that `state_dict` returned."""
         self._rates = dict(state["accept_rates"])
 
     def _inside(self, prompt_ids: Sequence[str]) -> list[str]:
-        """Those measured within the bounds."""
+        """The prompts that were measured within the bounds."""
         low, high = self._settings.min_accept_rate, self._settings.max_accept_rate
         return [id_ for id_ in prompt_ids if id_ in self._rates and low < self._rates[id_] < high]
 
     def _divisors(self, prompt_ids: Sequence[str]) -> dict[str, float]:
-        """Measured accept rates, none of them 0; of a prompt whose samples could not be scored, the prior's 1/2."""
+        """Measured accept rates, raised above 0 to divide by; 1/2 for a prompt whose samples could not be scored."""
         rates = divisible_rates([self._rates.get(id_, 0.5) for id_ in prompt_ids], self._settings.measurement_samples)
         return dict(zip(prompt_ids, rates.tolist(), strict=True))
 
     def _outside(self, prompt_ids: Sequence[str], drawn: Mapping[str, int], *, budget: int) -> list[str]:
-        """As many of those nearest the bounds as the budget fills up to a group; else one that has samples already."""
+        """The prompts nearest the bounds, as many as the budget completes to groups; if none, the nearest of those with
+        samples."""
         chosen: list[str] = []
         for prompt_id in self._nearest(prompt_ids):
             budget -= self._settings.group_size - drawn.get(prompt_id, 0)
@@ -147,13 +149,13 @@ class OfflineFilterAllocator(Allocator):
         return chosen or self._nearest(list(drawn) or prompt_ids)[:1]
 
     def _nearest(self, prompt_ids: Sequence[str]) -> list[str]:
-        """By distance from the middle between the bounds, unmeasured prompts last."""
+        """The prompts sorted by distance from the middle of the bounds, unmeasured prompts last."""
         middle = (self._settings.min_accept_rate + self._settings.max_accept_rate) / 2
         return sorted(prompt_ids, key=lambda prompt_id: abs(self._rates.get(prompt_id, np.inf) - middle))
 
 
 def _fill_evenly(prompt_ids: Sequence[str], drawn: Mapping[str, int], *, budget: int) -> dict[str, int]:
-    """prompt_id -> further samples, so that with those `drawn` all have as many as each other."""
+    """prompt_id -> number of further samples that, together with `drawn`, makes all groups equal."""
     before = np.array([drawn.get(prompt_id, 0) for prompt_id in prompt_ids], dtype=np.int64)
     total = apportion(np.ones(len(prompt_ids)), budget=budget + int(before.sum()), minimum=before)
     return dict(zip(prompt_ids, (total - before).tolist(), strict=True))
@@ -168,6 +170,6 @@ def _load_accept_rates(path: Path) -> dict[str, float]:
         first = error.errors()[0]
         where = "".join(f"[{key!r}]" for key in first["loc"])
         raise ConfigError(
-            f"allocator.accept_rates_path={str(path)!r} is no JSON object of prompt_id -> accept rate in [0, 1]"
+            f"allocator.accept_rates_path={str(path)!r} isn't a JSON object of prompt_id -> accept rate in [0, 1]"
             f"{where and f', at {where}'}: {first['msg']}"
         ) from error

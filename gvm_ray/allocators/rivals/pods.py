@@ -1,4 +1,4 @@
-"""PODS (arXiv 2504.13818): many samples of every prompt, of which those with the most varied rewards are trained on."""
+"""PODS (arXiv 2504.13818): many samples of every prompt; training keeps those with the most varied rewards."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,18 +24,18 @@ from gvm_ray.types import GroupOutcome
 class PODSAllocatorConfig(AllocatorConfig):
     """PODS (arXiv 2504.13818): equal groups, trained on the subset of each whose rewards have the largest variance.
 
-    All samples are charged. Samples that aren't kept are no part of the group: its advantages are those of the subset.
+    All samples are charged. Advantages are computed within the kept subset, as if the other samples didn't exist.
     """
 
     type: Literal["pods"] = "pods"
     kept_samples: GroupSize = 4  # m
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """What is left of a group."""
+        """The number of samples kept of a group."""
         return SmallestGroup(setting="allocator.kept_samples", value=self.kept_samples)
 
     def check_fits(self, run: RunShape) -> None:
-        """There is something to leave out."""
+        """Check that fewer samples are kept than drawn."""
         if self.kept_samples >= run.samples_per_prompt:
             raise ValueError(
                 f"allocator.kept_samples={self.kept_samples} keeps all of samples_per_prompt={run.samples_per_prompt}; "
@@ -43,23 +43,23 @@ class PODSAllocatorConfig(AllocatorConfig):
             )
 
     def build(self, *, accept_threshold: float, seed: int) -> "PODSAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return PODSAllocator(self)
 
 
 class PODSAllocator(Allocator):
-    """Equal groups, and `kept_samples` of each: the subset of largest reward variance."""
+    """Draw equal groups, and keep `kept_samples` of each: the subset with the largest reward variance."""
 
     def __init__(self, settings: PODSAllocatorConfig) -> None:
         self._settings = settings
 
     def rounds(self, step: Step) -> Rounds:
-        """The whole budget at once."""
+        """Spend the whole budget in one round."""
         outcomes = yield even_counts(step.ids, step.budget)
         return Report(kept=self._kept(outcomes))
 
     def _kept(self, outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[int, ...]]:
-        """prompt_id -> sample indices to train on, of the prompts with more scored samples than are kept."""
+        """prompt_id -> indices of the samples to train on, for prompts with more than `kept_samples` scored samples."""
         scored: defaultdict[str, dict[int, float]] = defaultdict(dict)  # prompt_id -> sample index -> reward
         for outcome in outcomes:
             rewards = zip(outcome.sample_indices, outcome.rewards.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""Reinforce-Ada-Est (arXiv 2510.04996): the split for the log pass rate, from estimates kept over epochs."""
+"""Reinforce-Ada-Est (arXiv 2510.04996): the split for the log pass rate, from estimates kept across epochs."""
 
 from typing import ClassVar, Literal
 
@@ -14,11 +14,11 @@ from gvm_ray.settings import Count, NonNegative, Positive, Probability
 class ReinforceAdaEstAllocatorConfig(BoundedAllocatorConfig):
     """Reinforce-Ada-Est (arXiv 2510.04996): n ~ 1 / sqrt(p + epsilon), p from the prompt's decayed counts.
 
-    `rescale_advantages` takes (r - p) / sqrt(p + epsilon) for the advantage, with the same p. With
-    weighting = "token_mean", under which a prompt counts in proportion to its samples, the two make the gradient of
-    ln p, as published; under "prompt_mean" the weight of a prompt is 1 / sqrt(p) instead of 1 / p.
+    `rescale_advantages` makes the advantage (r - p) / sqrt(p + epsilon), with the same p. With
+    weighting = "token_mean", where a prompt counts in proportion to its samples, both together give the gradient of
+    ln p, as published. With "prompt_mean" a prompt's weight is 1 / sqrt(p) instead of 1 / p.
 
-    A prompt's first visit has nothing but the prior to go by, so a first epoch is sampled evenly.
+    At a prompt's first visit only the prior is known, so the first epoch is sampled evenly.
     """
 
     baseline_setting: ClassVar[str | None] = "rescale_advantages"
@@ -42,19 +42,19 @@ class ReinforceAdaEstAllocatorConfig(BoundedAllocatorConfig):
         return self
 
     def build(self, *, accept_threshold: float, seed: int) -> "ReinforceAdaEstAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return ReinforceAdaEstAllocator(self)
 
 
 class ReinforceAdaEstAllocator(Allocator):
-    """n_i ~ 1 / sqrt(p_i + epsilon) within the bounds, in one round."""
+    """Give n_i ~ 1 / sqrt(p_i + epsilon) within the bounds, in one round."""
 
     def __init__(self, settings: ReinforceAdaEstAllocatorConfig) -> None:
         self._settings = settings
         self.memory_decay = settings.decay
 
     def rounds(self, step: Step) -> Rounds:
-        """The whole budget at once."""
+        """Spend the whole budget in one round."""
         settings = self._settings
         rates = step.memory.accept_rates(
             step.ids, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures

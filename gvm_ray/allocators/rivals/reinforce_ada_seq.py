@@ -1,4 +1,4 @@
-"""Reinforce-Ada-Seq (arXiv 2510.04996): rounds of samples, in which a prompt goes on until it has seen enough."""
+"""Reinforce-Ada-Seq (arXiv 2510.04996): rounds of samples; a prompt continues until it has enough of each class."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from gvm_ray.types import BoolArray, GroupOutcome
 
 
 class ReinforceAdaSeqAllocatorConfig(AllocatorConfig):
-    """Reinforce-Ada-Seq (arXiv 2510.04996): rounds of samples, in which a prompt goes on until it has seen enough.
+    """Reinforce-Ada-Seq (arXiv 2510.04996): rounds of samples; a prompt continues until it has enough of each class.
 
-    enough_negatives = 0 is the rule that the paper calls "positive", both above 0 "balance". Published, a prompt draws
-    up to max_rounds * round_samples samples and a step costs whatever that comes to. Here a step costs its budget: the
-    last round is cut to what is left of it, and what is left when the rounds are over or every prompt has stopped goes
-    evenly to the prompts that have not stopped, or to all. The samples of a stopped prompt are thus spent on others,
-    which round_samples below samples_per_prompt leaves room for (8 is published).
+    enough_negatives = 0 is the paper's "positive" rule; both above 0 is "balance". In the paper, a prompt draws up to
+    max_rounds * round_samples samples, and the cost of a step varies. Here a step costs its budget: the last round is
+    cut to the remaining budget. If budget remains after the last round, or when every prompt has stopped, it goes
+    evenly to the prompts that have not stopped, or else to all. So the samples that a stopped prompt saves go to
+    others. Set round_samples below samples_per_prompt to leave room for this (the paper has 8).
     """
 
     type: Literal["reinforce_ada_seq"] = "reinforce_ada_seq"
@@ -38,17 +38,17 @@ class ReinforceAdaSeqAllocatorConfig(AllocatorConfig):
     max_rounds: Count = 4
     enough_positives: Count = 2
     enough_negatives: NonNegativeCount = 2
-    kept_samples: Count | None = 4  # of a prompt, half of each class, are trained on; none = all
-    pool_baseline: bool = True  # the advantage is r - mean reward of all the prompt's samples, kept or not
+    kept_samples: Count | None = 4  # samples of a prompt to train on, half of each class; none = all
+    pool_baseline: bool = True  # the advantage is r minus the mean reward of all the prompt's samples, kept or not
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """A prompt may stop after its first round, and what it is compared with is the pool or what is kept of it."""
+        """The first round, after which a prompt may stop; or kept_samples, if only kept samples form the baseline."""
         if self.pool_baseline or self.kept_samples is None or self.round_samples <= self.kept_samples:
             return SmallestGroup(setting="allocator.round_samples", value=self.round_samples)
         return SmallestGroup(setting="allocator.kept_samples", value=self.kept_samples)
 
     def check_fits(self, run: RunShape) -> None:
-        """The first round leaves something to allocate."""
+        """Check that the first round leaves samples to allocate."""
         if self.round_samples >= run.samples_per_prompt:
             raise ValueError(
                 f"allocator.round_samples={self.round_samples} leaves nothing of "
@@ -57,22 +57,22 @@ class ReinforceAdaSeqAllocatorConfig(AllocatorConfig):
             )
 
     def build(self, *, accept_threshold: float, seed: int) -> "ReinforceAdaSeqAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return ReinforceAdaSeqAllocator(self, accept_threshold=accept_threshold)
 
 
 class ReinforceAdaSeqAllocator(Allocator):
-    """`round_samples` each, then as many again of every prompt that lacks positives or negatives, within the budget."""
+    """Draw `round_samples` of each prompt, and again of each that lacks positives or negatives, within the budget."""
 
     def __init__(self, settings: ReinforceAdaSeqAllocatorConfig, *, accept_threshold: float) -> None:
         self._settings = settings
         self._accept_threshold = accept_threshold
 
     def rounds(self, step: Step) -> Rounds:
-        """Up to `max_rounds` rounds, and one more for what is left of the budget then.
+        """Draw up to `max_rounds` rounds, and one more for the remaining budget.
 
         Raises:
-            ConfigError: the first round is above the budget.
+            ConfigError: the first round exceeds the budget.
         """
         settings = self._settings
         self._check_budget(step.budget, num_prompts=len(step.ids))
@@ -89,13 +89,13 @@ class ReinforceAdaSeqAllocator(Allocator):
         )
 
     def _unsatisfied(self, step: Step) -> BoolArray:
-        """[P] True where a prompt lacks positives or negatives."""
+        """[P] True for prompts that lack positives or negatives."""
         successes, trials = step.samples.counts(step.ids)
         settings = self._settings
         return (successes < settings.enough_positives) | (trials - successes < settings.enough_negatives)
 
     def _next_round(self, unsatisfied: BoolArray, *, left: int, is_last: bool) -> NDArray[np.int64]:
-        """n [P] of the next round: all that is left where it is the last, or where no prompt needs another."""
+        """Compute n [P] of the next round: all that is left if it is the last, or if every prompt has enough."""
         if is_last or not unsatisfied.any():
             return apportion(unsatisfied, budget=left)
         each = self._settings.round_samples
@@ -129,7 +129,7 @@ class _Pool:
         return {prompt_id: float(np.mean(rewards)) for prompt_id, rewards in self._rewards.items()}
 
     def keep(self, num_kept: int) -> dict[str, tuple[int, ...]]:
-        """prompt_id -> indices of that many samples, half of each class."""
+        """prompt_id -> indices of `num_kept` samples, half of each class."""
         return {
             prompt_id: tuple(self._indices[prompt_id][row] for row in self._rows(rewards, num_kept))
             for prompt_id, rewards in self._rewards.items()

@@ -1,4 +1,4 @@
-"""SPEED (arXiv 2506.09016): a few samples screen every prompt, the rest goes to those neither solved nor hopeless."""
+"""SPEED (arXiv 2506.09016): a few samples screen every prompt; prompts neither solved nor hopeless get the rest."""
 
 from typing import Literal
 
@@ -22,22 +22,22 @@ from gvm_ray.settings import Count
 
 
 class SPEEDAllocatorConfig(AllocatorConfig):
-    """SPEED (arXiv 2506.09016): every candidate is screened with N_init samples, those of 0 < p-hat < 1 continued.
+    """SPEED (arXiv 2506.09016): screens every candidate with N_init samples, and continues those with 0 < p-hat < 1.
 
-    Here a step costs its budget: the candidates' screening, and the rest in equal shares for the prompts that pass, so
-    that N_cont = rest / passed. Published, N_cont is fixed and the prompts that pass wait in a buffer for their batch.
-    The published schedule, which samples the continuation together with the next batch's screening, is a matter of
-    throughput, and generators that batch continuously have it from overlapping steps (max_staleness > 0).
+    Here a step costs its budget: after the screening, the prompts that pass share the rest equally, so that
+    N_cont = rest / passed. In the paper, N_cont is fixed, and prompts that pass wait in a buffer for their batch.
+    The paper samples the continuation together with the next batch's screening. That only matters for throughput, and
+    generators with continuous batching get the same from overlapping steps (max_staleness > 0).
     """
 
     type: Literal["speed"] = "speed"
-    candidates_per_step: Count | None = None  # prompts that are screened; none = prompts_per_step
-    screening_samples: GroupSize = 4  # N_init; trained on where the prompt passes
-    train_on_screened_out: bool = False  # true: also the screening samples of the prompts that don't pass
+    candidates_per_step: Count | None = None  # prompts to screen; none = prompts_per_step
+    screening_samples: GroupSize = 4  # N_init; trained on if the prompt passes
+    train_on_screened_out: bool = False  # true: train on the screening samples of prompts that don't pass, too
 
     @property
     def knows_accept_rates(self) -> bool:
-        """From the screening, which is then no part of the sum."""
+        """True: the screening estimates them, and is left out of the `inverse` sum."""
         return True
 
     def needs(self, run: RunShape) -> Needs:
@@ -45,11 +45,11 @@ class SPEEDAllocatorConfig(AllocatorConfig):
         return Needs(candidates=self.candidates_per_step or run.prompts_per_step)
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """A prompt's screening is part of its group."""
+        """The screening, which is part of a prompt's group."""
         return SmallestGroup(setting="allocator.screening_samples", value=self.screening_samples)
 
     def check_fits(self, run: RunShape) -> None:
-        """The screening leaves something to continue with."""
+        """Check that the screening leaves samples to continue with."""
         budget = run.prompts_per_step * run.samples_per_prompt
         candidates = self.needs(run).candidates
         if candidates * self.screening_samples >= budget:
@@ -61,18 +61,18 @@ class SPEEDAllocatorConfig(AllocatorConfig):
             )
 
     def build(self, *, accept_threshold: float, seed: int) -> "SPEEDAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return SPEEDAllocator(self)
 
 
 class SPEEDAllocator(Allocator):
-    """Screening, then the continuation of the prompts with 0 < p-hat < 1, in equal shares; of all where none has."""
+    """Screen, then continue the prompts with 0 < p-hat < 1 in equal shares; if there are none, continue all."""
 
     def __init__(self, settings: SPEEDAllocatorConfig) -> None:
         self._settings = settings
 
     def rounds(self, step: Step) -> Rounds:
-        """Two rounds, the budget in all.
+        """Spend the budget in two rounds.
 
         Raises:
             ConfigError: the budget is too small for the screening.
@@ -83,7 +83,7 @@ class SPEEDAllocator(Allocator):
         if left < 0:
             raise ConfigError(
                 f"a budget of {step.budget} samples is below the {step.budget - left} that screen {len(ids)} prompts "
-                f"with allocator.screening_samples={settings.screening_samples} each; write fewer of them, or a larger "
+                f"with allocator.screening_samples={settings.screening_samples} each; lower it, or write a larger "
                 "samples_per_prompt"
             )
         outcomes = yield screening

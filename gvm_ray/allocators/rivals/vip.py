@@ -1,4 +1,4 @@
-"""VIP (arXiv 2602.01601): a Gaussian process predicts accept rates, and n minimises the gradient's variance."""
+"""VIP (arXiv 2602.01601): a Gaussian process predicts accept rates, and n minimises the gradient variance."""
 
 import base64
 from collections import deque
@@ -27,14 +27,14 @@ from gvm_ray.types import Float64Array, FloatArray
 
 
 class VIPAllocatorConfig(BoundedAllocatorConfig):
-    """VIP (arXiv 2602.01601): the n that minimise the variance of the gradient, p predicted by a Gaussian process.
+    """VIP (arXiv 2602.01601): the n that minimise the gradient variance, with p predicted by a Gaussian process.
 
     The variance of a prompt is 4 p (1 - p) (n - 1) / n^2 with the group's mean as baseline ("grpo"), or
-    4 p (1 - p) / (n - 1) with the mean of the others ("rloo"). Published, the real-valued optimum is found by bisection
-    and rounded greedily; both being convex in n, taking the largest marginal gains finds the optimal integers instead.
+    4 p (1 - p) / (n - 1) with the mean of the others ("rloo"). The paper finds the real-valued optimum by bisection and
+    rounds greedily. Both variances are convex in n, so taking the largest marginal gains finds the optimal integers.
 
-    The process sees the policy's hidden states of the prompts, where the paper takes a sentence encoder's embeddings,
-    and empirical logits with their noise, where it takes clipped ones with none. It is refitted to a window of
+    Features are the policy's hidden states of the prompts; the paper uses embeddings of a sentence encoder. Targets are
+    empirical logits with noise; the paper uses clipped logits without noise. The process is refitted to a window of
     observations at each step, and its covariance isn't carried over from step to step.
     """
 
@@ -43,26 +43,26 @@ class VIPAllocatorConfig(BoundedAllocatorConfig):
     min_samples: Annotated[int, Field(ge=2)] = 4
     max_samples: Count = 32
     states: PromptStatesConfig = PromptStatesConfig()
-    window: Count = 512  # latest observations, one for each visit of a prompt; fitting takes its third power
-    prior_accept_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5  # far from all observations
-    prior_std: Positive = 2.0  # of the logit of the accept rate; 2 = most are within 2 % and 98 %
+    window: Count = 512  # number of latest observations, one per visit of a prompt; fitting time grows with its cube
+    prior_accept_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5  # prediction far from all observations
+    prior_std: Positive = 2.0  # of the logit of the accept rate; 2 = most rates lie between 2 % and 98 %
     length_scale: Positive = 0.5  # of the kernel, in units of the median distance between observations
 
     @model_validator(mode="after")
     def _convex(self) -> "VIPAllocatorConfig":
         if self.baseline == "grpo" and self.min_samples < 3:
             raise ValueError(
-                f"min_samples={self.min_samples} with baseline='grpo': its variance is convex from 3 samples on; write "
-                "min_samples=3 or more, or baseline='rloo'"
+                f"min_samples={self.min_samples} is too small for baseline='grpo', whose variance is convex from 3 "
+                "samples on; write min_samples=3 or more, or baseline='rloo'"
             )
         return self
 
     def needs(self, run: RunShape) -> Needs:
-        """Hidden states to predict from."""
+        """The step's prompts, and hidden states to predict from."""
         return Needs(candidates=run.prompts_per_step, states=self.states)
 
     def build(self, *, accept_threshold: float, seed: int) -> "VIPAllocator":
-        """The strategy."""
+        """Create the strategy."""
         return VIPAllocator(self)
 
 
@@ -76,9 +76,9 @@ class _Observation:
 
 
 class VIPAllocator(Allocator):
-    """The n_i of the smallest total variance, in one round, p_i predicted from the prompts' hidden states.
+    """Choose the n_i with the smallest total variance, in one round; hidden states of the prompts predict p_i.
 
-    Without states, or before the first observation, every prompt has the prior's accept rate.
+    Without states, or before the first observation, every prompt has the prior accept rate.
     """
 
     def __init__(self, settings: VIPAllocatorConfig) -> None:
@@ -86,7 +86,7 @@ class VIPAllocator(Allocator):
         self._observed: deque[_Observation] = deque(maxlen=settings.window)
 
     def rounds(self, step: Step) -> Rounds:
-        """The whole budget at once."""
+        """Spend the whole budget in one round."""
         settings = self._settings
         rates = self._predict(step.states, num_prompts=len(step.ids))
         gains = variance_gains(
@@ -103,7 +103,7 @@ class VIPAllocator(Allocator):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Window of observations; states as base64 of little-endian floats."""
+        """The window of observations; states as base64 of little-endian floats."""
         observed = [
             {
                 "state": base64.b64encode(each.state.astype("<f4").tobytes()).decode(),
@@ -115,14 +115,14 @@ class VIPAllocator(Allocator):
         return {"observed": observed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`'s memory."""
+        """Restore the memory that `state_dict` returned."""
         self._observed.clear()
         for each in state["observed"]:
             values = np.frombuffer(base64.b64decode(each["state"]), dtype="<f4")
             self._observed.append(_Observation(state=values, successes=each["successes"], trials=each["trials"]))
 
     def _predict(self, states: FloatArray | None, *, num_prompts: int) -> Float64Array:
-        """p [P]."""
+        """Predict p [P]."""
         settings = self._settings
         if states is None or not self._observed:
             return np.full(num_prompts, settings.prior_accept_rate)

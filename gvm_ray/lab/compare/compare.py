@@ -1,4 +1,4 @@
-"""`gvm-ray compare`: every planned run that isn't done yet, some at once, and the results of all."""
+"""`gvm-ray compare`: makes all planned runs that aren't done yet, several at once, and writes the results of all."""
 
 import asyncio
 import math
@@ -32,10 +32,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonFolder:
-    """Where a comparison keeps what it made.
+    """The folders in which a comparison keeps its records and results.
 
-    A run is known by its record, one JSON file below `records`, or else by the CSV files of `results`: with these alone
-    a comparison goes on elsewhere.
+    A run is known from its record, a JSON file below `records`, or from the CSV files in `results`. The CSV files alone
+    are enough to continue a comparison elsewhere.
     """
 
     path: Path
@@ -49,11 +49,11 @@ class ComparisonFolder:
 
     @property
     def records(self) -> Path:
-        """One JSON file a run."""
+        """The folder of records, one JSON file per run."""
         return self.path / "records"
 
     def known(self, runs: Sequence[PlannedRun]) -> dict[str, RunRecord]:
-        """Name -> record of the runs that have one with these very settings."""
+        """Name -> record, for the runs that have a record with the same settings."""
         by_key = {}
         if (self.results / "runs.csv").is_file():
             by_key = {record.key: record for record in read_csv(self.results)}
@@ -69,14 +69,14 @@ class ComparisonFolder:
 def compare(
     arena: ArenaConfig, *, arena_folder: Path, phase: Phase, only: Sequence[str] = ("*",), say: Say = print
 ) -> list[RunRecord]:
-    """Run what isn't done yet of a phase, and write its results.
+    """Make the runs of a phase that aren't done yet, and write the results.
 
     Args:
         arena: the comparison.
-        arena_folder: of its TOML file.
-        phase: which seeds and tests.
-        only: patterns of the runs to make now, as `plan.selected` takes them; the results are of all that are done.
-        say: told of each run's end.
+        arena_folder: folder of its TOML file.
+        phase: the phase, which selects seeds and tests.
+        only: patterns of the runs to make now, as in `plan.selected`; the results include all runs that are done.
+        say: called with a line when a run ends.
 
     Raises:
         UserError: a run's settings or a base policy are wrong; raised before the first run.
@@ -86,7 +86,7 @@ def compare(
     known = folder.known(planned)
     runs = selected(planned, only)
     finished = {name for name, record in known.items() if record.status == "finished"}
-    waiting = [run for run in runs if run.name not in finished]  # a failed one is tried again
+    waiting = [run for run in runs if run.name not in finished]  # failed runs are tried again
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before")
     for setting in settings_without(arena.baseline, runs, known):
         say(
@@ -101,10 +101,10 @@ def compare(
 
 
 def report(arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> list[RunRecord]:
-    """Write tables, plots and CSV files of what there is of a phase; returns its records.
+    """Write tables, plots and CSV files of a phase's existing records, and return the records.
 
     Raises:
-        UserError: there is nothing yet, or the records can't be compared.
+        UserError: there are no records yet, or they can't be compared.
     """
     folder = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=phase)
     known = list(folder.known(planned_runs(arena, folder=arena_folder, phase=phase)).values())
@@ -115,13 +115,13 @@ def report(arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> list[RunR
 
 
 def settings_without(arm: str, runs: Sequence[PlannedRun], known: Mapping[str, RunRecord]) -> list[str]:
-    """Settings of the runs in which an arm neither has a record nor is among them."""
+    """The settings of these runs in which an arm has neither a run nor a record."""
     there = {str(run.setting) for run in [*runs, *known.values()] if run.arm == arm}
     return [setting for setting in dict.fromkeys(str(run.setting) for run in runs) if setting not in there]
 
 
 async def _run_all(runs: Sequence[PlannedRun], *, folder: ComparisonFolder, num_slots: int, say: Say) -> None:
-    """Bases first, then the runs in order, each by the next free slot."""
+    """Build the bases, then make the runs in order, each in the next free slot."""
     load = SharedPrompts()
     slots = [Slot(number, folder=folder.path / "work", load=load) for number in range(min(num_slots, len(runs)))]
     try:
@@ -145,7 +145,7 @@ async def _run_all(runs: Sequence[PlannedRun], *, folder: ComparisonFolder, num_
 async def _share(
     slots: Sequence[Slot], runs: Sequence[PlannedRun], work: Callable[[Slot, PlannedRun], Awaitable[None]]
 ) -> None:
-    """Each slot takes the next run when it is free."""
+    """Let each slot take the next run when it is free."""
     waiting = iter(runs)
 
     async def serve(slot: Slot) -> None:
@@ -158,7 +158,7 @@ async def _share(
 
 
 async def _record(slot: Slot, run: PlannedRun) -> RunRecord:
-    """The run's record; one that failed says why, and spoils no other."""
+    """Make a run and return its record; an error goes into the record, so that other runs continue."""
     try:
         return await slot.run(run)
     except Exception as error:
@@ -189,7 +189,7 @@ def _outcome(record: RunRecord) -> str:
 
 
 def _for_all_slots(config: RunConfig, *, num_slots: int) -> RunConfig:
-    """The configuration of one run, with logical CPUs for as many at once."""
+    """The configuration of one run, with logical CPUs for `num_slots` runs at once."""
     cluster = config.cluster
     if cluster.num_cpus is None:
         engine, learner, rewards = config.engine, config.learner, config.rewards

@@ -1,4 +1,4 @@
-"""Records to results: what each arm reached, and how it compares with the baseline run of the same setting and seed."""
+"""Results from records: each arm's accuracy, and its comparison with the baseline run of the same setting and seed."""
 
 import math
 from collections import defaultdict
@@ -18,42 +18,42 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyResult:
-    """An arm on one test. A comparison is None for the baseline itself, and where there is no pair of runs."""
+    """An arm's result on one test. Comparisons are None for the baseline itself, and without a pair of runs."""
 
     accuracy: float  # final accuracy: mean over settings of the mean over seeds
     deviation: float  # standard deviation over a setting's seeds, root mean square over settings; NaN for single seeds
-    token_ratio: RatioEstimate | None  # baseline's cost / arm's cost, both to the baseline's final accuracy
+    token_ratio: RatioEstimate | None  # baseline's cost / arm's cost, both up to the baseline's final accuracy
     area_difference: Estimate | None  # mean accuracy over the cost that both runs of a pair spent, arm minus baseline
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult:
-    """An arm in one setting or over several; failed runs are counted and otherwise left out."""
+    """An arm's result in one setting or over several; failed runs are only counted."""
 
     arm: str
     num_finished: int
     num_failed: int
     tests: Mapping[str, AccuracyResult]  # empty if no run finished
     allocation_shares: Mapping[str, float]  # RunCosts.allocation_shares, mean over runs
-    updates: float  # optimizer updates made, mean over runs; NaN if none finished
+    updates: float  # optimizer updates, mean over runs; NaN if none finished
 
 
 def compare_arms(
     records: Sequence[RunRecord], *, baseline: str = "uniform", cost: Cost = "charged_tokens"
 ) -> list[ArmResult]:
-    """One result per arm: the baseline, then the others by their final accuracy on the first test.
+    """Compute one result per arm: the baseline, then the others by their final accuracy on the first test.
 
-    Where the baseline has no run yet, the arms stand alone.
+    If the baseline has no run yet, the results have no comparisons.
 
     Args:
-        records: runs of one phase, at least one, in one setting or several; pairs are made within a setting.
-        baseline: the arm that the others are compared with.
-        cost: what ratios and areas are taken over.
+        records: runs of one phase, at least one, in one or more settings; pairs are made within a setting.
+        baseline: the arm to compare the others with.
+        cost: the cost that ratios and areas are computed over.
 
     Raises:
-        DataError: the records can't be compared, as :func:`check_comparable` says.
+        DataError: the records can't be compared; see :func:`check_comparable`.
     """
-    assert len({record.phase for record in records}) == 1, "seeds to explore with and seeds to confirm with don't mix"
+    assert len({record.phase for record in records}) == 1, "records of exploration and confirmation can't be mixed"
     check_comparable(records)
     arms = sorted({record.arm for record in records})
     references = {(run.setting, run.seed): run for run in records if run.arm == baseline and run.status == "finished"}
@@ -65,10 +65,10 @@ def compare_arms(
 
 
 def check_comparable(records: Sequence[RunRecord]) -> None:
-    """Equal means for all arms of a setting: updates per batch, token budget (which is used up), tests.
+    """Check that all arms of a setting have the same updates per batch, token budget (used up), base policy and tests.
 
     Raises:
-        DataError: arms of one setting differ in them, a finished run ended early, or two records are of the same run.
+        DataError: the arms of a setting differ, a finished run ended early, or two records are of the same run.
     """
     check_distinct(records)
     by_setting: dict[str, list[RunRecord]] = defaultdict(list)
@@ -91,7 +91,7 @@ def _check_equal(setting: str, what: str, runs: Sequence[RunRecord], value: Call
     if len(arms) > 1:
         found = "; ".join(f"{key} ({', '.join(sorted(names))})" for key, names in arms.items())
         raise DataError(
-            f"{setting}: the arms differ in {what}: {found}; a comparison needs the same for all, run it anew"
+            f"{setting}: the arms differ in {what}: {found}; a comparison needs the same for all, so run it again"
         )
 
 
@@ -100,7 +100,7 @@ def _check_budget_is_used(run: RunRecord) -> None:
     if end < run.token_budget:
         raise DataError(
             f"{'/'.join(run.key)}: the last evaluation is at {end:,.0f} charged tokens, below the budget of "
-            f"{run.token_budget:,}; a finished run ends with an evaluation once it is spent, run it anew"
+            f"{run.token_budget:,}; a finished run ends with an evaluation once it is spent, so run it again"
         )
 
 
@@ -150,7 +150,7 @@ def _accuracy_result(
 def _strata(
     pairs: Sequence[tuple[RunRecord, RunRecord]], value: Callable[[RunRecord, RunRecord], T | None]
 ) -> dict[str, dict[int, T]]:
-    """Setting -> seed -> value of the pair; where the value is None the pair is left out."""
+    """Setting -> seed -> value of the pair; pairs whose value is None are left out."""
     strata: dict[str, dict[int, T]] = defaultdict(dict)
     for run, reference in pairs:
         if (compared := value(run, reference)) is not None:

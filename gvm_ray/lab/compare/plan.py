@@ -1,4 +1,4 @@
-"""What a comparison is made of: one planned run for each arm, setting and seed, checked before the first one starts."""
+"""The plan of a comparison: one run for each arm, setting and seed, all checked before the first one starts."""
 
 import fnmatch
 import hashlib
@@ -15,15 +15,15 @@ from gvm_ray.exceptions import ConfigError
 from gvm_ray.lab.compare.records import Setting
 from gvm_ray.maths.bootstrap import MIN_SEEDS
 
-# What arms of one setting share, besides the number of updates.
+# Settings that the arms of one setting must share, besides the number of updates.
 _EQUAL = ("token_budget", "prefill_price", "model", "warm_start", "prompts", "sampling", "rewards", "evaluation")
-# Where a run takes place and what it keeps.
+# Settings that don't affect a run's results.
 _DECIDES_NOTHING = {"runs_dir", "checkpoint", "deadlines", "cluster", "reporting"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One run. `base` builds the policy that it starts from; only family and base have a say in that."""
+    """One planned run. `base` builds its starting policy, which depends only on family and base."""
 
     phase: Phase
     setting: Setting
@@ -31,11 +31,11 @@ class PlannedRun:
     seed: int
     base: RunConfig
     config: RunConfig  # its prompts.eval is the test "balanced"
-    train_test: RunConfig  # the same with the test that is drawn like the training set
+    train_test: RunConfig  # the same, but prompts.eval is the test drawn like the training set
 
     @property
     def name(self) -> str:
-        """For people: where it stands in the comparison."""
+        """The run's name for people: its place in the comparison."""
         return f"{self.phase}/{self.setting}/{self.arm}/{self.seed}"
 
     @property
@@ -46,9 +46,10 @@ class PlannedRun:
 
     @property
     def fingerprint(self) -> str:
-        """Of the settings, as written, that decide what comes out; a record with another one is of another run.
+        """A hash of the written settings that affect the results; a record with another hash is of another run.
 
-        A setting that was left to its default is not in it: a later version's new settings would disown every record.
+        Settings left at their defaults are excluded, because new settings of a later version would invalidate every
+        record.
         """
         configs = (self.base, self.config, self.train_test)
         parts = [each.model_dump_json(exclude_unset=True, exclude=_DECIDES_NOTHING) for each in configs]
@@ -56,15 +57,15 @@ class PlannedRun:
 
 
 def planned_runs(arena: ArenaConfig, *, folder: Path, phase: Phase) -> list[PlannedRun]:
-    """Every run of a phase, those of one engine and one base together, and each setting's arms side by side.
+    """Plan every run of a phase, grouped by engine and base, with the arms of a setting side by side.
 
     Args:
         arena: the comparison.
-        folder: of its TOML file, from which the families' paths count.
-        phase: which seeds and tests.
+        folder: folder of its TOML file, to which the families' paths are relative.
+        phase: the phase, which selects seeds and tests.
 
     Raises:
-        ConfigError: a run's settings are wrong, or arms of one setting differ in what must be equal.
+        ConfigError: a run's settings are wrong, or the arms of a setting differ in settings that must be equal.
     """
     runs: list[PlannedRun] = []
     for family in arena.families:
@@ -77,7 +78,7 @@ def planned_runs(arena: ArenaConfig, *, folder: Path, phase: Phase) -> list[Plan
 
 
 def selected(runs: Sequence[PlannedRun], patterns: Sequence[str]) -> list[PlannedRun]:
-    """The runs, in order, whose family/base/training_set/algorithm/arm/seed matches one of the patterns, shell-like.
+    """Select the runs whose family/base/training_set/algorithm/arm/seed matches one of the shell patterns, in order.
 
     Raises:
         ConfigError: a pattern matches no run.
@@ -90,7 +91,7 @@ def selected(runs: Sequence[PlannedRun], patterns: Sequence[str]) -> list[Planne
 
 
 def warnings(arena: ArenaConfig, *, phase: Phase) -> list[str]:
-    """What the results will lack, said before anything is spent."""
+    """Warnings about what the results will lack, before anything is spent."""
     seeds = arena.seeds(phase)
     if len(seeds) >= MIN_SEEDS:
         return []
@@ -110,7 +111,7 @@ def _setting_runs(
     *,
     phase: Phase,
 ) -> list[PlannedRun]:
-    """The runs of one setting, seed by seed, so that what is there of it early is comparable."""
+    """Plan the runs of one setting, seed by seed, so that early results are comparable."""
     setting = Setting(family=family.name, base=base.name, training_set=training_set.name, algorithm=algorithm.name)
     base_values = merged(values, base.set)
     shared = base_values
@@ -142,7 +143,7 @@ def _setting_runs(
 
 
 def _taken(values: Mapping[str, Any], training_set: TrainingSetConfig) -> dict[str, Any]:
-    """Settings of prompts.train that make a test like it; a source without levels, say, has none to give."""
+    """The settings of prompts.train that the test takes over, if present; a source without levels, say, lacks them."""
     train = values["prompts"]["train"]
     return {name: train[name] for name in training_set.test_takes if name in train}
 
@@ -160,17 +161,17 @@ def _parsed(values: Mapping[str, Any], origin: str) -> RunConfig:
 
 
 def _check_equal_means(setting: Setting, configs: Mapping[str, RunConfig]) -> None:
-    """Arms of one setting may differ in allocator, learning rate and the like, not in what they may spend.
+    """Check that the arms of one setting differ only in allocator, learning rate and the like, not in their means.
 
     Raises:
-        ConfigError: they do.
+        ConfigError: they differ in their means.
     """
     means = {name: _means(config) for name, config in configs.items()}
     for what in next(iter(means.values())):
         if len({values[what] for values in means.values()}) > 1:
             found = "; ".join(f"{name}: {values[what]}" for name, values in means.items())
             raise ConfigError(
-                f"{setting}: the arms differ in {what} ({found}), so they could not be compared; write the same for all"
+                f"{setting}: the arms differ in {what} ({found}), so they can't be compared; write the same for all"
             )
 
 

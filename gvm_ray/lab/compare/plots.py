@@ -1,4 +1,4 @@
-"""Figures of a comparison: accuracy against its cost, arm beside arm, and whether predicted accept rates come true."""
+"""Figures of a comparison: accuracy against cost for all arms, and predicted against observed accept rates."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _COSTS: dict[Cost, str] = {
 }
 _PLOTTED: tuple[Cost, ...] = ("charged_tokens", "updates", "seconds")
 _NUM_POINTS = 60
-# Twenty-four arms can be told apart; black is the baseline's and orange the highlighted arm's.
+# 24 arms can be told apart; black is for the baseline and orange for the highlighted arm.
 _COLOURS = ("#2a6fb0", "#2e8b57", "#8e5bb5", "#c44e75", "#7a6a58", "#1aa6b7", "#a3a500", "#7f7f7f")
 _LINE_STYLES = ("solid", "dashed", "dotted")
 
@@ -35,11 +35,11 @@ _LINE_STYLES = ("solid", "dashed", "dotted")
 def write_plots(
     records: Sequence[RunRecord], folder: Path, *, baseline: str = "uniform", highlighted: str | None = None
 ) -> list[Path]:
-    """For each phase, training set and algorithm: accuracy on each test against each cost; returns the files written.
+    """Plot accuracy on each test against each cost, for each phase, training set and algorithm; returns the files.
 
     Args:
-        records: all runs; failed ones are left out.
-        folder: made where it is missing.
+        records: all runs; failed runs are left out.
+        folder: output folder, created if missing.
         baseline: the arm drawn in black.
         highlighted: the arm drawn thick in orange, with its interval.
 
@@ -67,15 +67,16 @@ def plot_curves(
     baseline: str = "uniform",
     highlighted: str | None = None,
 ) -> None:
-    """Mean accuracy over seeds against a cost, a panel for each family and base, as far as every seed of an arm goes.
+    """Plot mean accuracy over seeds against a cost, with a panel for each family and base.
 
-    Bands are 95 % bootstrap intervals over seeds. With more than three arms only the baseline and the highlighted arm
-    have one, for bands on top of each other can't be told apart; nor has an arm with fewer than three seeds.
+    A curve ends where the first of an arm's seeds ends. Bands are 95 % bootstrap intervals over seeds. With more than
+    three arms only the baseline and the highlighted arm have bands, because many overlapping bands can't be told apart.
+    An arm with fewer than three seeds has no band.
 
     Args:
         records: finished runs of one phase, training set and algorithm.
         path: the PNG to write.
-        test: of which the accuracy is drawn.
+        test: the test whose accuracy is drawn.
         cost: the horizontal axis.
         baseline: the arm drawn in black.
         highlighted: the arm drawn thick in orange.
@@ -84,7 +85,7 @@ def plot_curves(
         DataError: there are no records.
     """
     if not records:
-        raise DataError(f"there is no finished run to draw into {path.name}; run the comparison first")
+        raise DataError(f"there is no finished run to plot in {path.name}; run the comparison first")
     panels = sorted({(record.setting.family, record.setting.base) for record in records})
     arms = sorted({record.arm for record in records}, key=lambda arm: (arm != baseline, arm != highlighted, arm))
     styles = _line_styles(arms, baseline=baseline, highlighted=highlighted)
@@ -112,7 +113,7 @@ def plot_curves(
 def _draw_mean(
     axes: "Axes", curves: Sequence[tuple[Float64Array, Float64Array]], *, style: Mapping[str, Any], band: bool
 ) -> None:
-    # Seeds are evaluated at different costs: their curves are read off at common points, which all of them reach.
+    # Seeds are evaluated at different costs, so their curves are interpolated at common points that all of them reach.
     start, end = max(cost[0] for cost, _ in curves), min(cost[-1] for cost, _ in curves)
     points = np.linspace(start, end, _NUM_POINTS)
     accuracies = np.stack([np.interp(points, cost, accuracy) for cost, accuracy in curves])

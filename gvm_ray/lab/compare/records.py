@@ -24,10 +24,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
 
 class Setting(Settings):
-    """What runs must share to be compared arm against arm."""
+    """The names that runs must share to be compared arm against arm."""
 
     family: Name  # of tasks
-    base: Name  # checkpoint that training starts from
+    base: Name  # checkpoint from which training starts
     training_set: Name
     algorithm: Name
 
@@ -36,22 +36,22 @@ class Setting(Settings):
 
 
 class Evaluation(Settings):
-    """One point of a learning curve; costs are cumulative, the evaluations' own left out."""
+    """One point of a learning curve; costs are cumulative, without the evaluations' own."""
 
     step: NonNegativeCount  # steps done; 0 is the base policy
-    updates: NonNegativeCount  # optimizer updates made
-    generated_tokens: NonNegativeCount  # pilots included
-    charged_tokens: NonNegative  # generated tokens, and those of prefilled candidate prompts at their measured price
+    updates: NonNegativeCount  # optimizer updates done
+    generated_tokens: NonNegativeCount  # including pilots
+    charged_tokens: NonNegative  # generated tokens, plus prefilled tokens of candidate prompts at their measured price
     seconds: NonNegative
     accuracy: dict[str, Probability]  # test -> share of correct samples
 
 
 class RunCosts(Settings):
-    """What a whole run spent; seconds are of the wall clock."""
+    """Costs of a whole run; seconds are of the wall clock."""
 
-    generated_tokens: NonNegativeCount = 0  # pilots included
-    pilot_tokens: NonNegativeCount = 0  # of them, sampled to learn about prompts before the budget is divided
-    prefill_tokens: NonNegativeCount = 0  # of candidate prompts, in forward passes that only the allocator asked for
+    generated_tokens: NonNegativeCount = 0  # including pilots
+    pilot_tokens: NonNegativeCount = 0  # generated tokens of pilots, sampled before the budget is divided
+    prefill_tokens: NonNegativeCount = 0  # of candidate prompts, in forward passes that only the allocator needs
     planning_s: NonNegative = 0.0
     prefill_s: NonNegative = 0.0
     gradient_norms_s: NonNegative = 0.0
@@ -60,9 +60,9 @@ class RunCosts(Settings):
 
     @property
     def allocation_shares(self) -> dict[str, float]:
-        """Shares [0, 1] of the time outside evaluation that deciding who gets samples took; NaN without times.
+        """Shares [0, 1] of allocation in the time outside evaluation, by kind; NaN without times.
 
-        Pilots take their share of the sampling by tokens, whether or not they are trained on as well.
+        Pilots count as their share of the sampling time by tokens, whether or not they are also trained on.
         """
         total = self.planning_s + self.prefill_s + self.gradient_norms_s + self.sampling_s + self.update_s
         pilots_s = self.sampling_s * self.pilot_tokens / max(self.generated_tokens, 1)
@@ -76,10 +76,10 @@ class RunCosts(Settings):
 
 
 class Calibration(Settings):
-    """Accept rates that an allocator expected of the prompts it sampled, against those observed."""
+    """Accept rates that an allocator predicted for sampled prompts, compared with the observed ones."""
 
     brier: NonNegative  # mean squared difference
-    predicted: tuple[float, ...]  # [B] mean of each bin that isn't empty
+    predicted: tuple[float, ...]  # [B] mean of each non-empty bin
     observed: tuple[float, ...]  # [B]
     counts: tuple[int, ...]  # [B] prompts
 
@@ -89,7 +89,7 @@ class RunRecord(Settings):
 
     phase: Phase
     setting: Setting
-    arm: Name  # the allocator and what belongs to it
+    arm: Name  # the allocator with its settings
     seed: NonNegativeCount
     status: Literal["finished", "failed"]
     error: str = ""  # of a failed run
@@ -97,25 +97,25 @@ class RunRecord(Settings):
     token_budget: Count  # charged tokens after which the run ends
     evaluations: tuple[Evaluation, ...]  # [E] in order; a failed run may have none
     costs: RunCosts
-    calibration: Calibration | None = None  # of an allocator that predicts
-    fingerprint: str = ""  # of the settings, so that a changed run is run again
-    base_digest: str = ""  # of the base policy's weights, which another machine may have built a little differently
+    calibration: Calibration | None = None  # only for an allocator that predicts
+    fingerprint: str = ""  # of the settings, so that a run with changed settings is run again
+    base_digest: str = ""  # of the base policy's weights, which may differ slightly if built on another machine
 
     @model_validator(mode="after")
     def _check(self) -> "RunRecord":
         if self.status == "finished" and not self.evaluations:
-            raise ValueError("a finished run has at least one evaluation; write status 'failed' for one without")
+            raise ValueError("a finished run has at least one evaluation; write status 'failed' for a run without")
         if (self.status == "failed") != bool(self.error):
             raise ValueError(
-                f"status {self.status!r} with error {self.error!r}; a failed run, and only that, has an error"
+                f"status {self.status!r} with error {self.error!r}; a failed run, and only a failed run, has an error"
             )
         if len({frozenset(point.accuracy) for point in self.evaluations}) > 1:
-            raise ValueError("the evaluations are of different tests; every evaluation has every test")
+            raise ValueError("the evaluations have different tests; every evaluation must have all tests")
         return self
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells this run from all others."""
+        """The unique key of this run; see `run_key`."""
         return run_key(self)
 
     @property
@@ -123,16 +123,16 @@ class RunRecord(Settings):
         return tuple(self.evaluations[0].accuracy) if self.evaluations else ()
 
     def spent(self, cost: Cost) -> Float64Array:
-        """[E] a cumulative cost at each evaluation."""
+        """The cumulative cost at each evaluation [E]."""
         return np.array([getattr(point, cost) for point in self.evaluations], dtype=np.float64)
 
     def accuracy(self, test: str) -> Float64Array:
-        """[E] accuracy on a test at each evaluation."""
+        """The accuracy on a test at each evaluation [E]."""
         return np.array([point.accuracy[test] for point in self.evaluations], dtype=np.float64)
 
 
 class Run(Protocol):
-    """What tells a run from all others of a comparison, be it planned or recorded."""
+    """Protocol of a planned or recorded run: the fields that identify it in a comparison."""
 
     @property
     def phase(self) -> Phase: ...
@@ -148,19 +148,19 @@ class Run(Protocol):
 
 
 def run_key(run: Run) -> tuple[str, ...]:
-    """The names that tell a run from all others, the phase first and the seed last."""
+    """The names that identify a run, the phase first and the seed last."""
     setting = run.setting
     return (run.phase, setting.family, setting.base, setting.training_set, setting.algorithm, run.arm, str(run.seed))
 
 
 def record_path(folder: Path, run: Run) -> Path:
-    """Where a run's record lies below the folder of a comparison."""
+    """The path of a run's record below the folder of records."""
     *names, seed = run_key(run)
     return folder.joinpath(*names, f"{seed}.json")
 
 
 def write_record(folder: Path, record: RunRecord) -> Path:
-    """Write a record as JSON, whole or not at all, replacing an earlier one of the same run; returns its path."""
+    """Write a record as JSON atomically, replacing an earlier record of the same run; returns its path."""
     path = record_path(folder, record)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, record.model_dump_json(indent=1) + "\n")
@@ -168,7 +168,7 @@ def write_record(folder: Path, record: RunRecord) -> Path:
 
 
 def check_distinct(records: Iterable[RunRecord]) -> None:
-    """Every run at most once.
+    """Check that every run has at most one record.
 
     Raises:
         DataError: two records are of the same run.
@@ -179,7 +179,7 @@ def check_distinct(records: Iterable[RunRecord]) -> None:
 
 
 def explain(error: ValidationError) -> str:
-    """What is wrong with which field, in one line."""
+    """Format a validation error in one line: each field, and its problem."""
     return "; ".join(
         f"{'.'.join(map(str, item['loc'])) or '(whole record)'}: {item['msg'].removeprefix('Value error, ')}"
         for item in error.errors(include_url=False)
@@ -187,17 +187,17 @@ def explain(error: ValidationError) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: whoever reads it meets the old text or the new one."""
+    """Write a file atomically: readers see either the old text or the new."""
     incomplete = path.with_name(path.name + ".incomplete")
     incomplete.write_text(text, encoding="utf-8")
     os.replace(incomplete, path)
 
 
 def read_record(path: Path) -> RunRecord:
-    """The record in a file.
+    """Read the record in a file.
 
     Raises:
-        DataError: it is none.
+        DataError: the file isn't a record.
     """
     try:
         return RunRecord.model_validate_json(path.read_bytes())
@@ -215,7 +215,8 @@ _ACCURACY = "accuracy/"
 
 
 def write_csv(records: Sequence[RunRecord], folder: Path) -> tuple[Path, Path]:
-    """`runs.csv`, one row a run, and `evaluations.csv`, one row an evaluation with a column a test; returns both."""
+    """Write `runs.csv`, one row per run, and `evaluations.csv`, one row per evaluation and one column per test; returns
+    both paths."""
     runs: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []
     for record in records:
@@ -234,10 +235,10 @@ def write_csv(records: Sequence[RunRecord], folder: Path) -> tuple[Path, Path]:
 
 
 def read_csv(folder: Path) -> list[RunRecord]:
-    """The records that :func:`write_csv` wrote into a folder, in the same order and equal in every number.
+    """Read the records that :func:`write_csv` wrote into a folder, in the same order and with the same numbers.
 
     Raises:
-        DataError: a file is missing, a row is no run or no evaluation, or two rows are of the same run.
+        DataError: a file is missing, a row isn't a valid run or evaluation, or two rows are of the same run.
     """
     points: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in _read_rows(folder / "evaluations.csv"):
@@ -247,13 +248,13 @@ def read_csv(folder: Path) -> list[RunRecord]:
     check_distinct(records)
     if points:
         raise DataError(
-            f"evaluations.csv in {str(folder)!r} has rows of {'/'.join(next(iter(points)))}, runs.csv has none"
+            f"evaluations.csv in {str(folder)!r} has rows of {'/'.join(next(iter(points)))}, but runs.csv has none"
         )
     return records
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV under a header of all their columns, in order of appearance; empty where a row lacks one."""
+    """Format rows as CSV under a header of all columns in order of appearance; a row's missing columns are empty."""
     columns = dict.fromkeys(name for row in rows for name in row)
     file = io.StringIO()
     writer = csv.DictWriter(file, fieldnames=list(columns), restval="", lineterminator="\n")
@@ -283,5 +284,5 @@ def _record(row: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> RunR
         return RunRecord.model_validate(values | {"evaluations": points})
     except ValidationError as error:
         raise DataError(
-            f"runs.csv and evaluations.csv don't give the run {'/'.join(_key(row))}: {explain(error)}"
+            f"runs.csv and evaluations.csv have no valid run {'/'.join(_key(row))}: {explain(error)}"
         ) from None

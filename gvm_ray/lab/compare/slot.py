@@ -1,4 +1,4 @@
-"""One place for runs of a comparison, one after the other on the same processes."""
+"""A slot of a comparison: makes runs one after the other, with the same processes if possible."""
 
 import asyncio
 import json
@@ -36,16 +36,16 @@ from gvm_ray.types import CheckpointState, Float64Array, Histograms, Metrics, Sa
 
 @dataclass(frozen=True, kw_only=True)
 class ManyTests:
-    """Protocol `Evaluator` over several tests, whose time doesn't count as the run's."""
+    """Evaluator (protocol `Evaluator`) over several tests; their time doesn't count as the run's."""
 
     tests: Mapping[str, HeldOutEvaluator]
     log: "CurveLog"
 
     async def evaluate(self) -> Metrics:
-        """`eval/accuracy/<test>` of each.
+        """Evaluate all tests, and return `eval/accuracy/<test>` of each.
 
         Raises:
-            SystemFailure: no sample of a test was scored, so that there is nothing to compare.
+            SystemFailure: no sample of a test was scored, so there is nothing to compare.
         """
         with self.log.apart():
             values = {name: (await test.evaluate())["eval/accuracy"] for name, test in self.tests.items()}
@@ -57,18 +57,18 @@ class ManyTests:
 
 @dataclass(kw_only=True)
 class CurveLog:
-    """Protocol `StepLog`: keeps the evaluations, and of the steps what is predicted and what came of it."""
+    """Log of a run's curve (protocol `StepLog`): keeps evaluations, and predicted and observed accept rates."""
 
     clock: PhaseClock
     evaluations: list[Evaluation] = field(default_factory=list)
-    predicted: list[Float64Array] = field(default_factory=list)  # accept rates expected of sampled prompts
+    predicted: list[Float64Array] = field(default_factory=list)  # accept rates predicted for sampled prompts
     observed: list[Float64Array] = field(default_factory=list)
     last: Metrics = field(default_factory=dict)
     _apart_s: Counter[str] = field(default_factory=Counter)  # by phase, and "all"
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Work whose time is not the run's, such as an evaluation."""
+        """Exclude the body's time from the run's, for work such as an evaluation."""
         before = {"all": self.clock.elapsed, **self.clock.seconds()}
         try:
             yield
@@ -88,7 +88,7 @@ class CurveLog:
         return metrics
 
     def add(self, steps_done: int, metrics: Metrics) -> None:
-        """A point of the curve, if there was an evaluation."""
+        """Add a point to the curve, if the metrics have an evaluation."""
         accuracy = {
             name.removeprefix("eval/accuracy/"): value
             for name, value in metrics.items()
@@ -107,7 +107,7 @@ class CurveLog:
             )
 
     def costs(self) -> RunCosts:
-        """What the run has spent until now."""
+        """The run's costs so far."""
         seconds = {name: max(s - self._apart_s[name], 0.0) for name, s in self.clock.seconds().items()}
         return RunCosts(
             generated_tokens=int(self.last.get("cost/generated_tokens", 0)),
@@ -121,7 +121,7 @@ class CurveLog:
         )
 
     def calibration(self) -> Calibration | None:
-        """Expected accept rates against observed ones; None for an allocator that expects none."""
+        """Predicted accept rates compared with observed ones; None for an allocator that predicts none."""
         predicted = [each for each in self.predicted if each.size]
         if not predicted:
             return None
@@ -140,7 +140,7 @@ _START = CheckpointState(step=0, policy_version=0, cursor={}, allocator={}, cost
 
 @dataclass(frozen=True, kw_only=True)
 class _Warm:
-    """What stays up, and for which runs it serves."""
+    """Actors that stay up between runs; `key` identifies the runs that they can serve."""
 
     key: str
     pools: SamplingPools
@@ -149,13 +149,13 @@ class _Warm:
 
 
 class SharedPrompts:
-    """`load_prompts` that loads what several runs share once: some sources take longer to make than a run's steps."""
+    """A cache of `load_prompts` for several runs; generating some sources takes longer than a run's steps."""
 
     def __init__(self) -> None:
         self._sets: dict[str, PromptSets] = {}
 
     def __call__(self, config: PromptsConfig, tokenizer: Any, **options: Any) -> PromptSets:
-        """As `load_prompts`; prompts are immutable."""
+        """Load prompts as `load_prompts`, or return the cached ones, which are immutable."""
         key = json.dumps([config.model_dump(mode="json"), tokenizer.name_or_path, sorted(map(str, options.items()))])
         if key not in self._sets:
             self._sets[key] = load_prompts(config, tokenizer, **options)
@@ -163,18 +163,18 @@ class SharedPrompts:
 
 
 class Slot:
-    """Runs planned runs, one at a time."""
+    """Makes planned runs, one at a time."""
 
     def __init__(self, number: int, *, folder: Path, load: Callable[..., PromptSets] = load_prompts) -> None:
         self._prefix = f"slot-{number}-"
         self._folder = folder / f"slot-{number}"
-        self._bases = folder / "bases"  # all slots' runs of one base start from the same weights
+        self._bases = folder / "bases"  # shared by all slots, so that runs of one base start from the same weights
         self._load = load
         self._warm: _Warm | None = None
-        self._num_runs = 0  # a killed actor's name is free only after a while
+        self._num_runs = 0  # makes actor names unique, as a killed actor's name stays taken for a while
 
     async def build_base(self, run: PlannedRun) -> None:
-        """Make the policy that the run starts from, where it isn't there yet: it is warm-started and cached."""
+        """Make the run's starting policy, by a warm start, and cache it, unless it is cached already."""
         if find_base_model(run.base, run_dir=self._base_folder(run)).warm_start_folder is None:
             return
         prepared = _stored(prepare(run.base, run_dir=self._base_folder(run)))
@@ -184,10 +184,10 @@ class Slot:
         await warm_start(run.base, prepared, warm.learners)
 
     async def run(self, run: PlannedRun) -> RunRecord:
-        """The record of a run that went to its end.
+        """Make a run to its end, and return its record.
 
         Raises:
-            Exception: what went wrong; the slot then starts anew with the next run.
+            Exception: the run failed; the slot then starts new actors for the next run.
         """
         try:
             return await self._run(run)
@@ -196,7 +196,7 @@ class Slot:
             raise
 
     async def close(self) -> None:
-        """Stop what is up."""
+        """Stop all actors of the slot."""
         warm, self._warm = self._warm, None
         if warm is not None:
             await warm.learners.stop()
@@ -254,7 +254,7 @@ class Slot:
         return self._bases / run.setting.family / run.setting.base
 
     def _prepared(self, run: PlannedRun) -> tuple[RunConfig, Prepared, Prepared]:
-        """The run's configuration from its base on, what it needs, and the prompts of its other test."""
+        """Return the run's configuration starting from its base, its prepared inputs, and those of its other test."""
         folder = self._base_folder(run)
         base = find_base_model(run.base, run_dir=folder).path
         config, train_test = (_started_from(base, each) for each in (run.config, run.train_test))
@@ -285,7 +285,7 @@ def _check_spent(run: PlannedRun, charged_tokens: float) -> None:
 
 
 def _started_from(base_path: str, config: RunConfig) -> RunConfig:
-    """The run with its base as a finished model."""
+    """The run's configuration with its finished base as a pretrained model."""
     model = PretrainedModelConfig(path=base_path)
     return RunConfig.model_validate({**config.model_dump(), "model": model.model_dump(), "warm_start": None})
 

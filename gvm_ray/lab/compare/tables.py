@@ -1,4 +1,4 @@
-"""The comparison as Markdown for people and as CSV for programs; both hold the same rows."""
+"""Tables of a comparison: Markdown for people, CSV for programs, both with the same rows."""
 
 import math
 from collections import defaultdict
@@ -24,8 +24,8 @@ class TableRow:
     phase: Phase
     training_set: str
     algorithm: str
-    family: str  # ALL in a row over several
-    base: str  # ALL in a row over several
+    family: str  # ALL in a row over several families
+    base: str  # ALL in a row over several bases
     seeds: tuple[int, ...]  # of the runs of all arms
     result: ArmResult
 
@@ -37,9 +37,9 @@ class TableRow:
 def table_rows(
     records: Sequence[RunRecord], *, baseline: str = "uniform", cost: Cost = "charged_tokens"
 ) -> list[TableRow]:
-    """For each phase, training set and algorithm: the arms over all families and bases, then in each of them.
+    """Compute the rows of each phase, training set and algorithm: the arms over all families and bases, then in each.
 
-    Means over different settings can't be compared, so an arm that lacks one of them has only its rows by setting.
+    Means over different settings can't be compared, so an arm without runs in some setting has only rows by setting.
 
     Raises:
         DataError: there are no records, or they can't be compared.
@@ -71,7 +71,7 @@ def table_rows(
 
 
 def _everywhere(group: Sequence[RunRecord], places: Sequence[tuple[str, str]]) -> list[RunRecord]:
-    """The runs of the arms that have one in each of the places."""
+    """The runs of those arms that have a run in every place."""
     of_arm: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for run, place in zip(group, places, strict=True):
         of_arm[run.arm].add(place)
@@ -81,7 +81,7 @@ def _everywhere(group: Sequence[RunRecord], places: Sequence[tuple[str, str]]) -
 def write_tables(
     records: Sequence[RunRecord], folder: Path, *, baseline: str = "uniform", cost: Cost = "charged_tokens"
 ) -> tuple[Path, Path]:
-    """`comparison.md` and `comparison.csv` in a folder, which is made where it is missing; returns their paths.
+    """Write `comparison.md` and `comparison.csv` into a folder, which is created if missing; returns their paths.
 
     Raises:
         DataError: there are no records, or they can't be compared.
@@ -96,7 +96,7 @@ def write_tables(
 
 
 def markdown(rows: Sequence[TableRow], failed: Sequence[RunRecord], *, baseline: str, cost: Cost) -> str:
-    """The rows as tables under headings that say which seeds they show, the failed runs, and how to read it all."""
+    """Format a legend, the rows as tables under headings with their seeds, and the failed runs."""
     lines = ["# Comparison", "", *_legend(baseline, cost)]
     for (phase, training_set, algorithm), group in groupby(rows, key=lambda row: row.group):
         summary, by_setting = _split(list(group))
@@ -121,18 +121,20 @@ def markdown(rows: Sequence[TableRow], failed: Sequence[RunRecord], *, baseline:
 
 
 def _left_out(arms: Collection[str]) -> str:
-    return f"; not all of them have runs of {', '.join(sorted(arms))}, which stand below only" if arms else ""
+    return f"; arms without runs in some settings, listed only by setting: {', '.join(sorted(arms))}" if arms else ""
 
 
 def _legend(baseline: str, cost: Cost) -> list[str]:
     unit = cost.replace("_", " ")
     return [
         "- Final accuracy: mean of a run's last three evaluations; mean ± standard deviation over seeds.",
-        "- Failed runs are counted and left out of everything else.",
-        f"- Ratio: {unit} of `{baseline}` over those of the arm, both to the final accuracy of `{baseline}` with "
-        "the same seed; geometric mean over seeds and settings [95 % bootstrap interval]. Above 1 the arm is cheaper.",
-        "- Reached: runs that got to that accuracy, of the pairs where it lies above the base policy's. A run that "
-        "didn't counts with all it spent, so the ratio and its interval are upper bounds: ≤.",
+        "- Failed runs are counted, and left out of everything else.",
+        f"- Ratio: {unit} of `{baseline}` divided by {unit} of the arm, both up to the final accuracy of `{baseline}` "
+        "with the same seed; geometric mean over seeds and settings [95 % bootstrap interval]. Above 1 the arm is "
+        "cheaper.",
+        "- Reached: the number of runs that reached that accuracy, of all pairs in which it lies above the base "
+        "policy's. A run that didn't reach it counts with all it spent, so the ratio and its interval are upper "
+        "bounds: ≤.",
         f"- Area: mean accuracy over the {unit} that both runs of a pair spent, arm minus `{baseline}` [95 %].",
         "- Time of allocation: shares of the time outside evaluation for pilots (by their tokens) / prefill of "
         "candidate prompts / gradient norms / planning.",
@@ -234,7 +236,7 @@ def _split(rows: Sequence[TableRow]) -> tuple[list[TableRow], list[TableRow]]:
 
 
 def _grouped(records: Sequence[RunRecord]) -> Iterator[tuple[tuple[Phase, str, str], list[RunRecord]]]:
-    # Confirmation first: it is the result, exploration is how it was come by.
+    # Alphabetical order puts confirmation, the result, before exploration.
     def group(record: RunRecord) -> tuple[Phase, str, str]:
         return record.phase, record.setting.training_set, record.setting.algorithm
 

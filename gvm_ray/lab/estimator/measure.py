@@ -1,4 +1,4 @@
-"""`gvm-ray estimator`: draws the pool, repeats every arm's step on it, and says how far its estimates are off."""
+"""`gvm-ray estimator`: draws the pool, repeats every arm's step on it, and measures the error of its estimates."""
 
 import csv
 import io
@@ -135,12 +135,12 @@ def _with_deviation(value: float, deviation: float | None) -> str:
 
 
 MEASURED, ITS_SIZES, EXACT = "measured", "its n", "exact"
-_ORACLE_FACTOR = 8  # n of the oracle are at most so many times samples_per_prompt, or the largest of a known rule
+_ORACLE_FACTOR = 8  # the oracle's n are at most this many times samples_per_prompt, or the largest n of a known rule
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ArmError:
-    """An error of one arm, measured or exact; the steps behind it where it was measured."""
+    """An error of one arm, measured or exact; `steps` are the measured steps."""
 
     arm: str
     variant: str
@@ -149,16 +149,16 @@ class ArmError:
 
 
 def measure(estimator: EstimatorConfig, *, folder: Path, output: Path | None = None, say: Say = print) -> str:
-    """Everything of a measurement; returns the Markdown text that is also written.
+    """Run a whole measurement, write its results, and return the Markdown text.
 
     Args:
-        estimator: its settings.
-        folder: of its TOML file.
-        output: where results go; None is the run's own folder.
-        say: told of progress.
+        estimator: the measurement's settings.
+        folder: folder of its TOML file.
+        output: folder for the results; None is the run's own folder.
+        say: called with lines of progress.
 
     Raises:
-        UserError: a setting, file, model or data row is wrong, or the pool holds no gradient.
+        UserError: a setting, file, model or data row is wrong, or the pool has no gradient.
     """
     base, arms = base_config(estimator, folder=folder), planned_arms(estimator, folder=folder)
     run_dir = Path(estimator.runs_dir).resolve() / estimator.name
@@ -174,10 +174,10 @@ def measure(estimator: EstimatorConfig, *, folder: Path, output: Path | None = N
 def algorithm_rows(
     algorithm: str, arms: Sequence[PlannedArm], pool: SamplePool, *, estimator: EstimatorConfig, say: Say = print
 ) -> list[EstimatorRow]:
-    """The arms of one algorithm, each measured and, where that is known, exact; last the oracle.
+    """Compute the rows of one algorithm: each arm measured and, if known, exact; last the oracle.
 
     Raises:
-        DataError: the pool holds no gradient.
+        DataError: the pool has no gradient.
     """
     config = arms[0].config
     target = target_gradient(config, pool)
@@ -200,7 +200,7 @@ def algorithm_rows(
 def _exact_errors(
     config: RunConfig, pool: SamplePool, sizes: Mapping[tuple[str, str], SampleSizes], *, target: Float64Array
 ) -> Iterator[ArmError]:
-    """Of sample sizes by arm and variant, and of the oracle's; none where the algorithm has no exact moments."""
+    """Yield the exact errors of sample sizes by arm and variant, then the oracle's; none without exact moments."""
     largest = max((int(np.ceil(each.counts.max())) for each in sizes.values()), default=0)
     largest = max(largest, _ORACLE_FACTOR * config.samples_per_prompt)
     moments = exact_moments(config, pool, target=target, max_samples=largest)
@@ -258,9 +258,9 @@ def _facts(estimator: EstimatorConfig, base: RunConfig, pool: SamplePool) -> dic
     budget = estimator.step_prompts * base.samples_per_prompt
     return {
         "policy": f"the starting policy of `{estimator.config}`",
-        "pool": f"{pool.num_targets} prompts, {estimator.num_samples} samples each, {len(pool.gradients)} different",
+        "pool": f"{pool.num_targets} prompts, {estimator.num_samples} samples each, {len(pool.gradients)} distinct",
         "accept rates": f"mean {rates.mean():.3f}; 10, 25, 50, 75 and 90 % quantiles {quantiles}",
         "gradients": f"of all parameters, {'projected on' if estimator.projection_size else 'all'} {size} dimensions",
-        "step": f"{budget} samples for {estimator.step_prompts} prompts, or as many candidates as an arm selects from; "
+        "step": f"{budget} samples for {estimator.step_prompts} prompts, or for the candidates of an arm that selects; "
         f"{estimator.num_repeats} repeats, each after {estimator.warm_up_steps} steps on other prompts",
     }

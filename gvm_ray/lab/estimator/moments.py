@@ -1,4 +1,4 @@
-"""Moments of gradient estimates over groups of given sizes: exact, measured, and of the sizes with the least error."""
+"""Moments of gradient estimates from groups of given sizes: exact, measured, and for sizes with the least error."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,20 +14,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorSplit:
-    """mean_squared_error = variance + bias_squared, in the units of the squared target."""
+    """An error split into variance and squared bias, whose sum it is; in units of the squared target."""
 
     variance: float  # E |x - E x|^2
-    bias_squared: float  # |E x - target|^2; measured without bias, so it may come out below 0
+    bias_squared: float  # |E x - target|^2; an unbiased measurement, so it may be below 0
     mean_squared_error: float  # E |x - target|^2
-    cosine: float  # of E x with the target; NaN where E x is 0, or lost in noise
+    cosine: float  # of E x with the target; NaN if E x is 0 or lost in noise
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MeasuredError(ErrorSplit):
-    """An error split estimated from repeats, and the same of bootstrap resamples of the repeats.
+    """An error split estimated from repeats, and from bootstrap resamples of the repeats.
 
-    The mean of a resample is off the target by the noise of the resampling too, so the resamples' squared bias lies
-    above the estimate's: their deviation is its error, their percentiles are no interval of it.
+    The mean of a resample is off the target by the noise of resampling too, so the squared bias of resamples lies above
+    the estimate. Their standard deviation is the estimate's error, but their percentiles are not its interval.
     """
 
     resampled: NDArray[np.float64]  # [NUM_RESAMPLES, 3] variance, bias_squared, mean_squared_error
@@ -40,15 +40,15 @@ class MeasuredError(ErrorSplit):
 
 
 def measured_error(estimates: Array, target: Array, *, seed: int = 0) -> MeasuredError:
-    """Variance, squared bias and mean squared error of R independent estimates.
+    """Measure variance, squared bias and mean squared error of R independent estimates.
 
-    The squared bias is |mean - target|^2 less variance / R, what the mean of R estimates is off by chance; so neither
-    it nor the variance is biased, and their sum is the mean of the squared errors.
+    The squared bias is |mean - target|^2 minus variance / R, the chance error of a mean of R estimates. So both the
+    squared bias and the variance are unbiased, and their sum is the mean of the squared errors.
 
     Args:
         estimates: [R, D], R >= 2.
         target: [D].
-        seed: of the bootstrap over repeats.
+        seed: seed of the bootstrap over repeats.
 
     Raises:
         ValueError: fewer than two estimates.
@@ -72,14 +72,14 @@ def measured_error(estimates: Array, target: Array, *, seed: int = 0) -> Measure
 
 
 def ratio_interval(error: MeasuredError, baseline: MeasuredError, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the ratio of two mean squared errors, whose repeats are independent of each other."""
-    ratios = error.resampled[:, 2] / baseline.resampled[::-1, 2]  # resamples with equal seeds are no pairs
+    """Compute a percentile interval of the ratio of two mean squared errors from independent repeats."""
+    ratios = error.resampled[:, 2] / baseline.resampled[::-1, 2]  # reversed, so that equal seeds don't make pairs
     low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
 def _split(counts: Array, products: Array) -> Array:
-    """[B, 3] of B resamples: how often each repeat is in it [B, R], of errors with inner products [R, R]."""
+    """Compute the split [B, 3] of B resamples from counts of the repeats [B, R] and errors' inner products [R, R]."""
     num_repeats = counts.shape[1]
     error = counts @ np.diag(products) / num_repeats
     of_mean = np.einsum("br,br->b", counts @ products, counts) / num_repeats**2
@@ -92,20 +92,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupCoefficients:
-    """c+ and c- [N + 1, N + 1] for groups of n samples, of which k are accepted; 0 where k > n, and at n = 0."""
+    """Coefficients c+ and c- [N + 1, N + 1] of groups with n samples and k accepted; 0 for k > n and for n = 0."""
 
     accepted: Array
     rejected: Array
 
     @property
     def max_samples(self) -> int:
-        """N."""
+        """The largest group size N."""
         return len(self.accepted) - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptGradients:
-    """Moments of the gradients of P prompts' samples; 0 for a class that a prompt has no samples of."""
+    """Moments of the gradients of P prompts' samples; 0 for a class without samples."""
 
     accept_rates: Array  # [P]
     means: Array  # [2, P, D] of the accepted and of the rejected samples
@@ -114,20 +114,20 @@ class PromptGradients:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampleSizes:
-    """How the samples of a step are split over P prompts: one split, or S independent draws of a random one."""
+    """The split of a step's samples over P prompts: one split, or S independent draws of a random split."""
 
-    counts: Array  # [S, P]; a fraction is the chance to be rounded up, drawn for each prompt by itself
-    factors: Array  # [S, P] on each group's term: 1 / number of prompts, times a prompt's weight
+    counts: Array  # [S, P]; a fraction is the probability of rounding up, independent for each prompt
+    factors: Array  # [S, P] on each group's term: 1 / number of prompts, times the prompt's weight
 
 
 class GroupMoments:
-    """Means and second moments of each prompt's group for every n up to N, and the errors that follow from them.
+    """Means and second moments of each prompt's group for every n up to N, and the errors computed from them.
 
     The term of prompt i with n samples has the mean A+_i(n) mu+_i + A-_i(n) mu-_i.
     """
 
     def __init__(self, coefficients: GroupCoefficients, gradients: PromptGradients, *, target: Array) -> None:
-        """Moments for a target [D], the gradient that is estimated."""
+        """Compute the moments for a target [D], the gradient to estimate."""
         self.max_samples = coefficients.max_samples
         self.num_prompts = len(gradients.accept_rates)
         vectors = gradients.means.reshape(2 * self.num_prompts, -1)
@@ -144,18 +144,18 @@ class GroupMoments:
 
     @cached_property
     def variances(self) -> Array:
-        """[N + 1, P] E |term - E term|^2."""
+        """Variances E |term - E term|^2 [N + 1, P]."""
         return self.seconds - self._square(self.means)
 
     def expected_error(self, sizes: SampleSizes) -> ErrorSplit:
-        """Of the estimate sum_i factor_i term_i(n_i), over sampling and over splits; like that of `measured_error`, the
-        squared bias is without the noise of a mean over S draws.
+        """Compute the error of the estimate sum_i factor_i term_i(n_i), over sampling and over splits. As in
+        `measured_error`, the squared bias excludes the noise of a mean over S draws.
 
         Raises:
             ValueError: a count is above N.
         """
         if sizes.counts.max(initial=0) > self.max_samples:
-            raise ValueError(f"a count of {sizes.counts.max():g} is above the {self.max_samples} that moments are of")
+            raise ValueError(f"a count of {sizes.counts.max():g} is above the moments' max_samples={self.max_samples}")
         variances, totals = [], []
         for counts, factors in zip(sizes.counts, sizes.factors, strict=True):
             means = self._at(self.means, counts)
@@ -175,7 +175,7 @@ class GroupMoments:
         )
 
     def bias_square(self, total: Array) -> float:
-        """|sum of mean gradients - target|^2 for weights [2P] of the classes' mean gradients."""
+        """Compute |sum of mean gradients - target|^2 for weights [2P] of the classes' mean gradients."""
         return float(total @ self.products @ total - 2 * total @ self.with_target + self.target_square)
 
     def _fill(self, n: int, coefficients: GroupCoefficients, gradients: PromptGradients) -> None:
@@ -189,28 +189,29 @@ class GroupMoments:
         self.seconds[n] += ((within @ chances) * gradients.spreads).sum(axis=0)
 
     def _square(self, means: Array) -> Array:
-        """[..., P] |A+ mu+ + A- mu-|^2 for A [2, ..., P]."""
+        """Compute |A+ mu+ + A- mu-|^2 [..., P] for A [2, ..., P]."""
         return np.einsum("a...p,pab,b...p->...p", means, self._own, means)
 
     @staticmethod
     def _at(table: Array, counts: Array) -> Array:
-        """Values [..., P] of a table [..., N + 1, P] at real-valued counts [P]: the mean over rounding up or down."""
+        """Look up values [..., P] of a table [..., N + 1, P] at real-valued counts [P], by linear interpolation: the
+        mean over rounding up or down."""
         low = np.floor(counts).astype(np.int64)
         share, p = counts - low, np.arange(len(counts))
         high = np.minimum(low + 1, table.shape[-2] - 1)
         return (1 - share) * table[..., low, p] + share * table[..., high, p]
 
 
-_JUMPS = range(1, 17)  # one sample of a rarely solved prompt adds noise before many of them take bias away
+_JUMPS = range(1, 17)  # for a rarely solved prompt, one sample only adds noise, but many reduce the bias
 _MAX_EXCHANGES = 2000
 
 
 def oracle_counts(moments: GroupMoments, *, budget: int) -> NDArray[np.int64]:
-    """Integers n [P] that sum to `budget`, none above the moments' N: a local minimum of the expected squared error of
-    the mean of the P prompts' terms.
+    """Find integers n [P] <= N that sum to `budget`, at a local minimum of the expected squared error of the mean of
+    the P prompts' terms.
 
-    From a greedy start, which adds the samples that lower the error most for each, and from an even one, samples are
-    moved from one prompt to another while that lowers the exact error; the better end is taken.
+    There are two starts: a greedy one, which adds the samples with the largest error reduction per sample, and an even
+    one. From each, samples are moved between two prompts while that lowers the exact error. The better end is taken.
 
     Raises:
         ValueError: the budget is above N samples for each prompt.
@@ -238,7 +239,7 @@ def _greedy(moments: GroupMoments, budget: int) -> NDArray[np.int64]:
 
 
 class _Search:
-    """Sample sizes, and what the error becomes when some of them change."""
+    """A search state: sample sizes, and the changes of the error when some of them change."""
 
     def __init__(self, moments: GroupMoments, counts: NDArray[np.int64]) -> None:
         self._moments = moments
@@ -256,15 +257,15 @@ class _Search:
         return float(self._variances[self.counts, self._prompts].sum()) + self._moments.bias_square(total)
 
     def add(self, prompt: int, num_samples: int) -> None:
-        """Give a prompt so many samples more."""
+        """Give a prompt `num_samples` more samples."""
         self.counts[prompt] += num_samples
 
     def changes(self, jump: int) -> NDArray[np.float64]:
-        """[P] change of the error by `jump` samples more (or less) for one prompt; infinite where out of bounds."""
+        """Compute the change of the error [P] by `jump` more (or fewer) samples of one prompt; inf if out of bounds."""
         return self._changes(jump)[0]
 
     def exchange(self) -> "_Search":
-        """Move samples between two prompts while that lowers the error; returns itself."""
+        """Move samples between two prompts while that lowers the error; return self."""
         for _ in range(_MAX_EXCHANGES):
             best, move = -1e-12 * self._moments.target_square, None
             for jump in _JUMPS:
@@ -286,7 +287,7 @@ class _Search:
         return self._moments.means[:, counts, self._prompts]
 
     def _changes(self, jump: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Changes of the error [P], and of the means' weights [2, P], by `jump` samples more for one prompt."""
+        """Compute the changes of the error [P] and of the means' weights [2, P] by `jump` more samples of a prompt."""
         new = self.counts + jump
         inside = (new >= 0) & (new <= self._moments.max_samples)
         new = np.where(inside, new, self.counts)

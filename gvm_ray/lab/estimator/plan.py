@@ -1,4 +1,4 @@
-"""What a measurement is made of: the run whose policy is measured, and one checked configuration for each arm."""
+"""The plan of a measurement: the run whose policy is measured, and a checked configuration for each arm."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from gvm_ray.config import EstimatorConfig, RunConfig, parse_config
 from gvm_ray.config.load import merged, read_toml
 from gvm_ray.exceptions import ConfigError
 
-_ARMS_OWN = {"allocator", "learner"}  # settings that leave the samples, the budget and the target as they are
+_ARMS_OWN = {"allocator", "learner"}  # settings that don't change the samples, the budget or the target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +21,11 @@ class PlannedArm:
 
 
 def base_config(estimator: EstimatorConfig, *, folder: Path) -> RunConfig:
-    """The run whose starting policy is measured, with the step's prompts as this measurement has them.
+    """Build the configuration of the run whose starting policy is measured, with the measurement's step size.
 
     Args:
         estimator: the measurement.
-        folder: of its TOML file, from which the run's path counts.
+        folder: folder of its TOML file, to which the run's path is relative.
 
     Raises:
         ConfigError: the run's settings are wrong.
@@ -34,10 +34,10 @@ def base_config(estimator: EstimatorConfig, *, folder: Path) -> RunConfig:
 
 
 def planned_arms(estimator: EstimatorConfig, *, folder: Path) -> list[PlannedArm]:
-    """Every arm with every algorithm, algorithm by algorithm.
+    """Plan every arm with every algorithm, grouped by algorithm.
 
     Raises:
-        ConfigError: an arm's settings are wrong, or would need another policy, other samples, another budget or target.
+        ConfigError: an arm's settings are wrong, or change the policy, the samples, the budget or the target.
     """
     values, base = _base_values(estimator, folder), base_config(estimator, folder=folder)
     arms = []
@@ -53,7 +53,7 @@ def planned_arms(estimator: EstimatorConfig, *, folder: Path) -> list[PlannedArm
             if different := [name for name in shared if found[name] != shared[name]]:
                 raise ConfigError(
                     f"arm {arm.name!r} with algorithm {algorithm.name!r} changes {', '.join(different)}, but all share "
-                    "one policy, its samples, one budget and a target; set `allocator` and `learner` in an arm, "
+                    "one policy, its samples, one budget and one target; set `allocator` and `learner` in an arm, "
                     f"`algorithm` in [[algorithms]], and the rest in {estimator.config!r}"
                 )
             arms.append(PlannedArm(algorithm=algorithm.name, name=arm.name, config=config))

@@ -1,4 +1,4 @@
-"""The samples that stand for the policy: what each prompt's responses are worth, and their gradients."""
+"""The sample pool that stands for the policy: rewards and gradients of each prompt's responses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,33 +21,33 @@ from gvm_ray.types import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SamplePool:
-    """K scored samples of each of P prompts, as indices into the U different responses among them.
+    """K scored samples of each of P prompts, as indices into their U distinct responses.
 
-    Within a measurement the pool is the policy: a draw is one of a prompt's K samples, with replacement, so that draws
-    are independent, no allocation can exhaust a prompt, and the pool's own means are the exact expectations.
+    Within a measurement the pool is the policy. A draw is one of a prompt's K samples, with replacement. So draws are
+    independent, no allocation can exhaust a prompt, and the pool's means are the exact expectations.
 
-    The first `num_targets` prompts are those whose mean gradient is estimated; their responses are the first V of the
-    U. Allocators warm up on the others, of which no gradient is needed.
+    The mean gradient of the first `num_targets` prompts is estimated; their responses are the first V of the U.
+    Allocators warm up on the other prompts, whose gradients aren't needed.
     """
 
     prompts: tuple[Prompt, ...]  # P
     num_targets: int
-    samples: tuple[IndexArray, ...]  # of each prompt: [K] indices into the responses
+    samples: tuple[IndexArray, ...]  # for each prompt: [K] indices into the responses
     rewards: Float64Array  # [U]
     num_tokens: IntArray  # [U]
     truncated: BoolArray  # [U]
     gradients: FloatArray  # [V, D] of ln pi(response), projected
-    pilot_norms: Mapping[GradientParameters, Float64Array]  # [U] by what the allocator has measured
+    pilot_norms: Mapping[GradientParameters, Float64Array]  # [U] norms, by the parameters in which they are measured
     training_norms: Float64Array  # [U]
     states: Mapping[Pooling, FloatArray]  # [P, F]
 
     def draw(self, prompt: int, *, num: int, first_index: int, rng: np.random.Generator) -> GroupOutcome:
-        """`num` new samples of a prompt. The outcome's ref holds their indices into the responses."""
+        """Draw `num` samples of a prompt. The outcome's ref holds their indices into the responses."""
         samples = self.samples[prompt]
         return self.outcome(prompt, samples[rng.integers(len(samples), size=num)], first_index=first_index)
 
     def outcome(self, prompt: int, responses: IndexArray, *, first_index: int = 0) -> GroupOutcome:
-        """These responses as one group."""
+        """Return these responses as one group."""
         return GroupOutcome(
             prompt_id=self.prompts[prompt].prompt_id,
             sample_indices=tuple(range(first_index, first_index + len(responses))),
@@ -59,7 +59,7 @@ class SamplePool:
         )
 
     def mean_by_target(self, values: Float64Array, chosen: BoolArray) -> Float64Array:
-        """[num_targets] mean of `values` [U] over each target's samples that are `chosen` [U]; 0 where none is."""
+        """Mean [num_targets] of `values` [U] over each target's samples in `chosen` [U]; 0 for targets without any."""
         means = np.zeros(self.num_targets)
         for prompt, samples in enumerate(self.samples[: self.num_targets]):
             kept = samples[chosen[samples]]
@@ -72,7 +72,7 @@ class SamplePool:
 
 
 def distinct_rows(keys: Sequence[bytes]) -> tuple[list[int], IndexArray]:
-    """First positions of the distinct keys, in order, and for each key [N] which of them it is."""
+    """Find the first position of each distinct key, in order, and for every key [N] the index of its distinct key."""
     row_of: dict[bytes, int] = {}
     rows = np.array([row_of.setdefault(key, len(row_of)) for key in keys], dtype=np.int64)
     _, first = np.unique(rows, return_index=True)

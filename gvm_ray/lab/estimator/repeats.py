@@ -1,4 +1,4 @@
-"""Repeats an arm's step on the pool: the allocator's own rounds, the algorithm's own batch, and their estimate."""
+"""Repetitions of an arm's step on the pool: the allocator's rounds, the algorithm's batch, the gradient estimate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from gvm_ray.types import EstimatorTerms, Float64Array, GroupOutcome, IndexArray
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RepeatedSteps:
-    """What R independent steps of one arm gave."""
+    """The results of R independent steps of one arm."""
 
-    estimates: Float64Array  # [R, D] gradient of the log-likelihood, weighted as the batch says
-    num_samples: float  # drawn in a step, pilots included; mean
-    num_tokens: float  # likewise
-    max_samples: int  # of one prompt in any of the steps
-    sizes: SampleSizes | None  # of the target prompts; None where a step's n depend on samples that it also trains on
+    estimates: Float64Array  # [R, D] gradient of the log-likelihood, with the batch's weights
+    num_samples: float  # mean number of samples drawn in a step, including pilots
+    num_tokens: float  # mean number of tokens drawn in a step, including pilots
+    max_samples: int  # largest n of a prompt in any step
+    sizes: SampleSizes | None  # of the target prompts; None if a step's n depend on samples that it also trains on
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,15 +36,15 @@ class _Step:
 
 
 def repeated_steps(config: RunConfig, pool: SamplePool, *, estimator: EstimatorConfig, arm: int) -> RepeatedSteps:
-    """`num_repeats` steps on the target prompts, each by a new allocator after its own warm-up.
+    """Run `num_repeats` steps on the target prompts, each by a new allocator after its own warm-up.
 
-    Allocators whose earlier steps have no say in later ones are not warmed up.
+    Allocators whose earlier steps don't affect later ones are not warmed up.
 
     Args:
         config: the arm's run.
-        pool: to draw from.
+        pool: the pool to draw from.
         estimator: the measurement's settings.
-        arm: its number, which sets its random draws apart from other arms'.
+        arm: number of the arm, so that its random draws differ from other arms'.
 
     Raises:
         ConfigError: the allocator can't spend the budget on these prompts.
@@ -67,10 +67,10 @@ def repeated_steps(config: RunConfig, pool: SamplePool, *, estimator: EstimatorC
 
 
 def batch_coefficients(batch: TrainBatch, pool: SamplePool) -> Float64Array:
-    """[V] weight x advantage of each response's gradient in the batch's estimate of the gradient.
+    """Compute the coefficient [V], weight x advantage, of each response's gradient in the batch's gradient estimate.
 
-    At the policy that sampled, importance ratios are 1: the gradient of the batch loss is minus the sum over samples of
-    weight x advantage x gradient of ln pi(response), KL and entropy terms left out.
+    At the policy that sampled, importance ratios are 1. Without KL and entropy terms, the gradient of the batch loss is
+    minus the sum over samples of weight x advantage x gradient of ln pi(response).
     """
     coefficients = np.zeros(len(pool.gradients))
     for group in batch.groups:
@@ -79,7 +79,8 @@ def batch_coefficients(batch: TrainBatch, pool: SamplePool) -> Float64Array:
 
 
 def _sizes(steps: Sequence[_Step], prompt_ids: Sequence[str]) -> SampleSizes | None:
-    """Each step's n and factors, where they were settled before its samples were drawn and nothing else was changed."""
+    """Return each step's n and factors if they were fixed before its samples were drawn and nothing else was changed,
+    else None."""
     if not all(step.one_round and not step.terms.kept and not step.terms.baselines for step in steps):
         return None
     factors = [
@@ -91,7 +92,7 @@ def _sizes(steps: Sequence[_Step], prompt_ids: Sequence[str]) -> SampleSizes | N
 
 
 class _ArmSteps:
-    """One allocator's steps, one after the other."""
+    """Runs the steps of one allocator, one after the other."""
 
     def __init__(self, config: RunConfig, pool: SamplePool, *, rng: np.random.Generator, seed: int) -> None:
         threshold = config.rewards.accept_threshold
@@ -105,9 +106,9 @@ class _ArmSteps:
         self._pilot_norms = np.where(accepted, pool.pilot_norms[config.needs.pilot_norms or "embed_tokens"], np.nan)
 
     def take(self, prompts: IndexArray, *, step: int) -> _Step:
-        """A step on some of these prompts: as many at random as the run shows the allocator at once.
+        """Run a step on a random choice of these prompts, as many as the run has candidates in a step.
 
-        Where there are fewer of them than a step has prompts, the budget is smaller in proportion.
+        If there are fewer prompts than a step has, the budget shrinks in proportion.
         """
         config = self._config
         shown = min(config.candidates_per_step, len(prompts))
@@ -148,7 +149,7 @@ class _ArmSteps:
         return outcomes
 
     def _trained_norms(self, batch: TrainBatch) -> Sequence[TrainedNorms]:
-        """What training on the batch would measure."""
+        """The norms that training on the batch would measure."""
         return [
             TrainedNorms(
                 prompt_id=group.prompt_id,

@@ -1,4 +1,4 @@
-"""Draws the pool: the policy's samples by the run's own engine, scored by its rewards, with their gradients."""
+"""Drawing of the pool: samples of the policy from the run's own engine, scored by its rewards, with gradients."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 
 def warm_started_path(config: RunConfig, prepared: Prepared, *, say: Say) -> str:
-    """The model folder (or hub id) of the run's starting policy; a warm start that isn't cached is made, and cached."""
+    """Return the model folder (or hub id) of the run's starting policy, after making and caching its warm start."""
     warm_start, target = config.warm_start, prepared.base.warm_start_folder
     if warm_start is None or target is None:
         return prepared.base.path
@@ -74,7 +74,7 @@ def warm_started_path(config: RunConfig, prepared: Prepared, *, say: Say) -> str
 
 
 def load_whole_policy(config: RunConfig, prepared: Prepared, path: str) -> PolicyModule:
-    """The policy as one plain module, whose gradients are whole tensors."""
+    """Load the policy as one unsharded module, whose gradients are whole tensors."""
     of_hub = path == prepared.base.path
     causal_lm = load_causal_lm(
         path,
@@ -90,20 +90,20 @@ def load_whole_policy(config: RunConfig, prepared: Prepared, path: str) -> Polic
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Responses:
-    """The different responses of each prompt, and how often each was sampled."""
+    """The distinct responses of each prompt, and the samples as indices into them."""
 
     prompts: tuple[Prompt, ...]  # [U]
     completions: tuple[Completion, ...]  # [U]
-    samples: tuple[IndexArray, ...]  # of each prompt: [K] indices into them
+    samples: tuple[IndexArray, ...]  # for each prompt: [K] indices into the completions
 
 
 def draw_pool(
     estimator: EstimatorConfig, base: RunConfig, arms: Sequence[RunConfig], *, run_dir: Path, say: Say
 ) -> SamplePool:
-    """The pool of a measurement's policy, with what its arms are going to ask for.
+    """Draw the pool of a measurement's policy, with all norms and states that its arms need.
 
     Raises:
-        UserError: the run's settings, model or data are wrong, its training set is too small, or a prompt has no
+        UserError: the run's settings, model or data are wrong, the training set is too small, or a prompt has no
             scored sample.
     """
     prepared = prepare(base, run_dir=run_dir)
@@ -143,12 +143,12 @@ def draw_pool(
 
 
 def _chosen_prompts(estimator: EstimatorConfig, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """The targets at random, then the warm-up's."""
+    """Choose random prompts: first the targets, then the warm-up's."""
     needed = estimator.num_prompts + (estimator.num_warm_up_prompts if estimator.warm_up_steps else 0)
     if needed > len(prompts):
         raise DataError(
             f"num_prompts={estimator.num_prompts} and num_warm_up_prompts={estimator.num_warm_up_prompts} need "
-            f"{needed} training prompts, and there are {len(prompts)}; write fewer, or warm_up_steps=0"
+            f"{needed} training prompts, but there are only {len(prompts)}; write fewer, or warm_up_steps=0"
         )
     order = np.random.default_rng(estimator.seed).permutation(len(prompts))
     return tuple(prompts[index] for index in order[:needed])
@@ -187,7 +187,7 @@ def _sampled(
 
 
 def _scored(base: RunConfig, responses: _Responses) -> Float64Array:
-    """[U] rewards; NaN where a response could not be scored."""
+    """Score the responses: rewards [U], NaN for a response that could not be scored."""
     sandbox = make_reward_sandbox(base.rewards, max_tokens=base.sampling.max_tokens)
     try:
         results = sandbox.score(list(zip(responses.prompts, responses.completions, strict=True)))
@@ -197,16 +197,16 @@ def _scored(base: RunConfig, responses: _Responses) -> Float64Array:
 
 
 def _with_rewards(responses: _Responses, prompts: Sequence[Prompt], rewards: Float64Array) -> tuple[IndexArray, ...]:
-    """Each prompt's samples that could be scored.
+    """Keep each prompt's scored samples.
 
     Raises:
-        DataError: a prompt has none.
+        DataError: a prompt has no scored sample.
     """
     scored = tuple(own[np.isfinite(rewards[own])] for own in responses.samples)
     for prompt, own in zip(prompts, scored, strict=True):
         if not own.size:
             raise DataError(
-                f"none of the samples of prompt {prompt.prompt_id!r} could be scored; give the reward longer with "
+                f"none of the samples of prompt {prompt.prompt_id!r} could be scored; give the reward more time with "
                 "rewards.timeout_s, or more memory with rewards.memory_mb, in the run's file"
             )
     return scored

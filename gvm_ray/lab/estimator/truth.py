@@ -1,4 +1,4 @@
-"""What a pool says exactly, and an allocator's rule with these true values in place of its estimates."""
+"""Exact values of a pool, and allocators' rules applied to them in place of estimates."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from gvm_ray.types import EstimatorTerms, Float64Array, GroupOutcome, GroupRef, 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptTruth:
-    """What an allocator would like to know of the T target prompts."""
+    """True values of the T target prompts that allocators estimate."""
 
     accept_rates: Float64Array  # [T]
     pilot_norms: Float64Array  # [T] mean over the accepted samples, as pilots estimate it
     accepted_norms: Float64Array  # [T] root mean square, as predictors learn it from training
-    rejected_norms: Float64Array  # [T] likewise
+    rejected_norms: Float64Array  # [T] the same for rejected samples
 
 
 def prompt_truth(config: RunConfig, pool: SamplePool, *, pilot_norms: Float64Array) -> PromptTruth:
-    """Accept rates and gradient norms of the target prompts; a norm is 0 where a prompt has no such sample."""
+    """Compute accept rates and gradient norms of the target prompts; a norm is 0 if the prompt has no such sample."""
     accepted = pool.rewards >= config.rewards.accept_threshold
     squares = pool.training_norms**2
     return PromptTruth(
@@ -42,13 +42,14 @@ def prompt_truth(config: RunConfig, pool: SamplePool, *, pilot_norms: Float64Arr
 
 
 def target_gradient(config: RunConfig, pool: SamplePool) -> Float64Array:
-    """[D] the algorithm's own estimate from all samples of all target prompts: its limit for large uniform n.
+    """Compute the target gradient [D]: the algorithm's estimate from all samples of all target prompts, its limit for
+    large uniform n.
 
     RAFT with `prompt_mean` gives (1/T) sum_i E[gradient of ln pi | accepted], where a prompt without an accepted sample
     counts as 0.
 
     Raises:
-        DataError: it is 0, so nothing can be compared with it.
+        DataError: the target is 0, so nothing can be compared with it.
     """
     outcomes = [pool.outcome(index, pool.samples[index]) for index in range(pool.num_targets)]
     algorithm = create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
@@ -59,8 +60,8 @@ def target_gradient(config: RunConfig, pool: SamplePool) -> Float64Array:
         raise DataError(
             f"{config.algorithm.type} has no gradient on the pool: rewards.accept_threshold="
             f"{config.rewards.accept_threshold} is reached by {(rewards >= config.rewards.accept_threshold).sum()} of "
-            f"{len(rewards)} samples of {pool.num_targets} prompts; measure a policy that solves some of them and not "
-            "all (another warm start, easier prompts), or write more num_prompts and num_samples"
+            f"{len(rewards)} samples of {pool.num_targets} prompts; measure a policy that solves some of them but not "
+            "all (another warm start, easier prompts), or write a larger num_prompts or num_samples"
         )
     return target
 
@@ -68,9 +69,11 @@ def target_gradient(config: RunConfig, pool: SamplePool) -> Float64Array:
 def exact_moments(
     config: RunConfig, pool: SamplePool, *, target: Float64Array, max_samples: int
 ) -> GroupMoments | None:
-    """Moments of the algorithm's groups on the pool; None where its estimate isn't a sum over prompts that depends on
-    how many samples of a prompt are accepted alone: other weightings than `prompt_mean`, normalisation over the batch,
-    rewards of more than two values, an algorithm of the user's own.
+    """Compute the moments of the algorithm's groups on the pool; None if they aren't known.
+
+    They are known if the estimate is a sum over prompts whose terms depend only on the numbers of accepted and rejected
+    samples. Excluded are weightings other than `prompt_mean`, normalisation over the batch, rewards with more than two
+    values, and custom algorithms.
 
     Args:
         config: the algorithm's run.
@@ -90,7 +93,7 @@ def exact_moments(
 
 
 def prompt_gradients(config: RunConfig, pool: SamplePool) -> PromptGradients:
-    """Mean and spread of the gradients of each target's accepted and rejected samples."""
+    """Compute the mean and spread of the gradients of each target's accepted and rejected samples."""
     accepted = pool.rewards >= config.rewards.accept_threshold
     means = np.zeros((2, pool.num_targets, pool.gradients.shape[1]))
     spreads = np.zeros((2, pool.num_targets))
@@ -107,12 +110,12 @@ def prompt_gradients(config: RunConfig, pool: SamplePool) -> PromptGradients:
 
 
 def group_coefficients(config: RunConfig, *, max_samples: int, rewards: tuple[float, float]) -> GroupCoefficients:
-    """What the algorithm makes of groups of every size up to `max_samples` with every number of accepted samples.
+    """Compute the algorithm's coefficients for groups of every size up to `max_samples`, by number of accepted samples.
 
     Args:
         config: the algorithm's run.
         max_samples: largest n.
-        rewards: of an accepted and of a rejected sample.
+        rewards: rewards of an accepted and of a rejected sample.
     """
     algorithm = create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
     sums = np.zeros((2, max_samples + 1, max_samples + 1))
@@ -140,7 +143,7 @@ def _group(rewards: Float64Array, *, name: str) -> GroupOutcome:
 
 
 def _binary_rewards(config: RunConfig, pool: SamplePool) -> tuple[float, float] | None:
-    """The reward of accepted and that of rejected samples, where each has but one."""
+    """The rewards of accepted and of rejected samples; None if either class has more than one reward value."""
     used = np.unique(np.concatenate(pool.samples[: pool.num_targets]))
     rewards = np.unique(pool.rewards[used])
     accepted = rewards >= config.rewards.accept_threshold
@@ -150,21 +153,21 @@ def _binary_rewards(config: RunConfig, pool: SamplePool) -> tuple[float, float] 
     return float(good[0]) if good.size else 1.0, float(bad[0]) if bad.size else 0.0
 
 
-_PARTS = 1000  # of a sample, to which a real-valued split is computed
-_NUM_DRAWS = 200  # of prompts or groups, where chance has a say
+_PARTS = 1000  # a real-valued split is computed to this fraction of a sample
+_NUM_DRAWS = 200  # of prompts or groups, if they are drawn at random
 
 # The split of a budget over some of the target prompts: (rows [Q], budget, rng) -> counts [Q], factors [Q].
 Rule = Callable[[IndexArray, int, np.random.Generator], tuple[Float64Array, Float64Array]]
 
 
 def true_sizes(config: RunConfig, truth: PromptTruth, *, seed: int) -> dict[str, SampleSizes]:
-    """The allocator's sample sizes for the target prompts, by what is left out of its difficulties.
+    """Compute the allocator's sample sizes for the target prompts, in variants that remove some of its difficulties.
 
-    - "true p, G": the rule without estimates, and without pilots.
-    - "true p, G, real n": nor is n rounded to integers (a fraction is a chance). For rules that don't select.
-    - "true p, G, undone": weights undo a selection without a cap. For rules that select.
+    - "true p, G": the rule with true values instead of estimates, and without pilots.
+    - "true p, G, real n": additionally without rounding n (a fraction is a probability). For rules that don't select.
+    - "true p, G, undone": weights undo the selection without a cap. For rules that select.
 
-    None for an allocator whose rule isn't known here.
+    Empty for an allocator whose rule isn't known here.
     """
     num_targets = len(truth.accept_rates)
     shown = min(config.candidates_per_step, num_targets)
@@ -232,7 +235,7 @@ def _divisions(
 
 
 def _divided(weights: Float64Array, *, uniform_share: float, minimum: int, maximum: int | None, parts: int) -> Rule:
-    """n in proportion to the weights within the bounds, in parts of a sample."""
+    """Build a rule: n in proportion to the weights within the bounds, in parts of a sample."""
 
     def rule(rows: IndexArray, budget: int, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
         shares = expected_samples(weights[rows], budget=budget, uniform_share=uniform_share)
@@ -244,7 +247,7 @@ def _divided(weights: Float64Array, *, uniform_share: float, minimum: int, maxim
 
 
 def _selected(allocator: GVMPoolAllocatorConfig, scores: Float64Array, *, undo: float) -> Rule:
-    """Groups of at least `group_size`; `undo` is the cap on the weights that undo the selection, 0 for none."""
+    """Build a rule: groups of at least `group_size`; `undo` caps the weights that undo the selection, 0 for none."""
 
     def rule(rows: IndexArray, budget: int, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
         expected = expected_samples(scores[rows], budget=budget, uniform_share=allocator.uniform_share)

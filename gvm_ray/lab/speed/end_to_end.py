@@ -1,9 +1,9 @@
-"""Whole training steps of the running system, beside TRL's GRPOTrainer on the same model and prompts.
+"""Benchmark of whole training steps, against TRL's GRPOTrainer on the same model and prompts.
 
-The case: 32 prompts x 8 completions of at most 64 tokens and one optimizer update a step, GRPO with equal numbers of
-samples, float32, two threads in all. The prompts are chains of arithmetic so long that worked responses take 41 to 64
-tokens, and the model of 0.9 million parameters has just learned to write them: rewards are mixed, so that every group
-has something to train on, and lengths are real.
+The case: a step has 32 prompts x 8 completions of at most 64 tokens and one optimizer update; GRPO with equal numbers
+of samples, float32, two threads in total. Prompts are arithmetic chains whose worked responses take 41 to 64 tokens.
+The model of 0.9 million parameters has just learned to write such responses, so rewards are mixed, every group has
+something to train on, and lengths are realistic.
 """
 
 import contextlib
@@ -39,9 +39,9 @@ SAMPLES_PER_PROMPT = 8
 MAX_TOKENS = 64
 LEARNING_RATE = 1e-4
 NUM_THREADS = 2
-WARM_UP_STEPS = 3  # of each run, left out of the median
+WARM_UP_STEPS = 3  # first steps of each run, left out of the median
 
-# A chain of k operations is worked in 2k + 2 tokens.
+# The worked response of a chain of k operations has 2k + 2 tokens.
 SOURCE = {
     "type": "arithmetic",
     "modulus": 2,
@@ -57,7 +57,7 @@ MODEL = {
     "num_key_value_heads": 2,
     "intermediate_size": 336,
 }
-# Enough to learn how a response is written; whether it is right stays a matter of chance.
+# Enough to learn the format of a response; whether the answer is right stays a matter of chance.
 WARM_START = {
     "num_updates": 60,
     "batch_size": 16,
@@ -73,7 +73,7 @@ def _tell_nobody(line: str) -> None: ...
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What every trainer is given."""
+    """The inputs of every trainer."""
 
     model: Path  # a Hugging Face folder
     prompts: Path  # JSONL with the fields `prompt` and `answer`
@@ -82,18 +82,20 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFigures:
-    """What came of one run, ours or TRL's."""
+    """The figures of one run, ours or TRL's."""
 
     completions_per_s: float  # in steady state
-    mean_completion_tokens: float  # the same for all, or the figures can't be compared
+    mean_completion_tokens: float  # must be equal for all runs, else the figures can't be compared
 
 
 def measure(options: BenchOptions) -> Iterator[BenchRow]:
-    """Completions/s in steady state for each engine and staleness; the floor is TRL's mean of just before and after.
+    """Measure completions/s in steady state for each engine and staleness.
+
+    The floor is the mean of two TRL runs, one before and one after each run.
 
     Raises:
-        ConfigError: `options.trl_python` is no interpreter.
-        SystemFailure: a run failed, or TRL is not installed there.
+        ConfigError: `options.trl_python` is not an interpreter.
+        SystemFailure: a run failed, or TRL is not installed for that interpreter.
     """
     stalenesses = (0, 1) if options.quick else (0, 1, 2)
     with tempfile.TemporaryDirectory(prefix="gvm-ray-bench-") as folder:
@@ -132,7 +134,7 @@ def _rows(name: str, ours: RunFigures, peers: Sequence[RunFigures]) -> list[Benc
 
 
 def prepare_case(folder: Path, *, num_steps: int) -> Case:
-    """The warm-started model, kept in the cache of warm starts, and the prompts as a file.
+    """Prepare the warm-started model, in the cache of warm starts, and the prompts as a file.
 
     Raises:
         SystemFailure: the warm start failed.
@@ -146,14 +148,14 @@ def prepare_case(folder: Path, *, num_steps: int) -> Case:
     config = parse_config(values)
     base = find_base_model(config, run_dir=folder)
     if base.warm_start_folder is not None:
-        with contextlib.redirect_stdout(sys.stderr):  # its lines say how far it is
+        with contextlib.redirect_stdout(sys.stderr):  # shows its progress lines
             train(config)
         base = find_base_model(config, run_dir=folder)
     return Case(model=Path(base.path), prompts=prompts, num_steps=num_steps)
 
 
 def case_config(case: Case, *, engine: str, max_staleness: int) -> RunConfig:
-    """The case as a run. Sampling and training share the threads where they overlap, else each has all of them."""
+    """Build the case's run configuration. Sampling and training share threads if they overlap, else each uses all."""
     threads = NUM_THREADS if max_staleness == 0 else NUM_THREADS // 2
     values = _values(case.prompts.parent) | {
         "name": f"{engine}-staleness-{max_staleness}",
@@ -171,12 +173,12 @@ def case_config(case: Case, *, engine: str, max_staleness: int) -> RunConfig:
 
 
 def run_ours(config: RunConfig, *, say: Say = _tell_nobody) -> RunFigures:
-    """The figures of a whole run: samples of a step by the median seconds of a step after the warm-up steps."""
+    """Run the case and return its figures: samples per step / median seconds per step, after the warm-up steps."""
     lines = ProgressLines(f"  {config.name}, steps", config.num_steps, say=say)
     with _quiet():
         train(config, overwrite=True, callbacks=[lambda step, metrics: lines.at(step + 1)])
     rows = read_rows(RunFolder(Path(config.runs_dir) / config.name).metrics)
-    # The first step is left out in any case: the time before it is the start's.
+    # The first step has no difference: the time before it belongs to the start.
     seconds = [later["time_s"] - earlier["time_s"] for earlier, later in pairwise(rows)]
     return RunFigures(
         completions_per_s=config.samples_per_step / median(seconds[WARM_UP_STEPS - 1 :]),
@@ -185,7 +187,7 @@ def run_ours(config: RunConfig, *, say: Say = _tell_nobody) -> RunFigures:
 
 
 def run_trl(python: str, case: Case, *, say: Say = _tell_nobody) -> RunFigures:
-    """TRL's figures on the case, from the benchmark script in the repository.
+    """Run TRL on the case with the repository's benchmark script, and return its figures.
 
     Raises:
         ConfigError: the interpreter or the script is missing.
@@ -193,18 +195,18 @@ def run_trl(python: str, case: Case, *, say: Say = _tell_nobody) -> RunFigures:
     """
     script = Path(__file__).parents[3] / "tests" / "benchmarks" / "trl_grpo.py"
     if not script.is_file():
-        raise ConfigError(f"--trl-python needs {str(script)!r}, which comes with a checkout of the repository only")
+        raise ConfigError(f"--trl-python needs {str(script)!r}, which only a checkout of the repository has")
     sizes = {"steps": case.num_steps, "warm-up-steps": WARM_UP_STEPS, "prompts-per-step": PROMPTS_PER_STEP}
     sizes |= {"samples-per-prompt": SAMPLES_PER_PROMPT, "max-tokens": MAX_TOKENS, "threads": NUM_THREADS}
     arguments = [f"--{name}={value}" for name, value in (sizes | {"learning-rate": LEARNING_RATE}).items()]
     environment = os.environ | {"OMP_NUM_THREADS": str(NUM_THREADS), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("PYTHONPATH", None)  # of this interpreter, not of the other
+    environment.pop("PYTHONPATH", None)  # meant for this interpreter, not for the other
     command = [python, str(script), str(case.model), str(case.prompts), *arguments]
     say(f"  TRL, {case.num_steps} steps")
     output, errors, code = _output_of(command, environment, say=say)
     if code:
         last = (errors.strip().splitlines() or ["no message"])[-1]
-        raise SystemFailure(f"TRL's run in {python!r} failed: {last}; {script.name} says what it needs installed")
+        raise SystemFailure(f"TRL's run in {python!r} failed: {last}; see {script.name} for the packages that it needs")
     figures = json.loads(output.strip().splitlines()[-1])
     return RunFigures(
         completions_per_s=figures["completions_per_s"], mean_completion_tokens=figures["mean_completion_tokens"]
@@ -212,7 +214,7 @@ def run_trl(python: str, case: Case, *, say: Say = _tell_nobody) -> RunFigures:
 
 
 def _output_of(command: Sequence[str], environment: Mapping[str, str], *, say: Say) -> tuple[str, str, int]:
-    """What a command printed, its errors and its exit code; it is told now and then for how long it has run."""
+    """Run a command; return its output, its errors and its exit code. `say` is called with the time at intervals."""
     pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
@@ -232,7 +234,7 @@ def _output_of(command: Sequence[str], environment: Mapping[str, str], *, say: S
 
 
 def _values(folder: Path) -> dict[str, Any]:
-    """Settings that the warm start and the measured runs share; nothing is evaluated, checkpointed or drawn."""
+    """Settings that the warm start and the measured runs share; nothing is evaluated, checkpointed or plotted."""
     return {
         "name": "case",
         "runs_dir": str(folder / "runs"),
@@ -254,6 +256,6 @@ def _values(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A run's own lines are no part of the benchmark's output."""
+    """Hide a run's own lines from the benchmark's output."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""Tokens per second through a generator actor, against bare vLLM in an actor of the same size."""
+"""Benchmark of generation: tokens/s through a generator actor, against bare vLLM in an actor of the same size."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ _MODEL = ScratchModelConfig(
     num_key_value_heads=2,
     intermediate_size=352,
     max_position_embeddings=256,
-)  # 0.9 million parameters; a random model hardly ever ends a response, so every one is of max_tokens
+)  # 0.9 million parameters; a random model hardly ever ends a response, so responses have max_tokens
 _MAX_MODEL_LEN = 128
 _NUM_SAMPLES = 8  # of each prompt
 _SAMPLING = SamplingParameters(temperature=1.0, max_tokens=64)
@@ -36,7 +36,7 @@ _SAMPLING = SamplingParameters(temperature=1.0, max_tokens=64)
 
 @ray.remote(num_cpus=1)
 class BareVLLM:
-    """vLLM's own engine and nothing else, in a process of its own."""
+    """vLLM's own engine and nothing else, in a separate process."""
 
     def __init__(self, model_path: str, config: EngineConfig) -> None:
         from gvm_ray.engines.vllm import VLLMEngine
@@ -45,7 +45,7 @@ class BareVLLM:
         self._engine: Any = VLLMEngine(model, config=config).llm_engine
 
     def run(self, prompts: Sequence[list[int]], num_samples: int) -> tuple[int, float]:
-        """(tokens, seconds) of `num_samples` samples of each prompt."""
+        """Draw `num_samples` samples of each prompt; return (tokens, seconds)."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -69,7 +69,7 @@ class BareVLLM:
 
 
 def measure(options: BenchOptions) -> list[BenchRow]:
-    """Tokens/s of one generator actor of one CPU thread, requests in and groups out, in alternation with bare vLLM."""
+    """Measure tokens/s of a generator actor with one CPU thread, from requests to groups, in turn with bare vLLM."""
     config = EngineConfig(kv_cache_gib=0.25)
     kind = resolve_engine(config)
     num_prompts, repeats = (4, 2) if options.quick else (32, 7)
@@ -118,7 +118,7 @@ async def _measure(
     return [
         BenchRow(
             name=f"generation through the generator actor ({kind}, {len(prompts)} x {_NUM_SAMPLES} samples)",
-            value=median(ours[1:]),  # the first one warms up
+            value=median(ours[1:]),  # the first round is warm-up
             unit="tokens/s",
             floor=median(floor[1:]) if floor else None,
             floor_name="bare vLLM",
@@ -129,7 +129,7 @@ async def _measure(
 async def tokens_per_second(
     pool: GeneratorPool, prompts: Sequence[Prompt], *, num_samples: int, first_seed: int
 ) -> float:
-    """Of one round through the pool, whose chunks are fetched and not scored."""
+    """Measure tokens/s of one round through the pool, whose chunks are fetched but not scored."""
     requests = [
         SampleRequest(
             prompt=prompt,
@@ -150,7 +150,7 @@ async def _describe(chunk: ray.ObjectRef) -> list[Outcome]:
 
 
 def make_prompts(num_prompts: int) -> list[Prompt]:
-    """Short arithmetic questions, each another."""
+    """Create short arithmetic questions, all different."""
     tokenizer = build_character_tokenizer()
     texts = [f"{i % 10}+{i // 10}*{(7 * i) % 10}-{(3 * i) % 10}=" for i in range(num_prompts)]
     return [

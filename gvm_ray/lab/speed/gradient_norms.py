@@ -1,4 +1,4 @@
-"""Per-sample gradient norms by the ghost-norm pass, beside one backward pass a sample."""
+"""Benchmark of per-sample gradient norms: the ghost-norm pass against one backward pass per sample."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ CASES: tuple[tuple[bool, GradientParameters], ...] = (
 
 
 def measure(options: BenchOptions) -> Iterator[BenchRow]:
-    """Samples/s at two vocabularies, of a shared embedding and of each matrix where the two are apart."""
+    """Measure samples/s at two vocabulary sizes, for a tied embedding and for each of two untied matrices."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     num_samples, repeats = (4, 2) if options.quick else (16, 5)
     for policy_case in ((size, *case) for size in (32_000, 152_000) for case in CASES):
@@ -43,12 +43,12 @@ def _row(
         value=num_samples / ours,
         unit="samples/s",
         floor=num_samples / bare,
-        floor_name="one backward pass a sample",
+        floor_name="one backward pass per sample",
     )
 
 
 def tiny_policy(*, vocab_size: int, tied: bool) -> PolicyModule:
-    """A random Qwen2-architecture model of two layers and width 128, not sharded."""
+    """Create a random Qwen2-architecture model with two layers and width 128, unsharded."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -67,7 +67,7 @@ def tiny_policy(*, vocab_size: int, tied: bool) -> PolicyModule:
 
 
 def random_batch(num_samples: int, *, vocab_size: int, device: torch.device) -> SequenceBatch:
-    """Sequences of random tokens, all of one length."""
+    """Create sequences of random tokens, all of the same length."""
     ids = np.random.default_rng(0).integers(0, vocab_size, (num_samples, PROMPT_TOKENS + RESPONSE_TOKENS))
     samples = [
         TrainSample(
@@ -81,7 +81,7 @@ def random_batch(num_samples: int, *, vocab_size: int, device: torch.device) -> 
 
 
 def norms_one_by_one(policy: PolicyModule, batch: SequenceBatch, *, parameters: GradientParameters) -> Tensor:
-    """The same norms [B], each by autograd with respect to the one matrix, and logits at the response tokens only."""
+    """Compute the same norms [B], each by autograd for the one matrix, with logits at the response tokens only."""
     model = policy.causal_lm
     matrix = model.lm_head.weight if parameters == "lm_head" else model.model.embed_tokens.weight
     norms = []

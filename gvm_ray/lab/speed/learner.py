@@ -1,7 +1,7 @@
-"""One optimizer update of the learner beside a bare PyTorch loop: the same model, micro-batches and arithmetic.
+"""Benchmark of the learner's optimizer update against a bare PyTorch loop with the same model and micro-batches.
 
-The bare loop has no FSDP2, no metrics and no chunks of logits; both end with the same weights. On a GPU also packed
-micro-batches beside padded ones, and the arithmetic of an update beside that of one large matrix product.
+The bare loop has no FSDP2, no metrics and no chunks of logits; both end with the same weights. On a GPU, packed
+micro-batches are also compared with padded ones, and an update's FLOP/s with those of one large matrix product.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ from gvm_ray.types import Completion, GroupRef, Prompt, RolloutGroup, TrainBatch
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerCase:
-    """A Qwen2-architecture model with tied embeddings, of 0.9 M parameters by default, and a batch for it."""
+    """The sizes of a Qwen2-architecture model with tied embeddings, by default 0.9 M parameters, and of its batch."""
 
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -42,7 +42,7 @@ class LearnerCase:
     dtype: DType = "float32"
 
 
-# 0.5 billion parameters, as Qwen2.5-0.5B has them, with responses of many lengths.
+# 0.5 billion parameters, as in Qwen2.5-0.5B, with responses of many lengths.
 GPU_CASE = LearnerCase(
     hidden_size=896,
     intermediate_size=4864,
@@ -58,7 +58,7 @@ GPU_CASE = LearnerCase(
 
 
 def measure(options: BenchOptions) -> list[BenchRow]:
-    """Tokens per second of one update in float32, on as many threads as torch is set to use; more on a GPU."""
+    """Measure tokens/s of one update in float32, with torch's number of threads; on a GPU, measure more cases."""
     case = LearnerCase(num_prompts=8) if options.quick else LearnerCase()
     groups = make_groups(case)
     batch = make_batch(groups)
@@ -82,10 +82,9 @@ def measure(options: BenchOptions) -> list[BenchRow]:
 
 
 def gpu_rows(case: LearnerCase, *, device: torch.device, repeats: int) -> list[BenchRow]:
-    """An update with packed micro-batches: tokens/s beside padded ones, FLOP/s beside a matrix product's.
+    """Measure an update with packed micro-batches: tokens/s against padded ones, FLOP/s against a matrix product.
 
-    The FLOPs are 6 for each parameter and token (arXiv 2001.08361, section 2.1), without attention: what the model
-    needs, not what recomputation adds.
+    FLOPs are 6 for each parameter and token (arXiv 2001.08361, section 2.1), without attention and recomputation.
     """
     groups = make_groups(case)
     batch = make_batch(groups)
@@ -102,7 +101,7 @@ def gpu_rows(case: LearnerCase, *, device: torch.device, repeats: int) -> list[B
     )
 
     def product() -> float:
-        return (left @ right)[0, 0].item()  # an update ends with numbers on the CPU too, not just with its launch
+        return (left @ right)[0, 0].item()  # waits for the result, as an update does
 
     product_s, _ = compare(product, product, repeats=repeats)
     name = f"packed learner update, {num_parameters:,} parameters in {case.dtype}"
@@ -125,7 +124,7 @@ def gpu_rows(case: LearnerCase, *, device: torch.device, repeats: int) -> list[B
 
 
 def write_model(case: LearnerCase, folder: str | Path) -> None:
-    """A Hugging Face folder of the case's model with random weights."""
+    """Write a Hugging Face folder of the case's model with random weights."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -148,7 +147,7 @@ def write_model(case: LearnerCase, folder: str | Path) -> None:
 
 
 def make_groups(case: LearnerCase) -> list[RolloutGroup]:
-    """Random prompts and responses, sampled by an engine that found every token equally likely."""
+    """Create random prompts and responses, as if sampled by an engine that finds all tokens equally likely."""
     rng = np.random.default_rng(0)
     groups = []
     for index in range(case.num_prompts):
@@ -172,7 +171,7 @@ def make_groups(case: LearnerCase) -> list[RolloutGroup]:
 
 
 def make_batch(groups: Sequence[RolloutGroup]) -> TrainBatch:
-    """Every sample, with advantages from -1 to 1 in each group and the mean over all tokens as the loss."""
+    """Build a batch of all samples, with advantages from -1 to 1 in each group and the mean over all tokens as loss."""
     num_tokens = sum(int(group.num_tokens.sum()) for group in groups)
     return TrainBatch(
         step=0,
@@ -193,13 +192,13 @@ def make_batch(groups: Sequence[RolloutGroup]) -> TrainBatch:
 def make_learner(
     case: LearnerCase, folder: str | Path, *, packing: str = "auto", device: torch.device | None = None
 ) -> Learner:
-    """The learner as a run would build it: GRPO's clipped loss with truncated importance weights, AdamW, clipping."""
+    """Create the learner as in a run: GRPO's clipped loss, truncated importance weights, AdamW, gradient clipping."""
     config = _config(case, packing=packing)
     return Learner(config, base_path=str(folder), token_loss=token_loss(config.algorithm), device=device)
 
 
 class BareLoop:
-    """What one would write by hand: padded batches of similar lengths, log-softmax, loss, backward, clip, AdamW."""
+    """A hand-written training loop: padded batches of similar lengths, log-softmax, loss, backward, clip, AdamW."""
 
     def __init__(self, case: LearnerCase, folder: str | Path) -> None:
         from transformers import AutoModelForCausalLM
@@ -211,7 +210,7 @@ class BareLoop:
         )
 
     def update(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> None:
-        """One optimizer update on all samples."""
+        """Make one optimizer update on all samples."""
         rows = [
             (group.prompt.token_ids, group.completions[i], advantage, weight)
             for kept, group in zip(batch.groups, groups, strict=True)
@@ -239,7 +238,7 @@ class BareLoop:
         self._optimizer.zero_grad()
 
     def _token_losses(self, ids: Tensor, engine_logprobs: Tensor, advantages: Tensor) -> Tensor:
-        """[B, S - 1] clipped losses of the tokens after the first."""
+        """Compute clipped losses [B, S - 1] of the tokens after the first."""
         logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
         logprobs = logits.log_softmax(-1).gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
         old = logprobs.detach()
@@ -266,7 +265,7 @@ def _config(case: LearnerCase, *, packing: str) -> RunConfig:
 
 
 def _num_tokens(groups: Sequence[RolloutGroup]) -> int:
-    """Prompt and response tokens of all samples."""
+    """The number of prompt and response tokens of all samples."""
     return sum(len(g.prompt.token_ids) * len(g) + int(g.num_tokens.sum()) for g in groups)
 
 

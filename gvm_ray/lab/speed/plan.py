@@ -1,4 +1,4 @@
-"""Deciding who gets how many samples: from a thousand prompts to a million, and the default's whole step."""
+"""Benchmark of allocation: plans for a thousand to a million prompts, and a whole step of `gvm_pool`."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ HIDDEN_SIZE = 1536  # of a 1.5B model
 
 
 def measure(options: BenchOptions) -> Iterator[BenchRow]:
-    """Milliseconds from prompts to an `Allocation`, beside a proportional split in numpy that is rounded down."""
+    """Measure milliseconds from prompts to an `Allocation`, against a proportional numpy split that is rounded down."""
     sizes = (10**3, 10**4) if options.quick else (10**3, 10**4, 10**5, 10**6)
     for num_prompts in sizes:
         repeats = 3 if num_prompts >= 10**5 else 9
@@ -30,14 +30,14 @@ def measure(options: BenchOptions) -> Iterator[BenchRow]:
                 value=ours * 1e3,
                 unit="ms",
                 floor=bare * 1e3,
-                floor_name="numpy split, rounded down (loses up to a sample a prompt)",
+                floor_name="numpy split, rounded down (loses up to a sample per prompt)",
                 higher_is_better=False,
             )
     yield from pool_rows(options)
 
 
 def pool_rows(options: BenchOptions) -> list[BenchRow]:
-    """Milliseconds that `gvm_pool` takes of one step: it predicts, selects, sizes, and learns from what came back."""
+    """Measure milliseconds of a step of `gvm_pool`: predict, select, size, and learn from the outcomes."""
     rows = []
     for num_prompts in (128,) if options.quick else (128, 1024):
         step, states = pool_step(num_prompts)
@@ -49,7 +49,7 @@ def pool_rows(options: BenchOptions) -> list[BenchRow]:
                 value=ours * 1e3,
                 unit="ms",
                 floor=bare * 1e3,
-                floor_name="states @ vector: one look at each candidate",
+                floor_name="states @ vector: one pass over the candidates",
                 higher_is_better=False,
             )
         )
@@ -57,7 +57,7 @@ def pool_rows(options: BenchOptions) -> list[BenchRow]:
 
 
 def pool_step(num_prompts: int) -> tuple[Callable[[], AllocationReport], FloatArray]:
-    """One step after the other of `gvm_pool` among eight times as many candidates, and the candidates' states."""
+    """Return a function that runs the next step of `gvm_pool`, with 8 candidates per prompt, and their states."""
     prompts = make_prompts(8 * num_prompts)
     rng = np.random.default_rng(0)
     states = rng.normal(size=(len(prompts), HIDDEN_SIZE)).astype(np.float32)
@@ -98,13 +98,13 @@ def _outcome(prompt_id: str, *, rewards: Float64Array) -> GroupOutcome:
 
 
 def make_prompts(num_prompts: int) -> list[Prompt]:
-    """Prompts that differ in their ids."""
+    """Create prompts that differ only in their ids."""
     token_ids = np.zeros(1, dtype=np.int32)
     return [Prompt(prompt_id=f"prompt-{i}", text="", token_ids=token_ids, answer="") for i in range(num_prompts)]
 
 
 def plans(prompts: list[Prompt]) -> dict[str, Callable[[], Allocation]]:
-    """Uniform's plan; and GVM's decision after its pilots, at accept rates spread over [0, 1]."""
+    """Functions to time: uniform's plan, and GVM's decision after its pilots, at accept rates spread over [0, 1]."""
     rng = np.random.default_rng(0)
     accept_rates, gradient_norms = rng.uniform(size=len(prompts)), rng.lognormal(size=len(prompts))
     budget = SAMPLES_PER_PROMPT * len(prompts)
@@ -122,7 +122,7 @@ def plans(prompts: list[Prompt]) -> dict[str, Callable[[], Allocation]]:
 
 
 def rounded_down(prompts: list[Prompt]) -> dict[str, int]:
-    """Equal shares, each rounded down: no bounds, and a sum that may stay below the budget."""
+    """Compute equal shares, each rounded down, without bounds; the sum may stay below the budget."""
     weights = np.ones(len(prompts))
     budget = SAMPLES_PER_PROMPT * len(prompts)
     counts: NDArray[np.int64] = np.floor(weights * (budget / weights.sum())).astype(np.int64)

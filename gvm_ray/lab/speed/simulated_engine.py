@@ -1,4 +1,4 @@
-"""An engine whose time is slept instead of computed."""
+"""A simulated engine, which sleeps instead of computing."""
 
 import heapq
 import json
@@ -18,37 +18,37 @@ from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyModel:
-    """Continuous batching by three constants, and log-normal response lengths.
+    """A model of continuous batching with three time constants and log-normal response lengths.
 
-    The defaults are an assumption: a model of 1.5 billion parameters in bfloat16 on one A100. Qwen's published speed of
-    Qwen2.5-1.5B in vLLM 0.6.3 is 183 tokens/s at batch size 1, which gives `step_s`, and 152 tokens/s behind 30,720
-    tokens of context, which is 36 ns a step for each token attended to. A sequence with 700 tokens behind it therefore
-    adds 25 microseconds to a step; its 3 GFLOP a token add 20 more at half of the card's 312 TFLOP/s, as does each
+    The defaults assume a model of 1.5 billion parameters in bfloat16 on one A100. Qwen's published speed of
+    Qwen2.5-1.5B in vLLM 0.6.3 is 183 tokens/s at batch size 1, which gives `step_s`, and 152 tokens/s after 30,720
+    tokens of context, which is 36 ns per step for each token of context. So a sequence with 700 tokens of context adds
+    25 microseconds to a step. Its 3 GFLOP per token add 20 more at half of the card's 312 TFLOP/s, and so does each
     token of a prompt. 128 sequences then give 12,000 tokens/s.
     """
 
-    step_s: float = 5.4e-3  # a decode step of no sequence
-    sequence_s: float = 45e-6  # each sequence adds to a decode step
-    prefill_s: float = 20e-6  # a token of a prompt; samples of one request share it, as with a prefix cache
-    load_s: float = 0.5  # new weights, during which nothing is sampled
+    step_s: float = 5.4e-3  # a decode step without sequences
+    sequence_s: float = 45e-6  # added to a decode step by each sequence
+    prefill_s: float = 20e-6  # per prompt token; samples of one request share the prefill, as with a prefix cache
+    load_s: float = 0.5  # loading new weights, during which nothing is sampled
     median_tokens: float = 700.0  # of a response
-    sigma: float = 0.7  # of the logarithm of a response's tokens
-    straggler_share: float = 0.0  # of the samples
-    straggler_factor: float = 4.0  # times the tokens that they would have had
-    speed: float = 1.0  # modelled seconds in one second of the clock
+    sigma: float = 0.7  # standard deviation of the logarithm of a response's tokens
+    straggler_share: float = 0.0  # share of samples that are stragglers
+    straggler_factor: float = 4.0  # factor on the tokens of stragglers
+    speed: float = 1.0  # modelled seconds per second of the clock
 
     def decode_s(self, num_running: int) -> float:
-        """Modelled seconds of a decode step, which gives each running sequence a token."""
+        """The modelled seconds of a decode step, which gives each running sequence a token."""
         return self.step_s + self.sequence_s * num_running
 
     def num_tokens(self, seed: int) -> int:
-        """The length of the response with this seed, at least 1, before it is cut."""
+        """The length of the response with this seed, at least 1, before it is cut at max_tokens."""
         draw = random.Random(seed)
         factor = self.straggler_factor if draw.random() < self.straggler_share else 1.0
         return max(1, round(self.median_tokens * factor * draw.lognormvariate(0.0, self.sigma)))
 
     def to_json(self) -> str:
-        """What a simulated engine takes in place of a model's path."""
+        """Format as JSON, which a simulated engine takes in place of a model path."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -56,22 +56,22 @@ class LatencyModel:
         return cls(**json.loads(text))
 
 
-_TURN_S = 0.05  # modelled seconds of one step, unless the work ends before; new requests and weights wait for it
-_SHORTEST_SLEEP_S = 0.05  # of the clock: each costs this machine's processors some tenths of a millisecond
+_TURN_S = 0.05  # modelled seconds of one step, unless the work ends earlier; new requests and weights wait for it
+_SHORTEST_SLEEP_S = 0.05  # of the clock: each sleep costs some tenths of a millisecond of CPU time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What an engine has done since it was made."""
+    """The work of an engine since its creation."""
 
-    time_s: float  # of the reading; one clock for all processes of a machine
-    busy_s: float  # seconds of the clock in which it had something to sample
-    slot_s: float  # seconds of sampling, summed over the sequences that were running
+    time_s: float  # time of the reading, on a clock that all processes of a machine share
+    busy_s: float  # seconds of the clock in which the engine had something to sample
+    slot_s: float  # seconds of sampling, summed over the running sequences
     num_samples: int
     num_tokens: int  # of the finished samples
 
     def since(self, earlier: "Usage") -> "Usage":
-        """What was done between two readings."""
+        """The work between two readings."""
         return Usage(
             time_s=self.time_s - earlier.time_s,
             busy_s=self.busy_s - earlier.busy_s,
@@ -94,27 +94,27 @@ class _Sample:
     position: int  # among the request's samples
     num_tokens: int
     truncated: bool
-    prefill_tokens: int  # of the prompt, for the first of a request's samples
+    prefill_tokens: int  # the prompt's tokens for the first of a request's samples, else 0
 
 
 class _Running(NamedTuple):
-    last_step: int  # the decode step that ends it; a heap of these has the next one to end in front
+    last_step: int  # the decode step that ends the sample; first, so that a heap has the next sample to end in front
     number: int
     first_step: int
     sample: _Sample
 
 
 class SimulatedEngine:
-    """Protocol `Engine`; lengths depend on the seeds alone, token ids and log-probs are zeros, texts name the seed."""
+    """A simulated engine (protocol `Engine`): seeds set the lengths, token ids and log-probs are 0, texts are seeds."""
 
     def __init__(self, model_path: str, *, config: EngineConfig, max_model_len: int, **_unused: Any) -> None:
-        """An idle engine.
+        """Create an idle engine.
 
         Args:
-            model_path: A latency model, as its `to_json` gives it.
+            model_path: A latency model as JSON, from its `to_json`.
             config: `max_num_seqs` is the number of slots.
             max_model_len: Prompt and response tokens of the longest request.
-            _unused: What else a real engine is given.
+            _unused: Other arguments of real engines.
         """
         self._model = LatencyModel.from_json(model_path)
         self._max_num_seqs = config.max_num_seqs
@@ -126,7 +126,7 @@ class SimulatedEngine:
         self._complete: list[_OpenRequest] = []
         self._num_unfinished = 0
         self._num_started = 0
-        self._decode_steps = 0  # so far: a sample's tokens are those of its steps
+        self._decode_steps = 0  # so far; a sample gets one token in each of its steps
         self._versions: list[tuple[int, int]] = [(0, -1)]  # (decode step, policy version from there on)
         self._overslept_s = 0.0
         self._busy_since: float | None = None
@@ -142,11 +142,11 @@ class SimulatedEngine:
         return self._num_unfinished
 
     def slow_down(self, factor: float) -> None:
-        """Take this many times as long for everything."""
+        """Multiply all durations by this factor."""
         self._slowdown = factor
 
     def usage(self) -> Usage:
-        """Until now, the work under way included."""
+        """Return the usage until now, including work under way."""
         self._count()
         return Usage(
             time_s=time.monotonic(),
@@ -157,7 +157,7 @@ class SimulatedEngine:
         )
 
     def add(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> None:
-        """Queue requests; DataError if one would not fit into the context."""
+        """Queue requests; DataError if a request doesn't fit into the context."""
         check_lengths(requests, sampling=sampling, max_model_len=self._max_model_len)
         if requests and self._busy_since is None:
             self._busy_since = time.monotonic()
@@ -178,7 +178,7 @@ class SimulatedEngine:
                 self._waiting.append(sample)
 
     def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
-        """Many decode steps, and one sleep for the time that they take."""
+        """Simulate many decode steps, with one sleep for their duration."""
         seconds = 0.0
         while (self._waiting or self._running) and seconds < self._turn_s:
             seconds += self._admit()
@@ -196,12 +196,12 @@ class SimulatedEngine:
         self._count()
 
     def reset(self) -> None:
-        """As before the first load_weights."""
+        """Return to the state before the first load_weights."""
         self.abort()
         self._versions = [(0, -1)]
 
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, Any]]) -> None:
-        """Read the tensors and forget them; running samples go on under the new version."""
+        """Read the tensors and drop them; running samples continue under the new version."""
         for _ in tensors:
             pass
         self._sleep(self._clock_s(self._model.load_s))
@@ -211,10 +211,10 @@ class SimulatedEngine:
         self._versions = [*kept, (self._decode_steps, policy_version)]
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: the engine holds no resources."""
 
     def _admit(self) -> float:
-        """Fill the slots; seconds of the prefills."""
+        """Fill the slots; return the seconds of the prefills."""
         num_free = min(self._max_num_seqs - len(self._running), len(self._waiting))
         prefill_tokens = 0
         for _ in range(num_free):
@@ -226,7 +226,7 @@ class SimulatedEngine:
         return self._clock_s(prefill_tokens * self._model.prefill_s)
 
     def _decode(self, limit_s: float) -> float:
-        """Steps until a sample ends, or until `limit_s` has passed, but at least one; their seconds."""
+        """Run steps until a sample ends or `limit_s` has passed, but at least one; return their seconds."""
         step_s = self._clock_s(self._model.decode_s(len(self._running)))
         num_steps = min(self._running[0].last_step - self._decode_steps, max(1, int(limit_s / step_s)))
         self._decode_steps += num_steps
@@ -260,7 +260,7 @@ class SimulatedEngine:
         return modelled_s * self._slowdown / self._model.speed
 
     def _sleep(self, seconds: float) -> None:
-        """What one sleep takes too long is taken off the next: a busy machine's timers are no part of the model."""
+        """Sleep; the next sleep is shorter by the time overslept, so that timers of a busy machine don't add up."""
         start = time.monotonic()
         due = seconds - self._overslept_s
         if due > 0:

@@ -1,4 +1,4 @@
-"""A running system without a model: its learners' time is slept, their weights are bytes."""
+"""A simulated system without a model: learners sleep instead of computing, and their weights are plain bytes."""
 
 import asyncio
 import functools
@@ -40,7 +40,7 @@ REWARD_PATH = f"{__name__}:reward"
 def simulated_prompts(
     num_prompts: int, *, num_tokens: int = 100, difficulty: tuple[float, float] = (0.7, 0.7), seed: int = 0
 ) -> list[Prompt]:
-    """Prompts that all look alike; the accept rate of each is drawn from Beta(*difficulty), by default a wide one."""
+    """Create identical prompts, each with an accept rate drawn from Beta(*difficulty), by default a wide one."""
     accept_rates = np.random.default_rng(seed).beta(*difficulty, size=num_prompts)
     token_ids = np.zeros(num_tokens, dtype=np.int32)
     return [
@@ -56,7 +56,7 @@ def simulated_prompts(
 
 
 def reward(prompt: Prompt, completion: Completion) -> float:
-    """1 with the prompt's accept rate, else 0; always the same for the same text."""
+    """Return 1 with the prompt's accept rate as probability, else 0; deterministic for a given text."""
     return float(random.Random(completion.text).random() < prompt.features["accept_rate"])
 
 
@@ -65,25 +65,25 @@ _STATE_WIDTH = 16
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimulatedBucket:
-    """Takes the place of a `Bucket` of tensors."""
+    """A stand-in for a `Bucket` of tensors."""
 
     data: NDArray[np.uint8]
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """All of it, under one name."""
+        """Yield all bytes under one name."""
         yield "weights", self.data
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerLatency:
-    """How long commands take, in seconds of the clock."""
+    """The durations of learner commands, in seconds of the clock."""
 
-    constant_s: float  # an update of nothing
-    tokens_per_s: float  # trained on; measuring gradient norms and prompt states is as fast
+    constant_s: float  # duration of an empty update
+    tokens_per_s: float  # speed of training, and of measuring gradient norms and prompt states
 
 
 class SimulatedLearners:
-    """Protocol `Learners`: one command at a time, with gradient norms that shrink as responses grow."""
+    """Simulated learners (protocol `Learners`): one command at a time; longer responses have smaller gradient norms."""
 
     def __init__(
         self, latency: LearnerLatency, *, weights_bytes: int, accept_threshold: float, clock: PhaseClock
@@ -95,7 +95,7 @@ class SimulatedLearners:
         self._command = asyncio.Lock()
 
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
-        """Norms [n] of each outcome's accepted samples, NaN for the others; the same for the same samples."""
+        """Add norms [n] to each outcome: NaN for rejected samples; deterministic for given samples."""
         accepted = [outcome.rewards >= self._accept_threshold for outcome in outcomes]
         num_tokens = sum(int(o.num_tokens[mask].sum()) for o, mask in zip(outcomes, accepted, strict=True))
         async with self._command:
@@ -107,7 +107,7 @@ class SimulatedLearners:
         ]
 
     async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
-        """[P, 16], or [P, 32] for both poolings: standard normal numbers, the same for the same prompt."""
+        """Return standard normal states [P, 16], or [P, 32] for both poolings; deterministic for a given prompt."""
         num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         async with self._command:
             with self._clock.phase("prompt_states"):
@@ -117,7 +117,7 @@ class SimulatedLearners:
         return np.array(states, dtype=np.float32).reshape(len(prompts), width)
 
     async def update(self, batch: TrainBatch) -> UpdateResult:
-        """The next version, after as long as the batch's tokens take."""
+        """Sleep for the time of the batch's tokens, and return the next version."""
         num_tokens = sum(int(group.num_tokens.sum()) for group in batch.groups)
         async with self._command:
             with self._clock.phase("update"):
@@ -128,26 +128,26 @@ class SimulatedLearners:
         )
 
     async def weights(self, policy_version: int) -> WeightsRef:
-        """New bytes in the object store."""
+        """Put new bytes into the object store."""
         bucket = SimulatedBucket(data=np.full(self._weights_bytes, policy_version % 256, dtype=np.uint8))
         return WeightsRef(policy_version=policy_version, location=(ray.put(bucket),))
 
     async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
-        """There is nothing to learn."""
+        """Do nothing: there is nothing to learn."""
         return {"loss": 0.0}
 
     async def save(self, folder: str) -> None:
-        """There is nothing to save."""
+        """Do nothing: there is nothing to save."""
 
     def checkpointed(self, folder: str) -> None:
-        """There is nothing to forget."""
+        """Do nothing: nothing was kept for a checkpoint."""
 
     async def export(self, folder: str) -> None:
-        """There is nothing to export."""
+        """Do nothing: there is nothing to export."""
 
 
 def _norms(outcome: GroupOutcome) -> NDArray[np.float64]:
-    """[n] log-normal about 1 / sqrt(tokens), with a factor of each prompt's own."""
+    """Draw log-normal norms [n] around 1 / sqrt(tokens), with a common factor for the group."""
     draw = _draw(outcome.prompt_id, *outcome.sample_indices)
     return (
         draw.lognormal(sigma=0.5)
@@ -157,7 +157,7 @@ def _norms(outcome: GroupOutcome) -> NDArray[np.float64]:
 
 
 def _draw(prompt_id: str, *sample_indices: int) -> np.random.Generator:
-    """Random numbers that depend on these alone."""
+    """Create a generator seeded only by these."""
     return np.random.default_rng([zlib.crc32(prompt_id.encode()), *sample_indices])
 
 
@@ -166,18 +166,18 @@ PROMPT_TOKENS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedParts:
-    """What a simulation knows of the parts that are not real, or that a run takes from data."""
+    """Settings of the simulated parts, and of those that a real run takes from data."""
 
     model: LatencyModel
     learners: LearnerLatency
-    num_prompts: int  # of the whole set
+    num_prompts: int  # in the whole set
     weights_bytes: int
-    num_slow: int  # generators
-    slow_factor: float  # times as long for everything
+    num_slow: int  # number of slow generators
+    slow_factor: float  # factor on all their durations
 
 
 class NoEvaluation:
-    """Protocol `Evaluator`: there is no policy to evaluate."""
+    """An evaluator (protocol `Evaluator`) that returns nothing: there is no policy to evaluate."""
 
     async def evaluate(self) -> Metrics:
         return {}
@@ -187,7 +187,7 @@ class NoEvaluation:
 async def simulated_system(
     config: RunConfig, parts: SimulatedParts, *, log: StepLog, clock: PhaseClock
 ) -> AsyncIterator[tuple[System, GeneratorPool]]:
-    """A started system whose generators hold policy version 0; its actors end with it."""
+    """Start a system whose generators hold policy version 0; its actors are stopped on exit."""
     threshold = config.rewards.accept_threshold
     context = RunContext.of(config, clock=clock)
     model = ModelSpec(path=parts.model.to_json(), max_model_len=PROMPT_TOKENS + config.sampling.max_tokens)
@@ -217,7 +217,7 @@ async def simulated_system(
 
 
 def _slow_down(engine: SimulatedEngine, *, num_slow: int, factor: float) -> None:
-    """In the generator's process: the first generators are the slow ones."""
+    """Slow the engine down if its generator is among the first `num_slow`. Runs in the generator's process."""
     name = ray.get_runtime_context().get_actor_name()
     assert name is not None
     if int(name.rpartition("-")[2]) < num_slow:

@@ -1,4 +1,4 @@
-"""`gvm-ray bench simulation`: what a cluster of a given size would do with its time."""
+"""`gvm-ray bench simulation`: how a cluster of a given size would spend its time."""
 
 import argparse
 import asyncio
@@ -32,7 +32,7 @@ from gvm_ray.types import CheckpointState, Histograms, Metrics, SampleText
 
 _POLL_S = 2.0
 
-# Found in a process's command line, first match first; a Ray worker's is that of its actor class.
+# Substring of a process's command line -> kind; the first match counts. A Ray worker's line names its actor class.
 _KINDS = {
     "sandbox_child": "reward sandboxes",
     "RewardActor": "reward actors",
@@ -44,13 +44,13 @@ _KINDS = {
 
 
 def cpu_seconds() -> dict[str, float]:
-    """Processor seconds so far of the driver (this process) and of everything that it has started, by kind."""
+    """CPU seconds used so far by the driver (this process) and all its descendants, by kind."""
     driver = psutil.Process()
     seconds = {"driver": _seconds(driver)}
     for process in driver.children(recursive=True):
         try:
             command, used = " ".join(process.cmdline()), _seconds(process)
-        except psutil.Error:  # it has ended since
+        except psutil.Error:  # the process has ended
             continue
         kind = next((kind for mark, kind in _KINDS.items() if mark in command), "other")
         seconds[kind] = seconds.get(kind, 0.0) + used
@@ -58,13 +58,13 @@ def cpu_seconds() -> dict[str, float]:
 
 
 def driver_memory_mb() -> float:
-    """MB that this process holds alone: pages of the object store that it has touched are not among them."""
+    """MB of memory private to this process, without the object store's shared pages."""
     memory = psutil.Process().memory_info()
     return (memory.rss - memory.shared) / 1e6
 
 
 def object_store_mb() -> float:
-    """MB in use on all nodes."""
+    """MB of the object store in use on all nodes."""
     stats = [
         node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
         for node in ray.nodes()
@@ -74,7 +74,7 @@ def object_store_mb() -> float:
 
 
 class PeakWatch:
-    """The largest use of the object store that was seen, looking every other second."""
+    """Records the peak use of the object store, polled every two seconds."""
 
     def __init__(self) -> None:
         self.peak_mb = 0.0
@@ -82,7 +82,7 @@ class PeakWatch:
 
     @contextmanager
     def watching(self) -> Iterator["PeakWatch"]:
-        """Look in a thread of its own while the body runs."""
+        """Poll in a separate thread while the body runs."""
         thread = threading.Thread(target=self._watch, name="peak-watch", daemon=True)
         thread.start()
         try:
@@ -104,26 +104,26 @@ def _seconds(process: psutil.Process) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationResult:
-    """One arm's figures, of the measured steps unless it says otherwise."""
+    """One arm's figures, over the measured steps unless stated otherwise."""
 
     settings: SimulationSettings
-    speed: float  # modelled seconds in one of the clock
-    step_s: float  # mean seconds from one update's end to the next one's
-    busy: tuple[float, ...]  # of each generator: share of the time in which it had something to sample
+    speed: float  # modelled seconds per second of the clock
+    step_s: float  # mean seconds from the end of one update to the end of the next
+    busy: tuple[float, ...]  # for each generator: share of the time in which it had something to sample
     occupancy: float  # running sequences / slots
     samples_per_s: float
     ideal_samples_per_s: float
     staleness_mean: float
     staleness_max: float
     cpu: Mapping[str, float]  # cores in use by kind of process
-    driver_s_per_step: float  # processor seconds
+    driver_s_per_step: float  # CPU seconds
     driver_ms_per_group: float
-    driver_mb: tuple[float, ...]  # after each step of the whole run: memory of its own
+    driver_mb: tuple[float, ...]  # private memory after each step of the whole run
     object_store_mb: tuple[float, ...]  # after each step of the whole run
     object_store_peak_mb: float
-    num_samples: int  # of the whole run
-    trained_steps: int  # of the whole run
-    phases_s: Mapping[str, float]  # of the whole run
+    num_samples: int  # in the whole run
+    trained_steps: int  # in the whole run
+    phases_s: Mapping[str, float]  # over the whole run
 
     @property
     def busy_mean(self) -> float:
@@ -131,7 +131,7 @@ class SimulationResult:
 
 
 def table_header() -> str:
-    """Of `table_line`."""
+    """The header of a table of `table_line` rows."""
     return (
         "| generators | allocator | max_staleness | busy % (least) | slots full % | samples/s (of bound %) | "
         "staleness mean/max | driver cores, ms/group, MB first..last | all cores | object store MB peak |\n"
@@ -140,7 +140,7 @@ def table_header() -> str:
 
 
 def table_line(result: SimulationResult) -> str:
-    """One arm as a row of a Markdown table."""
+    """Format one arm as a row of a Markdown table."""
     settings = result.settings
     cells = [
         f"{settings.num_generators}",
@@ -159,7 +159,7 @@ def table_line(result: SimulationResult) -> str:
 
 
 def bench_rows(result: SimulationResult, *, synchronous: SimulationResult) -> list[BenchRow]:
-    """The arm's figures for the table of all benchmarks."""
+    """Build the arm's rows for the table of all benchmarks."""
     arm = f"{result.settings.num_generators} simulated generators, max_staleness {result.settings.max_staleness}"
     return [
         BenchRow(
@@ -195,7 +195,7 @@ class Reading:
     """The state of a running simulation at one moment."""
 
     time_s: float
-    usages: Sequence[Usage]  # of each engine
+    usages: Sequence[Usage]  # one for each engine
     cpu_s: Mapping[str, float]  # by kind of process
 
     @classmethod
@@ -205,7 +205,7 @@ class Reading:
 
 
 class StepRecords:
-    """Protocol `StepLog`: keeps each step's metrics, and takes a reading as the measured steps begin and end."""
+    """Log of steps (protocol `StepLog`): keeps metrics, and takes readings before and after the measured steps."""
 
     def __init__(self, settings: SimulationSettings) -> None:
         self.metrics: list[Metrics] = []
@@ -226,7 +226,7 @@ class StepRecords:
 
 
 def simulate(settings: SimulationSettings) -> SimulationResult:
-    """Run one arm, on a Ray cluster of its own unless the process is connected to one.
+    """Run one arm, in a new local Ray cluster unless the process is connected to one.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -265,7 +265,7 @@ def _result(
     peak_mb: float,
     phases_s: Mapping[str, float],
 ) -> SimulationResult:
-    """What lies between the two readings, and what was seen in the whole run."""
+    """Compute the figures between the two readings, and those of the whole run."""
     passed = end.time_s - start.time_s
     used = [later.since(earlier) for earlier, later in zip(start.usages, end.usages, strict=True)]
     cpu_s = {kind: seconds - start.cpu_s.get(kind, 0.0) for kind, seconds in end.cpu_s.items()}
@@ -295,8 +295,8 @@ def _result(
 
 
 def measure(options: BenchOptions) -> list[BenchRow]:
-    """Busy generators and samples a second, asynchronous beside synchronous and beside the bound."""
-    settings = SimulationSettings(prompts_per_step=256, max_num_seqs=32)  # as many samples in a step as there are slots
+    """Measure busy generators and samples/s of an asynchronous run, against a synchronous run and the upper bound."""
+    settings = SimulationSettings(prompts_per_step=256, max_num_seqs=32)  # one slot for each sample of a step
     if options.quick:
         settings = replace(settings, num_generators=4, prompts_per_step=16, num_prompts=256, num_steps=4)
     synchronous = simulate(replace(settings, max_staleness=0))
@@ -304,7 +304,7 @@ def measure(options: BenchOptions) -> list[BenchRow]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run every combination of the arguments, and print a line of each as it ends."""
+    """Run every combination of the arguments, and print a line when each ends."""
     options = _parser().parse_args(arguments)
     print(table_header(), flush=True)
     try:
@@ -326,20 +326,20 @@ def _parser() -> argparse.ArgumentParser:
         description=str(__doc__).splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--generators", type=int, nargs="+", default=[default.num_generators], help="each makes an arm")
-    add("--max-staleness", type=int, nargs="+", default=[default.max_staleness], help="each makes an arm")
+    add("--generators", type=int, nargs="+", default=[default.num_generators], help="each value makes an arm")
+    add("--max-staleness", type=int, nargs="+", default=[default.max_staleness], help="each value makes an arm")
     add("--allocator", choices=["gvm", "uniform"], nargs="+", default=[default.allocator], help="each makes an arm")
-    add("--steps", type=int, default=default.num_steps, help="that are measured")
-    add("--warm-up-steps", type=int, default=None, help="before those; none = 2 (max_staleness + 1)")
-    add("--prompts", type=int, default=default.prompts_per_step, help="in a step")
-    add("--samples", type=int, default=default.samples_per_prompt, help="of a prompt, on average")
+    add("--steps", type=int, default=default.num_steps, help="measured steps")
+    add("--warm-up-steps", type=int, default=None, help="steps before the measured ones; none = 2 (max_staleness + 1)")
+    add("--prompts", type=int, default=default.prompts_per_step, help="prompts in a step")
+    add("--samples", type=int, default=default.samples_per_prompt, help="samples of a prompt, on average")
     add("--slots", type=int, default=default.max_num_seqs, help="sequences that a generator decodes at once")
-    add("--samples-per-s", type=float, default=default.samples_per_s, help="by the clock, with all slots full")
+    add("--samples-per-s", type=float, default=default.samples_per_s, help="in real time, with all slots full")
     add("--stragglers", type=float, default=default.model.straggler_share, help="share of samples 4 times as long")
     add("--slow-generators", type=float, default=default.slow_share, help="share of generators half as fast")
     add("--reward-actors", type=int, default=default.num_reward_actors)
     add("--seed", type=int, default=default.seed)
-    add("--json", type=Path, default=None, metavar="FILE", help="append all figures of each arm, one line an arm")
+    add("--json", type=Path, default=None, metavar="FILE", help="append all figures, one line per arm")
     return parser
 
 

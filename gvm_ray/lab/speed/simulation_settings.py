@@ -1,4 +1,4 @@
-"""What is simulated: sizes, latencies, and the bound that follows from them."""
+"""Settings of a simulation: sizes, latencies, and the upper bound that follows from them."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -18,50 +18,48 @@ class SimulationSettings:
     num_generators: int = 64
     max_staleness: int = 2
     allocator: Literal["gvm", "uniform"] = "gvm"
-    num_steps: int = 10  # that are measured
-    warm_up_steps: int | None = None  # before those; None = 2 (max_staleness + 1): the first ones come in one burst
+    num_steps: int = 10  # measured steps
+    warm_up_steps: int | None = None  # earlier steps; None = 2 (max_staleness + 1), as the first come in one burst
     prompts_per_step: int = 1024
     samples_per_prompt: int = 8
     num_prompts: int = 8192
-    max_num_seqs: int = 128  # slots of a generator
+    max_num_seqs: int = 128  # number of slots of a generator
     max_tokens: int = 3072
     num_reward_actors: int = 2
-    samples_per_s: float | None = 300.0  # all slots full, by the clock; None leaves the model's speed as it is
+    samples_per_s: float | None = 300.0  # in real time, with all slots full; None keeps the model's speed
     model: LatencyModel = field(default_factory=LatencyModel)
-    slow_share: float = 0.0  # of the generators
+    slow_share: float = 0.0  # share of slow generators
     slow_factor: float = 2.0
-    update_share: float = (
-        0.5  # seconds to train on all of a step's samples, of those to sample them with all slots full
-    )
+    update_share: float = 0.5  # time to train on a step's samples / time to sample them with all slots full
     weights_mb: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.num_warm_up < 1 or self.num_steps < 1:
             raise ConfigError(
-                f"warm_up_steps={self.warm_up_steps} and num_steps={self.num_steps}; write 1 or more of each: what is "
-                "measured begins as one step ends and ends as another does"
+                f"warm_up_steps={self.warm_up_steps} and num_steps={self.num_steps}; write 1 or more of each: the "
+                "measurement begins at the end of one step and ends at the end of another"
             )
 
     @property
     def num_warm_up(self) -> int:
-        """Steps before the measured ones."""
+        """The number of steps before the measured ones."""
         return 2 * (self.max_staleness + 1) if self.warm_up_steps is None else self.warm_up_steps
 
     @property
     def num_slow(self) -> int:
-        """Generators that take `slow_factor` times as long."""
+        """The number of generators that take `slow_factor` times as long."""
         return round(self.slow_share * self.num_generators)
 
     @property
     def mean_tokens(self) -> float:
-        """Of a response, after the cut."""
+        """The mean tokens of a response, after cutting at max_tokens."""
         lengths = [self.model.num_tokens(seed) for seed in range(20_000)]
         return float(np.minimum(lengths, self.max_tokens).mean())
 
     @property
     def modelled_samples_per_s(self) -> float:
-        """All slots of all generators always full, in modelled time: what the latency model allows at most."""
+        """The upper bound on samples/s in modelled time: all slots of all generators always full."""
         model, slots = self.model, self.max_num_seqs
         equivalents = self.num_generators - self.num_slow + self.num_slow / self.slow_factor
         return equivalents * slots / (model.decode_s(slots) * self.mean_tokens)
@@ -75,11 +73,11 @@ class SimulationSettings:
 
     @property
     def ideal_samples_per_s(self) -> float:
-        """The bound by the clock."""
+        """The upper bound on samples/s in real time."""
         return self.modelled_samples_per_s * self.timed_model.speed
 
     def run_config(self) -> RunConfig:
-        """The settings of the real parts.
+        """Build the run configuration of the real parts.
 
         Raises:
             ConfigError: a setting is out of range.
@@ -120,7 +118,7 @@ class SimulationSettings:
         )
 
     def parts(self) -> SimulatedParts:
-        """The settings of what is not real."""
+        """Build the settings of the simulated parts."""
         tokens_per_s = self.ideal_samples_per_s * self.mean_tokens / self.update_share
         return SimulatedParts(
             model=self.timed_model,

@@ -1,4 +1,4 @@
-"""`gvm-ray bench`: the parts, how they are timed, and the table of the figures."""
+"""`gvm-ray bench`: the benchmark parts, their timing, and the table of their figures."""
 
 import importlib
 import logging
@@ -20,18 +20,18 @@ from gvm_ray.reporting.summary import package_versions
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
-    """One measured figure beside its floor or bound, both of one process."""
+    """One measured figure next to its floor or bound, both measured in one process."""
 
-    name: str  # what was measured, e.g. "learner update"
+    name: str  # the measured operation, e.g. "learner update"
     value: float
     unit: str  # "tokens/s", "s", "MB/s" ...
-    floor: float | None  # the same by the bare way; None where there is none
-    floor_name: str  # what the bare way is: "bare PyTorch loop"
+    floor: float | None  # the same figure of the bare implementation; None if there is none
+    floor_name: str  # the bare implementation, e.g. "bare PyTorch loop"
     higher_is_better: bool = True
 
     @property
     def ratio(self) -> float | None:
-        """value / floor, or floor / value where lower is better: 1 is as good as the floor, more is better."""
+        """value / floor, or floor / value if lower is better: 1 is as good as the floor, more is better."""
         if self.floor is None:
             return None
         better, worse = (self.value, self.floor) if self.higher_is_better else (self.floor, self.value)
@@ -39,10 +39,9 @@ class BenchRow:
 
 
 def compare(ours: Callable[[], object], bare: Callable[[], object], *, repeats: int) -> tuple[float, float]:
-    """Median seconds of one call of each.
+    """Measure the median seconds of one call of each.
 
-    Both are called once unmeasured, then `repeats` times in turn, so that whatever else the machine does meets both
-    alike.
+    Both are called once unmeasured, then `repeats` times in turn, so that other load on the machine affects both alike.
 
     Raises:
         ValueError: `repeats` is below 1.
@@ -62,26 +61,26 @@ def compare(ours: Callable[[], object], bare: Callable[[], object], *, repeats: 
 
 _PACKAGE = "gvm_ray.lab.speed"
 
-# In this order, from the cheapest; each is a module of this package with `measure(options) -> list[BenchRow]`.
+# In running order, cheapest first; each is a module of this package with `measure(options) -> list[BenchRow]`.
 _ORDER = ("plan", "gradient_norms", "weight_sync", "learner", "engine", "end_to_end", "simulation")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What the parts are asked for."""
+    """Options of the parts."""
 
-    quick: bool = False  # smaller cases and fewer repeats: does it run, and is the order of magnitude right
+    quick: bool = False  # smaller cases and fewer repeats, to check that it runs and the order of magnitude
     trl_python: str | None = None  # interpreter of an environment with TRL, the peer of the end-to-end part
-    say: Callable[[str], None] = field(default=lambda line: None, repr=False)  # told how far a part is
+    say: Callable[[str], None] = field(default=lambda line: None, repr=False)  # called with lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartResult:
-    """The rows of one part, or why there are none."""
+    """The rows of one part, or its error."""
 
     name: str
     rows: tuple[BenchRow, ...]
-    seconds: float  # that measuring took
+    seconds: float  # duration of the measurement
     error: str | None = None
 
 
@@ -89,15 +88,15 @@ Measure = Callable[[BenchOptions], Iterable[BenchRow]]
 
 
 def part_names() -> tuple[str, ...]:
-    """The parts of this installation, in the order they run in."""
+    """The parts of this installation, in running order."""
     return tuple(name for name in _ORDER if find_spec(f"{_PACKAGE}.{name}") is not None)
 
 
 def select(names: Iterable[str]) -> tuple[str, ...]:
-    """The named parts in the order they run in; all of them where none is named.
+    """Select the named parts, or all if none is named, in running order.
 
     Raises:
-        ConfigError: there is no part of a name.
+        ConfigError: there is no part with a given name.
     """
     known, asked = part_names(), set(names)
     unknown = sorted(asked.difference(known))
@@ -113,11 +112,11 @@ def run_parts(
     on_start: Callable[[str], None] = lambda name: None,
     measures: Mapping[str, Measure] | None = None,
 ) -> list[PartResult]:
-    """Measure part after part; one that raises is reported with its reason, and the others still run.
+    """Measure part after part. If a part raises, its error is reported, and the others still run.
 
     Args:
-        names: as `select` gave them.
-        options: for every part; each figure is told to `say` as it comes.
+        names: names of the parts, from `select`.
+        options: options of every part; its `say` is called with each figure.
         on_start: called with the name of each part before it runs.
         measures: functions to use instead of the parts' own.
     """
@@ -132,7 +131,7 @@ def run_parts(
             for row in measure(options):
                 rows.append(row)
                 options.say(f"  {row.name}: {row.value:,.4g} {row.unit}")
-        except Exception as raised:  # one part's fault must not cost the figures of the others
+        except Exception as raised:  # an error in one part must not cost the figures of the others
             logging.getLogger(__name__).exception("benchmark %s failed", name)
             error = f"{type(raised).__name__}: {raised}"
         results.append(PartResult(name=name, rows=tuple(rows), seconds=time.perf_counter() - start, error=error))
@@ -145,10 +144,10 @@ def _measure_of(name: str) -> Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the figures were measured on."""
+    """The machine on which the figures were measured."""
 
     cpu: str  # model name
-    cores: int  # that this process may use
+    cores: int  # number of cores that this process may use
     memory_gib: float
     gpus: tuple[str, ...]  # names
 
@@ -166,7 +165,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """Everything that one `gvm-ray bench` found out."""
+    """The results of one `gvm-ray bench`."""
 
     machine: Machine
     quick: bool
@@ -180,7 +179,7 @@ class BenchReport:
         return any(result.error is not None for result in self.results)
 
     def markdown(self) -> str:
-        """A table of all rows under a heading that says where and when they were measured."""
+        """Format all rows as a table under a heading with the date and the machine."""
         machine = self.machine
         gpus = ", ".join(machine.gpus) or "no GPU"
         lines = [
@@ -196,11 +195,11 @@ class BenchReport:
             lines += [_line(result.name, row) for row in result.rows]
             if result.error is not None:
                 lines.append(f"| {result.name} | failed: {_cell(result.error)} | | | | |")
-        lines += ["", "A ratio of 1 is as good as the floor, more is better, whichever way the unit counts.", ""]
+        lines += ["", "A ratio of 1 is as good as the floor; more is better, whatever the unit.", ""]
         return "\n".join(lines)
 
     def json(self) -> str:
-        """The same as one JSON object; every row has its ratio."""
+        """Format the same as one JSON object; every row has its ratio."""
         parts = [
             asdict(result) | {"rows": [asdict(row) | {"ratio": row.ratio} for row in result.rows]}
             for result in self.results
@@ -215,7 +214,7 @@ class BenchReport:
         return json_text(values, indent=2) + "\n"
 
     def write(self, folder: Path) -> list[Path]:
-        """bench.md and bench.json in a folder, which is made where it is missing; returns their paths."""
+        """Write bench.md and bench.json into a folder, which is created if missing; return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / "bench.md", folder / "bench.json"]
         for path, text in zip(paths, (self.markdown(), self.json()), strict=True):
@@ -239,7 +238,7 @@ def _cell(text: str) -> str:
 
 
 def _cpu_model() -> str:
-    """The processor's name, which Python's platform module doesn't know on Linux."""
+    """Return the processor's name, which Python's platform module doesn't know on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""New weights from the learners into the object store, and read back as views, beside one plain copy of the bytes."""
+"""Benchmark of weight sync: publishing weights to the object store and reading views, against a plain memory copy."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,9 +12,9 @@ NamedTensors = list[tuple[str, torch.Tensor]]
 
 
 def measure(options: BenchOptions) -> Iterator[BenchRow]:
-    """MB/s of publishing and fetching some large and many small tensors; needs memory for four times the largest case.
+    """Measure MB/s of publishing and fetching some large and many small tensors.
 
-    Starts a local Ray where none runs.
+    Needs memory for four times the largest case. Starts a local Ray if none runs.
     """
     with local_cluster(object_store_mb=3 * 2**10):
         for num_tensors, tensor_bytes in ((200, 2**20 if options.quick else 5 * 2**20), (2000, 2**14)):
@@ -22,7 +22,7 @@ def measure(options: BenchOptions) -> Iterator[BenchRow]:
 
 
 def named_tensors(num_tensors: int, tensor_bytes: int) -> NamedTensors:
-    """Random float32 vectors."""
+    """Create random float32 vectors."""
     generator = torch.Generator().manual_seed(0)
     return [
         (f"layers.{index}.weight", torch.randn(tensor_bytes // 4, generator=generator)) for index in range(num_tensors)
@@ -30,7 +30,7 @@ def named_tensors(num_tensors: int, tensor_bytes: int) -> NamedTensors:
 
 
 def sync_rows(named: NamedTensors, *, repeats: int) -> list[BenchRow]:
-    """Publishing and fetching these tensors, beside copying their bytes into memory in use and into new memory."""
+    """Measure publishing and fetching these tensors, against copying their bytes into used and into new memory."""
     arrays = [tensor.numpy() for _, tensor in named]
     megabytes = sum(array.nbytes for array in arrays) / 1e6
     warm = [array.copy() for array in arrays]

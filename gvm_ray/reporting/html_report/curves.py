@@ -1,4 +1,4 @@
-"""Curves of the report: what was learned, and where the budget went."""
+"""Panels of the report: learning curves, the distribution of the budget, calibration, lengths, rewards and phases."""
 
 import itertools
 from collections.abc import Sequence
@@ -28,18 +28,18 @@ _THIRDS = ("first third", "second third", "last third")
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How the accept rates that an allocator expected compare with those it then saw."""
+    """Accept rates that an allocator predicted, compared with those then observed."""
 
     brier: float  # mean squared error
-    rank_correlation: float  # Spearman's; NaN where there is nothing to rank
+    rank_correlation: float  # Spearman's; NaN if there is nothing to rank
     num_prompts: int
-    expected: Float64Array  # [B] means of bins that aren't empty
+    expected: Float64Array  # [B] means of non-empty bins
     seen: Float64Array  # [B]
     counts: Float64Array  # [B]
 
     @classmethod
     def of(cls, run: RunData) -> "Calibration | None":
-        """Over all steps; None for an allocator that expects nothing before it samples."""
+        """Compute the calibration over all steps; None if the allocator predicts nothing before it samples."""
         rows = run.rows_of("predicted_accept_rate", "observed_accept_rate")
         if not rows or not sum(row[0].size for row in rows):
             return None
@@ -56,7 +56,7 @@ class Calibration:
 
 
 def flow_panel(run: RunData, index: int) -> list[Panel]:
-    """Share of the samples of each stretch of steps that went to prompts of each estimated accept rate."""
+    """Shares of the samples by estimated accept rate of the prompt, over the steps."""
     rows = run.rows_of("accept_rate", "samples_per_prompt")
     spent = np.array([_samples_by_rate(rates, counts) for rates, counts in rows])
     if not spent.sum():
@@ -73,7 +73,7 @@ def flow_panel(run: RunData, index: int) -> list[Panel]:
 
 
 def thirds_panel(run: RunData, index: int) -> list[Panel]:
-    """Mean samples of a prompt by its estimated accept rate, early, midway and late in the run."""
+    """Mean number of samples of a prompt by its estimated accept rate, in the first, second and last third of a run."""
     rows = run.rows_of("accept_rate", "samples_per_prompt")
     edges = np.linspace(0, len(rows), len(_THIRDS) + 1).astype(int)
     curves: dict[str, tuple[Float64Array, Float64Array]] = {}
@@ -95,7 +95,7 @@ def thirds_panel(run: RunData, index: int) -> list[Panel]:
 
 
 def calibration_panel(runs: Sequence[RunData]) -> list[Panel]:
-    """Accept rates seen against those expected, in bins of a tenth whose points are as large as the bin is full."""
+    """Observed accept rates against predicted ones, in bins of 0.1; larger points mean more prompts in the bin."""
     found = [(index, run, Calibration.of(run)) for index, run in enumerate(runs)]
     if not any(calibration for _, _, calibration in found):
         return []
@@ -120,31 +120,31 @@ def _columns(rows: Sequence[Sequence[Float64Array]]) -> list[list[Float64Array]]
 
 
 def _samples_by_rate(rates: Float64Array, counts: Float64Array) -> Float64Array:
-    """[B] samples of the prompts in each bin of the estimated accept rate; those without an estimate are left out."""
+    """The number of samples [B] by bin of the prompt's estimated accept rate, without prompts that have no estimate."""
     known = np.isfinite(rates)
     bins = np.clip((rates[known] * _NUM_BINS).astype(int), 0, _NUM_BINS - 1)
     return np.bincount(bins, weights=counts[known], minlength=_NUM_BINS).astype(np.float64)
 
 
-_MAX_POINTS = 240  # of a line: more can't be seen, and make the page heavy
+_MAX_POINTS = 240  # of a line: more can't be seen, and would bloat the page
 _MAX_BARS = 60
 _REWARD_BINS = 10
-_FLAT = 1e-6  # relative to its size, a difference that says nothing
-_SMOOTHED = 0.05  # of a run's steps in one running mean
+_FLAT = 1e-6  # relative range below which a curve is drawn as flat
+_SMOOTHED = 0.05  # share of a run's steps in one running mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a curve is drawn against."""
+    """The horizontal axis of a curve."""
 
     metric: str
     label: str
     unit: str = ""
-    scale: float = 1.0  # of the unit
+    scale: float = 1.0  # the metric's value of one unit
 
     @property
     def name(self) -> str:
-        """Of files."""
+        """The name in file names."""
         return self.label.split()[-1]
 
     @property
@@ -152,12 +152,12 @@ class Progress:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def of(self, run: RunData) -> Float64Array:
-        """[S] step by step."""
+        """Values [S] by step."""
         return run.column(self.metric) / self.scale
 
 
 def wall_time(runs: Sequence[RunData]) -> Progress:
-    """In the unit that fits the longest run."""
+    """Wall time, in the unit that fits the longest run."""
     longest = max((run.last("time_s") or 0.0 for run in runs), default=0.0)
     unit, scale = next(((unit, scale) for unit, scale in _UNITS if longest >= 2 * scale), ("s", 1.0))
     return Progress(metric="time_s", label="wall time", unit=unit, scale=scale)
@@ -170,7 +170,7 @@ UPDATES = Progress(metric="cost/optimizer_updates", label="optimizer updates")
 
 
 def accuracy_panels(runs: Sequence[RunData]) -> list[Panel]:
-    """Held-out accuracy against tokens, updates and time; the base policy's at 0."""
+    """Held-out accuracy against tokens, updates and time; the base policy is at 0."""
     panels = []
     for progress in (TOKENS, UPDATES, wall_time(runs)):
         curves = [_evaluations(run, progress) for run in runs]
@@ -193,7 +193,7 @@ def accuracy_panels(runs: Sequence[RunData]) -> list[Panel]:
 def metric_panel(
     runs: Sequence[RunData], metric: str, *, title: str, progress: Progress = STEPS, log: bool = False
 ) -> list[Panel]:
-    """A metric of every step: each value faint, their running mean on top. Empty where no run has a value."""
+    """A metric of every step: faint values under their running mean. Empty if no run has a value."""
     curves = [_known(progress.of(run), run.column(metric)) for run in runs]
     if not any(x.size for x, _ in curves):
         return []
@@ -207,7 +207,7 @@ def metric_panel(
         values = np.concatenate([y for _, y in curves])
         if log and values.min() > 0:
             axes.set_yscale("log")
-        elif np.ptp(values) <= _FLAT * max(1.0, abs(values[0])):  # not a picture of rounding errors
+        elif np.ptp(values) <= _FLAT * max(1.0, abs(values[0])):  # don't magnify rounding errors
             axes.set_ylim(min(0.0, 1.2 * values[0]), max(1.0, 1.2 * values[0]))
         axes.set(xlabel=progress.axis_label)
         axes.xaxis.set_major_formatter(_number_tick)
@@ -226,7 +226,7 @@ def reward_panels(runs: Sequence[RunData]) -> list[Panel]:
 
 
 def length_panel(run: RunData, index: int) -> list[Panel]:
-    """The lengths of each step's responses: median, the middle 40 %, 80 % and all. Empty without their deciles."""
+    """Response lengths of each step: median, the middle 40 % and 80 %, and all. Empty if no step has their deciles."""
     steps, deciles = _deciles(run, "length_deciles")
     if not steps.size:
         return []
@@ -244,7 +244,7 @@ def length_panel(run: RunData, index: int) -> list[Panel]:
 
 
 def reward_distribution_panel(run: RunData, index: int) -> list[Panel]:
-    """Share of the samples at each reward, to a tenth of all of them. Empty without the rewards' deciles."""
+    """Shares of the samples by reward, with a resolution of a tenth. Empty if no step has the deciles of rewards."""
     _, deciles = _deciles(run, "reward_deciles")
     if not deciles.size:
         return []
@@ -256,7 +256,7 @@ def reward_distribution_panel(run: RunData, index: int) -> list[Panel]:
 
 
 def phase_panel(run: RunData, index: int) -> list[Panel]:
-    """Seconds a step in which each phase was under way, on top of one another, and the seconds of the step."""
+    """Seconds of each phase per step, stacked, and the seconds of the whole step."""
     seconds = {name: run.column(f"time/{name}_s") for name in (*PHASES, "idle")}
     seconds = {name: np.nan_to_num(values) for name, values in seconds.items() if np.nansum(values) > 0}
     if not seconds:
@@ -270,14 +270,14 @@ def phase_panel(run: RunData, index: int) -> list[Panel]:
         passed = _bin_means(np.diff(run.column("time_s"), prepend=0.0), bins)
         axes.plot(steps, passed, color=INK, linewidth=1.2, label="whole step")
         usual = max(float(np.quantile(each, 0.95)) for each in (passed, np.sum(stacked, axis=0)))
-        axes.set_ylim(0, 1.5 * usual or None)  # the first step may have waited long for the system
-        axes.set(xlabel="steps", ylabel="seconds a step")
+        axes.set_ylim(0, 1.5 * usual or None)  # the first step may have waited long for the start of the system
+        axes.set(xlabel="steps", ylabel="seconds per step")
         add_legend(figure, axes)
     return [Panel(name=f"phases-{index}", title=f"Phases of {run.name}", figure=figure)]
 
 
 def running_mean(values: Float64Array) -> Float64Array:
-    """[S] mean of the values around each step, fewer of them at the ends."""
+    """Mean [S] of the values around each step, of fewer values at the ends."""
     window = np.ones(2 * int(len(values) * _SMOOTHED / 2) + 1)
     sums, counts = (np.convolve(each, window, "full") for each in (values, np.ones(len(values))))
     half = len(window) // 2
@@ -285,7 +285,7 @@ def running_mean(values: Float64Array) -> Float64Array:
 
 
 def _deciles(run: RunData, name: str) -> tuple[Float64Array, Float64Array]:
-    """[S] steps and their [S, 11] deciles."""
+    """Steps [S] and their deciles [S, 11]."""
     rows = [(row["step"], row[name]) for row in run.arrays if name in row]
     return np.array([step for step, _ in rows], dtype=np.float64), np.array(
         [each for _, each in rows], dtype=np.float64
@@ -305,7 +305,7 @@ def _known(x: Float64Array, y: Float64Array) -> tuple[Float64Array, Float64Array
 
 
 def _thinned(x: Float64Array, y: Float64Array, limit: int) -> tuple[Float64Array, Float64Array]:
-    """Means of neighbours, so that at most so many points are left."""
+    """Average neighbours, so that at most `limit` points are left."""
     bins = _bins(len(x), limit)
     return _bin_means(x, bins), _bin_means(y, bins)
 

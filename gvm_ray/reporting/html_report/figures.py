@@ -1,4 +1,4 @@
-"""Figures that follow the page: one SVG whose colours are CSS variables, so that light and dark need no second one."""
+"""Figures in the page's style: SVG with CSS variables as colours, so that one figure serves light and dark mode."""
 
 import io
 import re
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 INK, MUTED, GRID = "#1d232b", "#5d6672", "#dde1e6"
 SERIES = ("#2a6fb0", "#d1661b", "#2e8b57", "#8e5bb5", "#c44e75", "#1a94a6", "#8a7d12", "#7a6a58")
-LINE_STYLES = ("solid", "dashed", "dotted")  # one for each time that all colours were used
-_HEAT = "#3d86cf"  # fades out into whatever is behind it
-# In CSS the same colours have these names, and others in the dark.
+LINE_STYLES = ("solid", "dashed", "dotted")  # the next one each time all colours have been used
+_HEAT = "#3d86cf"  # fades out into the background
+# CSS variables of these colours; dark mode gives them other values.
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
 
 _STYLE: dict[Any, Any] = {
@@ -38,22 +38,22 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-_SHORT_NAME, _LONG_NAME = 14, 24  # letters, of which three or two fit beside each other
+_SHORT_NAME, _LONG_NAME = 14, 24  # letters of names that fit three or two in a row
 _MAX_COLUMNS = 80  # of a heat map
-_WIDTH, _HEIGHT = 4.6, 3.0  # inches: fills a phone with letters of a readable size
+_WIDTH, _HEIGHT = 4.6, 3.0  # inches: fills a phone screen with text of a readable size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     """One figure of the page."""
 
-    name: str  # of its PNG
+    name: str  # name of its PNG
     title: str
     figure: "Figure"
 
     @property
     def svg(self) -> str:
-        """For a page that has other figures too: no ids that two might share, no links, colours by CSS."""
+        """The figure as SVG to embed in a page with others: no shared ids, no links, colours by CSS."""
         with _style(), io.StringIO() as file:
             metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             self.figure.savefig(file, format="svg", metadata=metadata)
@@ -62,21 +62,21 @@ class Panel:
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
         svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
         svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', svg, count=1)
-        svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # only clip paths and markers are referred to
+        svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # only clip paths and markers are referenced
         svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", svg)
         for colour, variable in VARIABLES.items():
             svg = svg.replace(colour, f"var({variable})")
         return svg
 
     def save(self, path: Path) -> None:
-        """As a PNG, on white."""
+        """Write the figure as a PNG, on white."""
         with _style():
             self.figure.savefig(path, dpi=150, facecolor="white")
 
 
 @contextmanager
 def drawing() -> Iterator[tuple["Figure", "Axes"]]:
-    """A new figure of a panel and its axes, in the page's style."""
+    """Create a panel's figure and its axes, in the page's style."""
     with _style():
         figure = new_figure(width=_WIDTH, height=_HEIGHT)
         axes = add_axes(figure)
@@ -88,15 +88,15 @@ def drawing() -> Iterator[tuple["Figure", "Axes"]]:
 def heat_panel(
     amounts: Float64Array, *, name: str, title: str, label: str, steps: int, span: tuple[float, float] = (0.0, 1.0)
 ) -> Panel:
-    """How something is shared out among bins of a value, over time.
+    """Draw a heat map of shares by bin of a value, over time.
 
     Args:
-        amounts: [S, B] of each logged step in each bin.
-        name: of the figure's PNG.
-        title: of the panel.
-        label: of the value.
-        steps: of the run, where the time axis ends.
-        span: of the value, over all bins.
+        amounts: [S, B] amount of each logged step in each bin.
+        name: name of the figure's PNG.
+        title: title of the panel.
+        label: label of the value.
+        steps: number of steps of the run, the end of the time axis.
+        span: range of the value, over all bins.
     """
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
@@ -125,7 +125,7 @@ def heat_panel(
 
 
 def series_style(index: int) -> dict[str, Any]:
-    """Colour and line style of the series of a number; more series than can be told apart start over."""
+    """Colour and line style of the series with this index; they repeat once all combinations are used."""
     return {
         "color": SERIES[index % len(SERIES)],
         "linestyle": LINE_STYLES[index // len(SERIES) % len(LINE_STYLES)],
@@ -133,7 +133,7 @@ def series_style(index: int) -> dict[str, Any]:
 
 
 def add_legend(figure: "Figure", axes: "Axes") -> None:
-    """Names of the series above the axes, where there are several."""
+    """Add a legend above the axes if there are several series."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
         labels = [_shortened(label).replace("$", r"\$") for label in labels]  # a dollar would begin a formula
@@ -142,7 +142,7 @@ def add_legend(figure: "Figure", axes: "Axes") -> None:
 
 
 def _shortened(name: str) -> str:
-    """Without its middle, where it is long: runs of one series often differ at the end."""
+    """Cut the middle of a long name; runs of one series often differ at the end."""
     return name if len(name) <= _LONG_NAME else f"{name[: _LONG_NAME // 2]}…{name[1 - _LONG_NAME // 2 :]}"
 
 

@@ -1,4 +1,4 @@
-"""The report's page and its sections."""
+"""The HTML report: its sections, and the page that they form."""
 
 import json
 import math
@@ -28,12 +28,12 @@ from gvm_ray.reporting.html_report.run_data import RunData, read_runs
 from gvm_ray.reporting.progress import short_count, short_duration
 from gvm_ray.reporting.summary import chosen_settings, differing_settings, flat_settings
 
-_SHOWN_STEPS = 3  # the last ones with sample texts
+_SHOWN_STEPS = 3  # number of last steps whose sample texts are shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text under a head."""
+    """A table of text cells."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -41,18 +41,18 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page; `note` says what is to be known, or why there is nothing to see."""
+    """A section of the page; `note` explains its content, or why it is empty."""
 
-    key: str  # of links to it
+    key: str  # anchor for links
     title: str
     note: str = ""
     panels: Sequence[Panel] = ()
     table: Table | None = None
-    samples: Sequence[Mapping[str, Any]] = ()  # rows of samples.jsonl, with the `run`
+    samples: Sequence[Mapping[str, Any]] = ()  # rows of samples.jsonl, and their `run`
 
 
 def all_sections(runs: Sequence[RunData]) -> list[Section]:
-    """Every section, also those that have nothing to show but why."""
+    """Build all sections; an empty section explains why it is empty."""
     sections = [
         learning_section(runs),
         budget_section(runs),
@@ -65,31 +65,31 @@ def all_sections(runs: Sequence[RunData]) -> list[Section]:
         samples_section(runs),
         settings_section(runs),
     ]
-    nothing = "No step has said anything of this yet."
+    nothing = "No step has reported any of these metrics yet."
     return [each if each.note or each.panels or each.table else replace(each, note=nothing) for each in sections]
 
 
 def learning_section(runs: Sequence[RunData]) -> Section:
-    """Accuracy and reward against what they cost."""
+    """Accuracy and reward against their costs."""
     accuracy, reward = accuracy_panels(runs), reward_panels(runs)
     note = "" if accuracy else "The held-out accuracy was not measured yet, or the run has no prompts.eval."
     return Section(key="learning", title="Learning curves", note=note, panels=[*accuracy, *reward])
 
 
 def budget_section(runs: Sequence[RunData]) -> Section:
-    """Which prompts got the samples."""
+    """The distribution of samples over prompts."""
     panels = [panel for i, run in enumerate(runs) for panel in (*flow_panel(run, i), *thirds_panel(run, i))]
-    note = "By the accept rate p̂ that the allocator estimated of each prompt; prompts without an estimate are left out."
+    note = "By the allocator's estimate p̂ of each prompt's accept rate; prompts without an estimate are left out."
     return Section(
         key="budget",
         title="The budget's flow",
-        note=note if panels else "No step has estimates of accept rates in histograms.jsonl.",
+        note=note if panels else "histograms.jsonl has no estimates of accept rates.",
         panels=panels,
     )
 
 
 def calibration_section(runs: Sequence[RunData]) -> Section:
-    """Whether the accept rates expected before sampling came true."""
+    """Accept rates predicted before sampling, compared with those observed."""
     found = {run.name: Calibration.of(run) for run in runs}
     rows = [
         [name, f"{each.brier:.4f}", _number(each.rank_correlation), f"{each.num_prompts:,}"]
@@ -97,7 +97,7 @@ def calibration_section(runs: Sequence[RunData]) -> Section:
         if each is not None
     ]
     silent = [name for name, each in found.items() if each is None]
-    note = f"No accept rates were expected before sampling by the allocator of: {', '.join(silent)}." if silent else ""
+    note = f"The allocator of these runs predicts no accept rates: {', '.join(silent)}." if silent else ""
     return Section(
         key="calibration",
         title="Calibration of p̂",
@@ -108,16 +108,16 @@ def calibration_section(runs: Sequence[RunData]) -> Section:
 
 
 def phases_section(runs: Sequence[RunData]) -> Section:
-    """Where the time went."""
+    """The time spent in each phase."""
     panels = [panel for index, run in enumerate(runs) for panel in phase_panel(run, index)]
     note = (
-        "Phases overlap in an asynchronous run, so together they may come to more than the step took. The longest "
-        "steps may be cut off."
+        "Phases overlap in an asynchronous run, so their sum may exceed the step's duration. The longest steps may be "
+        "cut off."
     )
     return Section(
         key="phases",
         title="Phases",
-        note=note if panels else "No step says how long its phases took.",
+        note=note if panels else "No step has recorded the duration of its phases.",
         panels=panels,
     )
 
@@ -135,22 +135,22 @@ def distributions_section(runs: Sequence[RunData]) -> Section:
 
 
 def staleness_section(runs: Sequence[RunData]) -> Section:
-    """How far the policy that sampled is from the one that learns."""
+    """The distance between the sampling policy and the learning policy."""
     stale = [run for run in runs if np.nansum(run.column("staleness/max")) > 0]
     panels = [
         *(metric_panel(runs, "staleness/mean", title="Updates between sampling and training") if stale else ()),
         *metric_panel(runs, "importance/effective_sample_size", title="Effective sample size, as a share"),
         *metric_panel(runs, "importance/clipped_fraction", title="Share of clipped importance weights"),
-        *metric_panel(runs, "logprob_difference/mean", title="|learner - engine| a token (nats)", log=True),
+        *metric_panel(runs, "logprob_difference/mean", title="|learner - engine| per token (nats)", log=True),
     ]
     note = "" if stale else "Strictly on-policy: no sample was stale."
     return Section(key="staleness", title="Staleness and importance", note=note, panels=panels)
 
 
 def optimization_section(runs: Sequence[RunData]) -> Section:
-    """What the optimizer saw."""
+    """Entropy, gradient norm and clipping of the updates."""
     panels = [
-        *metric_panel(runs, "entropy", title="Entropy (nats a token)"),
+        *metric_panel(runs, "entropy", title="Entropy (nats per token)"),
         *metric_panel(runs, "grad_norm", title="Gradient norm"),
         *metric_panel(runs, "clip_fraction", title="Share of clipped tokens"),
     ]
@@ -158,7 +158,7 @@ def optimization_section(runs: Sequence[RunData]) -> Section:
 
 
 def failures_section(runs: Sequence[RunData]) -> Section:
-    """What the runs recovered from, and what was dropped."""
+    """Failures from which the runs recovered, and dropped work."""
     rows = [
         [
             run.name,
@@ -174,20 +174,20 @@ def failures_section(runs: Sequence[RunData]) -> Section:
 
 
 def samples_section(runs: Sequence[RunData]) -> Section:
-    """The best and worst responses of the last steps that were looked at, newest first."""
+    """The best and worst responses of the last steps with kept samples, newest first."""
     samples = []
     for run in runs:
         steps = sorted({row["step"] for row in run.samples})[-_SHOWN_STEPS:]
         shown = [row for row in run.samples if row["step"] in steps]
         samples += [{"run": run.name, **row} for row in sorted(shown, key=lambda row: -row["step"])]
-    note = "The newest first, as they were sampled in training."
+    note = "Samples of training, newest first."
     if not samples:
-        note = "There are none in samples.jsonl; reporting.samples_every_steps says how often they are kept."
+        note = "samples.jsonl has none; reporting.samples_every_steps sets how often samples are kept."
     return Section(key="samples", title="Sample completions", note=note, samples=samples)
 
 
 def settings_section(runs: Sequence[RunData]) -> Section:
-    """Where the runs' settings differ; of one run, where they aren't the defaults."""
+    """The settings in which the runs differ; for a single run, the settings that aren't defaults."""
     if len(runs) > 1:
         rows = [
             [name, *("—" if value is None else value for value in values)]
@@ -211,7 +211,7 @@ def settings_section(runs: Sequence[RunData]) -> Section:
 
 
 def key_numbers(run: RunData) -> dict[str, str]:
-    """What there is to say of a run in a few words, by name."""
+    """Key figures of a run: name -> text."""
     total = run.config.get("num_steps")
     numbers = {
         "held-out accuracy": _accuracy(run),
@@ -240,9 +240,9 @@ def _number(value: float) -> str:
 
 
 def write_html_report(folders: Sequence[Path], output: Path) -> list[Path]:
-    """Write the page about the runs in these folders, and its figures as `<page's name>-<figure>.png` beside it.
+    """Write the page about the runs in these folders, and next to it its figures as `<page's name>-<figure>.png`.
 
-    Returns the files written, the page first.
+    Returns the written files, the page first.
 
     Raises:
         DataError: a file of a run is damaged.
@@ -250,7 +250,7 @@ def write_html_report(folders: Sequence[Path], output: Path) -> list[Path]:
     runs = read_runs(folders)
     sections = all_sections(runs)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # A model's text may hold half of a surrogate pair, which no UTF-8 can.
+    # A model's text may contain half of a surrogate pair, which UTF-8 can't encode.
     output.write_text(render(runs, sections), encoding="utf-8", errors="replace")
     written = [output]
     for panel in (panel for section in sections for panel in section.panels):
@@ -260,7 +260,7 @@ def write_html_report(folders: Sequence[Path], output: Path) -> list[Path]:
 
 
 def render(runs: Sequence[RunData], sections: Sequence[Section]) -> str:
-    """The page. Everything in it that isn't ours, a model's words above all, is escaped."""
+    """Render the page. All foreign text in it, above all model output, is escaped."""
     environment = Environment(
         loader=PackageLoader(__name__, ""),
         autoescape=True,

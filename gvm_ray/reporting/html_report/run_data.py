@@ -1,4 +1,4 @@
-"""What a run has left in its folder by now, finished or not, read for a report."""
+"""Reader of a run's folder for reports; the run may still be under way."""
 
 import math
 import time
@@ -13,15 +13,15 @@ from gvm_ray.exceptions import DataError
 from gvm_ray.reporting.run_folder import RunFolder, parse_json, read_rows, read_steps
 from gvm_ray.types import Float64Array
 
-_QUIET_S = 600.0  # without a step, after which a run without a summary isn't taken to be under way
-_QUIET_STEPS = 5  # times the longest step, which may take longer than that
+_QUIET_S = 600.0  # a run without a summary has ended early if there was no step for this long ...
+_QUIET_STEPS = 5  # ... and for this many times its longest step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunData:
-    """The files of one run; what isn't there yet is empty or None."""
+    """The contents of one run's files; missing files are empty or None."""
 
-    name: str  # no other run of the report has it
+    name: str  # unique within the report
     config: Mapping[str, Any]  # nested, resolved
     rows: Sequence[Mapping[str, Any]]  # of metrics.jsonl
     arrays: Sequence[Mapping[str, Any]]  # of histograms.jsonl
@@ -32,7 +32,7 @@ class RunData:
 
     @classmethod
     def read(cls, folder: RunFolder) -> "RunData":
-        """The run in a folder.
+        """Read the run in a folder.
 
         Raises:
             DataError: a file is damaged.
@@ -52,19 +52,19 @@ class RunData:
 
     @property
     def num_steps(self) -> int:
-        """Steps completed."""
+        """The number of completed steps."""
         return int(self.rows[-1]["step"]) + 1 if self.rows else 0
 
     @property
     def status(self) -> str:
-        """`finished`, `under way` or `ended early`; the last two are told apart by how long ago the last step was."""
+        """The status: `finished`, `under way` or `ended early`. The time since the last step decides the last two."""
         if self.summary is not None and self.summary.get("num_steps", 0) >= self.num_steps:
             return "finished"
         longest = max(np.diff(self.column("time_s"), prepend=0.0), default=0.0)
         return "under way" if self.quiet_s <= max(_QUIET_S, _QUIET_STEPS * longest) else "ended early"
 
     def column(self, name: str) -> Float64Array:
-        """[S] a metric step by step, NaN where a step lacks it or it wasn't finite."""
+        """Values [S] of a metric by step; NaN if a step lacks it or it wasn't finite."""
         return np.array([row.get(name) for row in self.rows], dtype=np.float64)
 
     def last(self, name: str) -> float | None:
@@ -74,14 +74,14 @@ class RunData:
         return float(finite[-1]) if finite.size else None
 
     def rows_of(self, *names: str) -> list[list[Float64Array]]:
-        """For each step that has all these arrays, the arrays in this order; null is NaN."""
+        """The named arrays of each step that has all of them, in this order; null becomes NaN."""
         return [
             [np.array(row[name], dtype=np.float64) for name in names] for row in self.arrays if set(names) <= row.keys()
         ]
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunData]:
-    """The runs in order, told apart by their names or, where two have the same, by their folders.
+    """Read runs in order; runs with the same name are named by their folders.
 
     Raises:
         DataError: a file of a run is damaged.
@@ -114,4 +114,4 @@ def _read_rows(path: Path, *, read: Callable[[Path], list[dict[str, Any]]] = rea
 
 
 def _damaged(path: Path, cause: object) -> DataError:
-    return DataError(f"{str(path)!r} is damaged ({cause}); move it away, and the report is made without it")
+    return DataError(f"{str(path)!r} is damaged ({cause}); move it away to make the report without it")

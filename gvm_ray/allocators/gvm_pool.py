@@ -354,7 +354,7 @@ def score(name: Score, accept_rates: Float64Array, estimates: "PromptEstimates")
 
 
 def beta_draws(means: Float64Array, deviations: Float64Array, rng: np.random.Generator) -> Float64Array:
-    """[P] one draw of each belief in p, a Beta distribution of that mean and deviation; kept off 0 and 1, where a score
-    could take the whole budget."""
+    """Draw p [P] from Beta distributions with these means and deviations. Draws stay off 0 and 1, where one score could
+    take the whole budget."""
     strength = means * (1 - means) / deviations**2 - 1
     return rng.beta(means * strength, (1 - means) * strength).clip(1e-3, 1 - 1e-3)

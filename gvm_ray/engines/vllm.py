@@ -135,9 +135,9 @@ class VLLMEngine:
         self._open = OpenRequests(self._tokenizer, end_token_ids=self._end_token_ids, max_model_len=model.max_model_len)
         self._in_process = config.tensor_parallel_size == 1
         self._policy_version = -1
-        self._asleep: set[str] = set()  # what has left the GPU, by vLLM's names
+        self._asleep: set[str] = set()  # memory that has left the GPU, by vLLM's names
         model_config = load_model_config(path, revision=revision, trust_remote_code=trust_remote_code)
-        self._tied = ties_embeddings(model_config)  # a tied head is sent under one name, whatever the files hold
+        self._tied = ties_embeddings(model_config)  # a tied head is sent under one name, whatever names the files have
         self._names = tensor_names(path) - ({"lm_head.weight"} if self._tied else set())
         arguments = EngineArgs(
             model=path,
@@ -146,7 +146,7 @@ class VLLMEngine:
             skip_tokenizer_init=True,  # token ids in, token ids out
             generation_config="vllm",  # use only the run's sampling settings, not the model's recommended ones
             dtype=config.dtype,
-            seed=0,  # of the engine's own random state, which no sample depends on
+            seed=0,  # of the engine's own random state; samples don't depend on it
             max_model_len=model.max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,

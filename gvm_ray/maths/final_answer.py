@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-# What may stand between boxes of one answer: the labels of a list, punctuation, layout, arrows and these words, but no
-# other word or digit and no sign of operation. Linear in the text.
+# Text that may stand between the boxes of one answer: list labels, punctuation, layout, arrows and these words, but no
+# other words or digits, and no operators. Matches in linear time.
 _SEPARATOR = re.compile(
     r"(?:(?:(?<![a-z])(?:answer|option|choice|part|case|solution)\s?)?"
     r"(?<![a-z\d\\])\(?(?:\d{1,2}|[a-z]|[ivx]{2,4})\**(?:[.:](?!\d)|\))"
@@ -22,7 +22,7 @@ _SEPARATOR = re.compile(
     re.IGNORECASE,
 )
 
-_BLANK = re.compile(  # prints nothing, or the dots or the question mark of a form
+_BLANK = re.compile(  # prints nothing, or the dots or question mark of a blank to fill in
     r"(?:[\s~{}$.?…_\u200b-\u200d\u2060\ufeff]|\\[\\,;:!>() _]|\\(?:[hv]space\*?|[hv]?phantom)\{[^{}]*+\}"
     r"|\\(?:q?quad|(?:thin|med|thick|en)space|text(?:bf|it|rm|sf)?|math(?:rm|bf|it|sf)|[mhf]box|boxed|[lc]?dots)"
     r"(?![a-zA-Z]))*+"
@@ -30,7 +30,7 @@ _BLANK = re.compile(  # prints nothing, or the dots or the question mark of a fo
 
 
 def _boxed_spans(text: str) -> list[tuple[int, int, int]]:
-    r"""(start, content start, end) of every complete \boxed{...}, in order of start; one pass over the text."""
+    r"""Find (start, content start, end) of every complete \boxed{...}, in order of start, in one pass over the text."""
     spans: list[tuple[int, int, int]] = []
     open_braces: list[tuple[int, int] | None] = []
     for token in _TOKEN.finditer(text):
@@ -47,9 +47,9 @@ def _boxed_spans(text: str) -> list[tuple[int, int, int]]:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete \boxed{...} of `text`, stripped; None where there is none.
+    r"""Return the content of the last complete \boxed{...} of `text`, stripped; None if there is none.
 
-    Braces are matched (escaped ones don't count); a box that the end of the text cuts off is passed over.
+    Braces are matched (escaped braces don't count). A box cut off by the end of the text is ignored.
     """
     spans = _boxed_spans(text)
     if not spans:
@@ -59,14 +59,14 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_boxed(text: str) -> str | None:
-    r"""The answer in the last boxes of `text`, stripped; None where no box holds anything.
+    r"""Return the answer in the last boxes of `text`, stripped; None if all boxes are blank.
 
-    Boxes that only punctuation, layout, the labels of a list, "and" or "or" part, or nothing, are one answer, joined by
-    ", " and each named once: "\boxed{1} and \boxed{2}" gives "1, 2". Blank boxes are passed over, as are those that
-    hold dots or a question mark, and a box inside another is part of it.
+    Boxes form one answer if nothing lies between them but punctuation, layout, list labels, "and" or "or". Their
+    distinct contents are joined by ", ": "\boxed{1} and \boxed{2}" gives "1, 2". Blank boxes, also with dots or a
+    question mark, are skipped. A box inside another box is part of the outer one.
     """
     group: list[tuple[int, int, int]] = []
-    following = 0  # where the box behind starts
+    following = 0  # start of the box that follows
     for span in reversed(_outer(_boxed_spans(text))):
         box, start, end = span
         if group and not _SEPARATOR.fullmatch(text, end, following):
@@ -79,7 +79,7 @@ def final_boxed(text: str) -> str | None:
 
 
 def _outer(spans: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """The spans that lie in no other."""
+    """The outermost spans."""
     outer: list[tuple[int, int, int]] = []
     for span in spans:
         if not outer or span[0] >= outer[-1][2]:

@@ -263,7 +263,7 @@ class Slot:
         return config, prepared, prepare(train_test, run_dir=folder, load=self._load)
 
     async def _started(self, config: RunConfig, prepared: Prepared) -> _Warm:
-        """What is up, if it serves this run too; else it is stopped and the right thing started."""
+        """Return running actors that can serve this run; start new ones unless the present ones can."""
         key = warm_key(config, prepared)
         if self._warm is not None and self._warm.key == key:
             return self._warm
@@ -296,7 +296,8 @@ def _stored(prepared: Prepared) -> Prepared:
 
 
 def warm_key(config: RunConfig, prepared: Prepared) -> str:
-    """Equal for runs that the same actors can serve: only weights, losses, prompts and allocators differ."""
+    """A key that is equal for runs that the same actors can serve: they differ only in weights, losses, prompts and
+    allocators."""
     files = model_files(prepared.base.path, revision=prepared.base.revision, weights=False)
     learner = config.learner.model_dump(include={"num_workers", "cpus_per_worker", "gpus_per_worker", "dtype"})
     parts = (

@@ -33,26 +33,26 @@ _NONE = "-"
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorRow:
-    """One arm, as measured or as it would be without some of its difficulties. Errors in units of |target|^2."""
+    """One arm, measured or with some of its difficulties removed. Errors are in units of |target|^2."""
 
     algorithm: str
     arm: str
-    variant: str  # "measured", or what of the arm is computed exactly
+    variant: str  # "measured", or the name of an exact variant
     variance: float
     bias_squared: float
     mean_squared_error: float
     cosine: float
     variance_ratio: float  # x baseline's
     error_ratio: float  # mean squared error x baseline's
-    error_ratio_interval: tuple[float, float] | None = None  # 95 %; this and all that follows of measured arms alone
+    error_ratio_interval: tuple[float, float] | None = None  # 95 %; this and all fields below only for measured arms
     deviations: tuple[float, float, float] | None = None  # standard errors of variance, squared bias, and their sum
-    num_samples: float | None = None  # drawn in a step, pilots included; mean
-    num_tokens: float | None = None  # likewise
-    max_samples: int | None = None  # of one prompt in any step
+    num_samples: float | None = None  # mean number drawn in a step, including pilots
+    num_tokens: float | None = None  # mean number drawn in a step, including pilots
+    max_samples: int | None = None  # largest n of a prompt in any step
 
 
 def markdown(rows: Sequence[EstimatorRow], *, baseline: str, facts: Mapping[str, str]) -> str:
-    """One table for each algorithm, under what was measured and how to read it."""
+    """Format one table for each algorithm, below the facts of the measurement and a legend."""
     lines = ["# Gradient estimators at a fixed policy", "", *(f"- {name}: {value}" for name, value in facts.items())]
     lines += ["", *_legend(baseline)]
     for algorithm, group in groupby(rows, key=lambda row: row.algorithm):
@@ -61,7 +61,7 @@ def markdown(rows: Sequence[EstimatorRow], *, baseline: str, facts: Mapping[str,
 
 
 def write_results(folder: Path, rows: Sequence[EstimatorRow], text: str, *, settings: Mapping[str, Any]) -> None:
-    """estimator.md, estimator.csv and estimator.json in a folder, which is made where it is missing."""
+    """Write estimator.md, estimator.csv and estimator.json into a folder, which is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "estimator.md").write_text(text, encoding="utf-8")
     (folder / "estimator.csv").write_text(csv_text(rows), encoding="utf-8")
@@ -70,7 +70,7 @@ def write_results(folder: Path, rows: Sequence[EstimatorRow], text: str, *, sett
 
 
 def csv_text(rows: Sequence[EstimatorRow]) -> str:
-    """One line a row; intervals and standard errors in columns of their own, empty where there are none."""
+    """Format the rows as CSV; intervals and standard errors have their own columns, empty if there are none."""
     file = io.StringIO()
     cells = [_cells(row) for row in rows]
     writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in cells for name in row)))
@@ -89,20 +89,20 @@ def _cells(row: EstimatorRow) -> dict[str, Any]:
 
 def _legend(baseline: str) -> list[str]:
     return [
-        "Variance, squared bias and their sum, the mean squared error (MSE), are of the estimate of one step against "
-        "the target, in units of the target's squared norm; ± is a bootstrap standard error over the repeats.",
-        "The target is what the algorithm makes of all samples of all prompts. Ratios are to the same of "
-        f"`{baseline}`, [95 %]; those of other than measured rows are to its exact expectation where that is known.",
+        "Variance, squared bias and their sum, the mean squared error (MSE), are those of one step's estimate of the "
+        "target, in units of the target's squared norm; ± is a bootstrap standard error over the repeats.",
+        "The target is the algorithm's estimate from all samples of all prompts. Ratios compare with "
+        f"`{baseline}`, [95 %]; rows that aren't measured are compared with its exact expectation if that is known.",
         "",
         "- measured: the allocator as it is, on samples drawn from the pool.",
-        "- its n: the exact expectation for the very n_i that the measured steps had, without the noise of a few huge "
-        "gradients; for allocators that settle all n_i before they sample.",
-        "- true p, G ...: in expectation too. `true p, G`: the allocator's rule with the prompts' "
-        "true accept rates and gradient norms in place of estimates, and no pilots; what it gains is lost to "
+        "- its n: the exact expectation for the same n_i as in the measured steps, without the noise of a few huge "
+        "gradients; for allocators that fix all n_i before they sample.",
+        "- true p, G ...: exact expectations as well. `true p, G`: the allocator's rule with the prompts' "
+        "true accept rates and gradient norms in place of estimates, and no pilots; the difference is lost to "
         "estimation. "
         "`real n`: n is not rounded either. `undone`: weights undo the selection of prompts.",
-        "- oracle: the n_i of the same sum that give the least MSE, for one who knows every prompt's gradients.",
-        "- cosine: of the mean estimate with the target; noise is taken off measured ones, which may then exceed 1.",
+        "- oracle: the n_i with the same sum that give the least MSE, if every prompt's gradients are known.",
+        "- cosine: of the mean estimate with the target; measured ones are corrected for noise, so they may exceed 1.",
     ]
 
 

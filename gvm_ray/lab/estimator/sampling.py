@@ -213,11 +213,11 @@ def _with_rewards(responses: _Responses, prompts: Sequence[Prompt], rewards: Flo
 
 
 class CountSketch:
-    """A fixed linear map from P to D dimensions: each entry, with a random sign, is added to a random one of D sums.
+    """A fixed linear map from P to D dimensions, which adds each entry, with a random sign, to one of D sums at random.
 
-    Inner products are kept in expectation over the map, with a variance of at most (|x|^2 |y|^2 + (x . y)^2) / D
-    (Charikar, Chen, Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206, Lemma 2). Unlike a Gaussian matrix,
-    it needs P and not P x D numbers.
+    Inner products are preserved in expectation over the map, with a variance of at most
+    (|x|^2 |y|^2 + (x . y)^2) / D (Charikar, Chen, Farach-Colton 2002; Weinberger et al. 2009, arXiv 0902.2206, Lemma
+    2). The map needs only P numbers; a Gaussian matrix needs P x D.
     """
 
     def __init__(self, num_entries: int, *, size: int, seed: int, device: torch.device | None = None) -> None:
@@ -227,32 +227,32 @@ class CountSketch:
         self._signs = (torch.randint(2, (num_entries,), generator=generator, dtype=torch.int8) * 2 - 1).to(device)
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """[P] to [D], in the dtype of `vector`."""
+        """Map `vector` [P] to [D], in the same dtype."""
         return vector.new_zeros(self.size).index_add_(0, self._sums, vector * self._signs)
 
 
-_ROWS = 64  # samples, or prompts, of one pass that needs no gradient of parameters
+_ROWS = 64  # samples or prompts in a pass without parameter gradients
 
 
 class ScoreGradients:
     """Gradients of sum_t ln pi(y_t | x) with respect to all parameters, at the sampling temperature.
 
     Args:
-        policy: the whole policy.
-        size: dimensions to project on; None keeps every parameter's.
-        seed: of the projection.
+        policy: the whole policy, unsharded.
+        size: number of dimensions to project on; None keeps the whole gradient.
+        seed: seed of the projection.
     """
 
     def __init__(self, policy: PolicyModule, *, size: int | None, seed: int) -> None:
         self._policy = policy
-        self._parameters = list(policy.parameters())  # a tied matrix comes once
+        self._parameters = list(policy.parameters())  # a tied matrix appears once
         self._device = self._parameters[0].device
         num_entries = sum(parameter.numel() for parameter in self._parameters)
         self._size = size or num_entries
         self._sketch = None if size is None else CountSketch(num_entries, size=size, seed=seed, device=self._device)
 
     def projected(self, samples: Sequence[TrainSample]) -> FloatArray:
-        """[N, D] float32, one backward pass a sample."""
+        """Compute projected gradients [N, D] in float32, with one backward pass per sample."""
         gradients = np.empty((len(samples), self._size), dtype=np.float32)
         for row, sample in enumerate(samples):
             logprobs, _ = self._policy(pad_samples([sample], device=self._device))
@@ -262,16 +262,16 @@ class ScoreGradients:
         return gradients
 
     def pilot_norms(self, samples: Sequence[TrainSample], *, parameters: GradientParameters) -> Float64Array:
-        """[N] as an allocator with pilots is given them; see `Learner.gradient_norms`."""
+        """Compute the norms [N] that an allocator gets for pilots; see `Learner.gradient_norms`."""
         return self._by_batch(samples, lambda batch: sample_gradient_norms(self._policy, batch, parameters=parameters))
 
     def training_norms(self, samples: Sequence[TrainSample]) -> Float64Array:
-        """[N] norms at the input embedding, as training measures them by the way; see `TrainedNorms`."""
+        """Compute the norms [N] at the input embedding, as training measures them; see `TrainedNorms`."""
         return self._by_batch(samples, self._input_embedding_norms)
 
     @torch.no_grad()
     def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> FloatArray:
-        """[P, F] as an allocator is given them; see `PolicyModule.prompt_states`."""
+        """Compute hidden states [P, F] as an allocator gets them; see `PolicyModule.prompt_states`."""
         batches = self._batches([prompt_sample(ids) for ids in token_ids])
         parts = [self._policy.prompt_states(batch, pooling=pooling) for batch in batches]
         return torch.cat(parts).cpu().numpy()
@@ -281,7 +281,7 @@ class ScoreGradients:
         return embedding_gradient_square_norms(gradients, batch.input_ids).sqrt()
 
     def _by_batch(self, samples: Sequence[TrainSample], measure: Callable[[SequenceBatch], Tensor]) -> Float64Array:
-        """[N] of one number a sample."""
+        """Compute one number per sample [N]."""
         return torch.cat([measure(batch) for batch in self._batches(samples)]).double().cpu().numpy()
 
     def _batches(self, samples: Sequence[TrainSample]) -> Iterator[SequenceBatch]:

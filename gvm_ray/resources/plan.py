@@ -1,4 +1,4 @@
-"""The actors of a run and the devices that they fill: what is refused, and how a person reads it."""
+"""The resource plan: a run's actors and the devices that they fill, checked and printed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ class ActorGroup:
 
     name: str
     number: int
-    cpus: float  # of each
+    cpus: float  # per actor
     gpus: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What takes memory, and how to make it smaller."""
+    """A part of a device's memory, and a way to make it smaller."""
 
     name: str
     num_bytes: int
     remedy: str
-    stays: bool = False  # on a GPU while the other side, of learners and generators that take turns, is at work
+    stays: bool = False  # if learners and generators take turns on a GPU: stays there during the other's turn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One of several GPUs that are filled alike, or the machine whose memory actors without a GPU share.
+    """One of `number` GPUs with the same contents, or the machine whose memory is shared by actors without a GPU.
 
-    GPUs that are filled in turns are two of these, one for each side at work: the fuller one decides.
+    GPUs on which learners and generators take turns are two devices, one for each side at work; the fuller one decides.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Device:
 
     @property
     def needed(self) -> int:
-        """Bytes of all parts."""
+        """The bytes of all parts."""
         return sum(part.num_bytes for part in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyValueCache:
-    """Of one generator."""
+    """The key-value cache of one generator."""
 
     num_tokens: int
     max_model_len: int
@@ -65,10 +65,10 @@ class ResourcePlan:
     cache: KeyValueCache
 
     def check(self) -> None:
-        """Refuse what can't fit.
+        """Refuse a plan that doesn't fit into memory.
 
         Raises:
-            ResourceError: a device is too small for what lies on it, or a key-value cache for one sequence.
+            ResourceError: a device is too small for its parts, or a key-value cache too small for one sequence.
         """
         for device in self.devices:
             if device.memory.num_bytes is not None and device.needed > device.memory.num_bytes:
@@ -85,7 +85,7 @@ class ResourcePlan:
             )
 
     def lines(self) -> Iterator[str]:
-        """The plan as a person reads it."""
+        """The plan as text for a person."""
         cpus = sum(group.number * group.cpus for group in self.actors)
         gpus = sum(group.number * group.gpus for group in self.actors)
         yield f"model            {self.sizes.num_parameters / 1e6:,.1f} million parameters"

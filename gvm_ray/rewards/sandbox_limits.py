@@ -1,7 +1,7 @@
-"""What a reward process may use and reach. Each limit is set by the process on itself, before it sees model text.
+"""Limits of a reward process. The process sets each limit on itself, before it sees model text.
 
-Time isn't among them: the parent's clock bounds it for each response. RLIMIT_CPU counts over a process's whole life,
-which lasts as long as the run; RLIMIT_NPROC counts all processes of the user, Ray's among them.
+There is no limit on time or processes: the parent's clock limits each response, while RLIMIT_CPU counts over the whole
+life of a process, which is that of the run; and RLIMIT_NPROC counts all processes of the user, including Ray's.
 """
 
 import contextlib
@@ -23,30 +23,30 @@ _SECRET = re.compile(r"(^|_)((API)?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S
 
 
 def without_secrets(environment: Mapping[str, str], *, keep: Collection[str] = ()) -> dict[str, str]:
-    """The variables that aren't secrets by their name (HF_TOKEN, *_API_KEY, AWS_* ...), and those named in `keep`."""
+    """The variables without secrets, by name (HF_TOKEN, *_API_KEY, AWS_* ...), except for those named in `keep`."""
     return {name: value for name, value in environment.items() if name in keep or not _SECRET.search(name)}
 
 
 def close_network() -> None:
-    """Move this process into a user and a network namespace of its own, where the system lets it; else do nothing.
+    """Move this process into a user and a network namespace of its own if the system allows it; else do nothing.
 
-    No address can be reached from there, not even this machine's own. The process keeps its user id, but holds no
-    rights over what is outside: as root it reads only what root owns or all may read, and no other process's memory
-    or environment. It must have one thread only.
+    No address can be reached from there, not even this machine's own. The process keeps its user id, but has no rights
+    outside: as root it reads only files that root owns or everyone may read, and no other process's memory or
+    environment. The process must have only one thread.
     """
     user, group = os.getuid(), os.getgid()
     if ctypes.CDLL(None).unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
         return
-    with contextlib.suppress(OSError):  # without the maps the ids are shown as those of "nobody"; no more
+    with contextlib.suppress(OSError):  # without the maps the ids only look like those of "nobody"
         Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="utf-8")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="utf-8")
 
 
 def limit_resources(*, memory_mb: int, parent: int) -> None:
-    """Die with the parent, leave no core files, get no more than so much address space and so many open files."""
+    """Make the process die with its parent and leave no core files; limit its address space and open files."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request
+    if os.getppid() != parent:  # the parent died before the call above
         sys.exit(1)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_AS, memory_mb * 2**20)
@@ -54,7 +54,7 @@ def limit_resources(*, memory_mb: int, parent: int) -> None:
 
 
 def limit_writing() -> None:
-    """Bound the size of every file it writes, and drop what it prints."""
+    """Limit the size of every file that the process writes, and discard its output."""
     _lower(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

@@ -167,7 +167,7 @@ def _try_training(
 
 
 def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
-    """The cached warm-started model if there is one, else the model itself; a scratch one is built in the run folder."""
+    """The cached warm-started model, if any, else the model itself; a scratch model is built in the run folder."""
     model, target = config.model, _warm_start_folder(config, run_dir)
     trusted = isinstance(model, PretrainedModelConfig) and model.trust_remote_code
     if target is not None and (target / "config.json").is_file():

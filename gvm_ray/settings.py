@@ -65,6 +65,6 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-# Up to 2^63 - 1: larger integers fit neither into arrays nor exactly into floats.
+# Up to 2^63 - 1: larger integers don't fit into arrays, and huge ones not even into floats.
 Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
 NonNegativeCount = Annotated[int, Field(ge=0, le=2**63 - 1)]

@@ -41,7 +41,7 @@ class FileSourceConfig(Settings):
     type: Literal["file"] = "file"
     path: str = Field(min_length=1)
     prompt_field: FieldNames = "problem"  # the texts of several, e.g. ["Body", "Question"], are joined by a space
-    answer_field: str = "answer"  # a dot leads into a nested field: "reward_model.ground_truth"; so in all fields
+    answer_field: str = "answer"  # as in all field names, a dot leads into a field: "reward_model.ground_truth"
     id_field: str | None = None  # none = the id is a hash of the content
     rationale_field: str | None = None  # reference rationales, for the warm start
     feature_fields: tuple[str, ...] = ()  # kept with the prompt, e.g. level, subject
@@ -119,7 +119,7 @@ class ReasoningGymSourceConfig(Settings):
 
 
 class ChainLevelConfig(LevelConfig):
-    """One difficulty level: chains of `num_operations` operations, the hardest of which is `operator`."""
+    """One difficulty level: chains of `num_operations` operations, with `operator` as the hardest."""
 
     num_operations: Count = 3
     operator: str
@@ -176,7 +176,7 @@ class ArithmeticSourceConfig(_ChainSourceBase):
 
 
 class ListProgramSourceConfig(_ChainSourceBase):
-    """Procedural programs on a list of digits (reverse, turn, increment, complement), worked list by list."""
+    """Procedural programs on a list of digits (reverse, turn, increment, complement), with intermediate lists."""
 
     operators: ClassVar[str] = "rtic"
 

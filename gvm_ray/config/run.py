@@ -23,7 +23,7 @@ Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
 
 
 class SamplingConfig(Settings):
-    """How responses are sampled in training. No top_p or top_k: their log-probs would need a correction."""
+    """Sampling of responses in training. No top_p or top_k: their log-probs would need a correction."""
 
     temperature: Temperature = 1.0
     max_tokens: Count = 3072  # response tokens; longer responses are cut and count as truncated
@@ -76,10 +76,10 @@ class EvaluationConfig(Settings):
 
     every_steps: Count = 10
     # Generators like those of [engine], for evaluation alone: training continues meanwhile, and waits only if an
-    # evaluation is unfinished when the next one is due. 0 = evaluate on the training generators; training waits. It
-    # also waits for the evaluations before the first step and after the last, whatever this says.
+    # evaluation is unfinished when the next one is due. 0 = evaluate on the training generators while training waits;
+    # the evaluations before the first step and after the last always do.
     num_generators: NonNegativeCount = 0
-    num_prompts: Count | None = None  # only the first of them; none = all
+    num_prompts: Count | None = None  # the number of prompts, from the first on; none = all
     num_samples: Count = 1  # k of avg@k
     temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # total probability of the tokens that may be sampled
@@ -139,7 +139,7 @@ class ReportingConfig(Settings):
     tensorboard: bool = True
     ray_metrics: bool = True
     progress: bool = True
-    samples_every_steps: NonNegativeCount = 10  # keep the best and worst response of these steps as text; 0 = none
+    samples_every_steps: NonNegativeCount = 10  # steps between kept texts of the best and worst response; 0 = none
 
 
 class RunConfig(Settings):

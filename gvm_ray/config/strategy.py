@@ -43,7 +43,7 @@ class LossConfig(Settings):
     [B, T], `advantages` [B, 1] and `mask` [B, T], and returns losses [B, T].
 
     It replaces the clipped ratio (or RAFT's likelihood), so clip_low, clip_high and dual_clip have no effect;
-    importance weights, KL and entropy terms still have.
+    importance weights, KL and entropy terms still apply.
     """
 
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")

@@ -67,7 +67,7 @@ class Layout:
             return _without_separators(answer.strip()) if mark and answer.strip() else None
         if boxed := final_boxed(text):
             return boxed
-        # A solution without a box has its answer somewhere, but nothing tells where.
+        # The answer in a solution without a box can't be located.
         name = self.fields.answer_field
         is_solution = name == self.fields.rationale_field or name.rpartition(".")[2] in SOLUTION_FIELDS
         return None if is_solution or text.strip().lower() in _NO_ANSWER else text.strip()
@@ -191,8 +191,8 @@ class Table:
             if Path(self.origin.path).exists():
                 raise
             raise DataError(
-                f"there is no file or folder {self.origin.path!r} here, and as a dataset of the Hugging Face Hub it "
-                f"isn't to be had: {error.__cause__}. On a machine without network, or without access to it, fetch it "
+                f"there is no file or folder {self.origin.path!r} here, and it can't be loaded as a dataset of the "
+                f"Hugging Face Hub: {error.__cause__}. On a machine without network, or without access to it, fetch it "
                 f"elsewhere (hf download --repo-type dataset {self.origin.path} --local-dir FOLDER) and write FOLDER"
             ) from error
 

@@ -23,7 +23,7 @@ _SECRET = re.compile(r"(^|_)((API)?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S
 
 
 def without_secrets(environment: Mapping[str, str], *, keep: Collection[str] = ()) -> dict[str, str]:
-    """The variables without secrets, by name (HF_TOKEN, *_API_KEY, AWS_* ...), except for those named in `keep`."""
+    """The variables whose names don't look like secrets (HF_TOKEN, *_API_KEY, AWS_* ...), and those in `keep`."""
     return {name: value for name, value in environment.items() if name in keep or not _SECRET.search(name)}
 
 

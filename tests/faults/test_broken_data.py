@@ -123,8 +123,8 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     for path, expected in (
         (folder, "is a folder"),
         (circle, "can't be read ([Errno 40]"),
-        (pipe, "is no regular file"),
-        ("/dev/zero", "is no regular file"),
+        (pipe, "is not a regular file"),
+        ("/dev/zero", "is not a regular file"),
         ("~nobody-of-this-name/a.jsonl", "doesn't exist"),
         ("a" * 5000, "can't be read ([Errno 36]"),
         ("a\0.jsonl", "can't be read (embedded null byte)"),

@@ -76,7 +76,7 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
         # 512 samples of 16 tokens pay for 8,192 / (64 x 0.3) = 426.7 prompts.
         (
             [],
-            "at most 426 prompts x 64 tokens = 27,264 per step, charged as 8,179; at most 8,192 tokens",
+            "at most 426 prompts x 64 tokens = 27,264 per step, charged as 8,179; at most 8,192 tokens are generated",
         ),
         (
             ["allocator.candidates_per_step=1024"],

@@ -222,7 +222,7 @@ def test_a_prompt_without_the_problem_is_refused(chat_template):
 def test_a_problem_that_a_chat_template_cuts_or_refuses_is_named():
     cutting = CHAT.replace("m['content']", "m['content'].split('</think>')[-1] | trim")
     assert chat_text(cutting, problem=" one two \n") == "[user]one two[assistant]"
-    with pytest.raises(ConfigError, match=r"doesn't take the problem 'one</think>two' as it is, and .*lacks a part of it"):
+    with pytest.raises(ConfigError, match=r"doesn't take the problem 'one</think>two' as it is, and .*lacks a part"):
         chat_text(cutting, problem="one</think>two")
     short = "{% if messages[0].content | length > 20 %}{{ raise_exception('too long') }}{% endif %}" + CHAT
     with pytest.raises(ConfigError, match=r"doesn't take the problem 'one two .* as it is: too long"):

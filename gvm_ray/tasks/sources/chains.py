@@ -110,7 +110,7 @@ class ChainFamily:
         _check_distinct(config)
         rng = random.Random(f"{config.type} problems {config.seed}")
         listed = [self._listed_problems(level, config=config, rng=rng) for level in config.levels]
-        # At most half of the smallest part of a split, so that drawing distinct problems at random stays quick.
+        # Draw at most half of the smallest part of a split, so that finding distinct problems at random stays quick.
         drawable = 2 * TEST_SHARE if config.half == "both" else 4 * TEST_SHARE
         capacities = [
             len(problems) if problems is not None else self._num_problems(level) // drawable

@@ -103,7 +103,7 @@ def test_two_fields_of_one_name(tmp_path: Path) -> None:
     columns = [pyarrow.array(["p"]), pyarrow.array([1]), pyarrow.array([2])]
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table(columns, names=["problem", "answer", "answer"]), path)
-    assert complaint(path).startswith(f"{path}: there are several fields named 'answer', and which one is meant")
+    assert complaint(path).startswith(f"{path}: there are several fields named 'answer', so it is unclear")
     inner = pyarrow.StructArray.from_arrays(columns[1:], names=["x", "x"])
     pyarrow.parquet.write_table(pyarrow.table([columns[0], inner], names=["problem", "answer"]), path)
     assert "is not valid Parquet after row 0" in complaint(path, answer_field="answer.x")

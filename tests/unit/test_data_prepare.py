@@ -221,7 +221,10 @@ def test_an_interrupted_preparation_leaves_no_output(tmp_path: Path, monkeypatch
         (["g.jsonl", "--output", "train.csv"], "output 'train.csv' isn't a .parquet file"),
         (["train.parquet"], "'train.parquet' is both a source and the output"),
         (["g.jsonl", "--decontaminate", "gone.jsonl"], "data file 'gone.jsonl' doesn't exist"),
-        (["g.jsonl", "--decontaminate", "odd.jsonl"], "odd.jsonl, line 1: field 'problem', to compare with the training"),
+        (
+            ["g.jsonl", "--decontaminate", "odd.jsonl"],
+            "odd.jsonl, line 1: field 'problem', to compare with the training",
+        ),
         (["g.jsonl", "--tokenizer", "./gone", "--max-tokens", "9"], "write --tokenizer as a folder with config.json"),
         (["g.jsonl", "--max-tokens", "9"], "--max-tokens is of no use without --tokenizer; write both"),
         (["g.jsonl", "--tokenizer", "x"], "--tokenizer is of no use without --max-tokens; write both"),

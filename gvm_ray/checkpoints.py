@@ -1,9 +1,9 @@
 """Checkpoints on disk: one folder each, complete or absent.
 
 ``step_000010/`` holds ``state.json`` (step, prompt cursor, allocator memory, costs), ``prompt_states.npz`` (hidden
-states that still serve the allocator, where there are any), ``config.json``, ``learner/`` (sharded model and optimizer)
-and ``manifest.json`` (size and SHA-256 of all these). It is written under another name and renamed when it is on the
-disk, so that a crash while saving leaves the last good one.
+states that the allocator still needs, if any), ``config.json``, ``learner/`` (sharded model and optimizer) and
+``manifest.json`` (size and SHA-256 of all these). It is written under a temporary name and renamed when it is on the
+disk, so that a crash while saving leaves the last good checkpoint.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from gvm_ray.protocols import Learners
 from gvm_ray.types import CheckpointState
 
 _MANIFEST, _STATE, _PROMPT_STATES, _CONFIG = "manifest.json", "state.json", "prompt_states.npz", "config.json"
-_FORMAT = 2  # of `state.json`; raised where the same fields come to hold something else
+_FORMAT = 2  # of `state.json`; increase it when the meaning of its fields changes
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoredCheckpoint:
-    """What a resumed run starts from."""
+    """The checkpoint from which a run resumes."""
 
     state: CheckpointState
     learner: Path  # folder of the sharded model and optimizer
@@ -45,10 +45,10 @@ class CheckpointFolder:
     config: RunConfig
 
     async def save(self, state: CheckpointState, learners: Learners) -> None:
-        """Write a complete checkpoint, then drop the oldest ones beyond `checkpoint.keep`.
+        """Write a complete checkpoint, then delete the oldest ones beyond `checkpoint.keep`.
 
         Raises:
-            CheckpointError: it can't be written, e.g. because the disk is full; those before it are left as they are.
+            CheckpointError: it can't be written, e.g. because the disk is full; earlier checkpoints stay.
         """
         incomplete = self.folder / f".incomplete-step_{state.step:06d}"
         try:
@@ -63,18 +63,18 @@ class CheckpointFolder:
             shutil.rmtree(incomplete, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint after step {state.step} can't be written to {str(self.folder)!r}: {error}; make room "
-                "there, and go on from the last one with --resume"
+                "there, and continue from the last one with --resume"
             ) from error
 
     def complete(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """The complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step_*"))
 
     def latest(self) -> RestoredCheckpoint | None:
-        """The newest checkpoint, all of whose files are as they were written; None where none was completed yet.
+        """The newest checkpoint, with all its files verified; None if there is none yet.
 
         Raises:
-            CheckpointError: it is damaged, of another format, or it belongs to another configuration.
+            CheckpointError: it is damaged, of another format, or belongs to another configuration.
         """
         found = self.complete()
         if not found:
@@ -89,7 +89,7 @@ class CheckpointFolder:
             older = (
                 f"to resume from {found[-2].name!r}, the one before"
                 if found[:-1]
-                else "and start anew; it is the only one"
+                else "and start again; it is the only one"
             )
             raise CheckpointError(
                 f"checkpoint {str(newest)!r} is damaged ({error}); remove that folder {older}"
@@ -98,7 +98,7 @@ class CheckpointFolder:
         return RestoredCheckpoint(state=state, learner=newest / "learner")
 
     def _complete(self, state: CheckpointState, incomplete: Path) -> Path:
-        """The folder of the complete checkpoint."""
+        """Finish an incomplete checkpoint; return the folder of the complete one."""
         (incomplete / _CONFIG).write_text(self.config.model_dump_json(indent=2), encoding="utf-8")
         _write_state(state, incomplete)
         (incomplete / _MANIFEST).write_text(json.dumps(_entries(incomplete), indent=2), encoding="utf-8")
@@ -112,20 +112,20 @@ class CheckpointFolder:
 
 
 def check_settings(config: RunConfig, saved: Mapping[str, Any], *, origin: str) -> None:
-    """See that a run which goes on has the settings with which it began, but for those that it may change.
+    """Check that a resumed run has its original settings, except for those that may change.
 
     Args:
-        config: of the run that goes on.
-        saved: with which it began, as JSON has them; what it lacks was made a setting later, and had the default.
-        origin: begins the message.
+        config: of the resumed run.
+        saved: the original settings, from JSON; settings added to the package since have their defaults.
+        origin: the beginning of the message.
 
     Raises:
-        CheckpointError: a setting differs, or they are of a version that has other ones.
+        CheckpointError: a setting differs, or the original settings are of a version with other settings.
     """
     try:
         before = parse_config(saved)
     except ConfigError as error:
-        reason = " ".join(str(error).split())  # in one line
+        reason = " ".join(str(error).split())  # on one line
         raise CheckpointError(
             f"{origin} was made with settings that this version of gvm_ray doesn't take ({reason}); resume with the "
             "version that it was made with, or start a new run with --set name=..."
@@ -139,7 +139,7 @@ def check_settings(config: RunConfig, saved: Mapping[str, Any], *, origin: str) 
 
 
 class NoCheckpoints:
-    """Protocol `Checkpoints` of a run that is never resumed."""
+    """Implements `protocols.Checkpoints` for a run that is never resumed: saves nothing."""
 
     async def save(self, state: CheckpointState, learners: Learners) -> None: ...
 
@@ -156,7 +156,7 @@ def _read_state(folder: Path) -> CheckpointState:
     values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     if (found := values.pop("format", 1)) != _FORMAT:
         raise CheckpointError(
-            f"checkpoint {str(folder)!r} has format {found}, and this version of gvm_ray reads format {_FORMAT}; "
+            f"checkpoint {str(folder)!r} has format {found}, but this version of gvm_ray reads format {_FORMAT}; "
             "resume with the version that it was made with, or start a new run with --set name=..."
         )
     arrays: dict[str, Any] = {}
@@ -167,9 +167,9 @@ def _read_state(folder: Path) -> CheckpointState:
 
 
 def _entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size in bytes and SHA-256 of every file below a folder, by its path in there.
+    """Size in bytes and SHA-256 of every file below a folder, by relative path.
 
-    Hashing leaves Python's lock, so files go in parallel.
+    Hashing releases the GIL, so files are hashed in parallel.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
     with ThreadPoolExecutor() as threads:
@@ -184,7 +184,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _verify(folder: Path) -> None:
-    """Raises ValueError, which names a file that isn't what was written."""
+    """Raise a ValueError with the name of a file that is missing or has changed."""
     expected = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     present = _entries(folder)
     for name, entry in expected.items():
@@ -195,7 +195,7 @@ def _verify(folder: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Return once a file's or folder's present content would outlast a loss of power."""
+    """Return once the current content of a file or folder would survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Every error of the package, in one file; all are picklable because they cross actor boundaries.
+"""All errors of the package. They are picklable, because they cross actor boundaries.
 
-What a user can mend derives from :class:`UserError` (a ``ValueError``); the command line prints its message without a
-traceback. What the machinery can meet at run time derives from :class:`SystemFailure`.
+An error that the user can mend derives from :class:`UserError` (a ``ValueError``); the command line prints its message
+without a traceback. A failure of the running system derives from :class:`SystemFailure`.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def free_space(folder: str | Path) -> str:
-    """For messages: what is free where the folder is, or would be."""
+    """Free disk space at the folder's place, which may not exist yet; for messages."""
     for place in (Path(folder).absolute(), *Path(folder).absolute().parents):
         try:
             return f"{shutil.disk_usage(place).free / 2**20:,.1f} MiB"
@@ -23,7 +23,7 @@ def free_space(folder: str | Path) -> str:
 
 
 def obstacle_to_writing(folder: str | Path) -> str:
-    """For messages: why nothing can be written there, where the folder is made if it is missing; empty if it can."""
+    """The reason why the folder can't be written, for messages; empty if it can. Creates a missing folder."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -33,7 +33,7 @@ def obstacle_to_writing(folder: str | Path) -> str:
 
 
 def likely_paths(path: str | Path) -> str:
-    """For messages on a path where nothing is: what has a like name beside it; may be empty."""
+    """A hint for a path that doesn't exist: entries beside it with similar names; may be empty."""
     wanted = Path(os.path.abspath(path))
     try:
         names = sorted(os.listdir(wanted.parent))
@@ -45,12 +45,12 @@ def likely_paths(path: str | Path) -> str:
 
 
 def may_be_hub_id(path: str) -> bool:
-    """Whether a hub could have it: `name` or `owner/name`, as a path that is certainly one of a folder is not."""
+    """True if the path could be a hub id, `name` or `owner/name`; `./name`, for example, can only be a folder."""
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None
 
 
 class UserError(ValueError):
-    """Something the user asked for can't be done; the message says what, the value, and what to write instead."""
+    """The user's request can't be fulfilled; the message says what is wrong, the value, and what to write instead."""
 
 
 class ConfigError(UserError):
@@ -66,7 +66,7 @@ class ModelError(UserError):
 
 
 class ResourceError(UserError):
-    """The run needs more CPUs, GPUs, memory or disk than the machine or the cluster has."""
+    """The run needs more CPUs, GPUs, memory or disk space than the machine or the cluster has."""
 
 
 class CheckpointError(UserError):
@@ -78,7 +78,7 @@ class SystemFailure(RuntimeError):
 
 
 class TrainingDiverged(SystemFailure):
-    """Gradient after gradient isn't finite; the message says how many, at which step, and what to change."""
+    """Too many consecutive gradients weren't finite; the message says how many, at which step, and what to change."""
 
 
 class StorageFailure(SystemFailure):
@@ -86,7 +86,7 @@ class StorageFailure(SystemFailure):
 
     @classmethod
     def at(cls, folder: str | Path, error: BaseException) -> "StorageFailure":
-        """The failure that `error` met while writing into the folder."""
+        """The failure for an `error` raised while writing into the folder."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         return cls(
             f"{str(folder)!r} can't be written ({reason}); {free_space(folder)} are free there. Make room, or check "
@@ -95,7 +95,7 @@ class StorageFailure(SystemFailure):
 
 
 class DeadlineExceeded(SystemFailure):
-    """A wait ran out of time; the message says what was waited for and which setting gives it longer."""
+    """A wait ran out of time; the message names what was waited for and the setting that gives it more time."""
 
 
 class ActorFailure(SystemFailure):
@@ -103,17 +103,17 @@ class ActorFailure(SystemFailure):
 
 
 class ActorDied(ActorFailure):
-    """Its process or its node is gone, which says nothing against what it was asked: another one can do it."""
+    """An actor's process or node is gone. The request itself may be fine: another actor can serve it."""
 
-    actor_id = ""  # which one it was, in hexadecimal, where that is known
+    actor_id = ""  # of the dead actor, in hexadecimal, if known
 
 
 class ObjectsLost(ActorFailure):
-    """Data in the object store is gone with the process or node that held it."""
+    """Data in the object store was lost with the process or node that held it."""
 
 
 class TransferBroken(ActorFailure):
-    """New weights stopped coming halfway, and the generator may hold parts of two policies: it must start anew."""
+    """New weights stopped coming halfway. The generator may hold parts of two policies and must restart."""
 
 
 class TooManyFailures(SystemFailure):
@@ -121,7 +121,7 @@ class TooManyFailures(SystemFailure):
 
 
 class RunStopped(Exception):
-    """A signal ended the run before its last step; what was saved is gone on with by `--resume`."""
+    """A signal ended the run before its last step; `--resume` continues from what was saved."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
@@ -129,7 +129,7 @@ class RunStopped(Exception):
 
     @property
     def exit_code(self) -> int:
-        """As a shell reports a process that a signal ended."""
+        """The code with which a shell reports a process ended by this signal."""
         return 128 + self.signal
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Failures that a run recovers from: counted, told, and too many of them its end."""
+"""The log of failures that a run recovers from: counts and reports them, and ends the run after too many."""
 
 import logging
 import time
@@ -10,27 +10,27 @@ from gvm_ray.exceptions import TooManyFailures
 from gvm_ray.types import Metrics
 
 logger = logging.getLogger(__name__)
-details = logging.getLogger(f"{__name__}.details")  # causes in full, for a file: nobody reads them as they come
+details = logging.getLogger(f"{__name__}.details")  # full causes, for a file: too long for the console
 details.setLevel(logging.INFO)
 details.propagate = False
 
-_RAYS_GUESSES = " Some common causes include"  # what follows is the same for every process that dies
+_RAYS_GUESSES = " Some common causes include"  # Ray's text after this is the same for every process that dies
 
 
 class FailureLog:
-    """Every failure is recorded here before its recovery begins, so that no part restarts another for ever."""
+    """Records every failure before its recovery begins, so that no part is restarted forever."""
 
     def __init__(self, config: FaultsConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._clock = clock
-        self._recent: deque[tuple[float, str]] = deque()  # when, and which part
+        self._recent: deque[tuple[float, str]] = deque()  # (time, part)
         self._counts: Counter[str] = Counter()
 
     def record(self, part: str, cause: BaseException | str) -> None:
         """Count a failure of a part, such as "generator-0".
 
         Raises:
-            TooManyFailures: there were more than `max_failures` within `window_s`.
+            TooManyFailures: more than `max_failures` failures happened within `window_s`.
         """
         details.info("%s failed: %s", part, cause)
         now = self._clock()
@@ -48,17 +48,17 @@ class FailureLog:
 
     @property
     def metrics(self) -> Metrics:
-        """`faults/total`, of all parts since the start."""
+        """`faults/total`: the number of failures of all parts since the start."""
         return {"faults/total": float(self._counts.total())}
 
     @property
     def counts(self) -> Counter[str]:
-        """By part, since the start."""
+        """The number of failures of each part since the start."""
         return self._counts.copy()
 
 
 def in_short(cause: BaseException | str) -> str:
-    """A failure in one line: what failed, and of a report of many lines its last, which says what of."""
+    """A failure on one line: the first line of its message, and the last, which has the cause."""
     lines = [line.partition(_RAYS_GUESSES)[0].strip() for line in str(cause).splitlines()]
     lines = [line for line in lines if line and not (line.startswith("(rank ") and line.endswith(")"))]
     return " ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else type(cause).__name__

@@ -1,4 +1,4 @@
-"""Book-keeping of a step's rollouts: which samples to ask for next, what came back, what it cost."""
+"""Bookkeeping of a step's rollouts: the next requests, the outcomes, and their costs."""
 
 import logging
 from collections import Counter
@@ -30,27 +30,27 @@ Fetch = Callable[[Sequence[GroupOutcome]], Awaitable[list[RolloutGroup]]]
 _UNSCORED = {  # reason -> what happened, and what to do
     "timeout": "the reward took too long; give it longer with --set rewards.timeout_s=...",
     "memory": "the reward needed too much memory; give it more with --set rewards.memory_mb=...",
-    "crash": "the reward's process died; mend what ends it",
-    "error": "the reward raised an error, or returned no finite number; mend it",
+    "crash": "the reward's process died; correct the reward",
+    "error": "the reward raised an error, or returned no finite number; correct it",
 }
 _DECILES = np.linspace(0, 1, 11)
 
 
 @dataclass(kw_only=True)
 class RolloutLedger:
-    """Outcomes of a block of steps by prompt until their step trains on them, and what they cost, pilots included.
+    """Outcomes of a block of steps, by prompt, until they are trained on; and their costs, including pilots.
 
-    A block's pilot round samples prompts of later steps too; their outcomes wait here.
+    A block's pilot round also samples prompts of later steps; their outcomes wait here.
     """
 
     run_seed: int
     max_unscored_fraction: float
     costs: Counter[str] = field(default_factory=Counter)  # since the last take_costs
-    num_samples: dict[str, int] = field(default_factory=dict)  # prompt_id -> samples so far, for seeds
+    num_samples: dict[str, int] = field(default_factory=dict)  # prompt_id -> number of samples so far, for seeds
     kept: dict[str, list[GroupOutcome]] = field(default_factory=dict)  # prompt_id -> outcomes to train on
 
     def requests(self, allocation: Allocation, *, prompts: Sequence[Prompt], step: int) -> list[SampleRequest]:
-        """One request for each prompt with samples in this round; indices go on where the last round ended."""
+        """One request for each prompt with samples in this round; indices continue from the last round."""
         by_id = {prompt.prompt_id: prompt for prompt in prompts}
         requests: list[SampleRequest] = []
         for prompt_id, count in allocation.counts.items():
@@ -62,10 +62,10 @@ class RolloutLedger:
     def refill(
         self, outcomes: Sequence[GroupOutcome], requests: Sequence[SampleRequest], *, step: int
     ) -> list[SampleRequest]:
-        """Requests for as many new samples as have no reward: those are charged and dropped, once for each round.
+        """Requests that replace the samples without a reward, which are charged and dropped; once per round.
 
         Raises:
-            SystemFailure: more of the round than `max_unscored_fraction` has no reward.
+            SystemFailure: the fraction of the round without a reward is above `max_unscored_fraction`.
         """
         self._check_scored(outcomes)
         prompts = {request.prompt.prompt_id: request.prompt for request in requests}
@@ -78,7 +78,7 @@ class RolloutLedger:
         ]
 
     def record(self, outcomes: Sequence[GroupOutcome], allocation: Allocation) -> None:
-        """Charge a round and keep what will be trained on."""
+        """Charge a round, and keep its outcomes if they will be trained on."""
         num_tokens = sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
         self.costs["cost/generated_samples"] += sum(len(outcome.rewards) for outcome in outcomes)
         self.costs["cost/generated_tokens"] += num_tokens
@@ -89,24 +89,24 @@ class RolloutLedger:
                 self.kept.setdefault(outcome.prompt_id, []).append(outcome)
 
     def charge_prefill(self, num_tokens: int) -> None:
-        """Charge prompt tokens that were run through the model for the allocator alone."""
+        """Charge prompt tokens that were run through the model only for the allocator."""
         if num_tokens:
             self.costs["cost/prefill_tokens"] += num_tokens
 
     def take(self, prompts: Sequence[Prompt]) -> list[GroupOutcome]:
-        """The outcomes to train on for these prompts, which then leave the ledger."""
+        """Remove and return the outcomes to train on for these prompts."""
         for prompt in prompts:
             self.num_samples.pop(prompt.prompt_id, None)
         return [outcome for prompt in prompts for outcome in self.kept.pop(prompt.prompt_id, [])]
 
     def take_costs(self) -> dict[str, float]:
-        """What was spent since this was asked last: `cost/generated_samples|generated_tokens|pilot_tokens|
-        refilled_samples|prefill_tokens`."""
+        """The costs since the last call: `cost/generated_samples|generated_tokens|pilot_tokens|refilled_samples|
+        prefill_tokens`."""
         costs, self.costs = self.costs, Counter()
         return {name: float(value) for name, value in costs.items()}
 
     def _request(self, prompt: Prompt, *, count: int, step: int) -> SampleRequest:
-        """`count` samples more of a prompt."""
+        """A request for `count` more samples of a prompt."""
         first = self.num_samples.get(prompt.prompt_id, 0)
         self.num_samples[prompt.prompt_id] = first + count
         indices = tuple(range(first, first + count))
@@ -122,12 +122,12 @@ class RolloutLedger:
             raise SystemFailure(
                 f"{unscored} of {total} samples of one round could not be scored, above "
                 f"max_unscored_fraction={self.max_unscored_fraction}: {_why_unscored(outcomes)}; the reward actors' "
-                "logs have more of it; or allow more with --set max_unscored_fraction=..."
+                "logs have the details; or allow more with --set max_unscored_fraction=..."
             )
 
 
 def _why_unscored(outcomes: Sequence[GroupOutcome]) -> str:
-    """The most frequent reason, and what to do about it."""
+    """The most frequent reason, and its remedy."""
     reasons = sum((Counter(outcome.unscored) for outcome in outcomes), Counter[str]())
     if not reasons:
         return "the reward fails"
@@ -136,7 +136,7 @@ def _why_unscored(outcomes: Sequence[GroupOutcome]) -> str:
 
 
 def trained_norms(batch: TrainBatch, result: UpdateResult) -> list[TrainedNorms]:
-    """The gradient norms that training measured, by prompt; none where it wasn't asked to."""
+    """The gradient norms measured in training, by prompt; empty if they weren't measured."""
     if not result.gradient_norms:
         return []
     trained = []
@@ -148,10 +148,10 @@ def trained_norms(batch: TrainBatch, result: UpdateResult) -> list[TrainedNorms]
 
 
 def staleness_metrics(outcomes: Sequence[GroupOutcome], *, step: int, max_staleness: int) -> dict[str, float]:
-    """`staleness/mean|max`: updates between sampling and training, over the samples of a step by their oldest token.
+    """`staleness/mean|max`: updates between sampling and training of a step's samples, by their oldest tokens.
 
     Raises:
-        SystemFailure: a token is older than the bound.
+        SystemFailure: a token is older than `max_staleness`.
     """
     if not outcomes:
         return {"staleness/mean": 0.0, "staleness/max": 0.0}
@@ -165,7 +165,7 @@ def staleness_metrics(outcomes: Sequence[GroupOutcome], *, step: int, max_stalen
 
 
 def turn_metrics(outcomes: Sequence[GroupOutcome]) -> dict[str, float]:
-    """`turns/mean|max` of the policy over the samples of a step; empty where all had one."""
+    """`turns/mean|max`: turns of the policy in a step's samples; empty if all have one."""
     turns = [outcome.num_turns for outcome in outcomes if outcome.num_turns is not None]
     if not turns:
         return {}
@@ -175,10 +175,10 @@ def turn_metrics(outcomes: Sequence[GroupOutcome]) -> dict[str, float]:
 
 
 def sample_histograms(outcomes: Sequence[GroupOutcome]) -> Histograms:
-    """`reward_deciles` and `length_deciles` of a step's samples: minimum, nine deciles, maximum [11], all of them
-    values that occur.
+    """`reward_deciles` and `length_deciles` of a step's samples: minimum, nine deciles and maximum [11], each a value
+    that occurs.
 
-    Their size doesn't grow with the step's. Empty where no sample has a reward.
+    Their size doesn't grow with the step's. Empty if no sample has a reward.
     """
     rewards = np.concatenate([np.zeros(0), *(outcome.rewards[outcome.scored] for outcome in outcomes)])
     if not rewards.size:
@@ -193,15 +193,15 @@ def sample_histograms(outcomes: Sequence[GroupOutcome]) -> Histograms:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleTexts:
-    """A look at what is sampled: the best and the worst response of every so many steps."""
+    """Texts of the best and the worst response, every `every_steps` steps."""
 
     every_steps: int = 0  # 0 = none
     fetch: Fetch | None = None
 
     async def of(self, outcomes: Sequence[GroupOutcome], *, step: int) -> tuple[SampleText, ...]:
-        """Those of a step by reward, if it is one to look at; of equal rewards the first and the last sample.
+        """The texts of a step's best and worst sample by reward; with equal rewards, of the first and the last.
 
-        Where their data is lost there are none: what trains on it recovers, a text isn't worth that.
+        Empty if the step isn't due, or if the data is lost: texts aren't worth the recovery that training does.
         """
         if not self.every_steps or step % self.every_steps or self.fetch is None:
             return ()

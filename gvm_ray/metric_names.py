@@ -1,4 +1,4 @@
-"""What a run's main metrics mean: the help texts of Ray's metrics, and what the Grafana dashboard may show."""
+"""Meanings of a run's main metrics: the help texts of Ray's metrics, and the metrics of the Grafana dashboard."""
 
 import re
 
@@ -21,35 +21,35 @@ STEP_METRICS = {  # in every step's row
     "allocation/zero": "prompts without a sample",
     "groups/with_signal": "prompts whose samples give a gradient",
     "groups/no_signal": "prompts whose samples give none",
-    "groups/alone": "prompts with a single sample, which no other is there to be compared with",
+    "groups/alone": "prompts with a single sample, which can't be compared with others",
     "cost/generated_samples": "samples generated so far, pilots included",
     "cost/generated_tokens": "tokens generated so far, pilots included",
     "cost/charged_tokens": "tokens charged so far: generated ones, and the prefilled ones at their price",
     "cost/optimizer_updates": "optimizer updates so far",
     "cost/refilled_samples": "samples so far that had no reward and were drawn again",
     "samples/unscored": "samples of the step without a reward",
-    "num_skipped_updates": "updates of the step that were left out, their gradient not being finite",
+    "num_skipped_updates": "updates of the step that were skipped because their gradient wasn't finite",
     "staleness/mean": "updates between sampling and training, mean",
     "staleness/max": "updates between sampling and training, largest",
     "queue/batches": "scored batches that wait for the learners",
     "logprob_difference/mean": "difference of a token's log-prob between learner and engine, mean, nats",
     "logprob_difference/max": "difference of a token's log-prob between learner and engine, largest, nats",
     "importance/effective_sample_size": "effective sample size under the importance weights, as a fraction",
-    **{f"time/{phase}_s": f"seconds of the step with {phase} under way" for phase in PHASES},
+    **{f"time/{phase}_s": f"seconds of the step during which {phase} ran" for phase in PHASES},
     "time/step_s": "seconds of the step",
-    "time/idle_s": "seconds of the step with nothing under way",
+    "time/idle_s": "seconds of the step during which nothing ran",
 }
-OPTIONAL_METRICS = {  # of runs that evaluate, or whose allocator estimates or samples pilots
-    "eval/accuracy": "held-out accuracy, of the last evaluation",
+OPTIONAL_METRICS = {  # of runs that evaluate, or whose allocators make estimates or sample pilots
+    "eval/accuracy": "held-out accuracy in the last evaluation",
     "allocation/p_hat_mean": "mean estimated accept rate of the step's prompts",
     "cost/pilot_tokens": "tokens of pilots so far",
 }
-LIVE_METRICS = {  # gauges alone: they change while a step is under way
-    "queue/samples_in_flight": "samples that were asked for and have no reward yet",
+LIVE_METRICS = {  # only gauges: they change during a step
+    "queue/samples_in_flight": "requested samples without a reward yet",
 }
-FAILURE_METRICS = {  # once there was one
+FAILURE_METRICS = {  # present after the first failure
     "faults/total": "failures of actors and nodes that the run recovered from",
-    "rewards/malformed": "samples so far that are worth 0 because the task's scorer couldn't read them",
+    "rewards/malformed": "samples so far with reward 0 because the task's scorer couldn't read them",
     "rewards/unscored_timeout": "samples so far whose reward took too long",
     "rewards/unscored_memory": "samples so far whose reward needed too much memory",
     "rewards/unscored_error": "samples so far whose reward raised an error",
@@ -59,15 +59,15 @@ _MEANINGS = {**STEP_METRICS, **OPTIONAL_METRICS, **LIVE_METRICS, **FAILURE_METRI
 
 
 def meaning(metric: str) -> str:
-    """One line about a metric; of those that only one strategy has, its name."""
+    """One line about a metric; its name for a metric of a single strategy."""
     return _MEANINGS.get(metric, f"{metric} of the last step")
 
 
 def gauge_name(metric: str) -> str:
-    """A metric's name in the letters that Prometheus allows: ``reward/mean`` is ``gvm_ray_reward_mean``."""
+    """A metric's name in characters that Prometheus allows: ``reward/mean`` is ``gvm_ray_reward_mean``."""
     return "gvm_ray_" + re.sub(r"[^a-zA-Z0-9_]", "_", metric)
 
 
 def exported_name(metric: str) -> str:
-    """As Prometheus sees it, for Ray puts its own name first: ``reward/mean`` is ``ray_gvm_ray_reward_mean``."""
+    """A metric's name in Prometheus, with Ray's prefix: ``reward/mean`` is ``ray_gvm_ray_reward_mean``."""
     return f"ray_{gauge_name(metric)}"

@@ -1,4 +1,4 @@
-"""Files of a model folder: whether the weights are there and whole, what ties them, and digests of their content."""
+"""Files of a model folder: checks of the weights, of tied embeddings, and digests of their contents."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from zipfile import is_zipfile
 
 from gvm_ray.exceptions import ModelError, likely_paths, may_be_hub_id
 
-_COUNTED = ("[!.]*", "*chat_templates/[!.]*")  # transformers reads additional_chat_templates/ besides the folder itself
+_COUNTED = ("[!.]*", "*chat_templates/[!.]*")  # transformers also reads additional_chat_templates/
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
 _EMBEDDING_AND_HEAD = ("embed_tokens.weight", "lm_head.weight")
-_REASON_CHARACTERS = 300  # of a library's message, which can be pages
+_REASON_CHARACTERS = 300  # of a library's message, which can be pages long
 _WRITE_FOLDER = (
     "write model.path as a folder with config.json, weights and tokenizer files, or as a hub id that this machine can "
     "reach"
@@ -24,15 +24,15 @@ _WRITE_FOLDER = (
 
 
 def ties_embeddings(model_config: Any) -> bool:
-    """Whether a configuration says that the input embedding is the output head; some have no word for it."""
+    """True if a configuration says that the output head is the input embedding; some don't say."""
     return bool(getattr(model_config.get_text_config(), "tie_word_embeddings", False))
 
 
 def check_weight_files(path: str | Path) -> None:
-    """Look at the headers of a folder's safetensors files; no weight is read. A hub id is not looked at.
+    """Check the headers of a folder's safetensors files, without reading weights. Hub ids aren't checked.
 
     Raises:
-        ModelError: a file is missing, or cut short.
+        ModelError: a file is missing or incomplete.
     """
     from safetensors import safe_open
 
@@ -45,24 +45,24 @@ def check_weight_files(path: str | Path) -> None:
             f"there are no weights in {str(path)!r}: neither *.safetensors nor *.bin; put the model's files there"
         )
     for file in sorted(files):
-        damaged = f"weights (file {file.name!r} is missing or damaged; fetch it anew)"
+        damaged = f"weights (file {file.name!r} is missing or damaged; fetch it again)"
         with model_errors(damaged, path), safe_open(file, framework="np"):
             pass
 
 
 def tensor_names(path: str | Path) -> frozenset[str]:
-    """Names of the weights in a model folder that transformers loads; none of a hub id, which isn't looked at."""
+    """Names of the weights in a model folder that transformers loads; empty for a hub id."""
     names = set(_stored_tensors(Path(path)))
-    return frozenset(name for name in names if not name.endswith("rotary_emb.inv_freq"))  # which models compute
+    return frozenset(name for name in names if not name.endswith("rotary_emb.inv_freq"))  # models compute this one
 
 
 def check_tied_weights(path: str | Path, model_config: Any) -> None:
-    """Refuse a folder whose weights contradict what its config.json says of the output head. A hub id is not looked at.
+    """Refuse a folder whose weights contradict its config.json about the output head. Hub ids aren't checked.
 
-    Libraries disagree on what such files mean: some take the head, some the embeddings.
+    Libraries disagree on the meaning of such files: some use the head, some the embeddings.
 
     Raises:
-        ModelError: the head is there and another matrix than the embeddings it is said to be, or isn't there at all.
+        ModelError: a tied head differs from the embeddings, or a head that isn't tied is missing.
     """
     tied = ties_embeddings(model_config)
     stored = _stored_tensors(Path(path))
@@ -75,7 +75,7 @@ def check_tied_weights(path: str | Path, model_config: Any) -> None:
     pair = [min((name for name in stored if name.endswith(end)), key=len, default=None) for end in _EMBEDDING_AND_HEAD]
     if tied and None not in pair and not _equal(*(stored[name]() for name in pair if name is not None)):
         raise ModelError(
-            f'config.json in {str(path)!r} says "tie_word_embeddings": true, and the lm_head.weight in the files there '
+            f'config.json in {str(path)!r} says "tie_word_embeddings": true, but the lm_head.weight in the files there '
             'is another matrix than the input embedding; write "tie_word_embeddings": false there to use it, or take '
             "it out of the files"
         )
@@ -86,24 +86,24 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def _stored_tensors(folder: Path) -> dict[str, Callable[[], Any]]:
-    """By name what reads a tensor of a model folder."""
+    """Functions that read the tensors of a model folder, by name."""
     import torch
     from safetensors import safe_open
 
     found: dict[str, Callable[[], Any]] = {}
     for file in _weight_files(folder):
-        with model_errors(f"weights (file {file.name!r} is missing or damaged; fetch it anew)", folder):
+        with model_errors(f"weights (file {file.name!r} is missing or damaged; fetch it again)", folder):
             if file.suffix == ".safetensors":
                 tensors = safe_open(file, framework="pt")
                 found |= {name: partial(tensors.get_tensor, name) for name in tensors.keys()}  # noqa: SIM118
-            else:  # tensors of the newer, zipped format are read when they are looked at
+            else:  # with the newer, zipped format, a tensor is read only when it is used
                 weights = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
                 found |= {name: partial(weights.get, name) for name in weights}
     return found
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files of a model folder that transformers reads weights from."""
+    """The files of a model folder from which transformers reads weights."""
     for single, index in (
         ("model.safetensors", "model.safetensors.index.json"),
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -116,7 +116,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _indexed(folder: Path, index: str) -> set[Path]:
-    """The files that an index of shards names; none without one."""
+    """The files named in an index of shards; none without an index."""
     if not (folder / index).is_file():
         return set()
     with model_errors("index of the weights", folder):
@@ -125,9 +125,9 @@ def _indexed(folder: Path, index: str) -> set[Path]:
 
 @contextmanager
 def model_errors(what: str, path: str | Path, *, remedy: str = _WRITE_FOLDER) -> Iterator[None]:
-    """Whatever a library raises inside becomes a ModelError about `what` of the model at `path`, which says `remedy`.
+    """Turn any error raised inside into a ModelError about `what` of the model at `path`, with `remedy`.
 
-    So does, before, a path where no folder is and that no hub can have.
+    First raise one if the path is neither a folder nor a possible hub id.
     """
     is_folder, may_be_remote = os.path.isdir(path), may_be_hub_id(str(path))
     if path and not is_folder and (os.path.exists(path) or not may_be_remote):
@@ -141,10 +141,10 @@ def model_errors(what: str, path: str | Path, *, remedy: str = _WRITE_FOLDER) ->
         where = f"no {what} can be loaded from {str(path)!r}"
         if is_folder or not path:
             raise ModelError(f"{where} ({reason}); {remedy}") from error
-        if "/" in str(path) and Path(path).parent.is_dir():  # a misspelt folder rather than an owner on a hub
+        if "/" in str(path) and Path(path).parent.is_dir():  # probably a misspelt folder, not an owner on a hub
             raise ModelError(f"{_no_folder(path)}, and no hub that answers has it; {_WRITE_FOLDER}") from error
         raise ModelError(
-            f"{where} ({reason}); {remedy}; without network fetch it elsewhere (hf download {path} --local-dir "
+            f"{where} ({reason}); {remedy}; without network, fetch it elsewhere (hf download {path} --local-dir "
             "FOLDER) and write FOLDER"
         ) from error
 
@@ -158,7 +158,7 @@ def _no_folder(path: str | Path) -> str:
 
 
 def weights_digest(path: str | Path) -> str:
-    """16 hex digits of the weights in a model folder; of a hub id, which isn't looked at, always the same."""
+    """16 hex digits that depend on the weights in a model folder; always the same for a hub id."""
     digest = hashlib.sha256()
     for file in sorted(Path(path).glob("*")):
         if file.suffix in _WEIGHTS:
@@ -169,18 +169,18 @@ def weights_digest(path: str | Path) -> str:
 
 
 def model_files(path: str | Path, *, revision: str | None = None, weights: bool = True) -> dict[str, str]:
-    """All that a model's samples depend on: 16 hex digits of each file of its folder, by name.
+    """Digests of all files that a model's samples depend on: 16 hex digits each, by name.
 
-    That is weights and adapters, configuration, generation settings, tokenizer, chat templates and code. Of a hub id
-    it is the commit.
+    These are weights and adapters, configuration, generation settings, tokenizer, chat templates and code. For a hub
+    id it is the commit.
 
     Args:
-        path: of the model folder, or a hub id.
+        path: the model folder, or a hub id.
         revision: of a hub id; None takes the newest.
-        weights: whether they count too.
+        weights: True includes the weights.
 
     Raises:
-        ModelError: the hub id's commit can't be told.
+        ModelError: the commit of the hub id can't be found.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -191,9 +191,9 @@ def model_files(path: str | Path, *, revision: str | None = None, weights: bool 
 
 
 def file_digests(files: Mapping[str, Path]) -> dict[str, str]:
-    """16 hex digits of each file's content, by its name in the mapping, in the order of names.
+    """16 hex digits of each file's content, by its name in the mapping, sorted by name.
 
-    Hashing leaves Python's lock, so files go in parallel.
+    Hashing releases the GIL, so files are hashed in parallel.
     """
     names = sorted(files)
     with ThreadPoolExecutor() as threads:
@@ -207,7 +207,7 @@ def _file_digest(file: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _content_digest(file: Path, state: tuple[int, ...]) -> str:
-    """Read once in a process, as long as the file's state is the same."""
+    """The file's digest; cached, so that a process reads a file once as long as its state doesn't change."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 

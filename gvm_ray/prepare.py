@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before an actor starts: model, prompts, rewards, sizes."""
+"""Preparation of a run: all checks that are possible before an actor starts, of model, prompts, rewards and sizes."""
 
 import datetime
 import os
@@ -41,24 +41,24 @@ from gvm_ray.types import ModelSpec, WeightTransfer
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """Where the starting policy lies, as a Hugging Face folder or hub id."""
+    """The starting policy, as a Hugging Face folder or hub id."""
 
     path: str
     revision: str | None = None  # of a hub id
     trust_remote_code: bool = False
-    warm_start_folder: Path | None = None  # set when the warm start has still to run: its result goes here
+    warm_start_folder: Path | None = None  # folder for the warm start's result; None if it needn't run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A checked run, ready to be placed."""
+    """A checked run, ready to start its actors."""
 
     base: BaseModel
     prompts: PromptSets
     tokenizer: Any
     engine_kind: EngineKind
     max_model_len: int  # prompt and response tokens
-    end_token_ids: frozenset[int] = frozenset()  # any of which ends a response
+    end_token_ids: frozenset[int] = frozenset()  # each of them ends a response
     transfer: WeightTransfer = "object_store"
     left_out_of_export: tuple[str, ...] = ()  # generation settings that contradict others
 
@@ -77,13 +77,13 @@ class Prepared:
 def prepare(
     config: RunConfig, *, run_dir: Path, load: Callable[..., PromptSets] = load_prompts, learners: bool = True
 ) -> Prepared:
-    """Check all that can be checked without a cluster, build or find the base model, load the prompts.
+    """Check everything that can be checked without a cluster, build or find the base model, and load the prompts.
 
     Args:
         config: the run.
         run_dir: its folder.
-        load: stands in for `load_prompts`, for a caller that has them already.
-        learners: false where nothing is trained, and neither their memory nor the prompts of a step matter.
+        load: replaces `load_prompts`, for a caller that already has the prompts.
+        learners: False if nothing is trained; then learner memory and the prompts of a step aren't checked.
 
     Raises:
         UserError: a setting, file, model or data row is wrong.
@@ -126,9 +126,9 @@ def prepare(
 
 
 def with_date(config: RunConfig, *, earlier: datetime.date | None = None) -> RunConfig:
-    """The run with the day that its chat template prints as today's: `earlier`, or else today.
+    """The run with a fixed date for a chat template that prints today's: `earlier`, or else today.
 
-    Unchanged where its settings name a day, or no prompt depends on it.
+    Unchanged if its settings name a date, or if no prompt depends on the date.
 
     Raises:
         UserError: the tokenizer or its chat template can't be used.
@@ -144,23 +144,23 @@ def with_date(config: RunConfig, *, earlier: datetime.date | None = None) -> Run
 
 
 def check_date(config: RunConfig, tokenizer: Any) -> None:
-    """Refuse prompts that change overnight, for work of many runs and days.
+    """Refuse prompts that change from day to day, for work that takes several runs or days.
 
     Raises:
-        ConfigError: the chat template prints the day, and no setting names one.
+        ConfigError: the chat template prints the date, and no setting fixes it.
     """
     template = config.prompts.template
     if template.date is None and reads_date(template, tokenizer=tokenizer):
         raise ConfigError(
-            "the tokenizer's chat template prints today's date, so prompts would change from day to day; name one for "
-            f"all runs: prompts.template.date='{datetime.date.today()}'"
+            "the tokenizer's chat template prints today's date, so prompts would change from day to day; write one "
+            f"date for all runs: prompts.template.date='{datetime.date.today()}'"
         )
 
 
 def _try_training(
     config: RunConfig, base: BaseModel, causal_lm: Any, *, tokenizer: Any, kind: EngineKind
 ) -> tuple[str, ...]:
-    """Try what learners do with the model, without its weights; the generation settings that can't be exported."""
+    """Try what learners do with the model, without its weights; return the generation settings left out of exports."""
     check_not_quantized(causal_lm.config)
     check_output(causal_lm, output_head, base.path)
     if config.learner.lora is not None:
@@ -178,7 +178,7 @@ def _try_training(
 
 
 def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
-    """The warm-started model where one is cached, else the model itself (a scratch one is built in the run folder)."""
+    """The cached warm-started model, if any, else the model itself; a scratch model is built in the run folder."""
     model, target = config.model, _warm_start_folder(config, run_dir)
     trusted = isinstance(model, PretrainedModelConfig) and model.trust_remote_code
     if target is not None and (target / "config.json").is_file():
@@ -196,7 +196,7 @@ def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
 def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     if config.warm_start is None:
         return None
-    # What a function reads can't be known, nor whether it has changed since.
+    # The cache can't tell whether a function's data has changed.
     by_function = any(
         isinstance(source, FunctionSourceConfig) for source in (config.prompts.train, config.prompts.eval)
     )
@@ -208,7 +208,7 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
     if not folder.is_dir() and (obstacle := obstacle_to_writing(folder.parent)):
         raise ConfigError(
             f"the cache of warm starts {str(folder.parent)!r} can't be written ({obstacle}); set GVM_RAY_CACHE to a "
-            "folder that can be, or write warm_start.cache=false, which keeps the result in the run's folder"
+            "writable folder, or write warm_start.cache=false, which keeps the result in the run's folder"
         )
     return folder
 
@@ -216,7 +216,7 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
 def _transfer(config: RunConfig, engine_kind: EngineKind) -> WeightTransfer:
     try:
         return config.weight_transfer(engine_kind)
-    except ValueError as error:  # engine.type='auto' came out as another engine than vLLM
+    except ValueError as error:  # engine.type='auto' resolved to another engine than vLLM
         raise ConfigError(str(error)) from error
 
 
@@ -235,12 +235,13 @@ def _check_batch(config: RunConfig, num_train_prompts: int) -> None:
         raise DataError(
             f"prompts_per_step={config.prompts_per_step}"
             + (f" x allocator.block_steps={config.block_steps}" if config.block_steps > 1 else "")
-            + f" needs {needed} training prompts and {num_train_prompts} are left after loading; lower it, or give more"
+            + f" needs {needed} training prompts and {num_train_prompts} are left after loading; lower it, or add "
+            "prompts"
         )
 
 
 def report_lines(prepared: Prepared) -> Sequence[str]:
-    """What was loaded and chosen, for the console."""
+    """Lines for the console about the loaded prompts, the model and the engine."""
     return [
         *prepared.prompts.report.lines(),
         f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),

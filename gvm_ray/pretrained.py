@@ -1,6 +1,6 @@
-"""What every part asks of a Hugging Face model before its weights: tokenizer and configuration, with clear errors.
+"""Tokenizer and configuration of a Hugging Face model, loaded and checked with clear errors, without its weights.
 
-Broken files make the libraries raise errors of every kind; each becomes a ModelError here, with its cause.
+Broken files make the libraries raise all kinds of errors; each becomes a ModelError here, with its cause.
 """
 
 import json
@@ -18,10 +18,10 @@ _USE_FAMILY = "use a text model of the Llama, Qwen2, Qwen3, Gemma or Mistral fam
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model folder or hub id; `load_end_token_ids` says which of its tokens end a response.
+    """The tokenizer of a model folder or hub id; for the tokens that end a response see `load_end_token_ids`.
 
     Raises:
-        ModelError: there is none, its vocabulary is missing, or it has no end-of-sequence token.
+        ModelError: the tokenizer or its vocabulary is missing, or it has no end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
@@ -29,10 +29,12 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remot
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision or "main", trust_remote_code=trust_remote_code
         )
-    if not tokenizer("0", add_special_tokens=False)["input_ids"]:  # transformers makes an empty one of no files at all
+    if not tokenizer("0", add_special_tokens=False)[
+        "input_ids"
+    ]:  # without any files, transformers makes an empty tokenizer
         raise ModelError(
-            f"the tokenizer of {str(path)!r} knows no text, as one without its vocabulary does; put the model's "
-            "tokenizer.json and tokenizer_config.json there"
+            f"the tokenizer of {str(path)!r} knows no text, probably because its vocabulary is missing; put the "
+            "model's tokenizer.json and tokenizer_config.json there"
         )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {str(path)!r} has no end-of-sequence token; set eos_token in its files")
@@ -40,17 +42,17 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None, trust_remot
 
 
 def load_end_token_ids(path: str | Path, *, tokenizer: Any, revision: str | None = None) -> frozenset[int]:
-    """Every token id that ends a response: those that the tokenizer, generation_config.json or config.json name.
+    """All token ids that end a response, from the tokenizer, generation_config.json and config.json.
 
-    Chat models end a turn with another token than a text, and often name it in one of these places only.
+    Chat models end a turn with another token than a text, and often name it in only one of these places.
 
     Args:
-        path: of the model folder, or a hub id.
+        path: the model folder, or a hub id.
         tokenizer: of the model.
         revision: of a hub id; None takes the newest.
 
     Raises:
-        ModelError: a file can't be read, or names something that is no token id.
+        ModelError: a file can't be read, or has a value that isn't a token id.
     """
     config = _json_file(path, "config.json", revision=revision)
     text_config = config.get("text_config") or {}
@@ -60,13 +62,13 @@ def load_end_token_ids(path: str | Path, *, tokenizer: Any, revision: str | None
     for name, settings in places.items():
         for value in (each.get("eos_token_id") for each in settings):
             ids.update(_token_ids(value, where=f"eos_token_id in {name} of {str(path)!r}"))
-    # Some files hold -1 for none, or tokens of a larger model of the family: no model samples these.
+    # Some files have -1 for none, or tokens of a larger model of the family, which this model never samples.
     vocab_size = text_config.get("vocab_size") or config.get("vocab_size") or len(tokenizer)
     return frozenset(number for number in ids if 0 <= number < vocab_size)
 
 
 def _token_ids(value: Any, *, where: str) -> list[int]:
-    """What stands for one token id, several or none in a model's files."""
+    """The token ids in a value of a model's files, which holds one, several or none."""
     values = value if isinstance(value, list) else [value]
     numbers = [number for number in values if number is not None]
     if not all(isinstance(number, int) for number in numbers):
@@ -75,7 +77,7 @@ def _token_ids(value: Any, *, where: str) -> list[int]:
 
 
 def _json_file(path: str | Path, name: str, *, revision: str | None) -> dict[str, Any]:
-    """The content of a file of the model; empty where the model has no such file."""
+    """The content of one of the model's JSON files; empty if the model doesn't have the file."""
     from transformers.utils.hub import cached_file
 
     with model_errors(name, path):
@@ -84,16 +86,16 @@ def _json_file(path: str | Path, name: str, *, revision: str | None) -> dict[str
             name,
             revision=revision or "main",
             _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,  # what must be there is missed by whoever loads it
+            _raise_exceptions_for_connection_errors=False,  # the loader of a required file reports it
         )
         return {} if file is None else _json_object(Path(file), path)
 
 
 def _json_object(file: Path, path: str | Path) -> dict[str, Any]:
-    """What a file of the model at `path` holds.
+    """The JSON object in a file of the model at `path`.
 
     Raises:
-        ModelError: it isn't a JSON object.
+        ModelError: the file doesn't hold a JSON object.
     """
     content = file.read_bytes()
     try:
@@ -103,7 +105,7 @@ def _json_object(file: Path, path: str | Path) -> dict[str, Any]:
         values, wrong = None, f"isn't JSON ({error})"
     if isinstance(values, dict):
         return values
-    leave_out = ", or delete it: it is not needed" if file.name == "generation_config.json" else ""
+    leave_out = ", or delete it, as it is not needed" if file.name == "generation_config.json" else ""
     raise ModelError(f"{file.name} of {str(path)!r} {wrong}; put the model's own {file.name} there{leave_out}")
 
 
@@ -111,7 +113,7 @@ def load_model_config(path: str | Path, *, revision: str | None = None, trust_re
     """The model's configuration: sizes, context length, tied embeddings.
 
     Raises:
-        ModelError: there is none.
+        ModelError: it can't be loaded.
     """
     from transformers import AutoConfig
 
@@ -120,10 +122,10 @@ def load_model_config(path: str | Path, *, revision: str | None = None, trust_re
 
 
 def read_model_sizes(path: str | Path, *, revision: str | None = None) -> ModelSizes:
-    """What the config.json of a model folder or hub id says of the model's widths; loads no library of models.
+    """The model's sizes from the config.json of a folder or hub id; imports no model library.
 
     Raises:
-        ModelError: there is none, or it lacks a width.
+        ModelError: config.json is missing, or lacks a size.
     """
     with model_errors("model configuration", path):
         file = Path(path) / "config.json"
@@ -150,15 +152,15 @@ def _model_sizes(values: Mapping[str, Any]) -> ModelSizes:
         key_value_size=(values.get("num_key_value_heads") or num_heads) * head_size,
         feed_forward_size=values["intermediate_size"],
         vocab_size=values["vocab_size"],
-        tied=values.get("tie_word_embeddings", True),  # transformers 4 left it out where true
+        tied=values.get("tie_word_embeddings", True),  # transformers 4 left it out if true
     )
 
 
 def load_generation_config(path: str | Path, *, revision: str | None = None) -> tuple[Any, tuple[str, ...]]:
     """The model's generation settings, and the names of those that had to be left out.
 
-    Files often hold contradictions (a temperature without do_sample), which transformers reads and doesn't write.
-    Where there is no generation_config.json, the settings are those that config.json has.
+    Files often have contradictions (a temperature without do_sample), which transformers reads but doesn't write.
+    Without generation_config.json, the settings come from config.json.
 
     Raises:
         ModelError: the file is damaged.
@@ -173,7 +175,7 @@ def load_generation_config(path: str | Path, *, revision: str | None = None) -> 
                 path,
                 name,
                 revision=revision or "main",
-                _raise_exceptions_for_connection_errors=False,  # without network there is what the cache has
+                _raise_exceptions_for_connection_errors=False,  # without network, use the cache
                 _raise_exceptions_for_missing_entries=False,
             )
             if file is not None:
@@ -185,22 +187,22 @@ def load_generation_config(path: str | Path, *, revision: str | None = None) -> 
 
 
 def _without_contradictions(values: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
-    """A GenerationConfig that can be saved, with as many of the values as go together; and the names of the others."""
+    """A GenerationConfig that can be saved, with as many of the values as are compatible; and the others' names."""
     from transformers import GenerationConfig
     from transformers.utils import logging
 
-    modes = ("do_sample", "num_beams", "return_dict_in_generate", "use_cache")  # what others depend on
+    modes = ("do_sample", "num_beams", "return_dict_in_generate", "use_cache")  # the others depend on these
     ours = ("_from_model_config", "_commit_hash", "transformers_version")
     kept: dict[str, Any] = {}
     dropped: list[str] = []
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would warn of every attempt
+    logging.set_verbosity_error()  # every attempt would log a warning
     try:
         for name in sorted(values.keys() - {*ours}, key=lambda name: (name not in modes, name)):
             try:
                 GenerationConfig(**kept, **{name: values[name]}).validate(strict=True)
                 kept[name] = values[name]
-            except Exception:  # which of them a wrong value raises depends on the setting
+            except Exception:  # the type of the error depends on the setting
                 dropped.append(name)
         return GenerationConfig(**kept), tuple(dropped)
     finally:
@@ -208,15 +210,15 @@ def _without_contradictions(values: dict[str, Any]) -> tuple[Any, tuple[str, ...
 
 
 def empty_causal_lm(model_config: Any, *, trust_remote_code: bool = False, attention: str | None = None) -> Any:
-    """The model that a configuration describes, on the meta device: no weight is read or allocated.
+    """The model that a configuration describes, on the meta device: no weights are read or allocated.
 
     Args:
-        model_config: of transformers.
-        trust_remote_code: run code that the model brings.
-        attention: kernels that it has to run on; None takes any.
+        model_config: a configuration of transformers.
+        trust_remote_code: run the model's own code.
+        attention: the attention kernels that it must support; None takes any.
 
     Raises:
-        ModelError: it isn't a causal language model of the Llama layout, or lacks these kernels.
+        ModelError: it isn't a causal language model with Llama's layout, or doesn't support the kernels.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -233,17 +235,17 @@ def empty_causal_lm(model_config: Any, *, trust_remote_code: bool = False, atten
                 raise
             raise ModelError(
                 f"{str(path)!r} holds a model of type {model_config.model_type!r}, which can't run on PyTorch's "
-                f"scaled_dot_product_attention, as the learners have it; {_USE_FAMILY}"
+                f"scaled_dot_product_attention, which the learners need; {_USE_FAMILY}"
             ) from error
     check_layout(causal_lm, path)
     return causal_lm
 
 
 def check_layout(causal_lm: Any, path: str | Path) -> None:
-    """Refuse a model that the learners can't shard and ask for log-probs.
+    """Refuse a model that the learners can't shard or compute log-probs with.
 
     Raises:
-        ModelError: it has no `model.layers`, no `lm_head` of one matrix, or no table of input embeddings.
+        ModelError: it has no `model.layers`, no `lm_head` with a single matrix, or no table of input embeddings.
     """
     from torch import nn
 
@@ -258,10 +260,10 @@ def check_layout(causal_lm: Any, path: str | Path) -> None:
 
 
 def check_not_quantized(model_config: Any) -> None:
-    """Refuse weights that can't be trained.
+    """Refuse quantized weights, which can't be trained.
 
     Raises:
-        ModelError: they are quantized.
+        ModelError: the weights are quantized.
     """
     settings = getattr(model_config, "quantization_config", None)
     if settings is not None:
@@ -273,34 +275,34 @@ def check_not_quantized(model_config: Any) -> None:
 
 
 def check_published_names(causal_lm: Any, path: str | Path) -> None:
-    """Refuse a folder whose tensors have other names than the learners' weights: vLLM is sent these by name.
+    """Refuse a folder whose tensor names differ from those of the learners' weights, which vLLM receives by name.
 
-    A hub id is not looked at.
+    Hub ids aren't checked.
 
     Raises:
-        ModelError: mostly a mixture of experts, whose experts transformers keeps in one tensor.
+        ModelError: names differ, mostly in a mixture of experts: transformers keeps its experts in one tensor.
     """
     if unknown := sorted(tensor_names(path) - causal_lm.state_dict().keys()):
         raise ModelError(
             f"the weights in {str(path)!r} have names that the learners' don't have, among them {unknown[0]!r}, so "
-            'that vLLM could not be sent new ones; write engine.type = "transformers", or use a dense text model'
+            'vLLM could not receive new weights; write engine.type = "transformers", or use a dense text model'
         )
 
 
 def check_vocabulary(tokenizer: Any, model_config: Any) -> None:
-    """Refuse a tokenizer with tokens that the model has no embedding for.
+    """Refuse a tokenizer with tokens for which the model has no embedding.
 
-    Special tokens that no text prompt holds may lie beyond: Gemma 3's tokenizer has one for images, which its text
-    models lack.
+    Special tokens that never occur in text prompts may have none: Gemma 3's tokenizer has a token for images, which
+    its text models lack.
 
     Raises:
-        ModelError: it is of another model.
+        ModelError: the tokenizer belongs to another model.
     """
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special -= {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id}
     largest = max(number for number in tokenizer.get_vocab().values() if number not in special)
     if largest >= model_config.vocab_size:
         raise ModelError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has tokens up to number {largest}, and the model "
+            f"the tokenizer of {tokenizer.name_or_path!r} has tokens up to number {largest}, but the model has "
             f"embeddings for {model_config.vocab_size} (vocab_size in config.json); put the model's own tokenizer there"
         )

@@ -1,8 +1,8 @@
-"""The seams: what the loop asks of the parts, and what a strategy must offer. Nothing here imports a heavy library.
+"""Interfaces of strategies and of the parts that the loop calls. Nothing here imports a heavy library.
 
 Strategies (``Algorithm``, ``RewardFunction``, ``Engine``) are plain synchronous objects, tested
 without a cluster. The loop sees the asynchronous side (``Allocator``, ``RolloutPools``, ``Learners`` ...), which
-`gvm_ray.actors` implements over Ray and a unit test implements in process.
+`gvm_ray.actors` implements over Ray and unit tests implement in process.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,25 +36,25 @@ from gvm_ray.types import (
 # --- strategies -------------------------------------------------------------------------------------------------------
 @runtime_checkable
 class Algorithm(Protocol):
-    """Turns scored groups into advantages and sample weights; small numbers only."""
+    """Turns scored groups into advantages and sample weights; handles small numbers only."""
 
     def build_batch(self, outcomes: Sequence[GroupOutcome], *, step: int, terms: EstimatorTerms) -> TrainBatch:
-        """What to train on. Groups are ragged; several outcomes of one prompt_id are one group."""
+        """The batch to train on. Groups are ragged; several outcomes of one prompt_id are one group."""
         ...
 
 
 @runtime_checkable
 class RewardFunction(Protocol):
-    """What a response is worth. Deterministic, finite, never raises on model text."""
+    """The reward of a response: deterministic and finite; never raises on model text."""
 
     def __call__(self, prompt: Prompt, completion: Completion) -> float: ...
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Samples responses by continuous batching: requests may come, and weights change, between any two steps.
+    """Samples responses by continuous batching: requests may arrive, and weights change, between any two steps.
 
-    Lives in one generator actor, whose one thread makes every call.
+    An engine lives in one generator actor, which makes every call from one thread.
     """
 
     @property
@@ -64,17 +64,17 @@ class Engine(Protocol):
 
     @property
     def num_unfinished(self) -> int:
-        """Requests added and not answered yet."""
+        """The number of requests added and not answered yet."""
         ...
 
     def add(self, requests: Sequence[SampleRequest], sampling: SamplingParameters) -> None:
-        """Queue requests; after an error none of them is."""
+        """Queue requests; if it raises, none is queued."""
         ...
 
     def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
-        """Sample for a moment, such as a token of every running sample.
+        """Sample for a short while, such as one token of every running sample.
 
-        Returns the requests that are finished with it, each with as many completions as it has seeds, in their order.
+        Returns the requests that finished, each with one completion per seed, in the order of its seeds.
         """
         ...
 
@@ -83,13 +83,16 @@ class Engine(Protocol):
         ...
 
     def reset(self) -> None:
-        """As before the first load_weights: no requests, nothing cached, policy_version -1; the model stays loaded."""
+        """Return to the state before the first load_weights: no requests, nothing cached, policy_version -1.
+
+        The model stays loaded.
+        """
         ...
 
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, Any]]) -> None:
         """Replace every weight by the named CPU torch tensors (Hugging Face names).
 
-        Samples under way go on with the new weights and the attention keys and values that they have.
+        Running samples continue with the new weights, and keep their attention keys and values.
         """
         ...
 
@@ -101,7 +104,7 @@ class PromptStream(Protocol):
     """The training prompts in their order; the cursor is part of a checkpoint."""
 
     def __len__(self) -> int:
-        """Prompts in the whole set."""
+        """The number of prompts in the whole set."""
         ...
 
     def next(self, num_prompts: int) -> list[Prompt]: ...
@@ -112,7 +115,7 @@ class PromptStream(Protocol):
 
 
 class Allocator(Protocol):
-    """The central allocator, asynchronously. The rounds of different steps may be interleaved."""
+    """The central allocator's asynchronous side. Rounds of different steps may be interleaved."""
 
     async def plan(
         self,
@@ -131,11 +134,11 @@ class Allocator(Protocol):
         ...
 
     async def report(self, *, step: int) -> AllocationReport:
-        """What the strategy says of the step; once, after the step's last `observe`."""
+        """The strategy's report on the step; called once, after the step's last `observe`."""
         ...
 
     async def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
-        """The gradient norms of a trained batch, where they were measured and the strategy wants them."""
+        """Take the gradient norms of a trained batch; called if the strategy asks for them."""
         ...
 
     async def state_dict(self) -> dict[str, Any]: ...
@@ -144,18 +147,18 @@ class Allocator(Protocol):
 
 
 class PromptStates(Protocol):
-    """The policy's hidden states of prompts, at the price of a forward pass over those not known already."""
+    """The policy's hidden states of prompts; a forward pass computes those that aren't cached."""
 
     async def of(self, prompts: Sequence[Prompt], *, step: int) -> tuple[FloatArray | None, int]:
-        """[P, F] states, None where the run asks for none, and the prompt tokens that were run through the model."""
+        """States [P, F], or None if the run asks for none, and the number of prompt tokens run through the model."""
         ...
 
     def state_dict(self, *, step: int) -> dict[str, NDArray[Any]]:
-        """The states that still serve a step, as arrays."""
+        """The states that are still of use at a step, as arrays."""
         ...
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on with the states that `state_dict` gave."""
+        """Restore the states that `state_dict` returned."""
         ...
 
 
@@ -169,19 +172,18 @@ class RolloutPools(Protocol):
         *,
         on_scored: Callable[[int], None] = lambda number: None,
     ) -> list[GroupOutcome]:
-        """The outcomes of the requests, in order (a request that was split over generators has several).
+        """The outcomes of the requests, in order (a request split over generators has several).
 
-        Token-sized data stays behind each outcome's ref. `on_scored` is told the number of samples that just got their
-        reward.
+        Token-sized data stays behind each outcome's ref. `on_scored` gets the number of samples that were just scored.
         """
         ...
 
     async def publish(self, weights: WeightsRef) -> None:
-        """Return when every generator samples with these weights."""
+        """Return once every generator samples with these weights."""
         ...
 
     async def wait_for_version(self, policy_version: int) -> None:
-        """Return when every generator has at least this version."""
+        """Return once every generator has at least this version."""
         ...
 
 
@@ -189,13 +191,13 @@ class Learners(Protocol):
     """The learner group. Commands are served one after the other."""
 
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
-        """The same outcomes with per-sample gradient norms of the accepted samples filled in."""
+        """The outcomes with the gradient norms of accepted samples filled in."""
         ...
 
     async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
-        """[P, F] float32: what the policy makes of each prompt, its final hidden states at the prompt's tokens.
+        """The policy's final hidden states over each prompt's tokens, pooled to [P, F] float32.
 
-        Their mean, the last one, or both end to end (F is the hidden size, or twice that).
+        Pooling takes their mean, the last one, or both end to end (F is the hidden size, or twice that).
         """
         ...
 
@@ -208,7 +210,7 @@ class Learners(Protocol):
         ...
 
     async def weights(self, policy_version: int) -> WeightsRef:
-        """Publish the present weights under this version."""
+        """Publish the current weights under this version."""
         ...
 
     async def save(self, folder: str) -> None:
@@ -216,7 +218,7 @@ class Learners(Protocol):
         ...
 
     def checkpointed(self, folder: str) -> None:
-        """Take note of where the last `save` lies in a complete checkpoint."""
+        """Record the folder of the complete checkpoint that now holds the last `save`."""
         ...
 
     async def export(self, folder: str) -> None:
@@ -228,7 +230,7 @@ class Evaluator(Protocol):
     """Held-out accuracy of the policy that the generators hold."""
 
     async def evaluate(self) -> Metrics:
-        """Metrics under `eval/`, `eval/accuracy` among them; empty when there is nothing to evaluate on."""
+        """Metrics under `eval/`, with `eval/accuracy` among them; empty if there are no prompts to evaluate on."""
         ...
 
 
@@ -239,7 +241,7 @@ class Checkpoints(Protocol):
 
 
 class StepLog(Protocol):
-    """Where one step's numbers go."""
+    """Receiver of each step's metrics, histograms and sample texts."""
 
     def log_step(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> Metrics:
         """The metrics as logged, with those that the log adds."""

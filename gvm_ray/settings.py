@@ -11,14 +11,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 class Settings(BaseModel):
-    """Frozen settings that refuse unknown keys; infinities, NaN, and booleans as numbers are refused too."""
+    """Frozen settings that refuse unknown keys, infinities, NaN, and booleans as numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _no_boolean_as_number(cls, values: Any) -> Any:
-        """Python itself takes true as 1."""
+        """Refuse booleans as numbers: Python itself would take true as 1."""
         if not isinstance(values, Mapping):
             return values
         wrong = [name for name in cls.model_fields if _has_boolean(values.get(name)) and cls._takes_numbers(name)]
@@ -53,7 +53,7 @@ def _has_boolean(value: Any) -> bool:
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of."""
+    """The types in an annotation."""
     if get_origin(annotation) is Annotated:
         yield from _kinds(get_args(annotation)[0])
     elif get_origin(annotation) is Literal:
@@ -68,7 +68,7 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-# Up to 2^63 - 1: larger integers fit no array, and no float either.
+# Up to 2^63 - 1: larger integers don't fit into arrays, and huge ones not even into floats.
 Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
 NonNegativeCount = Annotated[int, Field(ge=0, le=2**63 - 1)]
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first ends a run after the step under way, with a checkpoint; the second ends it at once."""
+"""SIGTERM and Ctrl-C: the first ends a run after the current step, with a checkpoint; the second ends it at once."""
 
 import asyncio
 import signal
@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether a run was asked to end early. Signals reach it in the main thread only, where alone Python has them."""
+    """A request to end a run early. It receives signals only in the main thread, as Python does."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -21,21 +21,21 @@ class StopRequest:
 
     @property
     def is_set(self) -> bool:
-        """Whether the step under way is the last one."""
+        """True if the current step is the last one."""
         return self.signal is not None
 
     def set(self, number: int) -> None:
-        """As a signal would."""
+        """Request the end, as a signal with this number does."""
         again, self.signal = self.signal is not None, signal.Signals(number)
         if self._main is not None and (again or not self._in_steps):
             self._main.cancel()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Until the end of the block, which runs in the event loop's main task.
+        """Listen for signals during the block, which runs in the event loop's main task.
 
         Raises:
-            RunStopped: a signal ended it.
+            RunStopped: a signal ended the block.
         """
         self._main = asyncio.current_task()
         loop = asyncio.get_running_loop()
@@ -57,7 +57,7 @@ class StopRequest:
 
     @contextmanager
     def steps(self) -> Iterator[None]:
-        """While steps run, whose end the first signal waits for; before and after there is nothing to finish."""
+        """Mark a block in which steps run: the first signal waits for the current step; elsewhere it ends the run."""
         self._in_steps = True
         try:
             yield

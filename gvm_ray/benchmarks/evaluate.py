@@ -1,4 +1,4 @@
-"""`gvm-ray eval`: a model on published benchmarks."""
+"""`gvm-ray eval`: evaluation of models on published benchmarks."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
 from gvm_ray.types import Prompt, RolloutGroup
 
 PROMPTS_PER_PIECE = 64
-_PIECES_AT_ONCE = 2  # the next one keeps the generators busy while the longest responses of one are finished
+_PIECES_AT_ONCE = 2  # the second keeps the generators busy while the first's longest responses are finished
 
 Sampler = Callable[[Sequence[Prompt]], Awaitable[list[RolloutGroup]]]
 
@@ -39,7 +39,7 @@ class Work:
 
     @property
     def missing(self) -> list[Prompt]:
-        """Prompts whose samples aren't in the file."""
+        """The prompts whose samples aren't in the file yet."""
         return [prompt for prompt in self.prompts if prompt.prompt_id not in self.file.finished]
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Work:
 
 
 async def sample_missing(work: Sequence[Work], sample: Sampler, *, on_piece: Callable[[Work], None]) -> None:
-    """Sample what is missing, a few pieces at once, in order; `on_piece` is called once a piece is in its file."""
+    """Sample the missing prompts in order, a few pieces at once; call `on_piece` when a piece is in its file."""
     gate = asyncio.Semaphore(_PIECES_AT_ONCE)
 
     async def finish(part: Work, piece: Sequence[Prompt]) -> None:
@@ -73,7 +73,7 @@ class CheckedModel:
     path: str
     config: RunConfig
     prepared: Prepared
-    settings: Mapping[str, Any]  # that decide what the samples are
+    settings: Mapping[str, Any]  # those that decide what the samples are
     work: Mapping[str, Work]
     num_too_long: Mapping[str, int]
 
@@ -87,24 +87,24 @@ def evaluate_benchmarks(
     num_samples: int = 8,
     output: str | Path = "evaluation",
 ) -> BenchmarkReport:
-    """avg@k, pass@k and maj@k of models on benchmarks, their averages, and their differences to the first model.
+    """Measure avg@k, pass@k and maj@k of models on benchmarks, averages, and differences to the first model.
 
-    Samples are kept in OUTPUT/<model>/<benchmark>/samples.jsonl as they are finished, and what is there isn't sampled
-    again; the results are results.json, .csv, .md and .png in OUTPUT.
+    Finished samples are written to OUTPUT/<model>/<benchmark>/samples.jsonl, and are not sampled again. The results are
+    results.json, .csv, .md and .png in OUTPUT.
 
     Args:
         models: Hugging Face folders or hub ids, each with or without a name: NAME=MODEL.
         benchmarks: names of files in `benchmark_dir`, or paths; see `find_benchmarks`.
         config: engine, rewards, template and sampling (`evaluation.temperature`, `.top_p`, `.num_prompts` of each
-            benchmark; `sampling.max_tokens`); its model, training and own prompts are not used. Without it Math-Verify
+            benchmark; `sampling.max_tokens`); its model, training and own prompts are not used. Without it, Math-Verify
             grades chats with the paper's wording.
-        benchmark_dir: where the named benchmarks lie.
-        num_samples: completions for each prompt, k.
-        output: a folder.
+        benchmark_dir: the folder of the named benchmarks.
+        num_samples: completions per prompt, k.
+        output: the output folder.
 
     Raises:
-        UserError: a model, a file or a setting is wrong, or the folder holds samples drawn otherwise.
-        SystemFailure: a part of the running system failed; the same call goes on from there.
+        UserError: a model, a file or a setting is wrong, or the folder has samples drawn under other settings.
+        SystemFailure: a part of the running system failed; the same call continues from the finished samples.
     """
     named = named_models(models)
     found = find_benchmarks(benchmarks, folder=benchmark_dir)
@@ -198,7 +198,7 @@ def checked_model(
 
 
 def _described(prompt: Prompt, benchmark: Benchmark) -> Prompt:
-    """The prompt with its subject and level under these names."""
+    """The prompt with its subject and level as the features "subject" and "level"."""
     fields = {"subject": benchmark.subject_field, "level": benchmark.level_field}
     features = {
         name: str(prompt.features[field])
@@ -209,7 +209,7 @@ def _described(prompt: Prompt, benchmark: Benchmark) -> Prompt:
 
 
 def _settings(config: RunConfig, model: str, prepared: Prepared) -> dict[str, Any]:
-    """All that decides what a prompt's samples are, besides the prompt itself."""
+    """The settings that decide what a prompt's samples are."""
     return {
         "model": model_files(model),
         "engine": prepared.engine_kind if config.engine.path is None else config.engine.path,

@@ -1,4 +1,4 @@
-"""What models are worth on benchmarks: accuracies, averages over benchmarks, and differences between models."""
+"""Results on benchmarks: accuracies, averages over benchmarks, and differences between models."""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ _AVERAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSamples:
-    """A prompt's finished samples, and where it stands in the benchmark."""
+    """A prompt's finished samples, with its subject and level."""
 
     prompt_id: str
     subject: str | None
@@ -34,22 +34,22 @@ class PromptSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
-    """One model on one benchmark."""
+    """The result of one model on one benchmark."""
 
     overall: EvaluationResult
-    subjects: dict[str, EvaluationResult]  # empty where the file names none
+    subjects: dict[str, EvaluationResult]  # empty if the file names none
     levels: dict[str, EvaluationResult]
-    accuracies: dict[str, float]  # prompt_id -> share of its scored samples that are correct; of those that have some
-    num_too_long: int  # prompts of the file that were left out: more tokens than prompts.max_tokens
-    mean_tokens: float  # of a response
-    truncated: float  # share of the samples
-    unanswered: float  # share of the samples that give no answer
+    accuracies: dict[str, float]  # prompt_id -> share of correct ones among its scored samples, if it has any
+    num_too_long: int  # prompts left out because they have more tokens than prompts.max_tokens
+    mean_tokens: float  # per response
+    truncated: float  # share of truncated samples
+    unanswered: float  # share of samples without an answer
 
     @classmethod
     def of(
         cls, prompts: Sequence[PromptSamples], *, accept_threshold: float, num_too_long: int = 0, seed: int = 0
     ) -> "BenchmarkResult":
-        """The result of k samples of each prompt; a group of prompts without a scored sample has none.
+        """The result from k samples of each prompt; subjects and levels without a scored sample are left out.
 
         Raises:
             SystemFailure: no sample was scored.
@@ -86,20 +86,20 @@ class BenchmarkResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelResult:
-    """One model on all the benchmarks."""
+    """The results of one model on all benchmarks."""
 
     name: str
     model: str
     benchmarks: dict[str, BenchmarkResult]
 
     def averages(self) -> dict[str, Estimate]:
-        """Means of avg@k over benchmarks; the interval resamples prompts within each of them (Efron, 1979)."""
+        """Means of avg@k over benchmarks; the intervals resample prompts within each benchmark (Efron, 1979)."""
         return _over_benchmarks({name: each.accuracies for name, each in self.benchmarks.items()})
 
     def minus(self, other: "ModelResult") -> dict[str, Estimate]:
-        """avg@k minus another model's, by benchmark and on average; paired: both models' accuracy on one prompt.
+        """avg@k minus another model's, by benchmark and on average, paired over prompts.
 
-        Prompts without a scored sample of either model are left out.
+        Prompts for which one of the models has no scored sample are left out.
         """
         differences = {
             name: {
@@ -115,7 +115,7 @@ class ModelResult:
 
 
 def _over_benchmarks(values: Mapping[str, Mapping[str, float]]) -> dict[str, Estimate]:
-    """Estimates of the named averages that these benchmarks allow, else of the average of all."""
+    """Estimates of the named averages that these benchmarks allow, and of the average of all benchmarks."""
     named = {name: parts for name, parts in _AVERAGES.items() if set(parts) <= values.keys()}
     if len(values) > 1 and set(values) not in map(set, named.values()):
         named[f"average of {len(values)}"] = tuple(values)

@@ -1,4 +1,4 @@
-"""Benchmark problems, and the samples of a model on them, in a folder that can be gone on with."""
+"""Benchmark problems, and a model's samples on them, in a folder from which an evaluation can continue."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from gvm_ray.origins import differences, prompt_digest
 from gvm_ray.tasks.sources.file import DATA_SUFFIXES, file_fields
 from gvm_ray.types import FinishReason, Prompt, RolloutGroup
 
-# The first of them that a file has. A gold answer is text, a number or a list of these; a solution boxes it.
+# The first of these that a file has is used. A gold answer is text, a number or a list of these; a solution boxes it.
 _PROMPT_FIELDS = ("problem", "question", "prompt")
 _ANSWER_FIELDS = ("answer", "final_answer", "solution")
 _SUBJECT_FIELDS = ("subject", "subfield", "type")
@@ -33,16 +33,16 @@ class Benchmark:
 
 
 def find_benchmarks(names: Sequence[str], *, folder: str | Path | None) -> list[Benchmark]:
-    """The benchmarks of these names.
+    """Find the benchmarks with these names.
 
     Args:
-        names: `math500` is math500.jsonl, .json, .parquet or math500/test.jsonl (...) in the folder; what has a slash
-            or one of these endings is the path of a file.
-        folder: where the named ones lie.
+        names: `math500` is math500.jsonl, .json, .parquet or math500/test.jsonl (...) in the folder; a name with a
+            slash or one of these suffixes is the path of a file.
+        folder: the folder of the named benchmarks.
 
     Raises:
-        ConfigError: no names, one twice, or a name without a folder.
-        DataError: there is no such file, or it lacks a field for the problem or the answer.
+        ConfigError: there are no names, a name occurs twice, or there is a name but no folder.
+        DataError: a file doesn't exist, or lacks a field for the problem or the answer.
     """
     if not names:
         raise ConfigError("--benchmarks names no benchmark; write e.g. --benchmarks math500,aime24")
@@ -69,8 +69,8 @@ def _benchmark(name: str, *, folder: str | Path | None) -> Benchmark:
         present = sorted(file.stem for file in Path(folder).glob("*") if file.suffix.lower() in DATA_SUFFIXES)
         raise DataError(
             f"benchmark {name!r} is not in {str(folder)!r}, which has {', '.join(present) or 'none'}; put {name}.jsonl "
-            "or .parquet there (one row a problem, with its answer), write another --benchmark-dir, or in place of the "
-            "name the path of a file"
+            "or .parquet there (one row per problem, with its answer), write another --benchmark-dir, or write the "
+            "path of a file instead of the name"
         )
     return _described(name, path)
 
@@ -107,27 +107,28 @@ def _described(name: str, path: Path) -> Benchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What the statistics need of one response."""
+    """The facts about one response that the statistics need."""
 
     sample_index: int
     reward: float | None  # None = unscored
-    answer: str | None  # its final answer, boxed or not
+    answer: str | None  # final answer, boxed or not
     num_tokens: int
     finish_reason: FinishReason
 
 
 class SampleFile:
-    """`samples.jsonl`, one row a sample with its text, beside the settings under which they were drawn.
+    """`samples.jsonl`, with one row per sample and its text, beside the settings of the samples.
 
-    A prompt is finished when all its samples are in the file; rows of others, as a killed run leaves them, are dropped.
+    A prompt is finished if all its samples are in the file. Rows of unfinished prompts, left by a killed run, are
+    dropped.
     """
 
     def __init__(self, folder: Path, *, settings: Mapping[str, Any], num_samples: int) -> None:
-        """Open it, or begin it where there is none.
+        """Open the file, or create it if it doesn't exist.
 
         Raises:
-            ConfigError: what is there was drawn under other settings.
-            DataError: a row is no sample.
+            ConfigError: the existing samples were drawn under other settings.
+            DataError: a row isn't a sample.
             SystemFailure: the folder can't be written.
         """
         self.path = folder / "samples.jsonl"
@@ -146,7 +147,7 @@ class SampleFile:
         """Compare the prompts with those that were sampled under the same ids.
 
         Raises:
-            ConfigError: one reads otherwise now, or has another gold answer.
+            ConfigError: the text or the gold answer of a prompt has changed.
         """
         changed = [
             prompt.prompt_id
@@ -160,7 +161,7 @@ class SampleFile:
             )
 
     def append(self, groups: Sequence[RolloutGroup]) -> None:
-        """Add the scored samples of some prompts, all of each. Several groups may be of one prompt.
+        """Add all scored samples of some prompts. A prompt may have several groups.
 
         Raises:
             SystemFailure: the file can't be written.
@@ -175,13 +176,13 @@ class SampleFile:
         self.finished |= {prompt_id: tuple(map(_sample, of_prompt)) for prompt_id, of_prompt in rows.items()}
 
     def _finished_rows(self) -> dict[str, list[dict[str, Any]]]:
-        """prompt_id -> its rows; the file is written anew where it held more."""
+        """The rows of finished prompts, by prompt_id; rewrites the file if it has other rows."""
         if not self.path.exists():
             return {}
         lines = self.path.read_bytes().splitlines(keepends=True)
         rows: dict[str, list[dict[str, Any]]] = {}
         for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):  # cut off while it was written
+            if not line.endswith(b"\n"):  # writing it was interrupted
                 break
             row = _parsed(line, where=f"{self.path}, line {number}")
             rows.setdefault(row["prompt_id"], []).append(row)
@@ -195,33 +196,33 @@ class SampleFile:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An error of the disk becomes a SystemFailure that names the path and says how to go on."""
+    """Turn disk errors into a SystemFailure that names the path and says how to continue."""
     try:
         yield
     except OSError as error:
         raise SystemFailure(
             f"{str(path)!r} can't be written ({error.strerror or error}); {free_space(path)} are free there. Make "
-            "room, or write another --output; what was finished stays, and the same command goes on from there"
+            "room, or write another --output; finished samples are kept, and the same command continues from them"
         ) from error
 
 
 def earlier_date(folder: Path) -> date | None:
-    """The day that the samples below a folder have in their prompts; None where they have none, or there are none."""
+    """The date in the prompts of the samples below a folder; None if they have none, or there are no samples."""
     for file in sorted(folder.glob("*/*/settings.json")):
-        with suppress(ValueError, LookupError, TypeError):  # a broken file is told once its samples are asked for
+        with suppress(ValueError, LookupError, TypeError):  # a broken file is reported when its samples are needed
             return date.fromisoformat(json.loads(file.read_bytes())["template"]["date"])
     return None
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or compare them with those that are there."""
+    """Write the settings, or compare them with the existing ones."""
     if not path.exists():
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         return
     try:
         before = dict(json.loads(path.read_bytes()))
     except ValueError as error:
-        raise DataError(f"{str(path)!r} is not JSON ({error}); remove its folder to sample anew") from error
+        raise DataError(f"{str(path)!r} is not JSON ({error}); remove its folder to sample again") from error
     if changed := differences(before, settings):
         raise ConfigError(
             f"{str(path.parent)!r} holds samples that were drawn otherwise: {'; '.join(changed)}. Write another "
@@ -257,7 +258,7 @@ def _parsed(line: bytes, *, where: str) -> dict[str, Any]:
         row = json.loads(line)
         _sample(row)
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{where} is no sample ({error!r}); remove the file to sample anew") from error
+        raise DataError(f"{where} is not a sample ({error!r}); remove the file to sample again") from error
     return row
 
 

@@ -11,23 +11,23 @@ _DEFAULTS = {name: field.default for name, field in DataConfig.model_fields.item
 
 
 def add_to(commands: Commands) -> None:
-    """Add the command, which has commands of its own."""
+    """Add the command, which has subcommands."""
     data = commands.add_parser("data", help="prepare training data", description="Data that runs train on.")
     prepare = data.add_subparsers(required=True, metavar="COMMAND").add_parser(
         "prepare",
-        help="raw data to one Parquet file",
-        description="Raw data to one Parquet file: read in its layout, answers verified by Math-Verify, without "
-        "duplicates, problems of evaluation sets or over-long ones. FILE.report.json beside it lists what was dropped.",
+        help="turn raw data into one Parquet file",
+        description="Turn raw data into one Parquet file: answers verified by Math-Verify, without duplicates, "
+        "problems of evaluation sets and over-long problems. FILE.report.json beside it lists the dropped rows.",
     )
     prepare.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="a .jsonl, .json, .parquet or .csv file, a folder of them, a quoted pattern ('data/train-*.parquet'), or "
+        help="a .jsonl, .json, .parquet or .csv file, a folder of them, a quoted glob ('data/train-*.parquet'), or "
         "the id of a Hugging Face dataset",
     )
-    prepare.add_argument("--output", required=True, metavar="FILE.parquet", help="what to write")
-    prepare.add_argument("--overwrite", action="store_true", help="replace the output although it is there")
+    prepare.add_argument("--output", required=True, metavar="FILE.parquet", help="the file to write")
+    prepare.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     _add_reading(prepare)
     _add_cleaning(prepare)
     prepare.set_defaults(run=_prepare)
@@ -42,40 +42,40 @@ def _add_reading(prepare: argparse.ArgumentParser) -> None:
     prompt.add_argument(
         "--prompt-field",
         metavar="FIELD",
-        help="of the prompt, instead of the layout's; here and below extra_info.question is a field in a field",
+        help="field of the prompt, instead of the layout's; here and below a.b is the field b inside the field a",
     )
     prompt.add_argument(
         "--prompt-fields",
         nargs="+",
         dest="prompt_field",
         metavar="FIELD",
-        help="of a prompt that stands in several, joined by a blank",
+        help="several fields of the prompt, joined by a space",
     )
     for name in ("answer", "id", "rationale"):
-        reading.add_argument(f"--{name}-field", metavar="FIELD", help=f"of the {name}, instead of the layout's")
+        reading.add_argument(f"--{name}-field", metavar="FIELD", help=f"field of the {name}, instead of the layout's")
     reading.add_argument(
         "--feature-fields",
         nargs="+",
         default=(),
         metavar="FIELD",
-        help="kept as columns besides the layout's own; one named as a column that every output has (prompt_id, "
+        help="fields to keep as columns besides the layout's own; one with the name of a standard column (prompt_id, "
         "problem, answer, source, rationale) becomes raw_FIELD",
     )
     reading.add_argument(
         "--split",
         default=_DEFAULTS["split"],
-        help="of datasets, and of folders whose file names name splits (default train)",
+        help="split of datasets, and of folders whose file names contain splits (default train)",
     )
     reading.add_argument(
-        "--subset", metavar="NAME", help="of a dataset, e.g. main of gsm8k; of a folder, a folder in it"
+        "--subset", metavar="NAME", help="subset of a dataset, e.g. main of gsm8k; for a folder, a folder inside it"
     )
-    reading.add_argument("--limit", metavar="N", help="read this many rows, of all sources together")
+    reading.add_argument("--limit", metavar="N", help="read at most this many rows from all sources together")
 
 
 def _add_cleaning(prepare: argparse.ArgumentParser) -> None:
     cleaning = prepare.add_argument_group("cleaning")
     cleaning.add_argument(
-        "--no-verify", action="store_false", dest="verify", help="don't ask Math-Verify about the answers"
+        "--no-verify", action="store_false", dest="verify", help="don't verify answers with Math-Verify"
     )
     cleaning.add_argument(
         "--keep-unverified", action="store_true", help="list answers that Math-Verify can't parse, but keep them"
@@ -83,28 +83,34 @@ def _add_cleaning(prepare: argparse.ArgumentParser) -> None:
     cleaning.add_argument(
         "--timeout-s", default=_DEFAULTS["timeout_s"], metavar="S", help="seconds for one answer (default 10)"
     )
-    cleaning.add_argument("--num-processes", metavar="N", help="that verify (default: one a core)")
+    cleaning.add_argument("--num-processes", metavar="N", help="processes that verify (default: one per core)")
     cleaning.add_argument(
         "--decontaminate",
         nargs="+",
         default=(),
         metavar="SOURCE",
-        help="evaluation sets whose problems to drop, named as sources are",
+        help="evaluation sets whose problems to drop, given like sources",
     )
     cleaning.add_argument(
-        "--decontaminate-split", default=_DEFAULTS["decontaminate_split"], metavar="SPLIT", help="default test"
+        "--decontaminate-split",
+        default=_DEFAULTS["decontaminate_split"],
+        metavar="SPLIT",
+        help="split of the evaluation sets (default test)",
     )
     cleaning.add_argument(
-        "--ngram", default=_DEFAULTS["ngram"], metavar="N", help="shared words in a row that are too many (default 13)"
+        "--ngram",
+        default=_DEFAULTS["ngram"],
+        metavar="N",
+        help="drop problems that share this many consecutive words (default 13)",
     )
     cleaning.add_argument(
         "--common-ngram",
         default=_DEFAULTS["common_ngram"],
         metavar="N",
-        help="words that more problems than this share prove nothing (default 10)",
+        help="ignore words that more problems than this share (default 10)",
     )
     cleaning.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id, for --max-tokens")
-    cleaning.add_argument("--max-tokens", metavar="N", help="drop longer problems; a chat template comes on top")
+    cleaning.add_argument("--max-tokens", metavar="N", help="drop longer problems, counted without chat template")
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -116,5 +122,5 @@ def _prepare(options: argparse.Namespace) -> int:
     if is_new:
         print(f"wrote {report.output} and {report.path}")
     else:
-        print(f"nothing to do: {report.output} was made of the same sources with the same options")
+        print(f"nothing to do: {report.output} was made from the same sources with the same options")
     return 0

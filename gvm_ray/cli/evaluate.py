@@ -18,8 +18,8 @@ def add_to(commands: Commands) -> None:
     evaluate = commands.add_parser(
         "eval",
         help="measure models on benchmarks or prompts",
-        description="avg@k, pass@k and maj@k with bootstrap intervals: of models on benchmarks (--benchmarks), or of a "
-        "model on a config's evaluation prompts (--config alone).",
+        description="Measure avg@k, pass@k and maj@k with bootstrap intervals: of models on benchmarks (--benchmarks), "
+        "or of one model on a config's evaluation prompts (--config alone).",
     )
     evaluate.add_argument(
         "models",
@@ -32,25 +32,25 @@ def add_to(commands: Commands) -> None:
     evaluate.add_argument(
         "--benchmarks",
         metavar="NAMES",
-        help="names of .jsonl or .parquet files in --benchmark-dir, or paths, parted by commas: math500,aime24",
+        help="names of .jsonl or .parquet files in --benchmark-dir, or paths, separated by commas: math500,aime24",
     )
     evaluate.add_argument(
         "--benchmark-dir",
         default=os.environ.get("GVM_RAY_BENCHMARK_DIR"),
         metavar="FOLDER",
-        help="where the named benchmarks lie (default: $GVM_RAY_BENCHMARK_DIR)",
+        help="folder of the named benchmarks (default: $GVM_RAY_BENCHMARK_DIR)",
     )
-    evaluate.add_argument("--num-samples", type=int, default=8, help="completions for each prompt (default 8)")
+    evaluate.add_argument("--num-samples", type=int, default=8, help="completions per prompt (default 8)")
     evaluate.add_argument("--temperature", type=float, help="default: evaluation.temperature")
     evaluate.add_argument("--top-p", type=float, help="default: evaluation.top_p")
     evaluate.add_argument("--max-tokens", type=int, help="response tokens (default: sampling.max_tokens)")
     evaluate.add_argument("--prompt-template", choices=_TEMPLATES, help="default: prompts.template")
-    evaluate.add_argument("--limit", type=int, metavar="N", help="the first N prompts of each benchmark")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N prompts of each benchmark")
     evaluate.add_argument(
         "--output",
         metavar="PATH",
-        help="with --benchmarks the folder of samples and results (default: evaluation), where an interrupted "
-        "evaluation goes on; else a file that the numbers are also written to as JSON",
+        help="with --benchmarks: the folder of samples and results (default: evaluation), from which an interrupted "
+        "evaluation continues; else: a JSON file for the numbers",
     )
     evaluate.set_defaults(run=_evaluate)
 
@@ -75,7 +75,7 @@ def _measure(options: argparse.Namespace) -> int:
     if config is None:
         raise UserError("nothing to evaluate on; write --benchmarks math500,aime24, or --config CONFIG.toml")
     if len(options.models) > 1:
-        raise UserError(f"{len(options.models)} models are compared on benchmarks only; write --benchmarks NAMES")
+        raise UserError(f"{len(options.models)} models can be compared only on benchmarks; write --benchmarks NAMES")
     from gvm_ray.run import evaluate
 
     result = evaluate(options.models[0], config, num_samples=options.num_samples, output=options.output)
@@ -100,7 +100,7 @@ def _on_benchmarks(options: argparse.Namespace, config: RunConfig) -> int:
 
 
 def _overrides(options: argparse.Namespace) -> Iterator[str]:
-    """The options that stand for a setting."""
+    """The options that set a setting, as overrides."""
     for setting, value in (
         ("evaluation.temperature", options.temperature),
         ("evaluation.top_p", options.top_p),
@@ -113,4 +113,4 @@ def _overrides(options: argparse.Namespace) -> Iterator[str]:
         plain = options.prompt_template in ("plain", "chat")
         yield f"prompts.template.type={options.prompt_template if plain else 'chat'}"
         wording = "none" if plain else options.prompt_template
-        yield f'prompts.template.system_prompt="{wording}"'  # in quotes, for a bare none is no value
+        yield f'prompts.template.system_prompt="{wording}"'  # in quotes, because a bare none clears the setting

@@ -7,7 +7,7 @@ from pathlib import Path
 from gvm_ray.cli.options import Commands
 from gvm_ray.exceptions import ResourceError, UserError
 
-_RUNS_DIR = Path("runs")  # where RunConfig.runs_dir points unless it is set
+_RUNS_DIR = Path("runs")  # the default of RunConfig.runs_dir
 
 
 def add_to(commands: Commands) -> None:
@@ -15,9 +15,9 @@ def add_to(commands: Commands) -> None:
     report = commands.add_parser(
         "report",
         help="make a page about runs",
-        description="One HTML page without scripts or links: learning curves, where the budget went, calibration, "
-        "phases, lengths and rewards, failures, sample completions, and how the runs' settings differ. Runs may be "
-        "under way, or have failed.",
+        description="Make one HTML page without scripts or links: learning curves, use of the budget, calibration, "
+        "phases, lengths and rewards, failures, sample completions, and differences between the runs' settings. Runs "
+        "may be in progress, or have failed.",
     )
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its name under runs/")
     report.add_argument(
@@ -46,10 +46,10 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def find_run(run: str) -> Path:
-    """The folder of a run, given as such or by its name under runs/.
+    """The folder of a run, given as a path or by its name under runs/.
 
     Raises:
-        UserError: there is no such run.
+        UserError: the run doesn't exist.
     """
     from gvm_ray.reporting.run_folder import RunFolder
 

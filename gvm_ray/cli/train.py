@@ -10,13 +10,13 @@ from gvm_ray.resources import find_hardware, plan_resources, sizes_of_settings
 def add_to(commands: Commands) -> None:
     """Add the command."""
     train = commands.add_parser("train", help="train a policy", description="Train a policy as TOML files describe.")
-    add_configs(train, what="the run's settings, in one file or in parts; a later file counts before an earlier one")
+    add_configs(train, what="the run's settings, in one or several files; a later file overrides an earlier one")
     train.add_argument("--resume", action="store_true", help="continue the run of this name from its last checkpoint")
     train.add_argument("--overwrite", action="store_true", help="replace an earlier run of this name")
     train.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the settings, print what would run and the memory it takes, and stop",
+        help="check the settings, print what would run and the memory it needs, and stop",
     )
     train.set_defaults(run=_train)
 
@@ -36,7 +36,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def describe(config: RunConfig) -> str:
-    """What would run, in words: the resolved settings and the sizes that follow from them."""
+    """The run in words: the resolved settings and the sizes that follow from them."""
     per_update = config.samples_per_step / config.algorithm.updates_per_batch
     prefill = [] if config.prompt_states is None else [f"prefill          {describe_prefill(config)}"]
     return "\n".join(
@@ -48,7 +48,7 @@ def describe(config: RunConfig) -> str:
             f"steps            {config.num_steps} of {config.prompts_per_step} prompts and "
             f"{config.samples_per_step} samples",
             *prefill,
-            f"updates          {config.algorithm.updates_per_batch} a step, about {per_update:g} samples each",
+            f"updates          {config.algorithm.updates_per_batch} per step, about {per_update:g} samples each",
             f"engine           {config.engine.type}",
             f"new weights      by {config.weight_transfer()}",
         ]
@@ -56,14 +56,14 @@ def describe(config: RunConfig) -> str:
 
 
 def describe_prefill(config: RunConfig) -> str:
-    """Prompt tokens that a step prefills at most for the allocator's hidden states, beside those that it generates."""
+    """The most prompt tokens that a step prefills for the allocator's hidden states, and the most it generates."""
     candidates, prompt_tokens = config.candidates_per_step, config.prompts.max_tokens
     prefilled = candidates * prompt_tokens
     generated = config.samples_per_step * config.allocator.max_budget_factor * config.sampling.max_tokens
     charged = config.prefill_price * prefilled
     text = (
-        f"at most {candidates:,} prompts x {prompt_tokens:,} tokens = {prefilled:,} a step, charged as {charged:,.0f}; "
-        f"generated are at most {generated:,}"
+        f"at most {candidates:,} prompts x {prompt_tokens:,} tokens = {prefilled:,} per step, charged as "
+        f"{charged:,.0f}; at most {generated:,} tokens are generated"
     )
     if charged > generated and getattr(config.allocator, "candidates_per_step", None) is not None:
         text += "; a lower allocator.candidates_per_step saves most of it"

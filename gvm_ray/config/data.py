@@ -1,4 +1,4 @@
-"""Settings of `gvm-ray data prepare`, and of published benchmarks."""
+"""Settings of `gvm-ray data prepare` and of published benchmarks."""
 
 from typing import Any, Literal, Self
 
@@ -9,7 +9,7 @@ from gvm_ray.settings import Count, Positive, Settings
 
 
 def benchmark_defaults(model: str) -> dict[str, Any]:
-    """Values of a RunConfig: chats that ask for a boxed answer, 3,072 tokens, temperature 1, graded by Math-Verify."""
+    """Values of a RunConfig: chats that ask for a boxed answer, 3,072 tokens, temperature 1, Math-Verify as grader."""
     return {
         "name": "evaluation",
         "model": {"type": "pretrained", "path": model},
@@ -25,35 +25,35 @@ def benchmark_defaults(model: str) -> dict[str, Any]:
 
 LayoutName = Literal["auto", "numina_math", "gsm8k", "math", "plain"]
 
-OWN_COLUMNS = frozenset({"prompt_id", "problem", "answer", "source", "rationale"})  # of every output
+OWN_COLUMNS = frozenset({"prompt_id", "problem", "answer", "source", "rationale"})  # columns that every output has
 
 
 class DataConfig(Settings):
-    """Raw data to one Parquet file that a run trains on."""
+    """Settings that turn raw data into one Parquet file to train on."""
 
     sources: tuple[str, ...] = Field(min_length=1)  # files, folders, globs, or ids of Hugging Face datasets
     output: str  # the Parquet file
-    overwrite: bool = False  # make it anew although it is there
+    overwrite: bool = False  # replace an output that exists
 
-    layout: LayoutName = "auto"  # where problem and answer stand; "auto" looks at the fields of the first row
+    layout: LayoutName = "auto"  # the fields with problem and answer; "auto" decides by the fields of the first row
     prompt_field: FieldNames | None = None  # these four take precedence over the layout's
     answer_field: str | None = None
-    id_field: str | None = None  # without it the id is a hash of the content
+    id_field: str | None = None  # none = the id is a hash of the content
     rationale_field: str | None = None
-    feature_fields: tuple[str, ...] = ()  # kept besides the layout's own; `feature_columns` says where
-    split: str = Field(default="train", min_length=1)  # of datasets, and of folders whose file names name splits
-    subset: str | None = None  # of a dataset; of a local folder the folder in it
-    limit: Count | None = None  # rows to read, of all sources together
+    feature_fields: tuple[str, ...] = ()  # kept besides the layout's own; see `feature_columns` for their columns
+    split: str = Field(default="train", min_length=1)  # of datasets, and of folders whose file names contain splits
+    subset: str | None = None  # of a dataset; for a local folder, a folder inside it
+    limit: Count | None = None  # rows to read from all sources together
 
-    verify: bool = True  # drop what Math-Verify can't parse
-    keep_unverified: bool = False  # list it only
+    verify: bool = True  # drop answers that Math-Verify can't parse
+    keep_unverified: bool = False  # only list them
     timeout_s: Positive = 10.0  # wall clock for one answer
-    num_processes: Count | None = None  # that verify; default: one a core
+    num_processes: Count | None = None  # processes that verify; none = one per core
 
-    decontaminate: tuple[str, ...] = ()  # evaluation sets, named as sources are
+    decontaminate: tuple[str, ...] = ()  # evaluation sets, given in the same way as sources
     decontaminate_split: str = Field(default="test", min_length=1)
     ngram: Count = 13  # words; arXiv 2005.14165, appendix C
-    common_ngram: Count = 10  # in more problems than this an n-gram is a turn of phrase and proves nothing; ibid.
+    common_ngram: Count = 10  # an n-gram in more problems than this is a common phrase and proves nothing; ibid.
 
     tokenizer: str | None = None  # a model's folder or hub id
     max_tokens: Count | None = None  # of a problem, without a chat template
@@ -67,7 +67,7 @@ class DataConfig(Settings):
 
     @property
     def feature_columns(self) -> dict[str, str]:
-        """Column of the output -> the field that it holds: `raw_source` for `source`, which the output has itself."""
+        """Column of the output -> field that it holds. A name the output uses itself gets a prefix: `raw_source`."""
         return {f"raw_{field}" if field in OWN_COLUMNS else field: field for field in self.feature_fields}
 
     @model_validator(mode="after")

@@ -9,58 +9,58 @@ from pydantic import Field, model_validator
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # also the name of a folder
-Overrides = dict[str, Any]  # nested as in the run's own TOML; a table whose `type` changes is replaced whole
+Overrides = dict[str, Any]  # nested as in the run's own TOML; a table whose `type` changes is replaced as a whole
 Phase = Literal["exploration", "confirmation"]
 
 
 class VariantConfig(Settings):
-    """A named change of a run's settings."""
+    """A named change to a run's settings."""
 
     name: Name
     set: Overrides = Field(default_factory=dict)
 
 
 class TrainingSetConfig(VariantConfig):
-    """A training set, and what makes the family's test one that is drawn as it is."""
+    """A training set, and the changes to the family's test that give it the same distribution."""
 
-    test_takes: tuple[str, ...] = ("levels",)  # what prompts.eval takes over from prompts.train for the test "train"
-    test: Overrides = Field(default_factory=dict)  # further changes of prompts.eval for it
+    test_takes: tuple[str, ...] = ("levels",)  # settings of prompts.train that prompts.eval gets for the test "train"
+    test: Overrides = Field(default_factory=dict)  # further changes to prompts.eval for that test
 
 
 class FamilyConfig(Settings):
-    """A task family: one run configuration, and its variants. Its own prompts.eval is the test "balanced"."""
+    """A task family: one run configuration and its variants. Its own prompts.eval is the test "balanced"."""
 
     name: Name
-    config: str  # path of a run's TOML file, from the arena's own folder
+    config: str  # path of a run's TOML file, relative to the arena's folder
     bases: tuple[VariantConfig, ...] = (VariantConfig(name="a"),)
     training_sets: tuple[TrainingSetConfig, ...]
 
 
 class ArmConfig(VariantConfig):
-    """An allocator with all that belongs to it; `by_algorithm` changes more for the algorithms it names."""
+    """An allocator with all its settings; `by_algorithm` holds further changes for single algorithms."""
 
     by_algorithm: dict[str, Overrides] = Field(default_factory=dict)
-    algorithms: tuple[str, ...] | None = Field(default=None, min_length=1)  # that it runs with; none = all
+    algorithms: tuple[str, ...] | None = Field(default=None, min_length=1)  # those it runs with; none = all
 
     def runs_with(self, algorithm: str) -> bool:
-        """Whether it has runs with this algorithm; one without a baseline, say, may take what GRPO can't."""
+        """True if the arm runs with this algorithm. An algorithm without a baseline may take arms that GRPO can't."""
         return self.algorithms is None or algorithm in self.algorithms
 
 
 class ArenaConfig(Settings):
-    """A whole comparison. Seeds to explore with and seeds to confirm with are apart, and so may their tests be."""
+    """A whole comparison. Exploration and confirmation use different seeds, and may use different tests."""
 
     name: Name
     runs_dir: str = "runs"
-    results_dir: str | None = None  # for tables, plots and CSV files, from the arena's own folder; none = with the runs
-    token_budget: Count  # charged tokens that end every run
-    prefill_price: NonNegative  # generated tokens that a prefilled token of a candidate costs: measure it
+    results_dir: str | None = None  # tables, plots and CSV files, relative to the arena's folder; none = with the runs
+    token_budget: Count  # charged tokens after which every run ends
+    prefill_price: NonNegative  # cost of a prefilled candidate token, in generated tokens: measure it
     baseline: str = "uniform"
-    highlighted: str | None = None  # an arm that the plots bring out
+    highlighted: str | None = None  # an arm that the plots emphasise
     exploration_seeds: tuple[NonNegativeCount, ...] = (0, 1, 2)
     confirmation_seeds: tuple[NonNegativeCount, ...] = (100, 101, 102, 103, 104)
-    phases: dict[Phase, Overrides] = Field(default_factory=dict)  # what differs between the two, such as the tests
-    num_slots: Count = 2  # runs at once, each with engines and learners of its own
+    phases: dict[Phase, Overrides] = Field(default_factory=dict)  # changes for one phase only, such as its tests
+    num_slots: Count = 2  # concurrent runs, each with engines and learners of its own
     families: tuple[FamilyConfig, ...]
     algorithms: tuple[VariantConfig, ...] = (VariantConfig(name="as_configured"),)
     arms: tuple[ArmConfig, ...]
@@ -85,16 +85,16 @@ class ArenaConfig(Settings):
         arms = [arm.name for arm in self.arms]
         for setting, name in (("baseline", self.baseline), ("highlighted", self.highlighted)):
             if name is not None and name not in arms:
-                raise ValueError(f"{setting}={name!r} is no arm; write one of {', '.join(arms)}")
+                raise ValueError(f"{setting}={name!r} is not an arm; write one of {', '.join(arms)}")
         check_arms_algorithms(self.arms, [algorithm.name for algorithm in self.algorithms], baseline=self.baseline)
         return self
 
 
 def check_arms_algorithms(arms: Sequence[ArmConfig], algorithms: Sequence[str], *, baseline: str) -> None:
-    """Refuse arms that name an algorithm which there isn't, and a baseline that some algorithms have no runs of.
+    """Refuse arms with an unknown algorithm, and a baseline that doesn't run with every algorithm.
 
     Raises:
-        ValueError: which one, and what to write instead.
+        ValueError: an arm's algorithms are wrong.
     """
     for arm in arms:
         for name in (*arm.by_algorithm, *(arm.algorithms or ())):
@@ -102,16 +102,16 @@ def check_arms_algorithms(arms: Sequence[ArmConfig], algorithms: Sequence[str], 
                 raise ValueError(f"arm {arm.name!r} names the algorithm {name!r}; write one of {', '.join(algorithms)}")
         if arm.name == baseline and not all(map(arm.runs_with, algorithms)):
             raise ValueError(
-                f"the baseline {arm.name!r} has runs with {list(arm.algorithms or ())} alone, so that the others "
-                "have nothing to compare with; leave its algorithms out"
+                f"the baseline {arm.name!r} runs only with {list(arm.algorithms or ())}, so the other algorithms have "
+                "nothing to compare with; leave out its algorithms"
             )
 
 
 def check_distinct(what: str, names: Sequence[object]) -> None:
-    """Refuse no names at all, and one that stands twice.
+    """Refuse an empty list of names, and a name that occurs twice.
 
     Raises:
-        ValueError: what there is too little or too much of.
+        ValueError: the list is empty or has a duplicate.
     """
     if not names:
         raise ValueError(f"{what} is empty; write at least one")
@@ -120,27 +120,27 @@ def check_distinct(what: str, names: Sequence[object]) -> None:
 
 
 class EstimatorConfig(Settings):
-    """What is drawn from the policy, and how often each arm's step is repeated on it."""
+    """A measurement of gradient estimators: the pool drawn from the policy, and the repetitions of each arm's step."""
 
     name: Name
     runs_dir: str = "runs"
-    config: str  # path of a run's TOML file, from this one's folder; its starting policy is measured
+    config: str  # path of a run's TOML file, relative to this file's folder; its starting policy is measured
     seed: NonNegativeCount = 0
-    num_prompts: Count = 64  # of the training set: the gradient is that of their mean
-    num_samples: Count = 256  # of each prompt: they stand for the policy
-    prompts_per_step: Count | None = None  # that an arm which doesn't select gets; none = all, so only n_i differs
-    samples_per_prompt: Count | None = None  # of the step's budget, for each of its prompts; none = as in `config`
+    num_prompts: Count = 64  # of the training set: the true gradient is the mean over them
+    num_samples: Count = 256  # per prompt: they represent the policy
+    prompts_per_step: Count | None = None  # for an arm that doesn't select; none = all, so that only n_i differs
+    samples_per_prompt: Count | None = None  # sets the step's budget; none = as in `config`
     num_repeats: Annotated[int, Field(ge=2)] = 200
     warm_up_steps: NonNegativeCount = 8  # on other prompts before each measured step, for allocators that learn
     num_warm_up_prompts: Count = 64
-    projection_size: Count | None = 2048  # dimensions that gradients are projected on; none = all of the model's
-    baseline: str = "uniform"  # the arm that errors are compared with
+    projection_size: Count | None = 2048  # dimensions of the projected gradients; none = no projection
+    baseline: str = "uniform"  # the arm whose error is the reference
     algorithms: tuple[VariantConfig, ...] = (VariantConfig(name="as_configured"),)
     arms: tuple[ArmConfig, ...]
 
     @property
     def step_prompts(self) -> int:
-        """Prompts of a step; its budget is so many times samples_per_prompt, for every arm."""
+        """The number of prompts in a step. For every arm, a step's budget is this times samples_per_prompt."""
         return self.prompts_per_step or self.num_prompts
 
     @model_validator(mode="after")
@@ -150,7 +150,7 @@ class EstimatorConfig(Settings):
         arms = [arm.name for arm in self.arms]
         check_distinct("arms", arms)
         if self.baseline not in arms:
-            raise ValueError(f"baseline={self.baseline!r} is no arm; write one of {', '.join(arms)}")
+            raise ValueError(f"baseline={self.baseline!r} is not an arm; write one of {', '.join(arms)}")
         check_arms_algorithms(self.arms, algorithms, baseline=self.baseline)
         return self
 

@@ -25,15 +25,15 @@ from gvm_ray.settings import Settings
 
 Model = TypeVar("Model", bound=Settings)
 
-_UNENCODABLE = re.compile("[\ud800-\udfff]")  # what Python makes of a command line's bytes that aren't UTF-8
+_UNENCODABLE = re.compile("[\ud800-\udfff]")  # Python's replacement for command-line bytes that aren't UTF-8
 
 
 def load_config(path: str | Path | Sequence[str | Path], overrides: Iterable[str] = ()) -> RunConfig:
     """The run described by a TOML file, with `a.b=c` overrides applied.
 
     Args:
-        path: one file, or several that each say a part; where two set the same, the later one counts.
-        overrides: applied to what the files say together; of two of one setting the later one counts.
+        path: one file, or several that each hold a part; if two set the same setting, the later one counts.
+        overrides: applied to the merged files; if two name the same setting, the later one counts.
 
     Raises:
         ConfigError: a file is missing or isn't TOML, or a setting is unknown, out of range or contradictory.
@@ -72,40 +72,40 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise ValueError("it is in UTF-16")  # told below, as other encodings are
+            raise ValueError("it is in UTF-16")  # reported below, like other encodings
         text = content.decode("utf-8-sig")  # editors on Windows write a byte order mark
         return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"config file {str(path)!r} doesn't exist; write the path of a .toml file") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}{_line_of(error, text)}") from error
-    except (OSError, ValueError, RecursionError) as error:  # also of brackets or digits without end
+    except (OSError, ValueError, RecursionError) as error:  # includes endless brackets or digits
         raise ConfigError(
             f"config file {str(path)!r} can't be read ({error}); write the path of a TOML file in UTF-8"
         ) from error
 
 
 def _line_of(error: tomllib.TOMLDecodeError, text: str) -> str:
-    """The line that the message is about, and what is most often wrong with one."""
+    """The line that the error is about, with a hint at the most frequent mistake."""
     number = re.search(r"at line (\d+)", str(error))
     if number is None:
         return ""
     line = text.splitlines()[int(number[1]) - 1].strip()
     hint = ""
     if "Invalid value" in str(error):
-        hint = '; text stands in quotes, e.g. name = "run"'
+        hint = '; text needs quotes, e.g. name = "run"'
     elif "overwrite" in str(error) or "twice" in str(error):
-        hint = "; a table or setting stands once in a file"
+        hint = "; a table or setting may appear only once in a file"
     return f", in {shown(line)}{hint}"
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any], *, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A run's nested values with changes laid over them; a table that becomes another variant gives way whole.
+    """A run's nested values with changes merged in. A table whose `type` changes is replaced as a whole.
 
     Args:
-        values: of the run, or of one of its tables.
-        changes: likewise.
-        above: the names of that table.
+        values: those of the run, or of one of its tables.
+        changes: nested like `values`.
+        above: the names of that table, from the top.
     """
     result = dict(values)
     for key, change in changes.items():
@@ -120,7 +120,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any], *, above: tupl
 
 
 def _is_other_variant(names: tuple[str, ...], below: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
-    """Whether the change makes the table one of another class: where one serves all types, `type` is like others."""
+    """True if the change gives the table another class. If one class serves all types, `type` is a plain setting."""
     changes_type = "type" in change and change["type"] != below.get("type")
     return changes_type and len(classes_of(place_at(RunConfig, names).annotations)) != 1
 
@@ -135,7 +135,7 @@ def parse_config(values: Mapping[str, Any], overrides: Iterable[str] = (), *, or
 
 
 def parse_data(values: Mapping[str, Any]) -> DataConfig:
-    """What a command line asks of `gvm-ray data prepare`.
+    """The settings that a command line gives to `gvm-ray data prepare`.
 
     Raises:
         ConfigError: as `load_config`.
@@ -144,10 +144,10 @@ def parse_data(values: Mapping[str, Any]) -> DataConfig:
 
 
 def _changed(model: type[Settings], values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The values, with the overrides applied to a copy of them.
+    """A copy of the values with the overrides applied.
 
-    Tables come before what stands in them, and a table's type before its other settings, which a change of type clears:
-    only where two set the same does their order count.
+    Tables come before their settings, and a table's type before its other settings, because a change of type clears
+    those. So the order of overrides counts only if two set the same setting.
     """
     changed = copy.deepcopy(with_default_types(model, values))
     split = [(_names(override), override) for override in overrides]
@@ -196,8 +196,10 @@ def _apply_override(model: type[Settings], values: dict[str, Any], names: Sequen
 
 
 def _parse_value(text: str, place: Place) -> Any:
-    """Of a setting that takes text, the text as it stands, without quotes around all of it; of another one a TOML value
-    where it parses as one."""
+    """The value of an override: the text without surrounding quotes if the setting takes text, else a TOML value.
+
+    Text that isn't a TOML value stays text.
+    """
     text = text.strip()
     value = _toml_value(text)
     if place.takes_text and not isinstance(value, str | list if place.takes_list else str):
@@ -206,12 +208,12 @@ def _parse_value(text: str, place: Place) -> Any:
 
 
 def _toml_value(text: str) -> Any:
-    """None for "none", which TOML lacks; the text itself where it is no value."""
+    """The text as a TOML value; None for "none", which TOML lacks; the text itself if it isn't a value."""
     if text in ("none", "None"):
         return None
     try:
         values, alone = tomllib.loads(f"value = {text}"), tomllib.loads(f"value = [{text}]")
-    except (ValueError, RecursionError):  # also of brackets or digits without end, and of a comment in the list
+    except (ValueError, RecursionError):  # includes endless brackets or digits, and a comment in the list
         return text
     return values["value"] if len(values) == len(alone) == 1 else text
 

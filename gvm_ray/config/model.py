@@ -1,4 +1,4 @@
-"""Which model is trained, and how the learners and engines hold it."""
+"""Settings of the model, the learners and the warm start."""
 
 import os
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ class PretrainedModelConfig(Settings):
     @field_validator("path")
     @classmethod
     def _from_home(cls, value: str) -> str:
-        return os.path.expanduser(value)  # Path.expanduser raises where there is no such user
+        return os.path.expanduser(value)  # Path.expanduser raises for an unknown user
 
 
 class ScratchModelConfig(Settings):
@@ -58,7 +58,8 @@ ModelSettings = Annotated[PretrainedModelConfig | ScratchModelConfig, Field(disc
 class ScheduleConfig(Settings):
     """Learning rate over optimizer updates: linear warm-up, then constant, or linear/cosine decay toward min_ratio.
 
-    Of w warm-up updates the first has the rate 1 / (w + 1). Decay would reach min_ratio one update after the last.
+    With w warm-up updates, the first has 1 / (w + 1) of the rate. Decay would reach min_ratio one update after the
+    last.
     """
 
     type: Literal["constant", "linear", "cosine"] = "constant"
@@ -78,7 +79,7 @@ class OptimizerConfig(Settings):
 
 
 class SupervisedOptimizerConfig(OptimizerConfig):
-    """The same for the warm start, whose learning rate is usually larger."""
+    """AdamW and gradient clipping for the warm start, with a larger default learning rate."""
 
     learning_rate: Positive = 1e-5
 
@@ -86,14 +87,14 @@ class SupervisedOptimizerConfig(OptimizerConfig):
 class LoRAConfig(Settings):
     """Train low-rank adapters beside the frozen weights (LoRA, arXiv 2106.09685); without this table, all weights.
 
-    Generators, exports and evaluation get the merged weights. A warm start trains all weights, and its result is what
-    the adapters stand beside. There is no dropout: the same tokens must have the same log-probs in every pass.
+    Generators, exports and evaluation get the merged weights. A warm start trains all weights, and the adapters are
+    added to its result. There is no dropout: the same tokens must have the same log-probs in every pass.
     """
 
     rank: Count = 16
     alpha: Positive = 32.0  # adapters are scaled by alpha / rank
     rank_stabilized: bool = False  # by alpha / sqrt(rank) instead (arXiv 2312.03732)
-    # Linear layers of the blocks by the last part of their name, e.g. ["q_proj", "v_proj"], or all of them.
+    # Linear layers of the blocks by the last part of their names, e.g. ["q_proj", "v_proj"], or all of them.
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
 
 
@@ -104,26 +105,27 @@ class LearnerConfig(Settings):
     cpus_per_worker: Positive = 1
     gpus_per_worker: NonNegative = 0
     dtype: DType = "float32"  # of the forward and backward pass; master weights and reductions stay float32
-    # Prompt and response tokens of one forward pass on one rank, with the padding where micro-batches are padded.
+    # Prompt and response tokens in one forward pass on one rank, including padding if micro-batches are padded.
     micro_batch_tokens: Count = 16384
-    # How samples stand in a micro-batch: as rows, padded to the longest, or packed end to end without padding. "auto"
-    # packs where the attention kernels compute each sample's part alone; on "sdpa" a packed micro-batch costs what one
-    # sample as long as all of it would.
+    # The layout of a micro-batch: "padded" gives each sample a row, padded to the longest; "packed" puts samples end to
+    # end without padding. "auto" packs if the attention kernel computes each sample separately. With "sdpa", a packed
+    # micro-batch costs as much as one sample of its whole length.
     packing: Literal["auto", "packed", "padded"] = "auto"
-    # PyTorch's scaled_dot_product_attention; or, on GPUs and in bfloat16, PyTorch's torch.nn.attention.varlen, for
-    # packed micro-batches only, or the package flash-attn (`make flash-attn`). "auto" takes flash-attn where it is
-    # installed and can run, and else "sdpa".
+    # "sdpa" is PyTorch's scaled_dot_product_attention. On GPUs in bfloat16 there are also "varlen", PyTorch's
+    # torch.nn.attention.varlen (packed micro-batches only), and the package flash-attn (`make flash-attn`). "auto"
+    # takes flash-attn if it is installed and can run, else "sdpa".
     attention: Literal["auto", "sdpa", "varlen", "flash_attention_2"] = "auto"
-    logprob_chunk_tokens: Count = 1024  # rows of logits alive at once when log-probs are computed
-    activation_checkpointing: bool = False  # keep only each block's input, and compute the rest again to go backward
-    # Keep parameters, gradients and optimizer in main memory (16 bytes a parameter, over all ranks), copy each block's
-    # weights to the GPU when its turn comes, and run AdamW on the CPU. Without GPUs they are there anyway.
+    logprob_chunk_tokens: Count = 1024  # rows of logits in memory at once when log-probs are computed
+    activation_checkpointing: bool = False  # keep only each block's input; recompute the rest in the backward pass
+    # Keep parameters, gradients and optimizer in main memory (16 bytes per parameter, over all ranks), copy each
+    # block's weights to the GPU when they are needed, and run AdamW on the CPU. Without GPUs all is on the CPU anyway.
     cpu_offload: bool = False
     compile: bool = False  # torch.compile of each block, at the first micro-batches; needs a C++ compiler
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig | None = None
-    # So many optimizer updates in a row, over batches, with an infinite or NaN gradient stop the run; each of them is
-    # skipped. None = three batches' worth. An update without samples neither counts nor ends the row.
+    # The run stops after this number of consecutive optimizer updates, counted across batches, with an infinite or NaN
+    # gradient; each such update is skipped. None = the updates of three batches. An update without samples neither
+    # counts nor ends the series.
     max_skipped_updates: Count | None = None
 
     @model_validator(mode="after")
@@ -132,11 +134,12 @@ class LearnerConfig(Settings):
             return self
         if self.dtype != "bfloat16" or not self.gpus_per_worker:
             raise ValueError(
-                f"attention={self.attention!r} runs in bfloat16 on GPUs, and this is dtype={self.dtype!r} with "
-                f"gpus_per_worker={self.gpus_per_worker:g}; write attention='sdpa', or both of these otherwise"
+                f"attention={self.attention!r} runs in bfloat16 on GPUs, not with dtype={self.dtype!r} and "
+                f"gpus_per_worker={self.gpus_per_worker:g}; write attention='sdpa', or dtype='bfloat16' and "
+                "gpus_per_worker=1"
             )
         if self.attention == "varlen" and self.packing == "padded":
-            raise ValueError("attention='varlen' runs on packed micro-batches only; leave packing='padded' out")
+            raise ValueError("attention='varlen' runs on packed micro-batches only; leave out packing='padded'")
         return self
 
 
@@ -147,5 +150,5 @@ class WarmStartConfig(Settings):
     batch_size: Count = 128  # demonstrations per optimizer update
     num_demonstrations: Count = 20000
     optimizer: SupervisedOptimizerConfig = SupervisedOptimizerConfig()
-    seed: NonNegativeCount = 0  # of the demonstrations; apart from the run's seed, so that runs share a start
+    seed: NonNegativeCount = 0  # of the demonstrations; independent of the run's seed, so that runs share a start
     cache: bool = True  # reuse the result of an earlier run with the same model, source and warm-start settings

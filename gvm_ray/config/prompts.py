@@ -1,4 +1,4 @@
-"""Where prompts come from and how they are rendered."""
+"""Settings of prompt sources and prompt templates."""
 
 import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability, Settings
 
-# Of a split; the two never share a prompt: one to tune on, one to confirm on.
+# Half of a split. The halves never share a prompt: tune on one, confirm on the other.
 Half = Literal["both", "first", "second"]
 
 SYSTEM_PROMPTS = ("none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot")
@@ -16,7 +16,7 @@ SYSTEM_PROMPTS = ("none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot")
 def _is_name_or_names(value: object) -> object:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError('write the name of a field, or a list of several: ["Body", "Question"]')
+        raise ValueError('write the name of a field, or a list of names: ["Body", "Question"]')
     return value
 
 
@@ -24,32 +24,32 @@ FieldNames = Annotated[str | tuple[str, ...], BeforeValidator(_is_name_or_names)
 
 
 class TemplateConfig(Settings):
-    """`plain` gives the tokenizer the problem as it is; `chat` applies the tokenizer's chat template."""
+    """The prompt's format: `plain` tokenizes the problem as it is; `chat` applies the tokenizer's chat template."""
 
     type: Literal["plain", "chat"] = "plain"
     system_prompt: Literal["none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot"] = "none"
-    name: str | None = None  # of one of the tokenizer's chat templates, where it has several; without it the default
+    name: str | None = None  # of a chat template, if the tokenizer has several; none = its default template
     arguments: dict[str, Any] = Field(default_factory=dict)  # of the chat template, e.g. {enable_thinking = false}
-    # The day, e.g. "2026-11-30", that a chat template is shown as today's if it prints that. Without it the day of the
-    # start, which the run keeps when it is resumed.
+    # The date that a chat template takes for today's if it prints one, e.g. "2026-11-30". None = the day on which the
+    # run starts; a resumed run keeps it.
     date: datetime.date | None = None
 
 
 class FileSourceConfig(Settings):
-    """A JSONL, JSON, Parquet or CSV file, one task a row."""
+    """A JSONL, JSON, Parquet or CSV file, one task per row."""
 
     type: Literal["file"] = "file"
     path: str = Field(min_length=1)
-    prompt_field: FieldNames = "problem"  # of several, as ["Body", "Question"], the texts are joined by a blank
-    answer_field: str = "answer"  # of any field: "reward_model.ground_truth" is a field in a field
-    id_field: str | None = None  # without it the id is a hash of the content
+    prompt_field: FieldNames = "problem"  # the texts of several, e.g. ["Body", "Question"], are joined by a space
+    answer_field: str = "answer"  # as in all field names, a dot leads into a field: "reward_model.ground_truth"
+    id_field: str | None = None  # none = the id is a hash of the content
     rationale_field: str | None = None  # reference rationales, for the warm start
     feature_fields: tuple[str, ...] = ()  # kept with the prompt, e.g. level, subject
     limit: Count | None = None
 
 
 class HuggingFaceSourceConfig(Settings):
-    """A dataset of the `datasets` library: a hub id, or a local folder."""
+    """A dataset for the `datasets` library: a hub id or a local folder."""
 
     type: Literal["huggingface"] = "huggingface"
     path: str = Field(min_length=1)
@@ -64,9 +64,9 @@ class HuggingFaceSourceConfig(Settings):
 
 
 class FunctionSourceConfig(Settings):
-    """Whatever rows the function at `module:function` returns, one task a row; it is called once, where the run starts.
+    """Rows returned by the function at `module:function`, one task per row. It is called once, where the run starts.
 
-    Rows are dicts with the fields below. A list, a generator or a dataset of the `datasets` library will do.
+    Rows are dicts with the fields below, in a list, a generator or a dataset of the `datasets` library.
     """
 
     type: Literal["function"] = "function"
@@ -81,28 +81,28 @@ class FunctionSourceConfig(Settings):
 
 
 class LevelConfig(Settings):
-    """How much of a source is of one difficulty level."""
+    """The share of one difficulty level in a source."""
 
     weight: Positive = 1.0  # share of the prompts, relative to the other levels
-    demonstration_weight: Positive | None = None  # share of the demonstrations; without it that of the prompts
+    demonstration_weight: Positive | None = None  # share of the demonstrations; none = as of the prompts
 
     @property
     def share_of_demonstrations(self) -> float:
-        """Relative to the other levels."""
+        """The level's share of the demonstrations, relative to the other levels."""
         return self.weight if self.demonstration_weight is None else self.demonstration_weight
 
 
 class ReasoningGymLevelConfig(LevelConfig):
     """One difficulty level of a task."""
 
-    parameters: dict[str, Any] = Field(default_factory=dict)  # besides the source's
-    demonstration_accuracy: Probability = 1.0  # else a demonstration answers another problem of the level
+    parameters: dict[str, Any] = Field(default_factory=dict)  # added to the source's parameters
+    demonstration_accuracy: Probability = 1.0  # otherwise a demonstration answers another problem of the level
 
 
 class ReasoningGymSourceConfig(Settings):
-    """A task of the reasoning-gym library by name; graded by the task's own scorer (reward `reasoning_gym`).
+    """A task of the reasoning-gym library by name, graded by the task's own scorer (reward `reasoning_gym`).
 
-    The formats are those of `str.format` over an entry's question, answer and metadata, lists joined by spaces, and
+    The formats are `str.format` strings over an entry's question, answer and metadata. Lists are joined by spaces, and
     `{name!c}` is the value without whitespace: "{numbers}={target}" and "{expression!c}" for task countdown.
     """
 
@@ -110,7 +110,7 @@ class ReasoningGymSourceConfig(Settings):
     task: str = Field(min_length=1)
     parameters: dict[str, Any] = Field(default_factory=dict)
     levels: tuple[ReasoningGymLevelConfig, ...] = ()
-    prompt_format: str | None = None  # without it the prompt is the question
+    prompt_format: str | None = None  # none = the prompt is the question
     rationale_format: str | None = None  # reference responses, for the warm start
     size: Count = 1000
     seed: NonNegativeCount = 0
@@ -119,14 +119,14 @@ class ReasoningGymSourceConfig(Settings):
 
 
 class ChainLevelConfig(LevelConfig):
-    """One difficulty level: chains of `num_operations` operations, the hardest of which is `operator`."""
+    """One difficulty level: chains of `num_operations` operations, with `operator` as the hardest."""
 
     num_operations: Count = 3
     operator: str
 
 
 class _ChainSourceBase(Settings):
-    """What the families of chains of operations share."""
+    """Settings shared by the families of operation chains."""
 
     operators: ClassVar[str]  # from easy to hard
 
@@ -135,11 +135,11 @@ class _ChainSourceBase(Settings):
     seed: NonNegativeCount = 0
     split: Literal["train", "test"] = "train"  # the two never share a prompt
     half: Half = "both"
-    # Demonstrations only: probability that a worked step with this operator is right (1 where it isn't named), which
-    # leaves the warm-started model unsure of the hard operators, and reinforcement learning something to do.
+    # In demonstrations only: operator -> probability that a worked step with it is right; 1 for the others. Mistakes
+    # leave the warm-started model unsure of the hard operators, so that reinforcement learning has something to learn.
     step_accuracy: dict[str, Probability] = Field(default_factory=dict)
-    skip_probability: Probability = 0.2  # of not writing down a running result, in demonstrations
-    max_operations: Count = 6  # problems are padded to the width of this many
+    skip_probability: Probability = 0.2  # of leaving out a running result, in demonstrations
+    max_operations: Count = 6  # problems are padded to the width of this number of operations
 
     @model_validator(mode="after")
     def _levels_and_operators_fit(self) -> Self:
@@ -161,7 +161,7 @@ class _ChainSourceBase(Settings):
 
 
 class ArithmeticSourceConfig(_ChainSourceBase):
-    """Procedural chains of arithmetic modulo a small number, worked left to right with running results."""
+    """Procedural chains of arithmetic modulo a small number, worked from left to right with running results."""
 
     operators: ClassVar[str] = "+-*@"
 
@@ -176,7 +176,7 @@ class ArithmeticSourceConfig(_ChainSourceBase):
 
 
 class ListProgramSourceConfig(_ChainSourceBase):
-    """Procedural programs on a list of digits (reverse, turn, increment, complement), worked with the lists between."""
+    """Procedural programs on a list of digits (reverse, turn, increment, complement), with intermediate lists."""
 
     operators: ClassVar[str] = "rtic"
 
@@ -204,7 +204,7 @@ SourceSettings = Annotated[
 
 
 class PromptsConfig(Settings):
-    """Training and evaluation prompts. Prompts in both leave the training set."""
+    """Training and evaluation prompts. Prompts that occur in both are removed from the training set."""
 
     train: SourceSettings
     eval: SourceSettings | None = None

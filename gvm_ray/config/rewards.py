@@ -15,13 +15,13 @@ class MathVerifyRewardConfig(Settings):
     type: Literal["math_verify"] = "math_verify"
     weight: float = 1.0
     require_boxed: bool = False  # true: an answer outside \boxed{} is wrong; for prompts that ask for a box
-    # A response cut at sampling.max_tokens: "boxed_only" takes what it boxed before the cut, "wrong" is 0, and
-    # "as_finished" takes its last number too, where it was cut by accident.
+    # The grade of a response cut at sampling.max_tokens: "boxed_only" takes an answer that it boxed before the cut,
+    # "wrong" gives 0, and "as_finished" also takes the last number, although the cut was arbitrary.
     truncated: TruncatedGrading = "boxed_only"
 
 
 class ExactRewardConfig(Settings):
-    """1 if the content of the last \\boxed{} equals the gold answer to the letter (spaces aside), else 0."""
+    """1 if the content of the last \\boxed{} equals the gold answer letter by letter (ignoring spaces), else 0."""
 
     type: Literal["exact"] = "exact"
     weight: float = 1.0
@@ -35,7 +35,7 @@ class ReasoningGymRewardConfig(Settings):
 
 
 class FormatRewardConfig(Settings):
-    """1 if the response has a \\boxed{} that isn't blank or, with `pattern`, matches a regular expression, else 0."""
+    """1 if the response has a non-blank \\boxed{} or, with `pattern`, matches that regular expression, else 0."""
 
     type: Literal["format"] = "format"
     weight: float = 1.0
@@ -73,13 +73,13 @@ class RewardsConfig(Settings):
     """A weighted sum of terms, computed in reward actors under a hard bound on time and memory."""
 
     terms: tuple[RewardTerm, ...] = (MathVerifyRewardConfig(),)
-    accept_threshold: float = 0.5  # a response is accepted (correct) when its reward is at least this
+    accept_threshold: float = 0.5  # a response is accepted (correct) if its reward is at least this
     num_actors: Count = 1
     cpus_per_actor: NonNegative = 0.5
-    timeout_s: Positive = 5.0  # wall clock for one response; past it the process is killed, the sample is unscored
+    timeout_s: Positive = 5.0  # wall clock for one response; after it the process is killed and the sample is unscored
     memory_mb: Annotated[int, Field(ge=256)] = 4096  # address space of the process that runs the reward
-    allow_network: bool = False  # true: that process can open connections; false: not, where the system can forbid it
-    # Names of environment variables which it is given although they look like secrets, e.g. "OPENAI_API_KEY".
+    allow_network: bool = False  # false: that process can't open connections, if the system can forbid it
+    # Environment variables that the process gets although their names look like secrets, e.g. "OPENAI_API_KEY".
     pass_env: tuple[str, ...] = ()
 
     @field_validator("terms")
@@ -93,7 +93,7 @@ class RewardsConfig(Settings):
     @classmethod
     def _names_variables(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(name.isidentifier() for name in value):
-            # The message starts with the setting's name, so that the value, which may be the secret, isn't shown.
+            # A message that starts with the setting's name is shown without the value, which may be a secret.
             raise ValueError(
                 'rewards.pass_env takes names of environment variables, e.g. pass_env = ["OPENAI_API_KEY"]'
             )

@@ -20,7 +20,7 @@ Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
 
 
 class SamplingConfig(Settings):
-    """How responses are sampled in training. No top_p or top_k: their log-probs would need a correction."""
+    """Sampling of responses in training. No top_p or top_k: their log-probs would need a correction."""
 
     temperature: Temperature = 1.0
     max_tokens: Count = 3072  # response tokens; longer responses are cut and count as truncated
@@ -30,22 +30,22 @@ class EngineConfig(Settings):
     """The generator pool. `auto` takes vLLM where it is installed, else transformers, and prints the choice."""
 
     type: Literal["auto", "vllm", "transformers", "custom"] = "auto"
-    path: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")  # of a custom engine, `module:Class`
+    path: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")  # `module:Class` of a custom engine
     num_generators: Count = 1
     cpus_per_generator: Positive = 1
     gpus_per_generator: NonNegative = 0
     tensor_parallel_size: Count = 1
-    max_num_seqs: Count = 256  # sequences decoded at once by one generator
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # of a GPU, weights included
-    # Where learners and generators share GPUs (cluster.placement = "colocated"; else it means nothing): true = an
-    # engine leaves the GPU while the learners work, and takes it back to sample; needs max_staleness = 0. false = it
-    # keeps its share, gpu_memory_utilization, and the learners have the rest.
+    max_num_seqs: Count = 256  # sequences that one generator decodes at once
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of a GPU's memory, weights included
+    # Only if learners and generators share GPUs (cluster.placement = "colocated"): true = an engine frees the GPU while
+    # the learners work, and takes it back to sample; needs max_staleness = 0. false = it keeps its share,
+    # gpu_memory_utilization, and the learners have the rest.
     sleep: bool = True
     kv_cache_gib: Positive = 1.0  # on CPU
-    enforce_eager: bool = False  # true turns CUDA graphs off
+    enforce_eager: bool = False  # true turns off CUDA graphs
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # New weights while samples are under way (max_staleness > 0): "keep" goes on with the new weights from the next
-    # token, "finish" ends them first under the weights they began with. Each token knows its version either way.
+    # For samples in flight when new weights arrive (max_staleness > 0): "keep" continues them with the new weights from
+    # the next token on, "finish" first completes them with the old weights. Every token records its weight version.
     in_flight: InFlightPolicy = "keep"
 
     @model_validator(mode="after")
@@ -53,7 +53,7 @@ class EngineConfig(Settings):
         gpus, parts = self.gpus_per_generator, self.tensor_parallel_size
         if gpus and max(gpus, 1) != parts:
             raise ValueError(
-                f"tensor_parallel_size={parts} splits a generator over as many GPUs, and gpus_per_generator={gpus:g}; "
+                f"tensor_parallel_size={parts} needs as many GPUs per generator, but gpus_per_generator={gpus:g}; "
                 f"write gpus_per_generator={parts}"
             )
         return self
@@ -62,79 +62,80 @@ class EngineConfig(Settings):
     def _path_is_for_custom(self) -> "EngineConfig":
         if (self.type == "custom") != (self.path is not None):
             raise ValueError(
-                f"type={self.type!r} with path={self.path!r}; write type = 'custom' together with path = 'module:Class'"
+                f"type={self.type!r} with path={self.path!r}: only a custom engine has a path, and it needs one; write "
+                "type = 'custom' together with path = 'module:Class'"
             )
         return self
 
 
 class EvaluationConfig(Settings):
-    """Evaluation on prompts.eval during training: before the first step, every so many steps, and at the end."""
+    """Evaluation on prompts.eval: before the first step, every `every_steps` steps, and at the end."""
 
     every_steps: Count = 10
-    # Generators like those of [engine], for evaluation alone: training goes on beside it, and waits only for an
-    # evaluation that is not through when the next one is due. 0 = those of the training, which waits; so do the
-    # evaluations before the first step and after the last, whatever this says.
+    # Generators like those of [engine], for evaluation alone: training continues meanwhile, and waits only if an
+    # evaluation is unfinished when the next one is due. 0 = evaluate on the training generators while training waits;
+    # the evaluations before the first step and after the last always do.
     num_generators: NonNegativeCount = 0
-    num_prompts: Count | None = None  # the first so many; none = all
-    num_samples: Count = 1  # avg@k
+    num_prompts: Count | None = None  # the number of prompts, from the first on; none = all
+    num_samples: Count = 1  # k of avg@k
     temperature: Temperature = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the probability, held by the tokens that may be sampled
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # total probability of the tokens that may be sampled
 
 
 class CheckpointConfig(Settings):
-    """Checkpoints are atomic folders under the run's folder."""
+    """Checkpoints: atomic folders in the run's folder."""
 
     every_steps: Count = 50
     keep: Count = 2
 
 
 class DeadlineConfig(Settings):
-    """How long each wait may take before what was waited for counts as failed."""
+    """The longest time that each wait may take; after it the actor or learner counts as failed."""
 
     start_s: Positive = 600.0  # actors and learners to start
     sample_s: Positive = 1800.0  # one round of sampling and scoring
     update_s: Positive = 1800.0  # one learner command: update, gradient norms, save
-    sync_s: Positive = 300.0  # new weights in every generator; of sent ones, each phase
+    sync_s: Positive = 300.0  # new weights in every generator; each phase if they are sent directly
 
     @property
     def transfer_s(self) -> float:
-        """For weights that the learners send, all phases together."""
+        """The deadline for all phases of weights that the learners send."""
         return self.start_s + self.sample_s + 4 * self.sync_s
 
     @property
     def handover_s(self) -> float:
-        """Until an update's weights are sent: a transfer, and before it the learners' restart and what they repeat."""
+        """The deadline for sending an update's weights: the learners' restart, the repeated work, and a transfer."""
         return self.transfer_s + self.start_s + 2 * self.update_s
 
 
 class FaultsConfig(Settings):
-    """How many failures a run recovers from, of dead or hung actors and nodes; one more within the window ends it."""
+    """Failures of actors and nodes (dead or hung) that a run recovers from; one more within the window ends it."""
 
     max_failures: NonNegativeCount = 20
     window_s: Positive = 3600.0
 
 
 class ReportingConfig(Settings):
-    """What is kept to look at besides metrics.jsonl, and where it goes."""
+    """Reports of a run besides metrics.jsonl."""
 
     tensorboard: bool = True
     ray_metrics: bool = True
     progress: bool = True
-    samples_every_steps: NonNegativeCount = 10  # whose best and worst response are kept as text; 0 = none
+    samples_every_steps: NonNegativeCount = 10  # steps between kept texts of the best and worst response; 0 = none
 
 
 class RunConfig(Settings):
-    """Everything a run is made of. Loaded from TOML by `load_config`; saved, resolved, as config.json."""
+    """All settings of a run. Loaded from TOML by `load_config`; saved with all defaults as config.json."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
     runs_dir: str = Field(default="runs", pattern=r"^[^\x00]*$")
     seed: NonNegativeCount = 0
     num_steps: Count = 100
-    token_budget: Count | None = None  # charged tokens that end the run before num_steps; none = no limit
-    prefill_price: NonNegative = 1.0  # generated tokens charged for a token prefilled for the allocator alone
+    token_budget: Count | None = None  # charged tokens after which the run ends before num_steps; none = no limit
+    prefill_price: NonNegative = 1.0  # charge, in generated tokens, for a token prefilled only for the allocator
     prompts_per_step: Count = 64
     samples_per_prompt: Count = 8  # the budget of a step is prompts_per_step * samples_per_prompt
-    max_staleness: NonNegativeCount = 0  # updates that sampling may run ahead; 0 = strictly on-policy
+    max_staleness: NonNegativeCount = 0  # steps that sampling may run ahead of training; 0 = strictly on-policy
     max_unscored_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5  # of one step's samples; above it the run stops
     model: ModelSettings
     prompts: PromptsConfig
@@ -161,17 +162,17 @@ class RunConfig(Settings):
 
     @property
     def block_steps(self) -> int:
-        """Steps that share one allocation."""
+        """The number of steps that share one allocation."""
         return self.needs.block_steps
 
     @property
     def candidates_per_step(self) -> int:
-        """Prompts that the allocator is shown in a step; one that doesn't select samples all of them."""
+        """The number of prompts shown to the allocator in a step. An allocator that doesn't select samples them all."""
         return self.needs.candidates
 
     @property
     def needs(self) -> Needs:
-        """What the allocator wants of the run."""
+        """The allocator's requirements."""
         return self.allocator.needs(self._shape)
 
     @property
@@ -188,29 +189,29 @@ class RunConfig(Settings):
 
     @property
     def generators_sleep(self) -> bool:
-        """Whether generators leave GPUs that they share with learners while these work."""
+        """True if generators free their shared GPUs while the learners work."""
         return self.cluster.placement == "colocated" and self.engine.sleep
 
     @property
     def max_skipped_updates(self) -> int:
-        """Optimizer updates with a gradient that isn't finite, in a row, that stop the run."""
+        """The number of consecutive optimizer updates with a non-finite gradient that stops the run."""
         return self.learner.max_skipped_updates or 3 * self.algorithm.updates_per_batch
 
     @property
     def prompt_states(self) -> PromptStatesConfig | None:
-        """The hidden states of prompts that the allocator asks for."""
+        """The hidden states of prompts that the allocator needs; None if it needs none."""
         return self.needs.states
 
     @property
     def training_gradient_norms(self) -> bool:
-        """Whether the allocator wants every trained sample's gradient norm."""
+        """True if the allocator needs the gradient norm of every trained sample."""
         return self.needs.training_norms
 
     def weight_transfer(self, engine: str | None = None) -> WeightTransfer:
-        """How weights travel to generators with this engine, or with that of `engine.type`.
+        """The transfer of weights to generators with this engine, or with `engine.type`.
 
         Raises:
-            ValueError: `weight_sync.transfer` asks for what the run rules out.
+            ValueError: `weight_sync.transfer` doesn't fit the run's other settings.
         """
         situation = TransferSituation(
             engine=engine or self.engine.type,
@@ -247,7 +248,7 @@ class RunConfig(Settings):
         scored_by_gym = any(term.type == "reasoning_gym" for term in self.rewards.terms)
         if scored_by_gym and not isinstance(self.prompts.train, ReasoningGymSourceConfig):
             raise ValueError(
-                f"rewards.terms has 'reasoning_gym' but prompts.train is {self.prompts.train.type!r}, which has no "
+                f"rewards.terms has 'reasoning_gym', but prompts.train is {self.prompts.train.type!r}, which has no "
                 "such scorer; write rewards.terms = [{type = 'math_verify'}], or prompts.train.type = 'reasoning_gym'"
             )
         return self

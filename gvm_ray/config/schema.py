@@ -1,4 +1,4 @@
-"""Settings classes as a tree: what may stand at a dotted place, and which variant a table without `type` is."""
+"""Settings classes as a tree: the values allowed at a dotted place, and the variant of a table without `type`."""
 
 import types
 import typing
@@ -14,38 +14,38 @@ _UNIONS = (typing.Union, types.UnionType)
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Somewhere in a settings file."""
+    """A place in a settings file."""
 
-    names: tuple[str, ...]  # of the tables and the setting, without the types that an error's location has between them
-    annotations: tuple[Any, ...] = ()  # what may stand there; none of an unknown setting
-    table: tuple[type[Settings], ...] = ()  # classes that the table around it may be
-    variants: tuple[type[Settings], ...] = ()  # the same, whatever its `type` is
-    siblings: tuple[type[Settings], ...] = ()  # classes that the table at the place may be, once its `type` is told
+    names: tuple[str, ...]  # of the tables and the setting, without the types in an error's location
+    annotations: tuple[Any, ...] = ()  # types allowed there; none for an unknown setting
+    table: tuple[type[Settings], ...] = ()  # possible classes of the table that contains it
+    variants: tuple[type[Settings], ...] = ()  # the same for every `type` of that table
+    siblings: tuple[type[Settings], ...] = ()  # for a table whose `type` is known: the classes of all its types
 
     @property
     def dotted(self) -> str:
-        """As `--set` takes it."""
+        """The place as `--set` takes it, e.g. "learner.lora.rank"."""
         return ".".join(self.names)
 
     @property
     def takes_text(self) -> bool:
-        """Whether only text (or none, or a list of texts) may stand there."""
-        apart_from_lists = [a for a in self.annotations if get_origin(a) is not tuple]  # which are written in brackets
+        """True if only text, none or a list of texts is allowed there."""
+        apart_from_lists = [a for a in self.annotations if get_origin(a) is not tuple]  # lists are written in brackets
         return any(a is not type(None) for a in apart_from_lists) and all(map(_is_text, apart_from_lists))
 
     @property
     def takes_list(self) -> bool:
-        """Whether a list may stand there."""
+        """True if a list is allowed there."""
         return any(get_origin(a) is tuple for a in self.annotations)
 
     @property
     def takes_none(self) -> bool:
-        """Whether the setting can be left empty."""
+        """True if the setting can be none."""
         return type(None) in self.annotations
 
 
 def place_at(model: type[Settings], location: Sequence[int | str]) -> Place:
-    """Where this is in files of the model: names and indices, or an error's location, which tells the types as well."""
+    """The place at a location in the model's files: names and indices, or an error's location, which has types too."""
     place = Place(names=(), annotations=(model,))
     for part in location:
         place = _below(place, part)
@@ -53,13 +53,13 @@ def place_at(model: type[Settings], location: Sequence[int | str]) -> Place:
 
 
 def variants_of(annotations: Sequence[Any]) -> dict[str, type[Settings]]:
-    """The classes that a table may be, by their `type`; none where one class serves all types."""
+    """The possible classes of a table, by `type`; none if one class serves all types."""
     classes = classes_of(annotations)
     return {kind.model_fields["type"].default: kind for kind in classes} if len(classes) > 1 else {}
 
 
 def settings_in(annotation: Any) -> list[type[Settings]]:
-    """The settings classes that a field's annotation names, those of lists too, in order."""
+    """The settings classes in a field's annotation, including those in lists, in order."""
     found: list[type[Settings]] = []
     for part in alternatives(annotation):
         if get_origin(part) is tuple:
@@ -70,7 +70,7 @@ def settings_in(annotation: Any) -> list[type[Settings]]:
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """The parts of a union, however it is nested."""
+    """The members of a union, nested or not."""
     if get_origin(annotation) is Annotated:
         return alternatives(get_args(annotation)[0])
     if get_origin(annotation) in _UNIONS:
@@ -79,7 +79,7 @@ def alternatives(annotation: Any) -> list[Any]:
 
 
 def with_default_types(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with the default's `type` in every table that may be of several and doesn't say of which."""
+    """The values, with the default `type` added to every table that may have several and doesn't name one."""
     filled = dict(values)
     for name, field in model.model_fields.items():
         if name in filled:
@@ -120,7 +120,7 @@ def _below(place: Place, part: int | str) -> Place:
     fields = [kind.model_fields[part].annotation for kind in classes if part in kind.model_fields]
     values = [get_args(a)[1] for a in place.annotations if get_origin(a) is dict]
     if not classes and not values:
-        return place  # in an error's location, the name of a part of a union
+        return place  # in an error's location: the name of a union's member
     found = dict.fromkeys(part for a in fields or values for part in alternatives(a))
     return Place(
         names=(*place.names, part), annotations=tuple(found), table=classes, variants=place.siblings or classes
@@ -132,7 +132,7 @@ def _elements(annotations: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def classes_of(annotations: Sequence[Any]) -> list[type[Settings]]:
-    """The settings classes among these."""
+    """The settings classes among these annotations."""
     return [part for part in annotations if _is_settings(part)]
 
 

@@ -1,4 +1,4 @@
-"""What is learned from the samples, apart from who gets how many of them."""
+"""Settings of the learning algorithm: advantages, loss, KL and importance weights."""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,40 +21,41 @@ class KLConfig(Settings):
 class ImportanceConfig(Settings):
     """Weight w = learner's / engine's probability of a sampled token, or of the whole response (the product).
 
-    It corrects for other kernels in the engine than in the learner, and for staleness. `truncate` trains with
-    min(w, cap); `mask` with w where floor <= w <= cap, and not at all on the other tokens or responses.
+    It corrects for differences between the engine's and the learner's kernels, and for staleness. `truncate` weighs
+    with min(w, cap). `mask` weighs with w if floor <= w <= cap, and drops other tokens or responses.
     """
 
     level: Literal["token", "sequence", "off"] = "token"
     mode: Literal["truncate", "mask"] = "truncate"
     cap: Annotated[float, Field(ge=1)] = 2.0
-    floor: Probability = 0.5  # of mode "mask"; a response's w spreads wider than a token's
+    floor: Probability = 0.5  # for mode "mask"; w varies more for responses than for tokens
 
     @model_validator(mode="after")
     def _bounds_leave_room(self) -> "ImportanceConfig":
         if self.mode == "mask" and self.floor >= self.cap:
             raise ValueError(
-                f"floor={self.floor} is not below cap={self.cap}, so that all but exact agreement would be masked; "
+                f"floor={self.floor} is not below cap={self.cap}, so everything but exact agreement would be masked; "
                 "write e.g. floor=0.5, cap=2.0"
             )
         return self
 
 
 class LossConfig(Settings):
-    """A token loss of your own: `module:function` that is called with `logprobs` [B, T] and the keywords `old_logprobs`
-    [B, T], `advantages` [B, 1] and `mask` [B, T], and returns [B, T] losses.
+    """A token loss of your own. `module:function` is called with `logprobs` [B, T] and the keywords `old_logprobs`
+    [B, T], `advantages` [B, 1] and `mask` [B, T], and returns losses [B, T].
 
-    It takes the place of the clipped ratio (or RAFT's likelihood), so that clip_low, clip_high and dual_clip don't
-    count; importance weights, KL and entropy terms still do.
+    It replaces the clipped ratio (or RAFT's likelihood), so clip_low, clip_high and dual_clip have no effect;
+    importance weights, KL and entropy terms still apply.
     """
 
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
-    parameters: dict[str, Any] = Field(default_factory=dict)  # more keywords of the function
+    parameters: dict[str, Any] = Field(default_factory=dict)  # further keyword arguments of the function
 
 
 class _AlgorithmBase(Settings):
-    # Estimator weighting, apart from allocation. "inverse" (arXiv 2505.02391, Lemma 1) needs an allocator that knows
-    # accept rates which the samples had no part in; where none is rejected, as with a baseline, it is "prompt_mean".
+    # The estimator's weighting, separate from allocation. "inverse" (arXiv 2505.02391, Lemma 1) needs an allocator that
+    # knows accept rates independent of the samples; if no sample is rejected, as with a baseline, it equals
+    # "prompt_mean".
     weighting: Weighting = "prompt_mean"
     updates_per_batch: Count = 1  # optimizer updates on one step's samples, whatever their number
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -73,7 +74,7 @@ class RaftConfig(_AlgorithmBase):
 
 
 class RaftPlusPlusConfig(_AlgorithmBase):
-    """RAFT++ (arXiv 2504.11343): accepted samples with token-level importance ratio and clipping."""
+    """RAFT++ (arXiv 2504.11343): accepted samples only, with token-level importance ratio and clipping."""
 
     type: Literal["raft++"] = "raft++"
 
@@ -86,7 +87,7 @@ class GRPOConfig(_AlgorithmBase):
 
 
 class DrGRPOConfig(_AlgorithmBase):
-    """Dr. GRPO (arXiv 2503.20783): advantages r - mean, neither std nor length normalisation."""
+    """Dr. GRPO (arXiv 2503.20783): advantages r - mean, without normalisation by std or length."""
 
     type: Literal["dr_grpo"] = "dr_grpo"
 
@@ -105,7 +106,7 @@ class ReinforcePlusPlusConfig(_AlgorithmBase):
 
 
 class CustomAlgorithmConfig(_AlgorithmBase):
-    """Any importable `module:Class` that satisfies `protocols.Algorithm`, with the token loss of the others."""
+    """Any importable `module:Class` that satisfies `protocols.Algorithm`; the token loss is the built-in one."""
 
     type: Literal["custom"] = "custom"
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")

@@ -24,8 +24,8 @@ from gvm_ray.rewards.sandbox_messages import Observed, Result, Scored
 from gvm_ray.tasks.rows import Task, normalised
 from gvm_ray.types import Completion, Prompt
 
-_CHUNK = 256  # answers a process is given at once
-_PATIENCE = 4  # times as long for an answer that is asked again
+_CHUNK = 256  # answers given to a process at once
+_PATIENCE = 4  # factor on the time limit when an answer is checked again
 _NONE = np.empty(0, dtype=np.int32)
 _NO_RESPONSE = Completion(
     token_ids=_NONE, logprobs=np.empty(0, np.float32), policy_versions=_NONE, finish_reason="stop", text=""
@@ -33,11 +33,11 @@ _NO_RESPONSE = Completion(
 
 
 class AnswerEnv:
-    """What a sandbox runs: an environment whose reward is 1 where the prompt's gold answer can be parsed."""
+    """The sandbox's environment: the reward is 1 if the prompt's gold answer can be parsed."""
 
     def __init__(self) -> None:
         self._answer = ""
-        can_parse_answer("1")  # the first call compiles the library's expressions, which no answer should pay for
+        can_parse_answer("1")  # the first call compiles the library's expressions; keep that out of an answer's time
 
     def reset(self, *, options: dict[str, Prompt]) -> tuple[str, dict[str, Any]]:
         """Take the prompt's answer."""
@@ -45,7 +45,7 @@ class AnswerEnv:
         return "", {}
 
     def step(self, _: Completion) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Gymnasium's five values; the second is the reward."""
+        """Return Gymnasium's five values; the second is the reward."""
         return "", float(can_parse_answer(self._answer)), True, False, {}
 
 
@@ -57,14 +57,14 @@ def unverified(
     make_env: Callable[[], Any] = AnswerEnv,
     on_progress: Callable[[int], Any] = lambda num: None,
 ) -> dict[str, str]:
-    """The answers that can't be used, and why.
+    """The answers that can't be used: answer -> reason.
 
     Args:
-        answers: Gold answers, each named once.
-        timeout_s: Wall clock for one; several times as much for one that is asked again, alone.
-        num_processes: That ask at once; default: one for each core that this process may use.
-        make_env: What runs in a process, for a test.
-        on_progress: Called with the number of answers just done, by any thread.
+        answers: Gold answers; duplicates are checked once.
+        timeout_s: Wall clock for one answer; several times as long if it is checked again, alone.
+        num_processes: Parallel processes; default: one for each core that this process may use.
+        make_env: Makes the environment of a process; for tests.
+        on_progress: Called with the number of answers just done, from any thread.
 
     Raises:
         SystemFailure: a process couldn't be started.
@@ -76,7 +76,7 @@ def unverified(
         make_env=make_env,
         on_progress=on_progress,
     )
-    # How busy the machine is must not decide what is kept: what took too long beside the others is asked again, alone.
+    # The machine's load must not decide which answers are kept, so those that took too long are checked again, alone.
     late = [answer for answer, why in failed.items() if why.startswith("timeout")]
     again = _failures(
         late, timeout_s=_PATIENCE * timeout_s, num_processes=1, make_env=make_env, on_progress=lambda num: None
@@ -92,12 +92,12 @@ def _failures(
     make_env: Callable[[], Any],
     on_progress: Callable[[int], Any],
 ) -> dict[str, str]:
-    """The answers that this many processes at once found to fail, and why."""
+    """The answers that fail (answer -> reason), checked by `num_processes` parallel processes."""
     chunks = deque(pending[start : start + _CHUNK] for start in range(0, len(pending), _CHUNK))
     failed: dict[str, str] = {}
 
     def work() -> None:
-        # The memory that training gives the same parser.
+        # The same memory that the parser has in training.
         sandbox = Sandbox(make_env, timeout_s=timeout_s, memory_mb=RewardsConfig().memory_mb)
         try:
             while True:
@@ -118,7 +118,7 @@ def _failures(
             for worker in workers:
                 worker.result()
         finally:
-            chunks.clear()  # after an interrupt or a failure the others stop at their next chunk
+            chunks.clear()  # after an interrupt or a failure, the other threads stop before their next chunk
     return failed
 
 

@@ -1,4 +1,4 @@
-"""`gvm-ray data prepare`: from published tables to prompts whose answers can be verified."""
+"""`gvm-ray data prepare`: turns published tables into prompts with verifiable answers."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Pile:
-    """Tasks with file and line of each."""
+    """Tasks with the file and line of each, and the rows dropped so far."""
 
     num_read: int = 0
     tasks: list[Task] = field(default_factory=list)
@@ -52,13 +52,13 @@ class Pile:
     num_common_ngrams: int = 0
 
     def drop(self, rejections: Mapping[int, Rejection]) -> None:
-        """Take these tasks out, by index."""
+        """Remove the tasks at these indices."""
         self.dropped += self.rejected(rejections)
         kept = [index for index in range(len(self.tasks)) if index not in rejections]
         self.tasks, self.places = [self.tasks[index] for index in kept], [self.places[index] for index in kept]
 
     def rejected(self, rejections: Mapping[int, Rejection]) -> list[Dropped]:
-        """What the report says of these tasks."""
+        """The report's entries for these tasks."""
         return [
             Dropped(
                 prompt_id=self.tasks[index].prompt_id,
@@ -70,7 +70,7 @@ class Pile:
         ]
 
 
-_CHUNK = 1000  # problems tokenized at once
+_CHUNK = 1000  # problems per tokenizer call
 
 
 def too_long(
@@ -80,7 +80,7 @@ def too_long(
     max_tokens: int,
     on_progress: Callable[[int], Any] = lambda num: None,
 ) -> dict[int, Rejection]:
-    """By index, the tasks whose problem alone, no chat template applied, has more than `max_tokens` tokens."""
+    """Index -> rejection of tasks whose problem, without chat template, has more than `max_tokens` tokens."""
     bound = longest_problem(max_tokens, tokenizer=tokenizer)
     lengths: dict[int, str] = {}
     for start in range(0, len(tasks), _CHUNK):
@@ -96,16 +96,16 @@ def too_long(
 
 
 _PACKAGES = ("gvm-ray", "math-verify", "pyarrow", "datasets", "transformers", "tokenizers")
-# Options that don't change what comes out; the inputs' names and contents, which do, are hashed beside the options.
+# Options that don't change the output. The inputs' names and contents do; they are hashed separately.
 _UNHASHED = {"sources", "decontaminate", "output", "overwrite", "num_processes"}
 
 
 def prepare_data(config: DataConfig) -> tuple[DataReport, bool]:
-    """The report of the output, and whether the output was made now; false where it was there, made of the same.
+    """Make the output; return its report, and True if it was made now, False if the same output existed already.
 
     Raises:
-        DataError: a source is missing or damaged or has other fields, nothing is left, or the output is in the way or
-            can't be written.
+        DataError: a source is missing or damaged or has other fields, no task is left, or the output can't be written
+            or exists and was made otherwise.
         ModelError: the tokenizer can't be loaded.
         SystemFailure: a process that verifies answers couldn't be started.
     """
@@ -152,7 +152,7 @@ def _inputs(tables: Sequence[Table]) -> tuple[Input, ...]:
 
 
 def _request(config: DataConfig, *, tables: Sequence[Table], inputs: Sequence[Input]) -> str:
-    """Hash of all that decides the output: options, inputs in their order, and the tokenizer's files."""
+    """A hash of everything that decides the output: options, inputs in their order, and the tokenizer's files."""
     folder = Path(config.tokenizer).expanduser() if config.tokenizer else None
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder and folder.is_dir() else []
     decisive = {
@@ -165,10 +165,10 @@ def _request(config: DataConfig, *, tables: Sequence[Table], inputs: Sequence[In
 
 
 def _finished(output: Path, *, request: str) -> DataReport | None:
-    """The report of an output that was made by the same request; None where there is no output.
+    """The report of an existing output of the same request; None if there is no output.
 
     Raises:
-        DataError: the output is there, but isn't that.
+        DataError: the output exists, but was made by another request or changed since.
     """
     if not output.exists():
         return None
@@ -176,8 +176,8 @@ def _finished(output: Path, *, request: str) -> DataReport | None:
     if report and report.request == request and output.is_file() and report.sha256 == file_sha256(output):
         return report
     raise DataError(
-        f"{str(output)!r} exists, and was made otherwise: from other sources, with other options, or it was changed "
-        "since; write another --output, or --overwrite to replace it"
+        f"{str(output)!r} exists, but was made from other sources or with other options, or was changed since; write "
+        "another --output, or --overwrite to replace it"
     )
 
 
@@ -191,15 +191,15 @@ def _evaluation_problems(tables: Sequence[Table], *, config: DataConfig) -> Eval
                 problem = problem_text({name: field_value(row, name) for name in names}, where=where)
             except (KeyError, DataError):
                 raise DataError(
-                    f"{where}: field {', '.join(map(repr, names))}, compared with the training problems, is no text; "
-                    f"write --prompt-field with one of its fields: {field_names(row)}"
+                    f"{where}: field {', '.join(map(repr, names))}, to compare with the training problems, is not "
+                    f"text; write --prompt-field with one of its fields: {field_names(row)}"
                 ) from None
             problems.add(problem, where=where)
     return problems
 
 
 def _problem_fields(first: Mapping[str, Any], *, config: DataConfig) -> tuple[str, ...]:
-    """The fields of an evaluation set's problem: those of the training data where it has them."""
+    """The fields of an evaluation set's problem: the training data's, if the set has them."""
     given = () if config.prompt_field is None else names_of(config.prompt_field)
     try:
         for name in given:
@@ -219,7 +219,7 @@ def _opened(table: Table) -> tuple[Row, Iterator[Row]]:
 
 
 def _read(tables: Sequence[Table], *, config: DataConfig) -> Pile:
-    """The tasks of all tables, and the rows that make none."""
+    """The tasks of all tables; rows that give no task are dropped."""
     pile = Pile()
     with _progress("read", None) as advance:
         for table in tables:
@@ -244,7 +244,7 @@ def _read(tables: Sequence[Table], *, config: DataConfig) -> Pile:
 
 
 def _clean(pile: Pile, *, config: DataConfig, evaluation: EvaluationProblems, tokenizer: Any) -> None:
-    """Drop what is no good. Answers come first: of two copies the one whose answer can be used is to stay."""
+    """Drop unusable tasks. Answers are checked before duplicates, so that a copy with a usable answer stays."""
     if config.verify:
         _verify(pile, config=config)
     pile.drop(duplicates(pile.tasks))
@@ -276,22 +276,22 @@ def _verify(pile: Pile, *, config: DataConfig) -> None:
 
 
 def _check(pile: Pile, *, config: DataConfig) -> None:
-    """Raise if nothing is left, or if two tasks have one id."""
+    """Raise DataError if no task is left, or if two tasks have the same id."""
     if not pile.tasks:
         reasons = "\n".join(aligned(reason_rows(pile.dropped, what="dropped")))
-        raise DataError(f"no problem is left of {pile.num_read:,}, and nothing is written:\n{reasons}")
+        raise DataError(f"no problem is left of {pile.num_read:,}, so nothing is written:\n{reasons}")
     first: dict[str, str] = {}
     for task, where in zip(pile.tasks, pile.places, strict=True):
         if first.setdefault(task.prompt_id, where) != where:
             raise DataError(
                 f"{where}: field {config.id_field!r} is {task.prompt_id!r}, the id of another problem "
-                f"({first[task.prompt_id]}); leave --id-field out, and the id is a hash of the content"
+                f"({first[task.prompt_id]}); leave out --id-field, to make the id a hash of the content"
             )
 
 
 @contextmanager
 def _progress(what: str, total: int | None) -> Iterator[Callable[..., object]]:
-    """Is told of each row that is done, or of so many: a bar on a terminal, elsewhere a line now and then."""
+    """Give a function to call with the number of rows just done; shows a bar on a terminal, else occasional lines."""
     if sys.stderr.isatty():
         with tqdm(desc=what, total=total, unit="row", dynamic_ncols=True) as bar:
             yield bar.update

@@ -1,4 +1,4 @@
-"""What was kept and what was rejected and why, and the files that say so."""
+"""The report of a preparation: kept and rejected rows with reasons; and the writing of report and output."""
 
 import os
 from collections import Counter
@@ -16,13 +16,13 @@ from gvm_ray.tasks.rows import Task
 
 Reason = Literal["bad_row", "no_answer", "unverified", "duplicate", "near_duplicate", "contaminated", "too_long"]
 
-# In the order in which they are looked at; a row leaves for the first that holds.
+# In the order of the checks; a row is rejected for the first reason that applies.
 REASONS: dict[Reason, str] = {
     "bad_row": "a field is missing, empty or of the wrong type",
     "no_answer": "no final answer in the answer's field",
     "unverified": "Math-Verify can't parse the answer",
-    "duplicate": "the same problem to the letter",
-    "near_duplicate": "the same problem but for layout, case or dollar signs",
+    "duplicate": "exactly the same problem",
+    "near_duplicate": "the same problem except for layout, case or dollar signs",
     "contaminated": "an evaluation set has the problem, or a part of it",
     "too_long": "more tokens than --max-tokens",
 }
@@ -30,7 +30,7 @@ REASONS: dict[Reason, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """Why one task is taken out."""
+    """The reason for which one task is removed."""
 
     reason: Reason
     detail: str
@@ -40,27 +40,27 @@ class Input(Settings):
     """A file or dataset that was read."""
 
     path: str
-    sha256: str  # of a dataset its fingerprint
+    sha256: str  # for a dataset, its fingerprint
 
 
 class Dropped(Settings):
-    """A row that isn't in the output, or that is although its answer couldn't be verified."""
+    """A row that isn't in the output, or was kept although its answer couldn't be verified."""
 
-    prompt_id: str  # empty where the row made no task
+    prompt_id: str  # empty if the row gave no task
     where: str  # file and line
     reason: Reason
     detail: str
 
 
 class DataReport(Settings):
-    """Everything about one preparation."""
+    """The report of one preparation."""
 
     output: str
     sha256: str  # of the output
-    request: str  # hash of options and inputs: the same one gives the same output
+    request: str  # hash of options and inputs; equal requests give equal outputs
     num_read: int
     num_kept: int
-    num_common_ngrams: int  # shared with an evaluation set, but by too many problems to prove anything
+    num_common_ngrams: int  # n-grams of evaluation sets in too many problems to prove anything
     kept_by_source: dict[str, int]
     inputs: tuple[Input, ...]
     evaluation_inputs: tuple[Input, ...]
@@ -71,22 +71,22 @@ class DataReport(Settings):
 
     @property
     def path(self) -> Path:
-        """Where it stands."""
+        """The report's file."""
         return report_path(self.output)
 
     def table(self) -> str:
-        """For printing: what was kept of each source, and what was dropped for each reason, with the first row."""
+        """A table to print: rows kept from each source, and rows dropped for each reason, with the first of them."""
         lines = [f"{self.output}: {self.num_kept:,} of {self.num_read:,} problems"]
         rows = [(f"{num:,}", "kept", source) for source, num in self.kept_by_source.items()]
-        rows += reason_rows(self.dropped, what="dropped") + reason_rows(self.kept_unverified, what="kept all the same")
+        rows += reason_rows(self.dropped, what="dropped") + reason_rows(self.kept_unverified, what="kept anyway")
         if self.num_common_ngrams:
             phrase = f"n-grams of evaluation sets that are in more than {self.options['common_ngram']} problems"
-            rows.append((f"{self.num_common_ngrams:,}", "passed over", phrase))
+            rows.append((f"{self.num_common_ngrams:,}", "ignored", phrase))
         return "\n".join([*lines, *aligned(rows)])
 
 
 def reason_rows(rows: Sequence[Dropped], *, what: str) -> list[tuple[str, str, str]]:
-    """A line of a table for each reason: how many, what became of them, and the first of them."""
+    """A table row for each reason: the number of data rows, what was done with them, and the first of them."""
     counts = Counter(row.reason for row in rows)
     lines = []
     for reason, meaning in REASONS.items():
@@ -97,18 +97,18 @@ def reason_rows(rows: Sequence[Dropped], *, what: str) -> list[tuple[str, str, s
 
 
 def aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Lines with numbers to the right, and words to the left."""
+    """Lines of a table with right-aligned numbers and left-aligned words."""
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     return [f"  {number:>{widths[0]}}  {what:<{widths[1]}}  {text}" for number, what, text in rows]
 
 
 def report_path(output: str) -> Path:
-    """`train.report.json` of `train.parquet`."""
+    """The path of an output's report: `train.report.json` for `train.parquet`."""
     return Path(output).expanduser().with_suffix(".report.json")
 
 
 def read_report(output: str) -> DataReport | None:
-    """The report beside an output; None where there is none that can be read."""
+    """The report beside an output; None if it is missing or can't be read."""
     try:
         return DataReport.model_validate_json(report_path(output).read_bytes())
     except (OSError, ValidationError):
@@ -119,7 +119,7 @@ _ROW_GROUP = 2**16
 
 
 def write_incomplete(tasks: Sequence[Task], *, output: Path) -> Path:
-    """The tasks under another name, in the output's folder; the same tasks give the same bytes.
+    """Write the tasks under a temporary name in the output's folder; the same tasks give the same bytes.
 
     Raises:
         DataError: the folder can't be written.
@@ -145,7 +145,7 @@ def write_incomplete(tasks: Sequence[Task], *, output: Path) -> Path:
 
 
 def publish(report: DataReport, *, output: Path) -> None:
-    """Give what `write_incomplete` wrote its name, and write the report beside it.
+    """Give the file of `write_incomplete` its final name, and write the report beside it.
 
     Raises:
         DataError: the folder can't be written.
@@ -157,12 +157,12 @@ def publish(report: DataReport, *, output: Path) -> None:
 
 
 def _column(values: Sequence[Any]) -> Any:
-    """An array of the type that all values have, else of text."""
+    """An array of the values' common type, else of text."""
     import pyarrow
 
     try:
         return pyarrow.array(values)
-    except (pyarrow.ArrowException, OverflowError):  # of several types, as levels 3 and "Level 3", or too large
+    except (pyarrow.ArrowException, OverflowError):  # mixed types, e.g. levels 3 and "Level 3", or too large
         return pyarrow.array([None if value is None else str(value) for value in values], pyarrow.string())
 
 

@@ -1,4 +1,4 @@
-"""Tables of many layouts as rows of problem, answer and rationale."""
+"""Tables of many layouts, read as problems with answers and rationales."""
 
 import glob
 import os
@@ -23,23 +23,24 @@ PROBLEM_FIELDS = ("problem", "question", "prompt")
 SOLUTION_FIELDS = ("solution", "rationale")
 
 _GSM8K_MARK = "####"
-# Digits in threes: 1,234,567. Commas between numbers stay (1,2 and 1, 234), as do those in brackets, found first.
+# Digits in groups of three: 1,234,567. Commas between numbers stay (1,2 and 1, 234), and so do commas in brackets,
+# which the first alternative matches.
 _GROUPED = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]|(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
-_NO_ANSWER = ("proof", "notfound")  # what NuminaMath-1.5 writes where a problem has no answer to compare with
+_NO_ANSWER = ("proof", "notfound")  # NuminaMath-1.5's answers of problems without one to compare with
 _NO_SETTINGS = FileSourceConfig(path="-")  # field names are set for each layout
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where things stand in the rows of one table."""
+    """The fields of one table's rows."""
 
     name: LayoutName
     fields: FileSourceConfig  # the names, without feature_fields
     features: Mapping[str, str]  # column of the output -> field
-    default_source: str  # for rows that don't name theirs
+    default_source: str  # for rows without a source
 
     def task(self, row: Mapping[str, Any], *, where: str) -> Task | None:
-        """The row's task, whose features begin with its `source`; None where the row has no final answer.
+        """The row's task, with `source` as its first feature; None if the row has no final answer.
 
         Raises:
             DataError: a field of the row is missing, empty, or of the wrong type.
@@ -66,7 +67,7 @@ class Layout:
             return _without_separators(answer.strip()) if mark and answer.strip() else None
         if boxed := final_boxed(text):
             return boxed
-        # A solution without a box holds its answer somewhere, and nothing says where.
+        # The answer in a solution without a box can't be located.
         name = self.fields.answer_field
         is_solution = name == self.fields.rationale_field or name.rpartition(".")[2] in SOLUTION_FIELDS
         return None if is_solution or text.strip().lower() in _NO_ANSWER else text.strip()
@@ -76,13 +77,13 @@ def find_layout(first: Mapping[str, Any], *, config: DataConfig, where: str, def
     """The layout of a table.
 
     Args:
-        first: Its first row.
-        config: The layout asked for, "auto" to go by the row, and the fields that the caller names.
+        first: The table's first row.
+        config: The wanted layout ("auto" decides by the row), and the fields that the user names.
         where: The row's file and line.
-        default_source: For `source`, of rows that don't name theirs.
+        default_source: The `source` of rows without one.
 
     Raises:
-        DataError: the row hasn't the fields of the layout, or those that the caller names.
+        DataError: the row lacks a field of the layout, or one that the user names.
     """
     name = _name_of(first) if config.layout == "auto" else config.layout
     solution = next((field for field in SOLUTION_FIELDS if field in first), None)
@@ -90,7 +91,7 @@ def find_layout(first: Mapping[str, Any], *, config: DataConfig, where: str, def
     match name:
         case "gsm8k":
             named = {"prompt_field": "question", "answer_field": "answer"}
-            solution = config.answer_field or "answer"  # which ends with the answer
+            solution = config.answer_field or "answer"  # it ends with the final answer
         case "math" | "numina_math":
             solution = "solution"
             named = {"prompt_field": "problem", "answer_field": "answer" if "answer" in first else "solution"}
@@ -119,7 +120,7 @@ def find_layout(first: Mapping[str, Any], *, config: DataConfig, where: str, def
 
 
 def problem_field(first: Mapping[str, Any]) -> str:
-    """The field of a row that holds its problem, by its name; "problem" where none has such a name."""
+    """The name of the field that holds a row's problem; "problem" if no field has a known name."""
     return next((field for field in PROBLEM_FIELDS if field in first), PROBLEM_FIELDS[0])
 
 
@@ -157,7 +158,7 @@ class Table:
 
     @property
     def name(self) -> str:
-        """Short: of a file without its folder, or of a dataset."""
+        """A short name: the file's without its folder, or the dataset's."""
         return Path(self.origin.path).name if isinstance(self.origin, FileSourceConfig) else self.origin.path
 
     def rows(self) -> Iterator[Row]:
@@ -171,14 +172,14 @@ class Table:
         return dataset_rows(self._dataset, config=self.origin)
 
     def digest(self) -> str:
-        """SHA-256 of the file; of a dataset the fingerprint that the `datasets` library gives it.
+        """SHA-256 of the file; for a dataset, the `datasets` library's fingerprint.
 
         Raises:
-            DataError: it can't be read.
+            DataError: the table can't be read.
         """
         if isinstance(self.origin, HuggingFaceSourceConfig):
             return str(self._dataset._fingerprint)
-        self.rows()  # says what is wrong with a file that can't be read
+        self.rows()  # raises with a good message if the file can't be read
         return file_sha256(Path(self.origin.path))
 
     @cached_property
@@ -190,8 +191,8 @@ class Table:
             if Path(self.origin.path).exists():
                 raise
             raise DataError(
-                f"there is no file or folder {self.origin.path!r} here, and as a dataset of the Hugging Face Hub it "
-                f"isn't to be had: {error.__cause__}. On a machine without network, or without access to it, fetch it "
+                f"there is no file or folder {self.origin.path!r} here, and it can't be loaded as a dataset of the "
+                f"Hugging Face Hub: {error.__cause__}. On a machine without network, or without access to it, fetch it "
                 f"elsewhere (hf download --repo-type dataset {self.origin.path} --local-dir FOLDER) and write FOLDER"
             ) from error
 
@@ -200,13 +201,13 @@ def find_tables(sources: Sequence[str], *, split: str, subset: str | None = None
     """The tables of each source in order; files of a folder or glob are sorted by name.
 
     Args:
-        sources: As the command line has them.
-        split: Of datasets, and of folders whose file names name splits.
-        subset: Of a dataset; of a folder the folder in it.
-        output: The file being made, which is never among those of a folder or glob.
+        sources: Files, folders, globs or dataset ids, as on the command line.
+        split: Of datasets, and of folders whose file names contain splits.
+        subset: Of a dataset; for a folder, a folder inside it.
+        output: The file to make; folders and globs never include it.
 
     Raises:
-        DataError: there is no such file, or no data file there.
+        DataError: a source doesn't exist or has no data file.
     """
     return [
         Table(origin=origin)
@@ -216,7 +217,7 @@ def find_tables(sources: Sequence[str], *, split: str, subset: str | None = None
 
 
 def file_sha256(path: Path) -> str:
-    """In hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
@@ -240,14 +241,14 @@ def _origins(
     files = [file for file in files if file.resolve() != output]
     if not files:
         raise DataError(
-            f"{source!r} has no data file; write a file, a folder or a pattern with {', '.join(DATA_SUFFIXES)} files, "
-            "or the id of a Hugging Face dataset"
+            f"{source!r} has no data file; write a file, a folder or a glob of {', '.join(DATA_SUFFIXES)} files, or "
+            "the id of a Hugging Face dataset"
         )
     return [FileSourceConfig(path=str(file)) for file in files]
 
 
 def _files_of_folder(folder: Path, *, split: str, subset: str | None) -> list[Path]:
-    """The data files below a folder: those whose names name the split, or all where none names any."""
+    """The data files below a folder: those with the split in their names, or all if no name contains a split."""
     if subset is not None:
         if not (folder / subset).is_dir():
             known = ", ".join(sorted(each.name for each in folder.iterdir() if each.is_dir())) or "(none)"
@@ -260,7 +261,7 @@ def _files_of_folder(folder: Path, *, split: str, subset: str | None) -> list[Pa
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
-    # Beside other data, .json files describe it: dataset_infos.json, or the report of an earlier preparation.
+    # .json files beside other data only describe it: dataset_infos.json, or the report of an earlier preparation.
     files = [path for path in files if path.suffix.lower() != ".json"] or files
     splits = {path: _split_of(path.relative_to(folder), split=split) for path in files}
     named = {name for name in splits.values() if name}
@@ -270,6 +271,6 @@ def _files_of_folder(folder: Path, *, split: str, subset: str | None) -> list[Pa
 
 
 def _split_of(path: Path, *, split: str) -> str:
-    """The last word of the path that names a split; empty where none does."""
+    """The last word of the path that names a split; empty if no word does."""
     words = re.split(r"[^a-z0-9]+", str(path).lower())
     return next((word for word in reversed(words) if word == split.lower() or word in _SPLITS), "")

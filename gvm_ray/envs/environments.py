@@ -1,4 +1,4 @@
-"""Environments that answer a turn of the policy: a calculator, or a function of yours."""
+"""Environments that answer the policy's turns: a calculator, or a function of yours."""
 
 import ast
 import operator
@@ -20,7 +20,7 @@ from gvm_ray.types import Prompt
 Number = int | float
 
 _CALL = re.compile(r"<calculator>(.*?)</calculator>", re.DOTALL)
-_MAX_CHARACTERS = 200  # of an expression: no sum that anybody writes is longer, and the parser's depth stays bounded
+_MAX_CHARACTERS = 200  # of an expression: enough for any sensible one, and it bounds the parser's depth
 _MAX_EXPONENT = 64
 _MAX_NUMBER = 10**100
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -37,7 +37,7 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 
 def calculator(prompt: Prompt, turns: Sequence[str]) -> str | None:
-    """The value of the last call in the last turn, or "error: ..."; None where there is no call."""
+    """The value of the last call in the last turn, or "error: ..."; None if the turn has no call."""
     calls = _CALL.findall(turns[-1])
     if not calls:
         return None
@@ -49,11 +49,11 @@ def calculator(prompt: Prompt, turns: Sequence[str]) -> str | None:
 
 
 def evaluate(expression: str) -> Number:
-    """The value of + - * / // % ** and brackets over numbers.
+    """The value of an expression of numbers, brackets and + - * / // % **.
 
     Raises:
-        ValueError, SyntaxError: it is something else, or too long or large.
-        ArithmeticError: it has no value.
+        ValueError, SyntaxError: the expression has something else, or is too long, or its value is too large.
+        ArithmeticError: the expression has no value.
     """
     if len(expression) > _MAX_CHARACTERS:
         raise ValueError(f"the expression has {len(expression)} characters, more than {_MAX_CHARACTERS}")
@@ -76,29 +76,29 @@ def _value(node: ast.expr) -> Number:
 
 def _bounded(value: Number | complex) -> Number:
     if isinstance(value, complex) or abs(value) > _MAX_NUMBER:
-        raise ValueError("the value is not a real number, or above 1e100")
+        raise ValueError("the value is not a real number, or is above 1e100")
     return value
 
 
-# The environment's answer to the policy's turns so far, of which there is one at least; None ends the response. It
-# remembers nothing, so that an episode can go on in another process than the one it began in.
+# Returns the environment's answer to the policy's turns so far (at least one), or None to end the response. It keeps no
+# state, so that an episode can continue in another process.
 Respond = Callable[[Prompt, Sequence[str]], str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Answers as the policy is to read them, and how often it is its turn."""
+    """Gives answers in the form that the policy reads, and limits the number of turns."""
 
     respond: Respond
     max_turns: int
     template: str = "{observation}"
-    max_characters: int = 4096  # of an answer, before the template is put around it
+    max_characters: int = 4096  # of an answer, without the template
 
     def __call__(self, prompt: Prompt, turns: Sequence[str]) -> str | None:
-        """The observation before the next turn; None where the last turn was the last one.
+        """The observation before the next turn; None if there is no next turn.
 
         Raises:
-            TypeError: the answer is no text.
+            TypeError: the answer isn't text.
         """
         if len(turns) >= self.max_turns:
             return None
@@ -111,7 +111,7 @@ class Environment:
 
 
 def create_environment(config: EnvironmentSettings) -> Environment | None:
-    """The configured environment; None where every response has one turn.
+    """The configured environment; None if every response has one turn.
 
     Raises:
         ConfigError: a function can't be imported, or isn't callable.

@@ -25,9 +25,9 @@ SAMPLED_CHARACTERS = string.ascii_letters + string.digits + string.punctuation +
 
 
 class AnyText(Text):
-    """Any string, of any characters and length. Samples are short and of ASCII characters.
+    """The space of all strings. Samples are short and consist of ASCII characters.
 
-    A fixed-size shared buffer can't hold it: Gymnasium's AsyncVectorEnv needs shared_memory=False.
+    A shared buffer of fixed size can't hold such strings, so Gymnasium's AsyncVectorEnv needs shared_memory=False.
     """
 
     def __init__(self, *, max_sample_length: int = 32) -> None:
@@ -43,7 +43,7 @@ class AnyText(Text):
 
 
 class ResponseSpace(AnyText):
-    """A response: any string, or a `Completion` of an engine. Samples are strings."""
+    """The space of responses: any string, or an engine's `Completion`. Samples are strings."""
 
     def contains(self, x: Any) -> bool:
         """True for every string and every completion."""
@@ -51,20 +51,20 @@ class ResponseSpace(AnyText):
 
 
 class PromptEnv(gymnasium.Env[str, str | Completion]):
-    """An action is what the policy writes in one turn; without an `environment` the first one ends the episode.
+    """A Gymnasium environment over prompts. An action is the policy's text of one turn.
 
-    The observation of `reset` is the prompt's text. With an environment that answers a turn, that of `step` is its
-    answer and the reward 0; else the episode is over. `terminated` then says that the response was finished,
-    `truncated` that it was cut at `max_tokens`, and the observation is the whole transcript from the prompt on.
+    `reset` observes the prompt's text. If the `environment` answers a turn, `step` observes its answer, with reward 0.
+    Otherwise, and always without an `environment`, the episode is over: the observation is the whole transcript,
+    prompt included; `terminated` means that the response was finished, `truncated` that it was cut at `max_tokens`.
 
-    Where the prompt ends with an opened `<think>`, rewards are given a response's text from that tag on.
+    If the prompt ends with an open `<think>` tag, rewards get the response's text with that tag in front.
 
-    The info of `reset` has `prompt_id`. That of `step` has also `num_turns`, and at the end `reward_terms` (name ->
-    value), `unscored` (True where the reward isn't known: it is NaN then, never 0) and, where known, `num_tokens` of
-    the response.
+    The info of `reset` has `prompt_id`. The info of `step` also has `num_turns` and, at the end, `reward_terms` (name
+    -> value), `unscored` (True if the reward isn't known; it is then NaN, never 0) and, if known, `num_tokens` of the
+    response.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 - gymnasium declares it so
+    metadata = {"render_modes": []}  # noqa: RUF012 - as declared by gymnasium
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         environment: Environment | None = None,
     ) -> None:
-        """An environment over `prompts`.
+        """Create an environment over `prompts`.
 
         Args:
-            prompts: `reset` chooses among them; may be empty if each reset names its prompt.
-            reward: What a response is worth. A mapping gives the sum of its functions, and each as a reward term; a
-                function with a method `terms(prompt, completion) -> dict[str, float]` gives these.
-            max_tokens: Response tokens at which a plain string counts as cut. A completion knows that by itself.
-            tokenizer: Counts the tokens of plain strings; needed for these where max_tokens is given.
+            prompts: `reset` draws from them; may be empty if each reset names its prompt.
+            reward: The reward function. A mapping gives the sum of its functions, and each as a reward term. The terms
+                of a function come from its method `terms(prompt, completion) -> dict[str, float]`, if it has one.
+            max_tokens: Response tokens at which a plain string counts as cut. A completion has its own finish reason.
+            tokenizer: Counts the tokens of plain strings, which needs it if max_tokens is given.
             environment: Answers between the policy's turns.
         """
         self._prompts = tuple(prompts)
@@ -92,18 +92,18 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
         self._tokenizer = tokenizer
         self._environment = environment
         self._prompt: Prompt | None = None
-        self._turns: tuple[str, ...] = ()  # of plain strings so far
-        self._response = ""  # these, with the environment's answers between them
+        self._turns: tuple[str, ...] = ()  # the plain strings so far
+        self._response = ""  # the same, with the environment's answers between them
         # A sampled action has fewer tokens than max_tokens, so that it counts as finished.
         sample_length = 32 if max_tokens is None else min(32, max_tokens - 1)
         self.observation_space = AnyText()
         self.action_space = ResponseSpace(max_sample_length=sample_length)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """A prompt drawn at random, or the one that `options` names: {"prompt_id": str} or {"prompt": Prompt}.
+        """Begin with a random prompt, or the one in `options`: {"prompt_id": str} or {"prompt": Prompt}.
 
         Raises:
-            DataError: there is no such prompt, or no prompt at all.
+            DataError: the prompt is unknown, or there are no prompts.
             ConfigError: an option is unknown.
         """
         super().reset(seed=seed)
@@ -112,11 +112,11 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
         return self._prompt.text, {"prompt_id": self._prompt.prompt_id}
 
     def step(self, action: str | Completion) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Go on with one more turn, or score the response. A completion holds all turns so far by itself.
+        """Take one more turn, or score the response. A completion contains all turns so far.
 
         Raises:
             ResetNeeded: before `reset`, and after the end of an episode.
-            ConfigError: a plain string, with max_tokens but no tokenizer to count with.
+            ConfigError: the action is a plain string, and there is max_tokens but no tokenizer to count with.
         """
         if self._prompt is None:
             raise ResetNeeded("PromptEnv.step needs a prompt: call reset first, and again after each episode")
@@ -127,7 +127,7 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
             if answer is not None:
                 self._turns, self._response = completion.policy_turns, completion.text + answer
                 return answer, 0.0, False, False, info
-        # A reward reads the same text whoever has written the tag that begins the thinking.
+        # A reward reads the same text whether the prompt or the response has the opening tag.
         whole = replace(completion, text=self._prompt.opened_tag + completion.text)
         reward, terms = _scored(self._reward, self._prompt, whole)
         info |= {"reward_terms": terms, "unscored": math.isnan(reward)}
@@ -151,13 +151,13 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
         return self._prompts[int(self.np_random.integers(len(self._prompts)))]
 
     def _completion(self, turn: str) -> Completion:
-        """The turns so far and this one as a completion; log-probs and policy version are unknown."""
+        """A completion of the turns so far and this one; log-probs and policy version are unknown."""
         text = self._response + turn
         finish_reason: FinishReason = "stop"
         ids: list[int] = []
         if self._tokenizer is not None:
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            # A finished response has an end-of-sequence token besides these.
+            # A finished response has an end-of-sequence token in addition.
             finish_reason = "length" if self._max_tokens is not None and len(ids) >= self._max_tokens else "stop"
         elif self._max_tokens is not None:
             raise ConfigError(
@@ -177,7 +177,7 @@ class PromptEnv(gymnasium.Env[str, str | Completion]):
 def _scored(
     reward: RewardFunction | Mapping[str, RewardFunction], prompt: Prompt, completion: Completion
 ) -> tuple[float, dict[str, float]]:
-    """The reward and its terms; NaN and no terms where it can't be known."""
+    """The reward and its terms; NaN and no terms if it can't be known."""
     try:
         if isinstance(reward, Mapping):
             terms = {name: float(function(prompt, completion)) for name, function in reward.items()}

@@ -1,4 +1,4 @@
-"""Held-out accuracy: in the loop, or beside it on generators of its own."""
+"""Evaluation of held-out accuracy, in the training loop or beside it on generators of its own."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from gvm_ray.background import Background
 from gvm_ray.protocols import Evaluator, RolloutPools
 from gvm_ray.types import GroupOutcome, Metrics, Prompt, SampleRequest, SamplingParameters, WeightsRef, sample_seed
 
-# Seeds apart from every training step, and the same ones each time: less noise between two evaluations.
+# Seeds different from those of every training step, and the same each time: less noise between evaluations.
 _EVALUATION_STEP = -1
 
 
@@ -25,10 +25,12 @@ class HeldOutEvaluator:
     num_samples: int  # k
     accept_threshold: float
     seed: int
-    progress: Callable[[int], Callable[[int], None]] | None = None  # of so many samples; is told of those just scored
+    progress: Callable[[int], Callable[[int], None]] | None = (
+        None  # number of samples -> callback for the number just scored
+    )
 
     async def sample(self) -> list[GroupOutcome]:
-        """One outcome of `num_samples` completions for each prompt, in order."""
+        """Sample and score `num_samples` completions of each prompt; return the outcomes in order."""
         indices = tuple(range(self.num_samples))
         requests = [
             SampleRequest(
@@ -47,7 +49,8 @@ class HeldOutEvaluator:
         return await self.pools.sample_and_score(requests, self.sampling, on_scored=on_scored)
 
     async def evaluate(self) -> Metrics:
-        """`eval/accuracy` is the mean over prompts of the share of accepted samples; unscored samples don't count."""
+        """The metrics under `eval/`. Accuracy is the mean over prompts of the share of accepted samples, without
+        unscored ones."""
         if not self.prompts:
             return {}
         outcomes = await self.sample()
@@ -65,12 +68,12 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluationBeside:
-    """Evaluates one policy after the other; training waits where the one before isn't through yet.
+    """Evaluates one policy after the other beside training, which waits if the previous evaluation is unfinished.
 
     Args:
-        evaluator: asks `pools`.
-        pools: nothing else samples by them.
-        log: is given the step that a policy comes of, and its metrics.
+        evaluator: samples with `pools`.
+        pools: used for nothing else.
+        log: called with the step that made a policy, and the policy's metrics.
     """
 
     def __init__(self, evaluator: Evaluator, pools: RolloutPools, *, log: Callable[[int, Metrics], None]) -> None:
@@ -90,5 +93,5 @@ class EvaluationBeside:
         metrics = await self._evaluator.evaluate()
         if metrics.get("eval/policy_version", weights.policy_version) == weights.policy_version:
             self._log(step, metrics)
-        else:  # the weights were lost with the learners, which have published later ones since
+        else:  # the weights were lost with the learners, which have since published later ones
             logger.warning("step %d has no evaluation: its weights were lost in a failure", step)

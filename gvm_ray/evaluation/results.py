@@ -1,4 +1,4 @@
-"""avg@k, pass@k and maj@k of scored groups, with intervals."""
+"""avg@k, pass@k and maj@k of scored groups, with bootstrap intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,35 +13,35 @@ from gvm_ray.types import BoolArray, Float64Array, RolloutGroup
 
 
 def final_answer(text: str, *, truncated: bool) -> str | None:
-    r"""The response's final answer, boxed or not; None where it gives none, and has no vote.
+    r"""The response's final answer, boxed or not; None, which has no vote, if it gives none.
 
-    Of a truncated response only a box counts: its last number is where it was cut.
+    In a truncated response only a box counts: its last number is where it was cut.
     """
     answer = final.final_answer(text)
     return None if answer is None or (truncated and not answer.boxed) else answer.text
 
 
 def average_at_k(correct: Sequence[ArrayLike]) -> Float64Array:
-    """[P] share of each prompt's samples that are correct: avg@k.
+    """avg@k: the share of each prompt's samples that are correct, [P].
 
     Args:
-        correct: One sequence a prompt, of 0/1 or booleans, one a sample; at least one each. May be ragged.
+        correct: For each prompt a sequence of 0/1 or booleans, one per sample, at least one. May be ragged.
     """
     return np.array([np.mean(np.asarray(samples, dtype=np.float64)) for samples in correct], dtype=np.float64)
 
 
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> Float64Array:
-    """Unbiased estimate of the chance that at least one of k samples is correct (arXiv 2107.03374, equation 1).
+    """pass@k: unbiased estimate of the chance that at least one of k samples is correct (arXiv 2107.03374, equation 1).
 
-    1 - C(n - c, k) / C(n, k), computed as a product of k ratios, so that nothing overflows. Elementwise over arrays
-    that broadcast.
+    1 - C(n - c, k) / C(n, k), computed as a product of k ratios, so that nothing overflows. Elementwise, with
+    broadcasting.
 
     Raises:
         ValueError: k isn't in [1, n], or c isn't in [0, n], for some element.
     """
     n, c = np.broadcast_arrays(np.asarray(num_samples, dtype=np.int64), np.asarray(num_correct, dtype=np.int64))
     if k < 1 or np.any(n < k):
-        raise ValueError(f"pass@{k} needs at least {max(k, 1)} sample(s) of each prompt; the fewest are {n.min()}")
+        raise ValueError(f"pass@{k} needs at least {max(k, 1)} sample(s) of each prompt; one has {n.min()}")
     if np.any((c < 0) | (c > n)):
         raise ValueError("num_correct must lie between 0 and num_samples")
     # C(n - c, k) / C(n, k) = prod over i < k of (n - c - i) / (n - i); a factor is 0 once n - c < k.
@@ -51,12 +51,11 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> Float64
 
 
 def majority_at_k(answers: Sequence[Sequence[str | None]], correct: Sequence[ArrayLike]) -> Float64Array:
-    """[P] whether the answer that most samples of a prompt give is correct: maj@k, in [0, 1].
+    """maj@k: the correctness of each prompt's most frequent answer, [P] in [0, 1].
 
-    Samples vote by the text of their answer; equal answers need one spelling (`rewards.votes`). None is no vote; a
-    prompt without votes scores 0. A tie is broken by a fair draw, of which the expectation is taken: two answers of
-    equal count, one of them correct, score 1/2. Where samples with the same text differ in correctness, the answer
-    counts by its mean.
+    Samples vote by the text of their answer, so equal answers need the same spelling (`rewards.votes`). None is no
+    vote; a prompt without votes scores 0. A tie scores its expectation under a fair draw: two answers of equal count,
+    one of them correct, score 1/2. If samples with the same text differ in correctness, the answer scores their mean.
 
     Raises:
         ValueError: the shapes of `answers` and `correct` differ.
@@ -70,9 +69,9 @@ def bootstrap_interval(
     """Percentile interval of the mean, by resampling prompts with replacement (Efron, 1979).
 
     Args:
-        values: [P] one number a prompt; at least one.
-        confidence: Chance with which such an interval covers the mean.
-        num_resamples: How many resamples.
+        values: [P] one number per prompt; at least one.
+        confidence: The probability that such an interval covers the mean.
+        num_resamples: The number of resamples.
         seed: Of the resampling; equal seeds give equal intervals.
 
     Raises:
@@ -82,7 +81,7 @@ def bootstrap_interval(
     if values.size == 0:
         raise ValueError("a bootstrap interval needs at least one value")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} must lie between 0 and 1; write e.g. 0.95")
+        raise ValueError(f"confidence={confidence} must be between 0 and 1; write e.g. 0.95")
     generator = np.random.default_rng(seed)
     means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(num_resamples)]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -100,7 +99,7 @@ def _majority(answers: Sequence[str | None], correct: ArrayLike) -> float:
     return float(np.mean([np.mean(group) for group in votes.values() if len(group) == most]))
 
 
-Answers = Sequence[Sequence[str | None]]  # [P][k] the text of each sample's answer, None for none
+Answers = Sequence[Sequence[str | None]]  # [P][k] text of each sample's answer, None if it has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Float64Array, *, confidence: float, seed: int) -> "Estimate":
-        """The mean of [P] values, one a prompt."""
+        """The estimate from values [P], one per prompt."""
         low, high = bootstrap_interval(values, confidence=confidence, seed=seed)
         return cls(mean=float(values.mean()), low=low, high=high)
 
@@ -123,10 +122,10 @@ class EvaluationResult:
     """Accuracy of one model on one set of prompts."""
 
     num_prompts: int
-    num_samples: int  # k, of each prompt
+    num_samples: int  # k, per prompt
     num_unscored: int  # samples without a reward; they count neither as right nor as wrong
     confidence: float  # of the intervals
-    metrics: dict[str, Estimate]  # avg@k, pass@1, pass@2, pass@4 ... pass@k, and maj@k where answers are known
+    metrics: dict[str, Estimate]  # avg@k, pass@1, pass@2, pass@4 ... pass@k, and maj@k if answers are known
 
     @classmethod
     def of(
@@ -138,16 +137,16 @@ class EvaluationResult:
         confidence: float = 0.95,
         seed: int = 0,
     ) -> "EvaluationResult":
-        """The result of scored groups, each sample with its final answer. See `of_rewards`.
+        """The result of scored groups; see `of_rewards`.
 
-        A prompt's samples may come in several groups, as where they were shared out over generators.
+        A prompt's samples may be in several groups, e.g. if several generators shared them.
 
         Args:
-            groups: Scored.
-            merge_votes: Gives equal answers of a prompt one spelling (`rewards.votes`); default: spelling decides.
-            accept_threshold: As of `of_rewards`.
-            confidence: As of `of_rewards`.
-            seed: As of `of_rewards`.
+            groups: Scored groups.
+            merge_votes: Gives equal answers of a prompt the same spelling (`rewards.votes`); default: no merging.
+            accept_threshold: See `of_rewards`.
+            confidence: See `of_rewards`.
+            seed: See `of_rewards`.
         """
         rewards: dict[str, list[float]] = {}
         answers: dict[str, list[str | None]] = {}
@@ -176,20 +175,20 @@ class EvaluationResult:
         confidence: float = 0.95,
         seed: int = 0,
     ) -> "EvaluationResult":
-        """The result of k samples of each of P prompts.
+        """The result for P prompts with k samples each.
 
-        Unscored samples are left out; pass@j is over the prompts that have j scored samples or more, and stands only
-        where there are such prompts.
+        Unscored samples are left out. pass@j is over the prompts with at least j scored samples, and is left out if
+        there are none.
 
         Args:
             rewards: [P][k]; NaN is unscored.
-            answers: [P][k] the text of each sample's answer, None for none; without it there is no maj@k.
-            accept_threshold: A sample is correct when its reward is at least this.
+            answers: [P][k] text of each sample's answer, None if it has none; without `answers` there is no maj@k.
+            accept_threshold: A sample is correct if its reward is at least this.
             confidence: Of the intervals, over prompts.
             seed: Of the bootstrap.
 
         Raises:
-            ValueError: there are no prompts or samples, or not k samples of every prompt.
+            ValueError: there are no prompts or samples, or prompts differ in their number of samples.
             SystemFailure: no sample was scored.
         """
         table = [np.asarray(samples, dtype=np.float64) for samples in rewards]
@@ -241,7 +240,7 @@ class EvaluationResult:
 
 
 def _pass_values(correct: Sequence[BoolArray], k: int) -> dict[str, Float64Array]:
-    """pass@1, pass@2, pass@4 ... and pass@k over the prompts with as many scored samples."""
+    """pass@1, pass@2, pass@4 ... and pass@k, each over the prompts with enough scored samples."""
     num_samples = np.array([len(samples) for samples in correct])
     num_correct = np.array([samples.sum() for samples in correct])
     sizes = [2**exponent for exponent in range(k.bit_length()) if 2**exponent < k] + [k]

@@ -1,4 +1,4 @@
-"""What a machine or cluster has, and what part of a GPU each part of a run gets."""
+"""The memory of a machine or cluster, and the GPU share of each part of a run."""
 
 import os
 import shutil
@@ -14,41 +14,41 @@ _COLOCATED_RANK = 0.4
 
 
 def rank_gpus(config: RunConfig) -> float:
-    """GPUs of one learner rank."""
+    """The GPUs of one learner rank."""
     return _COLOCATED_RANK if config.cluster.placement == "colocated" else config.learner.gpus_per_worker
 
 
 def generator_bundles(engine: EngineConfig, *, placement: Placement) -> tuple[float, ...]:
-    """GPUs of each bundle of resources that one generator needs, all of them on one node; empty without GPUs.
+    """The GPUs in each resource bundle of one generator, all on one node; empty without GPUs.
 
-    Whole GPUs are one bundle. Parts of several GPUs can't be one, and so are one for each tensor-parallel part.
+    Whole GPUs form one bundle. Shares of several GPUs can't, so there is one bundle for each tensor-parallel part.
     """
     if placement == "colocated":
         return (_COLOCATED_GENERATOR,) * engine.tensor_parallel_size
     return (engine.gpus_per_generator,) if engine.gpus_per_generator else ()
 
 
-_ASSUMED_GPU_GIB = 80.0  # an A100's or H100's
+_ASSUMED_GPU_GIB = 80.0  # of an A100 or H100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Of a GPU or of a machine."""
+    """The memory of a GPU or a machine."""
 
-    num_bytes: int | None  # None = not known, so nothing is refused
-    source: str  # of the number
+    num_bytes: int | None  # None = unknown, so nothing is refused
+    source: str  # origin of the number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What a run is planned against."""
+    """The memory for which a run is planned."""
 
-    gpu: Memory  # each
+    gpu: Memory  # of one GPU
     machine: Memory
 
 
 def find_hardware(config: RunConfig) -> Hardware:
-    """The memory that a run is planned against: as set, else this machine's, else an assumption that says so."""
+    """The memory for which a run is planned: as set, else this machine's, else an assumption, named as such."""
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         machine = Memory(num_bytes=None, source="of the cluster's nodes")
     else:
@@ -65,7 +65,7 @@ def find_hardware(config: RunConfig) -> Hardware:
 
 
 def _smallest_gpu() -> int | None:
-    """Bytes; asked of the driver, for CUDA would keep a context on the GPU in this process."""
+    """Bytes of the smallest GPU, from the driver: CUDA would keep a context on the GPU in this process."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None

@@ -1,4 +1,4 @@
-"""What a learner rank and a generator hold in memory, and which setting makes each part smaller."""
+"""The memory parts of a learner rank and of a generator, and the setting that makes each part smaller."""
 
 from dataclasses import asdict, dataclass
 
@@ -11,11 +11,11 @@ from gvm_ray.resources.hardware import Memory
 
 _GIB = 2**30
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2}
-# Of a rank: CUDA's context, NCCL's buffers, and the gaps between what the allocator hands out.
+# A rank's CUDA context, NCCL buffers, and fragmentation of the CUDA allocator.
 _CUDA_BYTES = 2 * _GIB
-# Sharded over the ranks; gradients end with an update.
+# Sharded over the ranks; gradients are freed after an update.
 _SHARDED = frozenset(("master_weights", "gradients", "optimizer_moments", "reference_weights"))
-# Of vLLM besides weights and cache: CUDA's context and graphs, and the activations of its largest batch.
+# vLLM's memory besides weights and cache: CUDA's context and graphs, and the activations of its largest batch.
 _ENGINE_BYTES = 3 * _GIB
 
 
@@ -39,10 +39,10 @@ class KeyValueCache:
 
 
 def sizes_of_settings(model: ModelSettings) -> ModelSizes:
-    """Widths of the model that the settings name; no weight is read.
+    """The sizes of the model in the settings, without reading weights.
 
     Raises:
-        ModelError: it has no configuration, or one without widths.
+        ModelError: the model has no configuration, or one without sizes.
     """
     if not isinstance(model, ScratchModelConfig):
         return read_model_sizes(model.path, revision=model.revision)
@@ -58,19 +58,21 @@ def sizes_of_settings(model: ModelSettings) -> ModelSizes:
 
 
 def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
-    """Of one rank."""
+    """The memory parts of one rank."""
     learner = config.learner
     num_bytes = learner_bytes(
         sizes,
         num_ranks=learner.num_workers,
-        micro_batch_tokens=max(learner.micro_batch_tokens, _max_model_len(config)),  # a longer sample stands alone
+        micro_batch_tokens=max(
+            learner.micro_batch_tokens, _max_model_len(config)
+        ),  # a longer sample gets its own micro-batch
         chunk_tokens=learner.logprob_chunk_tokens,
         value_bytes=_VALUE_BYTES[learner.dtype],
         has_reference=config.algorithm.kl.coefficient > 0,
         activation_checkpointing=learner.activation_checkpointing,
         adapter_rank=learner.lora.rank if learner.lora is not None else None,
     )
-    # Offloaded shards are in main memory, where none are counted: they are spread over the nodes.
+    # Offloaded shards are in main memory, and aren't counted there because they are spread over the nodes.
     counts = {
         name: count
         for name, count in asdict(num_bytes).items()
@@ -79,7 +81,7 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
     smaller = "take a smaller model" + ("" if learner.lora is not None else " or train adapters ([learner.lora])")
     sharded = smaller
     if learner.gpus_per_worker:
-        sharded = f"give it more GPUs, which share it (learner.num_workers={learner.num_workers}), or {smaller}"
+        sharded = f"spread it over more GPUs (learner.num_workers={learner.num_workers}), or {smaller}"
         if not learner.cpu_offload:
             sharded += ", or write learner.cpu_offload=true"
     activations = f"lower learner.micro_batch_tokens={learner.micro_batch_tokens}"
@@ -106,7 +108,7 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
 
 
 def engine_parts(config: RunConfig, sizes: ModelSizes, gpu: Memory) -> tuple[tuple[Part, ...], KeyValueCache]:
-    """Of one GPU of a generator, or of a generator without one, and what its cache holds."""
+    """The memory parts of one GPU of a generator, or of a generator without GPUs; and its key-value cache."""
     engine, max_model_len = config.engine, _max_model_len(config)
     value_bytes, ways = _VALUE_BYTES[engine.dtype], engine.tensor_parallel_size
     weights = sizes.num_parameters * value_bytes
@@ -131,7 +133,7 @@ def engine_parts(config: RunConfig, sizes: ModelSizes, gpu: Memory) -> tuple[tup
         ways, cache_bytes = 1, int(engine.kv_cache_gib * _GIB)
         fewer = f"lower engine.num_generators={engine.num_generators}"
         parts = (
-            # Once more while new ones are loaded.
+            # Twice, while new weights are loaded.
             Part(name="engine weights", num_bytes=2 * weights, remedy=f"{fewer}, or take a smaller model"),
             Part(
                 name="key-value cache",
@@ -145,5 +147,5 @@ def engine_parts(config: RunConfig, sizes: ModelSizes, gpu: Memory) -> tuple[tup
 
 
 def _max_model_len(config: RunConfig) -> int:
-    """Prompt and response tokens."""
+    """The most tokens of a prompt with its response."""
     return config.prompts.max_tokens + config.sampling.max_tokens

@@ -18,15 +18,15 @@ class ActorGroup:
 
     name: str
     number: int
-    cpus: float  # of each
+    cpus: float  # per actor
     gpus: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One of several GPUs that are filled alike, or the machine whose memory actors without a GPU share.
+    """One of `number` GPUs with the same contents, or the machine whose memory is shared by actors without a GPU.
 
-    GPUs that are filled in turns are two of these, one for each side at work: the fuller one decides.
+    GPUs on which learners and generators take turns are two devices, one for each side at work; the fuller one decides.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Device:
 
     @property
     def needed(self) -> int:
-        """Bytes of all parts."""
+        """The bytes of all parts."""
         return sum(part.num_bytes for part in self.parts)
 
 
@@ -50,10 +50,10 @@ class ResourcePlan:
     cache: KeyValueCache
 
     def check(self) -> None:
-        """Refuse what can't fit.
+        """Refuse a plan that doesn't fit into memory.
 
         Raises:
-            ResourceError: a device is too small for what lies on it, or a key-value cache for one sequence.
+            ResourceError: a device is too small for its parts, or a key-value cache too small for one sequence.
         """
         for device in self.devices:
             if device.memory.num_bytes is not None and device.needed > device.memory.num_bytes:
@@ -70,7 +70,7 @@ class ResourcePlan:
             )
 
     def lines(self) -> Iterator[str]:
-        """The plan as a person reads it."""
+        """The plan as text for a person."""
         cpus = sum(group.number * group.cpus for group in self.actors)
         gpus = sum(group.number * group.gpus for group in self.actors)
         yield f"model            {self.sizes.num_parameters / 1e6:,.1f} million parameters"

@@ -1,4 +1,4 @@
-"""What a response is worth: reward functions, their weighted sum, and the sandbox they run in."""
+"""Rewards of responses: reward functions, their weighted sum, and the sandbox they run in."""
 
 import math
 from collections import Counter

@@ -1,7 +1,7 @@
-r"""The table of rules on two answers, asked before Math-Verify: what their spelling says and their value doesn't.
+r"""Rules that compare the spelling of two answers, applied before Math-Verify compares their values.
 
 The library reads words as products of letters, drops the base of a number, divides ratios, and forgets the order and
-the count of a list. Each rule says whether the answers are equal, or None where it has nothing to say. Both answers
+the count of a list. A rule returns True or False if it can tell whether the answers are equal, else None. Both answers
 have been rewritten (`answer_rules`).
 """
 
@@ -16,7 +16,7 @@ from gvm_ray.rewards.answer_rules import QUALIFIER
 
 @dataclass(frozen=True, kw_only=True)
 class PairRule:
-    """One thing that spelling decides."""
+    """A rule that decides by spelling."""
 
     name: str
     reason: str
@@ -24,7 +24,7 @@ class PairRule:
 
 
 def decided(gold: str, answer: str) -> bool | None:
-    """Whether the answers are equal, by the first rule that knows; None where none does."""
+    """True or False by the first rule that decides whether the answers are equal; None if no rule does."""
     for rule in PAIR_RULES:
         equal = rule.equal(gold, answer)
         if equal is not None:
@@ -33,14 +33,14 @@ def decided(gold: str, answer: str) -> bool | None:
 
 
 def has_rule(answer: str) -> bool:
-    """Whether an answer is judged by its spelling: words, digits with a base, a ratio of several numbers."""
+    """True if an answer is judged by its spelling: words, digits with a base, or a ratio of several numbers."""
     return _word(answer) is not None or _BASED.fullmatch(answer) is not None or _ratio(answer) is not None
 
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _ARTICLE = re.compile(r"^(?:an?|the) ", re.IGNORECASE)
 _WORDS = re.compile(r"[a-zA-Z][a-zA-Z' -]*[a-zA-Z]")
-_PRODUCT = re.compile(r"[a-z]{2}")  # two small letters are a product: xy is yx
+_PRODUCT = re.compile(r"[a-z]{2}")  # two lower-case letters are a product: xy is yx
 _OPERATION = re.compile(r"[+*/^-]|\\(?:cdot|times|frac)")
 _BASED = re.compile(r"([0-9A-Za-z]*\d[0-9A-Za-z]*|[A-F]+)\s*_\s*\{?([0-9a-z]+)\}?")
 _NUMBER_WITH_INDEX = re.compile(r"(?<![a-zA-Z\\{}_\d])\d+\s*_")
@@ -62,7 +62,7 @@ def _plain(answer: str) -> str:
 
 
 def _word(answer: str) -> str | None:
-    """The answer as words without case, article and hyphens; None where it is a formula."""
+    """The answer as words without case, article and hyphens; None if it is a formula."""
     plain = _ARTICLE.sub("", " ".join(_plain(answer).strip("(){}[].!\"' ").split()))
     return plain.casefold().replace("-", " ") if _WORDS.fullmatch(plain) else None
 
@@ -72,7 +72,7 @@ def _words(gold: str, answer: str) -> bool | None:
     if word is None and other is None:
         return None
     if word is None or other is None:
-        # abc may be the product a \cdot b \cdot c; no longer word is a formula.
+        # abc may be the product a \cdot b \cdot c; longer words aren't formulas.
         short = _PRODUCT.fullmatch((word or other or "")[-2:]) and len(word or other or "") <= 3
         return None if short and _OPERATION.search(gold + answer) else False
     if "no" not in (word, other) and _PRODUCT.fullmatch(gold) and _PRODUCT.fullmatch(answer):
@@ -85,7 +85,7 @@ def _bases(gold: str, answer: str) -> bool | None:
     if one and other:
         return (one[1].upper(), one[2]) == (other[1].upper(), other[2])
     if one and one[1].isalnum() and any(map(str.isdigit, one[1])):
-        return one[1].upper() == answer.upper()  # the question has named the base
+        return one[1].upper() == answer.upper()  # the question names the base
     if _NUMBER_WITH_INDEX.search(gold) or _NUMBER_WITH_INDEX.search(answer):
         return False
     return None
@@ -116,7 +116,7 @@ def _ratios(gold: str, answer: str) -> bool | None:
         return False
     terms, others = _ratio(gold), _ratio(answer)
     if terms is None or others is None:
-        # A quotient says as much as a ratio of two, and the library divides; times and longer ratios are no quotients.
+        # A ratio of two numbers is a quotient, which the library can judge; times and longer ratios are not.
         return None if colons == 1 and not _is_time(gold) and not _is_time(answer) else False
     if _is_time(gold) or (_TIME.fullmatch(gold) and _is_time(answer)) or 0 in terms or 0 in others:
         return terms == others
@@ -126,7 +126,7 @@ def _ratios(gold: str, answer: str) -> bool | None:
 
 
 def _is_time(answer: str) -> bool:
-    """Whether "10:30" is a time: with a half of the day, a minute such as 05, or as a ratio not in lowest terms."""
+    """True if e.g. "10:30" is a time: with am or pm, with a minute such as 05, or not in lowest terms as a ratio."""
     time = _TIME.fullmatch(_HALF_OF_DAY.sub("", answer))
     if time is None:
         return False
@@ -167,7 +167,7 @@ def _quantities(gold: str, answer: str) -> bool | None:
 
 
 def _shape(answer: str) -> tuple[str, int]:
-    r"""The bracket around the answer ("" for none, "{" for \{), and the number of items in it; ± counts twice."""
+    r"""The bracket around the answer ("" for none, "{" for \{), and its number of items; items with ± count twice."""
     depth, commas, signs, closes = 0, [0, 0], [0, 0], -1
     text = answer.replace(r"\{", "{").replace(r"\}", "}")
     for position, character in enumerate(text):
@@ -187,7 +187,7 @@ def _shape(answer: str) -> tuple[str, int]:
 
 
 def _in_number(text: str, position: int) -> bool:
-    """Whether a comma parts groups of digits, as in 1,234."""
+    """True if the comma separates groups of digits, as in 1,234."""
     return text[position] == "," and re.match(r"\d,\d{3}(?!\d)", text[position - 1 : position + 5]) is not None
 
 
@@ -203,7 +203,7 @@ def _intervals(gold: str, answer: str) -> bool | None:
 def _shapes(gold: str, answer: str) -> bool | None:
     (bracket, count), (other, other_count) = _shape(gold), _shape(answer)
     if count > 1 and other_count > 1:
-        if bracket == "" and other == "(":  # a pair has an order, which a list hasn't
+        if bracket == "" and other == "(":  # a pair has an order, a list has none
             return False
         if {bracket, other} == {"{", "("}:
             return False
@@ -214,17 +214,17 @@ def _shapes(gold: str, answer: str) -> bool | None:
 
 
 PAIR_RULES = (
-    PairRule(name="words", reason="the library multiplies their letters: stop = post", equal=_words),
+    PairRule(name="words", reason="the library multiplies letters: stop = post", equal=_words),
     PairRule(name="bases", reason="the library drops the base: 101_2 = 101_3", equal=_bases),
     PairRule(name="ratios", reason="the library divides: 2:3:4 = 1:6, and 12:00 is infinite", equal=_ratios),
-    PairRule(name="orders of letters", reason="C,A,B,D ranks; A,C chooses", equal=_letter_lists),
-    PairRule(name="names of points", reason="the library multiplies them: ABC = CBA", equal=_capitals),
-    PairRule(name="qualifiers", reason="the library drops words as units: 5 or more, 5 (maybe 6)", equal=_qualifiers),
+    PairRule(name="orders of letters", reason="C,A,B,D is a ranking, A,C a choice", equal=_letter_lists),
+    PairRule(name="names of points", reason="the library multiplies letters: ABC = CBA", equal=_capitals),
+    PairRule(name="qualifiers", reason="the library drops words like units: 5 or more, 5 (maybe 6)", equal=_qualifiers),
     PairRule(
         name="marks", reason="the library drops primes and dots: f'(x) = f(x), and 1, 2, ... = 1, 2", equal=_marks
     ),
-    PairRule(name="quantities", reason="the library reads the first only: 1 hour 30 minutes = 1", equal=_quantities),
-    PairRule(name="intervals", reason="the library takes 2 < x < 3 for its ends", equal=_intervals),
+    PairRule(name="quantities", reason="the library reads only the first: 1 hour 30 minutes = 1", equal=_quantities),
+    PairRule(name="intervals", reason="the library takes 2 < x < 3 for the list of its ends", equal=_intervals),
     PairRule(
         name="shapes", reason="the library takes 1,2 and {1,2} for (1,2), 1,2 for 1,2,2, [13] for 13", equal=_shapes
     ),

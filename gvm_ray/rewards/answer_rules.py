@@ -1,9 +1,9 @@
-# ruff: noqa: RUF001 - look-alike signs are what the first rule is about
-r"""The table of rules by which an answer is rewritten before Math-Verify reads it, in order, each with its reason.
+# ruff: noqa: RUF001 - the first rule is about look-alike signs
+r"""Rules that rewrite an answer before Math-Verify reads it, in order, each with its reason.
 
-A rule changes the spelling and keeps the value. Gold answers and responses go through the same table. What can be said
-of two answers only, as that their order counts, is in `answer_pairs`. Every pattern takes time linear in the answer,
-or its square at worst: nobody has read what a response holds.
+A rule changes the spelling and keeps the value. Gold answers and responses go through the same rules. Rules that need
+both answers, e.g. to see that their order counts, are in `answer_pairs`. Responses are untrusted text, so every
+pattern takes time linear in the answer's length, or quadratic at worst.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One rewriting of an answer."""
+    """A rule that rewrites an answer."""
 
     name: str
     reason: str
@@ -71,7 +71,7 @@ _UNIT = r"\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\d\}?)?"
 
 
 def _unicode(text: str) -> str:
-    r"""TeX for Unicode's signs, Greek letters, fractions, powers and indices; else what NFKC makes of it."""
+    r"""The text with TeX for Unicode signs, Greek letters, fractions, powers and indices, and the rest in NFKC."""
     if text.isascii():
         return text
     text = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2] or root[3]}}}", text)
@@ -137,7 +137,7 @@ RULES = (
     ),
     Rule(
         name="decorations",
-        reason="emphasis and colour mean nothing",
+        reason="emphasis and colour have no meaning",
         apply=_sub(
             r"\\(?:underline|boldsymbol|bm|pmb|emph|ensuremath|mathop)\s*(?=\{)"
             r"|\\(?:color|textcolor|colorbox)\s*\{[^{}]*\}|\\operatorname\*?\s*(?=\{[^a-zA-Z{}]*\})",
@@ -160,7 +160,7 @@ RULES = (
     ),
     Rule(
         name="bracketed arrays",
-        reason="a matrix in brackets of its own is a matrix, and no list or interval of one item",
+        reason="a matrix in its own brackets is a matrix, not a list or an interval with one item",
         apply=_sub(
             r"^(?:[a-zA-Z]\s*=)?\s*[(\[]\s*(\\begin\s*\{(array|matrix)\}(?:(?!\\(?:begin|end)(?![a-zA-Z])).)*\\end\s*\{\2\})"
             r"\s*[)\]]$",
@@ -169,12 +169,12 @@ RULES = (
     ),
     Rule(
         name="phantoms",
-        reason="what is not printed",
+        reason="they aren't printed",
         apply=_sub(r"\\[hv]?phantom\s*\{[^{}]*\}|(?<!\\)\\!|\\text\s*\{\s*\}|\\label\s*\{[^{}]*\}", ""),
     ),
     Rule(
         name="spaces",
-        reason="ties, thin and wide spaces",
+        reason="ties, thin and wide spaces are spaces",
         apply=_sub(
             r"~|(?<!\\)\\[,;:> ]|\\(?:q?quad|enspace|thinspace|medspace|thickspace|space|hfill)(?![a-zA-Z])"
             r"|\\[hv]space\*?\s*\{[^{}]*\}|\s+",
@@ -189,7 +189,7 @@ RULES = (
     ),
     Rule(
         name="beginnings",
-        reason='"= 13", "≈ 13", "Answer: 13" and "Therefore 13" say 13',
+        reason='"= 13", "≈ 13", "Answer: 13" and "Therefore 13" mean 13',
         apply=_sub(
             r"^(?:\s|=|:|\\(?:approx|simeq|cong|doteq|therefore|implies|Rightarrow|to)(?![a-zA-Z])"
             r"|\\text\s*\{\s*(?i:(?:the )?(?:final )?answer(?: is)?|therefore|thus|so|hence)\s*[:=,]?\s*\}"
@@ -227,7 +227,7 @@ RULES = (
     ),
     Rule(
         name="names",
-        reason="functions and letters whose backslash is missing",
+        reason="the backslash of functions and letters may be missing",
         apply=_sub(r"(?<![\\a-zA-Z{])(pi|theta|alpha|beta|gamma|lambda|omega)(?![a-zA-Z])", r"\\\1 "),
     ),
     Rule(
@@ -259,7 +259,7 @@ RULES = (
     ),
     Rule(
         name="numbers apart",
-        reason='"1 3" is two numbers and not 13, as which the library reads it',
+        reason='"1 3" is two numbers, but the library reads 13',
         apply=_sub(
             r"(?:^|(?<=[,;=(\[{]))\s*-?\d+(?:\.\d+)?(?: -?\d+(?:\.\d+)?)+\s*(?=$|[,;)\]}])",
             lambda match: ";".join(match[0].split()),
@@ -282,7 +282,7 @@ RULES = (
     Rule(name="radians", reason="the library takes sin 30° for sin 30", apply=_radians),
     Rule(
         name="currencies",
-        reason="units, of which the library drops the dollar alone",
+        reason="they are units, but the library drops only the dollar",
         apply=_sub(
             r"[€£¥₹¢₽₩]|\\(?:pounds|euro|cents?|yen|textsterling|texteuro|textcent)(?![a-zA-Z])"
             r"|^\\text\s*\{\s*(?:US|USD|EUR|GBP|Rs\.?|INR)\s*\}|^(?:US|USD|EUR|GBP|Rs\.?|INR)(?=[\s\\$\d])",
@@ -291,7 +291,7 @@ RULES = (
     ),
     Rule(
         name="unit symbols",
-        reason="ohms and quotients of units, which the library leaves",
+        reason="the library doesn't drop ohms and quotients of units",
         apply=_sub(
             rf"(?<=[\d}}])\s*(?:[kM]\s*|\\mu\s*)?\\(?:Omega|ohm)\s*$|\s*\\frac\s*\{{\s*{_UNIT}\s*\}}\s*\{{\s*{_UNIT}\s*\}}$",
             "",
@@ -330,17 +330,17 @@ RULES = (
     ),
     Rule(
         name="and between quantities",
-        reason="2 s or 3 s are two numbers; the library drops what follows the first unit",
+        reason="2 s or 3 s are two numbers, but the library drops everything after the first unit",
         apply=_sub(r"(?<=[\d})])\s*\\text\s*\{[^{}]*(?<![a-zA-Z])(?:and|or)\s*\}(?=\s*[-+(\\\d])", ", "),
     ),
     Rule(
         name="several units",
-        reason="2 cm, 3 cm; the library drops all from the first unit to the last",
+        reason="in 2 cm, 3 cm the library drops everything from the first unit to the last",
         apply=_without_units,
     ),
     Rule(
         name="quantifiers",
-        reason='"2k\\pi, k an integer" says 2k\\pi',
+        reason='"2k\\pi, k an integer" means 2k\\pi',
         apply=_sub(
             r"(?:[,;]|\\text\s*\{\s*,?\s*(?:where|for|with|for all|for any)\s*\})[\s(]*(?:where |for |with )?"
             r"[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?\s*[ZN]\s*\}?(?:\^?_?\{?[+*\d]\}?)?|\\in\s*Z"

@@ -1,9 +1,9 @@
-"""Exact comparison, beside Math-Verify's.
+"""Exact comparison of values, in addition to Math-Verify's.
 
-The library subtracts in floating point and takes what lies below 1e-15 for zero. Here rational numbers are compared as
-fractions, other numbers to a thousand digits, and formulas at a few points. What might never be finished isn't begun:
-its size is bounded first, from how it is written. Decimals keep the library's convention of six places against each
-other and against irrational numbers, which they can only approach; a fraction they must equal.
+The library subtracts in floating point and takes differences below 1e-15 for zero. Here rational numbers are compared
+as fractions, other numbers to a thousand digits, and formulas at a few points. A computation that might never finish
+isn't begun: first its size is bounded from the expression. Decimals follow the library's convention of six places when
+compared with each other and with irrational numbers, which they can only approximate; a fraction they must equal.
 """
 
 import math
@@ -49,25 +49,25 @@ from sympy.core.relational import Relational
 from sympy.functions.elementary.trigonometric import InverseTrigonometricFunction, TrigonometricFunction
 
 _MAX_BITS = 2**17
-_MAX_FACTORIAL = 10_000  # of 118,458 bits
-_MAX_TERMS = 100  # of a sum that is written out, and of a formula whose products are
+_MAX_FACTORIAL = 10_000  # its factorial has 118,458 bits
+_MAX_TERMS = 100  # of a sum written out, and of a formula with its products expanded
 _NEVER_FINISHED = (Integral, Derivative, Limit)
 _SLOWLY_GROWING = (TrigonometricFunction, InverseTrigonometricFunction, log, Abs, floor, ceiling, re, im, conjugate)
 _SLOWLY_GROWING += (sign, Max, Min)
-_FEW_DIGITS = 20  # which most unequal numbers don't share
+_FEW_DIGITS = 20  # enough to distinguish most unequal numbers
 _DIGITS = 1000
-_RELATIVE_TOLERANCE = 1e-3  # what rounding to six decimals can hide in a number of size 1e-3
+_RELATIVE_TOLERANCE = 1e-3  # the error of rounding to six decimals, for a number of size 1e-3
 
 
 class TooLarge(Exception):
-    """A number is too large to be worked out."""
+    """A value is too large to be computed."""
 
 
 def rational(value: Any) -> Fraction | None:
-    """The value of a number that is made of integers by + - * / ^ and !; None for any other.
+    """The value of an expression of integers with + - * / ^ and !; None for any other.
 
     Raises:
-        TooLarge: it, or a part of it, has more than 2**17 bits.
+        TooLarge: the value, or a part of it, has more than 2**17 bits.
     """
     if isinstance(value, Rational):
         return _bounded(Fraction(int(value.p), int(value.q)))
@@ -93,11 +93,11 @@ def rational(value: Any) -> Fraction | None:
 
 
 def check_sizes(value: Any) -> None:
-    """Pass where the value can be worked out and expanded quickly, which its structure tells.
+    """Check from a value's structure that it can be computed and expanded quickly.
 
     Raises:
-        TooLarge: a part has more than 2**17 bits or would have more than 100 terms, or is an integral, a derivative or
-            a limit, or a sum or product that isn't over 100 whole numbers at most.
+        TooLarge: a part has more than 2**17 bits or would have more than 100 terms; or is an integral, a derivative or
+            a limit; or is a sum or product that isn't over at most 100 whole numbers.
     """
     for part in value.flat() if isinstance(value, MatrixBase) else (value,):
         if isinstance(part, Basic):
@@ -107,7 +107,7 @@ def check_sizes(value: Any) -> None:
 
 
 def written_out(value: Any) -> Any:
-    """The value with its sums and products, which `check_sizes` has passed, term by term."""
+    """The value with its sums and products written out term by term; call `check_sizes` first."""
     if not isinstance(value, Basic) or not value.has(Sum, Product):
         return value
     if isinstance(value, Sum | Product):
@@ -118,7 +118,7 @@ def written_out(value: Any) -> Any:
 
 
 def _bits(value: Any) -> float:
-    """A bound of |log2 |value||, where each symbol is at most 2 and nothing cancels."""
+    """An upper bound of |log2 |value|| if each symbol is at most 2 and nothing cancels."""
     match value:
         case Rational():
             bits = float(int(value.p).bit_length() + int(value.q).bit_length())
@@ -140,12 +140,12 @@ def _bits(value: Any) -> float:
 
 
 def _absolute(exponent: Any) -> float:
-    """A bound of |exponent|."""
+    """An upper bound of |exponent|."""
     return abs(float(exponent)) if isinstance(exponent, Rational) else 2 ** min(_bits(exponent), 64.0)
 
 
 def _num_terms(value: Any) -> int:
-    """A bound of the number of terms once all products, powers and sums are written out."""
+    """An upper bound of the number of terms after all products, powers and sums are written out."""
     parts = [_num_terms(part) for part in value.args]
     if isinstance(value, _NEVER_FINISHED):
         raise TooLarge
@@ -163,7 +163,7 @@ def _num_terms(value: Any) -> int:
 
 
 def _span(value: Sum | Product) -> int:
-    """How many terms a sum or product of whole numbers has."""
+    """The number of terms of a sum or product over whole numbers."""
     if len(value.limits) != 1 or len(value.limits[0]) != 3:
         raise TooLarge
     low, high = (rational(limit) for limit in value.limits[0][1:])
@@ -179,7 +179,7 @@ def _num_products(num_factors: int, degree: int) -> int:
 
 
 def contradicted(gold: Any, answer: Any) -> bool:
-    """Whether two values differ for certain, whatever the library finds."""
+    """True if two values certainly differ, whatever the library says."""
     if isinstance(gold, Interval) and isinstance(answer, Interval):
         return _differ(gold.start, answer.start) or _differ(gold.end, answer.end)
     if isinstance(gold, MatrixBase) and isinstance(answer, MatrixBase):
@@ -196,7 +196,7 @@ def contradicted(gold: Any, answer: Any) -> bool:
 
 
 def _items(value: Any) -> Iterable[Any]:
-    """The coordinates of a point; the library reads (1, 2) as an interval."""
+    """The coordinates of a point, which may be an interval: the library reads (1, 2) as one."""
     return value.args[:2] if isinstance(value, Interval) else value.args
 
 
@@ -210,7 +210,7 @@ def _covered(elements: Iterable[Any], others: Iterable[Any]) -> bool:
 
 
 def _differ(gold: Any, answer: Any) -> bool:
-    """Whether two numbers or formulas differ; False where that can't be known."""
+    """True if two numbers or formulas differ; False if that can't be known."""
     gold, answer = _right_side(gold), _right_side(answer)
     if gold == answer or not isinstance(gold, Expr) or not isinstance(answer, Expr):
         return False
@@ -229,8 +229,8 @@ def _points(symbols: set[Basic]) -> list[dict[Basic, Basic]]:
 
 
 def _numbers_differ(gold: Any, answer: Any) -> bool:
-    """Whether two numbers differ: as fractions, to a thousand digits, or by more than rounding a decimal hides."""
-    if gold.has(UnevaluatedExpr) or answer.has(UnevaluatedExpr):  # percentages, which may be meant either way
+    """True if two numbers differ: as fractions, to a thousand digits, or, for decimals, by more than rounding hides."""
+    if gold.has(UnevaluatedExpr) or answer.has(UnevaluatedExpr):  # percentages, which can be read in two ways
         return False
     decimals = gold.has(Float), answer.has(Float)
     if not all(decimals):
@@ -252,12 +252,12 @@ def _values_differ(gold: Any, answer: Any, digits: int, tolerance: Any) -> bool:
 
 
 def _is_noise(value: Any) -> bool:
-    """Whether nothing is left of a number but the error of its evaluation: it is 0."""
+    """True if a number is 0 up to the error of its evaluation."""
     return value == 0 or (value.is_Float and value._prec < 10)
 
 
 def _as_written(value: Any) -> Any:
-    """The value with its decimals as the fractions that they spell."""
+    """The value with its decimals replaced by the fractions that they spell."""
     return value.xreplace({decimal: Rational(str(decimal)) for decimal in value.atoms(Float)})
 
 

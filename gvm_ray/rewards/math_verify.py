@@ -1,9 +1,9 @@
 r"""Mathematical equality of the final answer and the gold answer, by the Math-Verify library.
 
-Math-Verify's own time limits use SIGALRM, which works in no thread and interrupts no long C call; they are off here,
-and the process that runs the reward is killed from outside instead. The library is the judge. Before it, both answers
-are rewritten (`answer_rules`) and what spelling decides is decided (`answer_pairs`); beside it, numbers are compared
-exactly, and what differs is not equal whatever it says (`exact_values`).
+Math-Verify's own time limits use SIGALRM, which doesn't work in threads and doesn't interrupt long C calls. They are
+off here; instead the process that runs the reward is killed from outside. Before the library judges, both answers are
+rewritten (`answer_rules`), and some pairs are decided by spelling (`answer_pairs`). Numbers are also compared exactly:
+if they differ, the answers aren't equal, whatever the library says (`exact_values`).
 """
 
 import functools
@@ -27,10 +27,10 @@ from gvm_ray.rewards.answer_rules import rewritten
 from gvm_ray.rewards.exact_values import TooLarge, check_sizes, contradicted, rational, written_out
 from gvm_ray.types import Completion, Prompt
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once a process that its time limits are off
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # each process would warn that the time limits are off
 
-# A longer answer is wrong unless the gold answer is as long: bounds the work of the regular expressions and the parser,
-# which grows with a power of the length.
+# A longer answer is wrong unless the gold answer is as long. This bounds the work of the regular expressions and the
+# parser, which grows with a power of the length.
 _MAX_CHARACTERS = 2000
 _MAX_DEPTH = 12  # of brackets; the parser's time grows exponentially with it, to seconds at 12
 _GOLD_CHARACTERS = 300  # the benchmarks' longest answer has 224
@@ -40,14 +40,14 @@ _LATEX = LatexExtractionConfig(
         basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="all", equations=False
     ),
 )
-# The library works these out as it parses them, and compares the ends of intervals.
+# The library evaluates these while parsing, and compares the ends of intervals.
 _WORKED_OUT = re.compile(r"\\(?:[dt]?binom|choose|gcd|lcm)(?![a-zA-Z])|\{\s*(?:gcd|lcm)\s*\}")
 _LARGE = re.compile(r"\d{5}|\^[^,&]*\^")
 _MAX_TOWER = 2  # powers in exponents: a^{b^c}
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _LAYOUT = re.compile(r"(?<!\d,)(?<!\d)\s+|\s+(?!\d)")  # not in "1 2" and "1, 234", which aren't 12 and 1234
 _LABEL = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])(?:\)|\.(?=\s)))\s*(.*)", re.DOTALL)
-_CHOICE = re.compile(r"(?<![a-zA-Z\\(])\(?\s*([A-J])\s*\)")  # besides the first
+_CHOICE = re.compile(r"(?<![a-zA-Z\\(])\(?\s*([A-J])\s*\)")  # a choice after the first
 _BESIDE_CHOICES = re.compile(r"\b(?:and|or)\b|[\s().,;&/]|\b[A-J]\b")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:percent|pct)\s*\}|\bpercent|\bpct)$")
 _NATURAL = re.compile(r"\\ln(?![a-zA-Z])")
@@ -57,26 +57,26 @@ _BARE_LOGARITHM = re.compile(r"\\log(?![a-zA-Z]|\s*_)")
 class MathVerifyReward:
     r"""1 if the response's final answer equals the gold answer, else 0.
 
-    The final answer is that of `functional.final_answer`: boxed, or, unless a box is required, in <answer> tags, after
+    The final answer comes from `functional.final_answer`: boxed, or, unless a box is required, in <answer> tags, after
     "the answer is" or at the end. The gold answer is plain LaTeX with or without dollar signs, or a solution with
-    \boxed{}; to one that is labelled, as in "(A) 5", its label and its value are right. Two conventions are
-    Math-Verify's: units are dropped (5 cm is 5 m), and decimals are compared to six places with decimals and
-    irrational numbers (1.414214 is \sqrt{2}). Other numbers are compared exactly: 0.333333 is not 1/3. An answer of
-    more than 2000 characters (and twice the gold answer's) is wrong; one nested more than 12 deep, or with a number of
-    more than 2**17 bits, is right only if it spells the gold answer.
+    \boxed{}. If it has a label, as in "(A) 5", both its label and its value are right. Two conventions are
+    Math-Verify's: units are dropped (5 cm is 5 m), and decimals are compared with decimals and irrational numbers to
+    six places (1.414214 is \sqrt{2}). Other numbers are compared exactly: 0.333333 is not 1/3. An answer of more than
+    2000 characters (and more than twice the gold answer's) is wrong. An answer nested more than 12 deep, or with a
+    number of more than 2**17 bits, is right only if it is spelled like the gold answer.
     """
 
     def __init__(self, *, require_boxed: bool = False, truncated: TruncatedGrading = "boxed_only") -> None:
-        r"""The reward.
+        r"""Create the reward.
 
         Args:
-            require_boxed: Whether an answer outside \boxed{} is wrong.
-            truncated: Of a response that was cut at its last token: "boxed_only" takes what it boxed before, "wrong"
-                is 0, and "as_finished" takes any last number, at which it may have been cut by accident.
+            require_boxed: True if an answer outside \boxed{} is wrong.
+            truncated: For a response cut at the token limit: "boxed_only" takes an answer boxed before the cut, "wrong"
+                gives 0, and "as_finished" also takes the last number, although the cut was arbitrary.
         """
         self._require_boxed = require_boxed
         self._truncated = truncated
-        # The first call compiles the library's expressions, which the first response's time limit shouldn't pay for.
+        # The first call compiles the library's expressions; keep that out of the first response's time limit.
         equal_answers("1", r"\frac{1}{1}")
 
     def __call__(self, prompt: Prompt, completion: Completion) -> float:
@@ -92,7 +92,7 @@ class MathVerifyReward:
 
 
 def equal_answers(gold: str, answer: str) -> bool:
-    r"""Whether an answer says what the gold answer says; the gold answer may be a text with \boxed{}."""
+    r"""True if an answer equals the gold answer; the gold answer may be a text with \boxed{}."""
     boxed = final_boxed(gold)
     gold = (gold if boxed is None else boxed).strip()
     answer = answer.strip()
@@ -106,10 +106,10 @@ def equal_answers(gold: str, answer: str) -> bool:
 
 
 def can_parse_answer(answer: str) -> bool:
-    r"""Whether a gold answer (plain LaTeX, or text with \boxed{}) is understood: by Math-Verify, or by a rule of ours.
+    r"""True if Math-Verify or one of our rules understands a gold answer (plain LaTeX, or text with \boxed{}).
 
-    A response to a prompt whose gold answer isn't understood is right only if it spells the answer the same way. An
-    answer of more than 300 characters counts as not understood: with some of them the parser takes minutes.
+    If a gold answer isn't understood, a response is right only if it spells the answer the same way. An answer of more
+    than 300 characters counts as not understood: for some of these the parser takes minutes.
     """
     boxed = final_boxed(answer)
     read = _read((answer if boxed is None else boxed).strip())
@@ -118,13 +118,13 @@ def can_parse_answer(answer: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """An answer, rewritten, and taken apart where it names a choice."""
+    """A rewritten answer, split into label and text if it names a choice."""
 
     label: str  # the letter of a choice, "" for none
-    text: str  # the rest; the letter itself where there is no more
+    text: str  # the rest; the letter itself if there is no rest
 
 
-@functools.lru_cache(maxsize=64)  # a gold answer is shared by all samples of its prompt
+@functools.lru_cache(maxsize=64)  # all samples of a prompt share its gold answer
 def _read(answer: str) -> _Answer:
     if len(answer) > 2 * _MAX_CHARACTERS:
         return _Answer(label="", text=answer)
@@ -162,7 +162,7 @@ def _equal(gold: str, answer: str) -> bool:
 
 
 def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
-    """The values to compare: one pair, and others where a percentage or an angle may be meant either way."""
+    """The pairs of values to compare: several if a percentage or an angle may be read in two ways."""
     (gold_text, gold_percent), (answer_text, answer_percent) = _without_percent(gold), _without_percent(answer)
     one, other = parse_formula(gold_text), parse_formula(answer_text)
     if one is None or other is None:
@@ -178,7 +178,7 @@ def _values(gold: str, answer: str) -> list[tuple[Any, Any]]:
 
 
 def _judged(gold: Any, answer: Any) -> bool:
-    """Math-Verify's verdict, unless exact comparison contradicts it, or gives it at once."""
+    """Math-Verify's verdict, unless exact comparison contradicts it or already decides."""
     if type(gold) is type(answer) and gold == answer:
         return True
     check_sizes(gold)
@@ -191,13 +191,13 @@ def _judged(gold: Any, answer: Any) -> bool:
         gold, answer = _as_tuple(gold), _as_tuple(answer)
     elif is_relation(gold) and is_relation(answer):
         gold, answer = _compared_relations(gold, answer)
-    if contradicted(gold, answer):  # asked first, for the library's simplifying takes a hundred times as long
+    if contradicted(gold, answer):  # first, because the library's simplification takes a hundred times as long
         return False
     return verify(gold, answer, timeout_seconds=0, allow_set_relation_comp=True)
 
 
 def _compared_relations(gold: Any, answer: Any) -> tuple[Any, Any]:
-    """The numbers of two assignments (x = 5, y = 5), the solutions of two chains of inequalities, or as given."""
+    """The numbers of two assignments (x = 5, y = 5), the solutions of two chains of inequalities, or both as given."""
     if all(isinstance(value, Eq) and value.lhs.is_Symbol and value.rhs.is_number for value in (gold, answer)):
         return gold.rhs, answer.rhs
     chains = all(isinstance(value, And) and _is_quadratic(value) for value in (gold, answer))
@@ -210,7 +210,7 @@ def _compared_relations(gold: Any, answer: Any) -> tuple[Any, Any]:
 
 
 def _is_quadratic(chain: And) -> bool:
-    """Whether its inequalities are solved quickly: polynomials of one symbol, of degree two at most."""
+    """True if the inequalities can be solved quickly: polynomials in one symbol, of degree two at most."""
     sides = [side for relation in chain.args if isinstance(relation, Relational) for side in relation.args]
     return len(chain.free_symbols) == 1 and all(
         isinstance(side, Expr) and side.is_polynomial() and (side.is_number or Poly(side).degree() <= 2)
@@ -219,7 +219,7 @@ def _is_quadratic(chain: And) -> bool:
 
 
 def _as_tuple(value: Any) -> Any:
-    """A column as the point that it is."""
+    """A column vector as a tuple; other values as they are."""
     return Tuple(*value) if isinstance(value, MatrixBase) and value.shape[1] == 1 else value
 
 
@@ -238,8 +238,8 @@ def parse_formula(answer: str) -> Any:
     if not found:
         return None
     value = found[0]
-    imaginary = Symbol("i", real=False)  # as the library reads the i of e^{i\pi}
-    is_index = not hasattr(value, "free_symbols") or imaginary not in value.free_symbols  # of a sum
+    imaginary = Symbol("i", real=False)  # the library's reading of the i in e^{i\pi}
+    is_index = not hasattr(value, "free_symbols") or imaginary not in value.free_symbols  # the index of a sum
     return value if is_index else value.subs(imaginary, I)
 
 
@@ -250,32 +250,32 @@ def _understood(gold: str) -> bool:
 
 
 def _without_percent(answer: str) -> tuple[str, bool]:
-    """The number before a percent sign, and whether there was one."""
+    """The answer without its percent sign, and True if it had one."""
     number, found = _PERCENT.subn("", answer)
     return (number, True) if found and number else (answer, False)
 
 
 def _same_logarithm(gold: str, answer: str) -> tuple[str, str]:
-    r"""Both with \ln for a bare \log, where one of the two writes \ln: both then mean the natural logarithm."""
+    r"""Both answers with \ln for a bare \log if only one of them writes \ln: \log then means the natural logarithm."""
     if bool(_NATURAL.search(gold)) == bool(_NATURAL.search(answer)):
         return gold, answer
     return _BARE_LOGARITHM.sub(r"\\ln", gold), _BARE_LOGARITHM.sub(r"\\ln", answer)
 
 
 def _spelling(answer: str) -> str:
-    """The answer without layout, for comparing what can't be parsed."""
+    """The answer without layout, to compare answers that can't be parsed."""
     return re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", _LAYOUT.sub("", answer))
 
 
 def _depth(answer: str) -> int:
-    """How deep brackets of any kind are nested, escaped ones included."""
+    """The nesting depth of brackets of any kind, escaped ones included."""
     steps = ((character in "([{") - (character in ")]}") for character in answer)
     return max(itertools.accumulate(steps), default=0)
 
 
 def _tower(answer: str) -> int:
-    """How deep powers are nested in exponents."""
-    open_braces: list[bool] = []  # of an exponent, or not
+    """The nesting depth of powers in exponents."""
+    open_braces: list[bool] = []  # True for the brace of an exponent
     deepest, before = 0, ""
     for character in answer:
         if character == "^":

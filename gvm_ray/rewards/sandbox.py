@@ -1,4 +1,4 @@
-"""Runs scoring in a child process that can be killed: model text can make a reward hang, eat memory or crash.
+"""Scoring in a child process that can be killed: model text can make a reward hang, exhaust memory or crash.
 
 The bound on time is the parent's clock and SIGKILL, never SIGALRM: an alarm works in the main thread only and doesn't
 interrupt a long C call. One child scores a stream of responses and lives on between calls, so a response costs a few
@@ -32,21 +32,21 @@ from gvm_ray.types import Completion, Prompt
 
 __all__ = ["Observed", "Result", "Sandbox", "Scored", "Unscored"]
 
-_BATCH_SIZE = 64  # responses sent at once
-_BATCH_BYTES = 2**20  # of their pickles, unless one alone has more: what the child holds at once
+_BATCH_SIZE = 64  # most responses sent at once
+_BATCH_BYTES = 2**20  # most bytes of their pickles, which the child holds at once; a single response may exceed it
 _CONNECTION_LOST = (EOFError, ConnectionError)
 
 
 class Sandbox:
-    """Scores responses by `make_env()` in a child process, under a bound on wall clock for each and on memory.
+    """Scores responses with `make_env()` in a child process, with limits on memory and on each response's wall clock.
 
-    `make_env` is a picklable callable without arguments that gives a gymnasium environment for one response at a time:
-    `reset(options={"prompt": prompt})`, then `step(completion)`. A reward that is NaN, `info["unscored"]` or an
-    exception leaves the response unscored; `info["reward_terms"]` is handed on. Where the episode isn't over the
-    observation is the result.
+    `make_env` is a picklable callable without arguments that returns a gymnasium environment for one response at a
+    time: `reset(options={"prompt": prompt})`, then `step(completion)`. A reward of NaN, `info["unscored"]` or an
+    exception leaves the response unscored; `info["reward_terms"]` is passed on. If the episode isn't over, the result
+    is the observation.
 
-    The kernel kills the child when the thread that called `start` or `score` ends: use a sandbox from one lasting
-    thread.
+    The kernel kills the child when the thread that called `start` or `score` ends, so use a sandbox from one
+    long-lived thread.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Sandbox:
         pass_env: Sequence[str] = (),
         start_timeout_s: float = 300.0,
     ) -> None:
-        """A sandbox whose child isn't started yet.
+        """Create a sandbox without starting its child.
 
         Args:
             make_env: Called in the child.
             timeout_s: Wall clock for one response.
             memory_mb: Address space of the child, MiB.
-            allow_network: Whether the child can open connections; where the system can't forbid it, it always can.
-            pass_env: Environment variables that the child is given although their names are those of secrets.
+            allow_network: True lets the child open connections; if the system can't forbid them, it always can.
+            pass_env: Environment variables that the child gets although their names look like secrets.
             start_timeout_s: Wall clock for starting the child and calling `make_env`.
         """
         self._make_env = pickle.dumps(make_env)
@@ -77,15 +77,15 @@ class Sandbox:
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None  # a stream of pickles
-        self._results: socket.socket | None = None  # packets: reading one never waits for the rest of it
+        self._results: socket.socket | None = None  # packets: one read gets a whole packet
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child; None while there is none."""
+        """Process id of the child; None if there is no child."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start the child, unless it runs, and wait until it has made its environment.
+        """Start the child unless it is running, and wait until it has made its environment.
 
         Raises:
             ConfigError: making the environment raised a UserError (e.g. a reward function can't be imported).
@@ -105,7 +105,7 @@ class Sandbox:
             raise SystemFailure(f"the reward process didn't start within {self._start_timeout_s:g} s") from None
         except ValueError:
             self._kill()
-            raise SystemFailure("the reward process sent what is no report of its start") from None
+            raise SystemFailure("the reward process sent an invalid report of its start") from None
         if started.failure:
             self._kill()
         if started.failure == "user":
@@ -114,7 +114,7 @@ class Sandbox:
             raise SystemFailure(f"the reward process couldn't start; {more_memory}. Its error: {started.detail}")
 
     def score(self, items: Sequence[tuple[Prompt, Completion]]) -> list[Result]:
-        """One result for each (prompt, completion), in order.
+        """Score each (prompt, completion); return the results in order.
 
         Raises:
             ConfigError, SystemFailure: as `start`, which is called before the first response and after every kill.
@@ -130,7 +130,7 @@ class Sandbox:
         self._kill()
 
     def _score_batch(self, batch: Sequence[bytes]) -> list[Result]:
-        """Results of the first of the batch; fewer than asked when the child had to be killed on the last of them."""
+        """Results of the batch in order; fewer than its length if the child had to be killed at the last of them."""
         results: list[Result] = []
         try:
             self._send(pickle.dumps(batch), timeout_s=self._timeout_s)
@@ -138,7 +138,7 @@ class Sandbox:
                 result = decode_result(self._receive(timeout_s=self._timeout_s))
                 results.append(result)
                 if isinstance(result, Unscored) and result.reason == "memory":
-                    self._kill()  # what failed to get memory may have left libraries half-initialised
+                    self._kill()  # running out of memory may have left libraries half-initialised
                     break
         except TimeoutError:
             self._kill()
@@ -147,7 +147,7 @@ class Sandbox:
             results.append(Unscored(reason="crash", detail=f"the reward process died ({self._kill()})"))
         except ValueError:
             self._kill()
-            results.append(Unscored(reason="crash", detail="the reward process sent what is no result"))
+            results.append(Unscored(reason="crash", detail="the reward process sent an invalid result"))
         return results
 
     def _send(self, request: bytes, *, timeout_s: float) -> None:
@@ -156,10 +156,10 @@ class Sandbox:
         self._requests.sendall(request)
 
     def _receive(self, *, timeout_s: float) -> bytes:
-        """One packet.
+        """Receive one packet.
 
         Raises:
-            TimeoutError: there was none for so long.
+            TimeoutError: no packet arrived in time.
             EOFError, ConnectionError: the child died.
         """
         assert self._results is not None
@@ -185,11 +185,11 @@ class Sandbox:
                     "OMP_NUM_THREADS": "1",  # a thread's stack counts as address space
                     "OPENBLAS_NUM_THREADS": "1",  # and a process with threads can't leave its network namespace
                 },
-                start_new_session=True,  # a process group of its own: what the reward started is killed with it
+                start_new_session=True,  # a process group of its own, so that all processes of the reward are killed
             )
 
     def _kill(self) -> str:
-        """Kill the child and all it started; how it ended, in words."""
+        """Kill the child and all processes that it started; return how it ended, in words."""
         if self._process is None:
             return "not running"
         for connection in (self._requests, self._results):
@@ -203,7 +203,7 @@ class Sandbox:
 
 
 def _batch(items: Sequence[tuple[Prompt, Completion]]) -> list[bytes]:
-    """Pickles of the first items: one, and as many more as fit."""
+    """Pickles of the first items: at least one, and as many more as fit."""
     batch = [pickle.dumps(items[0])]
     num_bytes = len(batch[0])
     for item in items[1:]:

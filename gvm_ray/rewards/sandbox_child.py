@@ -1,4 +1,4 @@
-"""The process in which a sandbox scores; started by it with five numbers: two descriptors, MEMORY_MB, PARENT, NETWORK.
+"""The sandbox's child process. Its five arguments are two descriptors, MEMORY_MB, PARENT and NETWORK, all numbers.
 
 It reads pickles from one socket: first what makes the environment, then batches of (prompt, completion), each of these
 a pickle of its own. On the other socket it answers with one packet for each, so that the parent can see which response
@@ -91,7 +91,7 @@ def main() -> None:
         close_network()
     limit_resources(memory_mb=memory_mb, parent=parent)
     for descriptor in (requests_fd, results_fd):
-        os.set_inheritable(descriptor, False)  # what a reward starts would keep them open
+        os.set_inheritable(descriptor, False)  # processes started by a reward would keep them open
     requests = socket.socket(fileno=requests_fd).makefile("rb")
     results = socket.socket(fileno=results_fd)
     env, started = _make_env(requests)
@@ -101,17 +101,17 @@ def main() -> None:
 
 
 def _make_env(requests: BinaryIO) -> tuple[Any, Started]:
-    """The environment, or None, and what to tell the parent."""
+    """The environment, or None if that failed, and the report to the parent."""
     try:
         env = pickle.load(requests)()
     except EOFError:  # the parent is gone
         sys.exit(1)
     except UserError as error:
         return None, Started(failure="user", detail=printable(str(error)))
-    except Exception as error:  # anything can go wrong in a user's module; the parent tells the user
+    except Exception as error:  # a user's module may raise anything; the parent reports it
         detail = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-10)}"
         return None, Started(failure="system", detail=printable(detail))
-    limit_writing()  # not before: while a library is imported it may fill its cache
+    limit_writing()  # not earlier: a library may fill its cache while it is imported
     return env, Started()
 
 
@@ -124,7 +124,7 @@ def _serve(env: Any, requests: BinaryIO, results: socket.socket) -> None:
             return
         for request in batch:
             result = _score(env, *pickle.loads(request))
-            if os.getpid() != process:  # a fork that the reward made came back here; to answer is for its parent
+            if os.getpid() != process:  # a fork made by the reward returned here; only its parent answers
                 os._exit(0)
             results.send(encode(result))
 
@@ -140,7 +140,7 @@ def _score(env: Any, prompt: Prompt, completion: Completion) -> Result:
         unscored = info.get("unscored")
     except MemoryError:
         return Unscored(reason="memory", detail=_of(prompt))
-    except (Exception, SystemExit) as error:  # the boundary at which a faulty reward costs one sample, not the run
+    except (Exception, SystemExit) as error:  # a faulty reward costs one sample, not the run
         return Unscored(reason="error", detail=_of(prompt, "".join(traceback.format_exception(error, limit=-5))))
     if unscored:
         return Unscored(reason="error", detail=_of(prompt, unscored if isinstance(unscored, str) else "no reward"))

@@ -1,7 +1,7 @@
-"""What a reward process tells its parent: JSON in a few closed shapes, one packet each.
+"""Messages of a reward process to its parent: JSON of a few closed types, one packet each.
 
-The process runs libraries on model text, and some of them evaluate it; so nothing that comes out of it is unpickled,
-and a packet that isn't exactly one of these shapes is refused.
+The process runs libraries on model text, and some of them evaluate it. So nothing that it sends is unpickled, and a
+packet that isn't exactly of one of these types is refused.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ _CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def printable(text: str) -> str:
-    """The end of `text`, with every character escaped that a terminal might obey or an encoder refuse."""
+    """The end of `text`, with escapes for every character that a terminal might obey or an encoder refuse."""
     kept = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text[-MAX_DETAIL_CHARACTERS:])
     return "".join(kept)[-MAX_DETAIL_CHARACTERS:]
 
@@ -28,7 +28,7 @@ Detail = Annotated[str, Field(max_length=MAX_DETAIL_CHARACTERS), AfterValidator(
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What a response is worth."""
+    """The reward of a response."""
 
     __pydantic_config__ = _CLOSED
 
@@ -38,7 +38,7 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Unscored:
-    """Why a response has no reward."""
+    """The reason why a response has no reward."""
 
     __pydantic_config__ = _CLOSED
 
@@ -48,7 +48,7 @@ class Unscored:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What the environment answers to a turn; the episode goes on."""
+    """The environment's answer to a turn; the episode continues."""
 
     __pydantic_config__ = _CLOSED
 
@@ -60,11 +60,11 @@ Result = Scored | Unscored | Observed
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """Whether the process could make its environment."""
+    """The report of a process that has made its environment, or failed to."""
 
     __pydantic_config__ = _CLOSED
 
-    failure: Literal["", "user", "system"] = ""  # "user": what the user can mend
+    failure: Literal["", "user", "system"] = ""  # "user": the user can mend it
     detail: Detail = ""
 
 
@@ -74,7 +74,7 @@ _MESSAGE: TypeAdapter[Result | Started] = TypeAdapter(Result | Started)
 
 
 def encode(message: Result | Started) -> bytes:
-    """One packet; a result too long for one is an unscored response."""
+    """Encode a message as one packet; a result that is too long becomes an unscored response."""
     packet = _MESSAGE.dump_json(message)
     if len(packet) > MAX_PACKET_BYTES:
         what = "the environment's answer takes" if isinstance(message, Observed) else "its reward terms take"

@@ -1,7 +1,7 @@
-"""Equal answers of a prompt's samples, for majority votes: mathematical equality, as the reward judges it.
+"""Equal answers among a prompt's samples, for majority votes, with the reward's mathematical equality.
 
-Answers are hostile text, and comparing them can hang; so they are compared in the rewards' sandbox, and the process
-that counts the votes never parses one. What can't be compared in time votes by its spelling.
+Answers are untrusted text, and comparing them can hang. So they are compared in the rewards' sandbox, and the process
+that counts the votes never parses one. An answer that can't be compared in time votes by its spelling.
 """
 
 import itertools
@@ -21,7 +21,7 @@ _TIMEOUT_S = 5.0  # for one comparison
 
 
 class EqualityEnv:
-    """What the sandbox runs: the reward is 1 where the completion says what the prompt's answer says."""
+    """The sandbox's environment: the reward is 1 if the completion equals the prompt's answer."""
 
     def __init__(self) -> None:
         from gvm_ray.rewards.math_verify import equal_answers
@@ -36,7 +36,7 @@ class EqualityEnv:
         return "", {}
 
     def step(self, completion: Completion) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Gymnasium's five values; the second is the reward."""
+        """Return Gymnasium's five values; the second is the reward."""
         return "", float(self._equal(self._answer, completion.text)), True, False, {}
 
 
@@ -46,12 +46,12 @@ def merged_votes(
     timeout_s: float = _TIMEOUT_S,
     make_env: Callable[[], Any] = EqualityEnv,
 ) -> list[list[str | None]]:
-    """[P][k] the answers, each replaced by the first of its prompt that is equal to it.
+    """The answers [P][k], each replaced by the first answer of its prompt that is equal to it.
 
     Args:
-        answers: [P][k], None for none.
+        answers: [P][k], None for a sample without an answer.
         timeout_s: Wall clock for one comparison.
-        make_env: What runs in the sandbox, for a test.
+        make_env: Makes the sandbox's environment; for tests.
 
     Raises:
         SystemFailure: the sandbox couldn't be started.
@@ -62,7 +62,7 @@ def merged_votes(
     sandbox = Sandbox(make_env, timeout_s=timeout_s, memory_mb=RewardsConfig().memory_mb)
     try:
         several = [of_prompt if len(of_prompt) > 1 else [] for of_prompt in distinct]
-        # An answer that hangs would hang every comparison with it; one against a number finds that out.
+        # An answer that hangs would hang every comparison, so each is first compared once, with a number.
         alone = list(dict.fromkeys(itertools.chain.from_iterable(several)))
         finished = [isinstance(result, Scored) for result in _compared(sandbox, [("1", answer) for answer in alone])]
         comparable = set(itertools.compress(alone, finished))
@@ -81,7 +81,7 @@ def merged_votes(
 
 
 def _compared(sandbox: Sandbox, pairs: Sequence[tuple[str, str]]) -> list[Result]:
-    """A result for each pair; its reward is 1 where the two are equal. Integers need no process."""
+    """A result for each pair, with reward 1 if the two are equal. Integers are compared without the sandbox."""
     asked = [pair for pair in pairs if not all(map(_INTEGER.fullmatch, pair))]
     results = dict(zip(asked, sandbox.score([_item(*pair) for pair in asked]), strict=True))
     return [results.get(pair) or Scored(reward=float(int(pair[0]) == int(pair[1]))) for pair in pairs]

@@ -2,8 +2,8 @@
 
 `reward_model.ground_truth` is what stands in the field `reward_model`.
 
-A dot leads into an object, a struct, a text that holds a JSON object, or by its place (from 0) into a list:
-`prompt.0.content`. A field whose own name has the dot comes first.
+A dot leads into an object, a struct, a text that holds a JSON object, or, with an index from 0, into a list:
+`prompt.0.content`. A field whose own name contains the dot comes first.
 """
 
 import json
@@ -15,14 +15,14 @@ import numpy as np
 
 from gvm_ray.exceptions import DataError
 
-_MAX_NAMES = 40  # in a message
+_MAX_NAMES = 40  # field names in a message
 
 
 def field_value(row: Mapping[str, Any], name: str) -> Any:
-    """The field's value; None where what a dot leads into is null.
+    """The field's value; None if a dot leads into null.
 
     Raises:
-        KeyError: there is no such field.
+        KeyError: the row has no such field.
     """
     if name in row:
         return row[name]
@@ -36,40 +36,40 @@ def field_value(row: Mapping[str, Any], name: str) -> Any:
 
 
 def columns_of(name: str, known: Iterable[str]) -> list[str]:
-    """The columns of a table that a field may stand in; none where there is no such field."""
+    """The columns of a table that may contain a field; none if the table doesn't have the field."""
     known = frozenset(known)
     return [column for column in (name, *(head for head, _ in _ways_in(name))) if column in known]
 
 
 def field_names(row: Mapping[str, Any]) -> str:
-    """The names of the fields of a row in alphabetical order, with those that stand in others, for a message."""
-    names = sorted({*_names(row)})  # a field `a.b` may stand beside a field `b` in `a`
+    """The names of a row's fields, nested ones included, in alphabetical order; for a message."""
+    names = sorted({*_names(row)})  # a set, because a row may have both a field `a.b` and a field `b` in `a`
     shown = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
     return shown or "(none)"
 
 
 def missing_field(name: str, *, setting: str, where: str, known: Mapping[str, Any]) -> str:
-    """What to say of a row without the field."""
+    """The message for a row without the field."""
     return f"{where}: no field {name!r}; set {setting} to one of its fields: {field_names(known)}"
 
 
 def check_unique(columns: Iterable[str], *, where: str, fields: Mapping[str, str] | None) -> None:
-    """Raise if a table has two columns of one name, and (if the needed fields are given) one of these stands there.
+    """Refuse a table with two columns of one name. If `fields` is given, only their columns count.
 
     Raises:
-        DataError: the column is named.
+        DataError: a name occurs twice; the message has the name.
     """
     counts = Counter(columns)
     used = None if fields is None else {column for name in fields for column in columns_of(name, counts)}
     if twice := [name for name, num in counts.items() if name and num > 1 and (used is None or name in used)]:
         raise DataError(
-            f"{where}: there are several fields named {', '.join(map(repr, twice))}, and which one is meant can't be "
-            "told; rename or remove all but one"
+            f"{where}: there are several fields named {', '.join(map(repr, twice))}, so it is unclear which one is "
+            "meant; rename or remove all but one"
         )
 
 
 def _ways_in(name: str) -> Iterator[tuple[str, str]]:
-    """(what stands before a dot, what stands after it), for every dot from the last to the first."""
+    """(name before the dot, name after it) for every dot, from the last to the first."""
     head, dot, tail = name.rpartition(".")
     while dot:
         yield head, tail
@@ -91,7 +91,7 @@ def _inner_value(value: Any, name: str) -> Any:
 
 
 def _opened(value: Any) -> Any:
-    """The object in a text that holds a JSON object, else the value."""
+    """The parsed object if the value is text that holds a JSON object, else the value itself."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return json.loads(value)

@@ -1,4 +1,4 @@
-"""The prompts of a run: tasks loaded, rendered, filtered and counted."""
+"""The prompts of a run: load tasks, render, filter and count them."""
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,23 +32,23 @@ from gvm_ray.types import Demonstration, IntArray, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHOWN_IDS = 5  # ids that a report line names before it says how many more there are
+SHOWN_IDS = 5  # ids named in a report line; the others are only counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceReport:
-    """What became of the tasks of one source; loaded = kept + duplicates + overlapping + too long."""
+    """Counts and ids of one source's tasks; loaded = kept + duplicates + overlapping + too long."""
 
     loaded: int
     kept: int
-    duplicate_ids: tuple[str, ...] = ()  # a second task with this id or problem was dropped
-    overlapping_ids: tuple[str, ...] = ()  # training only: dropped, because the evaluation has the problem too
+    duplicate_ids: tuple[str, ...] = ()  # dropped: the id or the problem occurred before
+    overlapping_ids: tuple[str, ...] = ()  # training only; dropped: the evaluation has the problem too
     too_long_ids: tuple[str, ...] = ()  # dropped: more prompt tokens than prompts.max_tokens
-    unparsable_answer_ids: tuple[str, ...] = ()  # kept, but only a response that spells the answer alike is right
-    generous_tasks: tuple[str, ...] = ()  # of reasoning-gym, whose scorer pays for any text
+    unparsable_answer_ids: tuple[str, ...] = ()  # kept, but a response is right only if it spells the answer alike
+    generous_tasks: tuple[str, ...] = ()  # reasoning-gym tasks whose scorer rewards any text
 
     def lines(self, name: str) -> list[str]:
-        """For printing: one line of counts, and one for each thing that a person may want to mend."""
+        """Lines to print: one with counts, and one for each problem that a person may want to mend."""
         lines = [f"{name}: {self.kept} of {self.loaded} prompts"]
         for what, ids in (
             ("dropped as duplicates", self.duplicate_ids),
@@ -66,19 +66,19 @@ class SourceReport:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptReport:
-    """What became of the tasks of a run."""
+    """Counts and ids of a run's tasks."""
 
     train: SourceReport
     eval: SourceReport | None = None
 
     def lines(self) -> list[str]:
-        """For printing."""
+        """Lines to print for both sources."""
         lines = self.train.lines("training")
         return lines if self.eval is None else lines + self.eval.lines("evaluation")
 
 
 def load_tasks(config: SourceSettings) -> list[Task]:
-    """The tasks of a source in its order, never none; duplicates are still among them.
+    """The tasks of a source in its order, at least one, duplicates included.
 
     Raises:
         DataError: the source is missing, empty or has a bad row; the message says where and what to write.
@@ -99,16 +99,16 @@ def load_tasks(config: SourceSettings) -> list[Task]:
 def generated_demonstrations(
     config: GeneratedSourceConfig, *, num: int, seed: int, excluded: frozenset[str]
 ) -> Iterator[tuple[str, str]]:
-    """`num` pairs (problem, response) from a source that makes its own problems.
+    """Draw `num` pairs (problem, response) from a source that makes its own problems.
 
     Args:
-        config: The source; its size, seed and half play no part.
-        num: Demonstrations to draw.
+        config: The source; its size, seed and half are ignored.
+        num: The number of demonstrations.
         seed: Of the draws.
         excluded: Problems never to show, e.g. those of the evaluation.
 
     Raises:
-        DataError: a level has no problem left, or the source is told no form of a response.
+        DataError: a level has no problem left, or the source has no format for responses.
     """
     match config:
         case ReasoningGymSourceConfig():
@@ -118,7 +118,7 @@ def generated_demonstrations(
 
 
 def chain_family(config: ChainSourceConfig) -> ChainFamily:
-    """The family of chains of operations that a source draws from."""
+    """The family of operation chains that a source draws from."""
     match config:
         case ArithmeticSourceConfig():
             return arithmetic_family(config)
@@ -137,7 +137,7 @@ class PromptSets:
 
 @dataclass(kw_only=True)
 class _Cleaned:
-    """Tasks of one source without duplicates and without those that the evaluation has."""
+    """Tasks of one source without duplicates and without the evaluation's problems."""
 
     loaded: int
     tasks: list[Task] = field(default_factory=list)
@@ -155,13 +155,13 @@ def load_prompts(
     """The training and evaluation prompts, rendered and tokenized.
 
     Args:
-        config: Sources, template and the bound on prompt tokens.
-        tokenizer: Of the model.
-        verify_answer: Says whether a gold answer can be parsed; tasks with a scorer of their own aren't asked about.
-        train_name: For messages, what `config.train` is to who wrote it.
+        config: Sources, template and the limit on prompt tokens.
+        tokenizer: The model's tokenizer.
+        verify_answer: Returns True if a gold answer can be parsed; not called for tasks with their own scorer.
+        train_name: The user's name for `config.train`, for messages.
 
     Raises:
-        DataError: a source can't be loaded, or no prompt of it is left.
+        DataError: a source can't be loaded, or none of its prompts is left.
         ConfigError, ModelError: the template contradicts itself or doesn't fit the tokenizer.
     """
     check_template(config.template, tokenizer=tokenizer)
@@ -178,7 +178,7 @@ def load_prompts(
 
 
 def _clean_tasks(config: PromptsConfig) -> tuple[_Cleaned, _Cleaned | None]:
-    """Training and evaluation tasks; a problem that stands in both stays in the evaluation alone."""
+    """Training and evaluation tasks; a problem in both stays only in the evaluation."""
     cleaned_eval = None if config.eval is None else _clean(load_tasks(config.eval), held_out=frozenset())
     held_out = frozenset(normalised(task.problem) for task in cleaned_eval.tasks) if cleaned_eval else frozenset()
     return _clean(load_tasks(config.train), held_out=held_out), cleaned_eval
@@ -222,7 +222,7 @@ def _prompts(
         if not len(ids):
             raise DataError(
                 f"{name}: prompt {task.prompt_id!r} gives no token, for the model's tokenizer knows none of "
-                f"its characters ({task.problem[:40]!r}); remove it, or take another model"
+                f"its characters ({task.problem[:40]!r}); remove the prompt, or take another model"
             )
         prompts.append(
             Prompt(prompt_id=task.prompt_id, text=text, token_ids=ids, answer=task.answer, features=task.features)
@@ -241,7 +241,7 @@ def _prompts(
     if not prompts:
         raise DataError(
             f"{name} has no prompt left:\n" + "\n".join(report.lines(name)) + "\nwrite a larger "
-            f"prompts.max_tokens (now {config.max_tokens}), or sources that don't hold the same problems"
+            f"prompts.max_tokens (now {config.max_tokens}), or sources that don't share problems"
         )
     return tuple(prompts), report
 
@@ -254,20 +254,21 @@ def demonstrations(
     seed: int,
     end_token_ids: Collection[int] = (),
 ) -> list[Demonstration]:
-    """`num` demonstrations from the training source, none on a problem of the evaluation, the same for the same seed.
+    """Draw `num` demonstrations from the training source, none on an evaluation problem, the same for the same seed.
 
-    Sources that make their problems make demonstrations too. Others give their rationales in random order, again and
-    again until `num` is reached. Responses end with the token of `end_token_ids` that the chat template ends an answer
-    with, or with the tokenizer's end-of-sequence token; prompts of more than `max_tokens` tokens are left out.
+    Sources that make their own problems make demonstrations too. Others give their rationales in random order, repeated
+    until `num` is reached. A response ends with the token that the chat template writes after an answer if it is in
+    `end_token_ids`, else with the tokenizer's end-of-sequence token. Prompts of more than `max_tokens` tokens are left
+    out.
 
     Raises:
-        DataError: the source has no rationales, or none whose prompt is short enough.
+        DataError: the source has no rationales, or none with a prompt that is short enough.
         ModelError: the tokenizer has no end-of-sequence token.
     """
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            f"the tokenizer of {tokenizer.name_or_path or 'the model'!r} has no end-of-sequence token, so a response "
-            "can't be taught to end; set eos_token in its tokenizer_config.json"
+            f"the tokenizer of {tokenizer.name_or_path or 'the model'!r} has no end-of-sequence token, so the model "
+            "can't learn to end a response; set eos_token in its tokenizer_config.json"
         )
     if isinstance(config.train, GeneratedSourceConfig):
         tasks = _generated(config.train, config=config, num=num, seed=seed)
@@ -308,7 +309,7 @@ def _tokenized(
 
 
 def _repeated(items: list[Demonstration], *, num: int, seed: int) -> list[Demonstration]:
-    """`num` of them: whole random orders of all, one after the other, the last one cut."""
+    """`num` items: random orders of all items, one after the other, the last one cut short."""
     rng = random.Random(f"demonstration order {seed}")
     chosen: list[Demonstration] = []
     while len(chosen) < num:

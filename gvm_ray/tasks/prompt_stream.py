@@ -1,4 +1,4 @@
-"""The training prompts in their order, epoch after epoch, with a cursor that a checkpoint can hold."""
+"""The stream of training prompts, epoch after epoch, with a cursor for checkpoints."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,22 +14,22 @@ from gvm_ray.types import Prompt
 
 @dataclass(kw_only=True)
 class _Cursor:
-    """Where the stream stands; prompts by their index in the set."""
+    """The stream's position; prompts are indices into the set."""
 
     epoch: int = 0
     position: int = 0  # in the epoch's order
-    deferred: list[int] = field(default_factory=list)  # of this epoch, passed over at its seam, next in line
-    window: list[int] = field(default_factory=list)  # given out since the present window began
-    blocked: list[int] = field(default_factory=list)  # the part of the window that the epoch before gave
+    deferred: list[int] = field(default_factory=list)  # this epoch's prompts skipped at its beginning, next in line
+    window: list[int] = field(default_factory=list)  # returned since the current window began
+    blocked: list[int] = field(default_factory=list)  # the window's prompts from the previous epoch
 
 
 class ShuffledPrompts:
     """Implements `protocols.PromptStream`: whole epochs, each in an order of its own drawn from (seed, epoch).
 
-    The stream is cut into windows of `unique_within` prompts, counted from its start, and no prompt stands twice in a
-    window. Where a window crosses from one epoch into the next, prompts that it already has are passed over, and come
-    first in the next window. The sequence doesn't depend on how many prompts each call asks for, so `peek` shows just
-    what later calls of `next` will give.
+    The stream is cut into windows of `unique_within` prompts, counted from its start, and no prompt occurs twice in a
+    window. If a window crosses into the next epoch, prompts that it already has are skipped and come first in the next
+    window. The sequence doesn't depend on the number of prompts in each call, so `peek` shows exactly what later calls
+    of `next` will return.
     """
 
     def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool, unique_within: int) -> None:
@@ -37,27 +37,27 @@ class ShuffledPrompts:
 
         Args:
             prompts: The set, at least `unique_within` prompts with distinct ids.
-            seed: Of the orders.
+            seed: Of the epochs' orders.
             shuffle: False keeps the order of `prompts` in every epoch.
-            unique_within: Prompts that must differ: those of one step, or of all steps that share one allocation.
+            unique_within: The window: the prompts of one step, or of all steps that share an allocation.
 
         Raises:
             DataError: the set is smaller than a window.
         """
         if not 1 <= unique_within <= len(prompts):
             raise DataError(
-                f"{len(prompts)} training prompts can't give {unique_within} different ones to the steps that share an "
-                f"allocation; lower prompts_per_step or allocator.block_steps, or give more prompts"
+                f"{len(prompts)} training prompts, but the steps that share an allocation need {unique_within} "
+                "different ones; lower prompts_per_step or allocator.block_steps, or give more prompts"
             )
         self._prompts = tuple(prompts)
         self._seed = seed
         self._shuffle = shuffle
         self._unique_within = unique_within
         self._cursor = _Cursor()
-        self._latest_order: tuple[int, list[int]] | None = None  # (epoch, its order): a set may be large
+        self._latest_order: tuple[int, list[int]] | None = None  # (epoch, order), cached: a set may be large
 
     def __len__(self) -> int:
-        """Prompts in the set."""
+        """The number of prompts in the set."""
         return len(self._prompts)
 
     def next(self, num_prompts: int) -> list[Prompt]:
@@ -85,7 +85,7 @@ class ShuffledPrompts:
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor and a fingerprint of the set, as plain JSON values; at most a window of indices long."""
+        """The cursor and a fingerprint of the set, as plain JSON values; each list is at most a window long."""
         return {
             **asdict(self._cursor),
             "num_prompts": len(self._prompts),
@@ -94,7 +94,7 @@ class ShuffledPrompts:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the state was taken. If `unique_within` has changed since, a new window begins there.
+        """Continue where the state was taken. If `unique_within` has changed since, a new window begins there.
 
         Raises:
             CheckpointError: the state belongs to other prompts, another order of them, or another seed.

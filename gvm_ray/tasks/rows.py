@@ -1,4 +1,4 @@
-"""A task, and how a row of data becomes one: the same rules for files, datasets and functions."""
+"""Tasks, and their construction from rows of data, with the same rules for files, datasets and functions."""
 
 import hashlib
 import json
@@ -21,27 +21,27 @@ class Task:
     """A problem with its gold answer."""
 
     prompt_id: str  # given by the data, or a hash of the content
-    problem: str  # as the source has it, no template applied
-    answer: str  # gold answer as text; empty where the task's own scorer grades
+    problem: str  # as in the source, without a template
+    answer: str  # gold answer as text; empty if the task's own scorer grades
     features: Mapping[str, Any] = field(default_factory=dict)
     rationale: str | None = None  # a reference response, for the warm start
 
 
 def content_id(problem: str, answer: str) -> str:
-    """16 hex digits that depend on the problem and the answer alone, so they are the same in every run."""
+    """16 hex digits that depend only on problem and answer, so they are the same in every run."""
     return hashlib.sha256(f"{problem}\0{answer}".encode()).hexdigest()[:16]
 
 
 def normalised(problem: str) -> str:
-    """The problem with every run of whitespace as one space: what two copies of a problem have in common."""
+    """The problem with every run of whitespace as one space, so that copies of a problem are equal."""
     return " ".join(problem.split())
 
 
 RowSourceConfig = FileSourceConfig | HuggingFaceSourceConfig | FunctionSourceConfig
-Row = tuple[str, Mapping[str, Any]]  # file and line for messages, and field name to value
+Row = tuple[str, Mapping[str, Any]]  # (file and line for messages, field name -> value)
 
-_WHOLE_FLOAT = re.compile(r"[+-]?\d+\.0")  # as CSV files and text columns have whole numbers that were floats
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # zero, and half a character
+_WHOLE_FLOAT = re.compile(r"[+-]?\d+\.0")  # a whole number that was a float, in a CSV file or a text column
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # the null character, and lone surrogates
 
 
 def used_fields(config: RowSourceConfig) -> dict[str, str]:
@@ -57,7 +57,7 @@ def used_fields(config: RowSourceConfig) -> dict[str, str]:
 
 
 def names_of(fields: FieldNames) -> tuple[str, ...]:
-    """One name or several as several."""
+    """The names as a tuple, also if there is only one."""
     return (fields,) if isinstance(fields, str) else fields
 
 
@@ -65,12 +65,11 @@ def tasks_from_rows(rows: Iterable[Row], *, config: RowSourceConfig) -> list[Tas
     """The tasks of the first `limit` rows, in their order.
 
     Args:
-        rows: File and line for messages, and field name to value.
+        rows: Pairs of file and line (for messages) and field name -> value.
         config: Names the fields.
 
     Raises:
-        DataError: a field is missing, empty, or of a type that can't be what it is named for, or two tasks that
-            differ have one id.
+        DataError: a field is missing, empty or of a wrong type, or two different tasks have the same id.
     """
     tasks: list[Task] = []
     known: dict[str, tuple[str, Task]] = {}
@@ -80,17 +79,17 @@ def tasks_from_rows(rows: Iterable[Row], *, config: RowSourceConfig) -> list[Tas
         if (normalised(task.problem), task.answer) != (normalised(first.problem), first.answer):
             raise DataError(
                 f"{where}: field {config.id_field!r} is {_shown(task.prompt_id)}, the id of another task ({first_where}"
-                "); give each task an id of its own, or leave id_field out"
+                "); give each task an id of its own, or leave out id_field"
             )
         tasks.append(task)
     return tasks
 
 
 def task_from_row(row: Mapping[str, Any], *, config: RowSourceConfig, where: str) -> Task:
-    """The task of one row, whose fields the config names; without `id_field` its id is a hash of the content.
+    """The task of one row, with the fields that the config names; without `id_field` its id is a content hash.
 
     Raises:
-        DataError: a field is missing, empty, or of a type that can't be what it is named for.
+        DataError: a field is missing, empty or of a wrong type.
     """
     values: dict[str, Any] = {}
     for name, setting in used_fields(config).items():
@@ -116,16 +115,16 @@ def task_from_row(row: Mapping[str, Any], *, config: RowSourceConfig, where: str
 
 
 def problem_text(values: Mapping[str, Any], *, where: str) -> str:
-    """The problem in one field, or in several: what they hold, joined by a blank, without those that are empty.
+    """The problem's text; the texts of several fields are joined by a space, without empty ones.
 
-    A field holds text, or a chat of one message by the user, whose content is the text.
+    A field holds text, or a chat with a single user message, whose content is the text.
 
     Args:
         values: Field name -> value.
         where: The row's file and line.
 
     Raises:
-        DataError: there is no text, or something else.
+        DataError: the fields hold no text, or something other than text.
     """
     if len(values) == 1:
         ((name, value),) = values.items()
@@ -150,7 +149,7 @@ def _problem_part(value: object, *, where: str, name: str) -> str:
 
 
 def _user_message(chat: list[Any], *, where: str, name: str) -> str:
-    """The text of a chat that is one message by the user; what a template should make of others isn't known."""
+    """The text of a chat with a single user message. Other chats are refused: their prompt would be unclear."""
     roles = [str(message["role"]) for message in chat]
     content = chat[0].get("content")
     if roles == ["user"] and isinstance(content, str):
@@ -158,19 +157,19 @@ def _user_message(chat: list[Any], *, where: str, name: str) -> str:
     fields = ", ".join(f"{name}.{index}.content ({role})" for index, role in enumerate(roles[:4]))
     raise DataError(
         f"{where} is a chat of {', '.join(roles[:4])}{', ...' if len(roles) > 4 else ''}, and only one message by the "
-        f"user, with text as content, can be the problem; name the text: {fields}"
+        f"user, with text as content, can be the problem; name the field of the text: {fields}"
     )
 
 
 def _text(text: str, *, where: str) -> str:
-    """The text itself, if a tokenizer can take it: JSON may spell characters that no UTF-8 text holds."""
+    """The text itself, if a tokenizer can take it: JSON can spell characters that UTF-8 text can't contain."""
     if found := _NO_TEXT.search(text):
         raise DataError(f"{where} holds the character {found[0]!r} at position {found.start()}; remove it")
-    return str(text)  # a subclass, as numpy's, is no plain text
+    return str(text)  # turns a subclass, e.g. numpy's, into plain text
 
 
 def _answer_text(value: object, *, where: str, name: str) -> str:
-    """Gold answers come as text, as numbers (27.0 is "27"), or as a list of these, joined by ", "."""
+    """The gold answer as text, from text, a number (27.0 is "27"), or a list of these, joined by ", "."""
     value = _without_numpy(value)
     number = _number_text(value)
     if number is not None:
@@ -191,7 +190,7 @@ def _answer_text(value: object, *, where: str, name: str) -> str:
 
 
 def _number_text(value: object) -> str | None:
-    """A finite number in digits, without an exponent; None of anything else."""
+    """A finite number in digits, without an exponent; None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -207,7 +206,7 @@ def _number_text(value: object) -> str | None:
 
 
 def _without_numpy(value: object) -> object:
-    """An array as a list, and a scalar as Python's; one of fewer bits than Python's float keeps them."""
+    """An array as a list, and a numpy scalar as a Python one; numpy floats stay, because they know their precision."""
     if isinstance(value, np.ndarray):
         return list(value) if value.ndim else _without_numpy(value[()])
     return value.item() if isinstance(value, np.generic) and not isinstance(value, np.floating) else value
@@ -215,7 +214,7 @@ def _without_numpy(value: object) -> object:
 
 def _id_text(value: object, *, where: str) -> str:
     value = _without_numpy(value)
-    number = _number_text(value)  # a column of whole numbers with a gap in it comes as floats
+    number = _number_text(value)  # a column of whole numbers with a missing value is read as floats
     text = value if isinstance(value, str) else number
     if text is None or not text.strip() or (number is not None and "." in number):
         raise DataError(f"{where} is {_shown(value)}; an id must be text or a whole number")
@@ -223,7 +222,7 @@ def _id_text(value: object, *, where: str) -> str:
 
 
 def _rationale(value: object, *, where: str) -> str | None:
-    """The reference response, or the first of several; a null or an empty one makes no demonstration."""
+    """The reference response, or the first of several; None for a null or an empty one."""
     value = _without_numpy(value)
     first = value[0] if isinstance(value, list | tuple) and value else value
     if first is None or first in ("", []):
@@ -234,12 +233,12 @@ def _rationale(value: object, *, where: str) -> str | None:
 
 
 def _inner_fields(name: str, value: object) -> str:
-    """What to add to a message about a value that is a row itself."""
+    """The end of a message about a value that is a row itself: its fields."""
     return f"; name a field in it: {field_names({name: value})}" if isinstance(value, Mapping) and value else ""
 
 
 def _shown(value: object) -> str:
-    """A value for a message: its type and the beginning of its JSON form."""
+    """The type and the beginning of the JSON form of a value, for a message."""
     if value is None:
         return "null"
     if value == "":

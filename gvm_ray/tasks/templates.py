@@ -1,7 +1,7 @@
-"""A task to the text and the token ids that the model sees, alike in training, evaluation and warm start.
+"""Rendering of tasks to text and token ids, the same in training, evaluation and warm start.
 
-A chat template is a program of the model's makers. It may want contents as text or as a list of parts, leave out a
-system prompt, or print the day: what it does is tried with a probe, and what it leaves out is never passed over.
+A chat template is a program written by the model's makers. It may want contents as text or as a list of parts, leave
+out a system prompt, or print the date. So it is tried with a probe, and refused if it leaves something out.
 """
 
 import datetime
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChatWording:
-    """What stands around the problem in a chat prompt."""
+    """The texts around the problem in a chat prompt."""
 
     system: str | None
     user_suffix: str = ""
@@ -32,7 +32,7 @@ class ChatWording:
 
 _STEP_BY_STEP = " Let's think step by step and output the final answer within \\boxed{}"
 
-# The wordings that the GVM experiments (arXiv 2505.02391) and their base models use, to the letter.
+# The exact wordings of the GVM experiments (arXiv 2505.02391) and their base models.
 WORDINGS: dict[str, ChatWording] = {
     "none": ChatWording(system=None),
     "qwen-boxed": ChatWording(
@@ -51,11 +51,11 @@ WORDINGS: dict[str, ChatWording] = {
     ),
 }
 
-_PROBE, _ANSWER = "Problem4711", "Answer4711"  # nothing that a template would trim or escape
-_DATE = "strftime_now"  # the function by which chat templates ask for the day
-_OWN_NAMES = {"messages", "raise_exception", _DATE}  # what every template is given
-_PRINTED_PART = re.compile(r"""['"]type['"]: ?['"]text['"]""")  # a part of a content as a whole, not its text
-# A tag of transformers, which Jinja by itself doesn't know.
+_PROBE, _ANSWER = "Problem4711", "Answer4711"  # texts that no template would trim or escape
+_DATE = "strftime_now"  # the function that chat templates call for the date
+_OWN_NAMES = {"messages", "raise_exception", _DATE}  # given to every template
+_PRINTED_PART = re.compile(r"""['"]type['"]: ?['"]text['"]""")  # a content part printed as a dict instead of its text
+# A tag of transformers that Jinja itself doesn't know.
 _GENERATION_TAG = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
 
 
@@ -67,16 +67,16 @@ def render(task: Task, *, template: TemplateConfig, tokenizer: "PreTrainedTokeni
 def render_all(
     tasks: Sequence[Task], *, template: TemplateConfig, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[tuple[str, IntArray]]:
-    """`render` of many tasks, with one call of the tokenizer.
+    """Render many tasks, with one call of the tokenizer.
 
-    `plain` gives the problem as it is, with one beginning-of-sequence token where the tokenizer puts one before text.
-    `chat` gives the tokenizer's chat template up to where the assistant answers; the template writes its own special
-    tokens, so none is added.
+    `plain` gives the problem as it is, after one beginning-of-sequence token if the tokenizer puts one before text.
+    `chat` applies the tokenizer's chat template, up to the start of the assistant's answer. The template writes its own
+    special tokens, so none is added.
 
     Raises:
         ConfigError: `plain` with settings of a chat; or a chat template that refuses these messages, doesn't take its
-            arguments, leaves something out, or isn't there by this name.
-        ModelError: `chat`, and the tokenizer has no chat template, or one that can't be used.
+            arguments, leaves something out, or doesn't exist under this name.
+        ModelError: `chat`, but the tokenizer has no chat template, or an unusable one.
     """
     chat = check_template(template, tokenizer=tokenizer)
     if chat is None:
@@ -87,7 +87,7 @@ def render_all(
 
 
 def check_template(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase") -> "Chat | None":
-    """The chat that the template makes, None for `plain`; raises as `render_all` does."""
+    """The checked chat template, or None for `plain`; raises as `render_all` does."""
     if template.type == "chat":
         return Chat(template, tokenizer=tokenizer)
     unused = {"system_prompt": "none", "name": None, "arguments": {}, "date": None}
@@ -96,13 +96,13 @@ def check_template(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerB
             shown = str(value) if name == "date" else value
             raise ConfigError(
                 f"template.{name}={shown!r} needs a chat, but template.type='plain' gives the problem as it is; write "
-                f"template.type='chat', or leave template.{name} out"
+                f"template.type='chat', or leave out template.{name}"
             )
     return None
 
 
 def reads_date(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the prompts depend on the day, as with the chat templates of Llama 3; raises as `render_all` does."""
+    """True if the prompts depend on the date, as with Llama 3's chat templates; raises as `render_all` does."""
     chat = check_template(template, tokenizer=tokenizer)
     return chat is not None and chat.reads_date
 
@@ -110,10 +110,8 @@ def reads_date(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase"
 def end_token_id(
     template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase", end_token_ids: Collection[int]
 ) -> int:
-    """The token that a demonstration ends with: what the chat template ends an answer with, if that ends a response.
-
-    Else the tokenizer's end of sequence.
-    """
+    """The last token of a demonstration: the one that the chat template writes after an answer, if it is in
+    `end_token_ids`, else the tokenizer's end-of-sequence token."""
     chat = check_template(template, tokenizer=tokenizer)
     written: Any = [] if chat is None else tokenizer(chat.answer_end(), add_special_tokens=False)["input_ids"]
     end_of_sequence: Any = tokenizer.eos_token_id
@@ -121,15 +119,16 @@ def end_token_id(
 
 
 def longest_problem(max_tokens: int, *, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Characters above which a problem surely has more than `max_tokens` tokens: none is longer than the longest.
+    """The number of characters above which a problem surely has more than `max_tokens` tokens.
 
-    A text of a million characters would take seconds and a gigabyte to tokenize, only to be found too long.
+    This bound (`max_tokens` times the longest token) saves tokenizing problems that are too long anyway: a text of a
+    million characters would take seconds and a gigabyte.
     """
     return max_tokens * max(map(len, tokenizer.get_vocab()))
 
 
 def token_ids(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase") -> list[IntArray]:
-    """Token ids [T] of each text, no special token added; equal texts, common among demonstrations, share an array."""
+    """Token ids [T] of each text, without special tokens. Equal texts, common in demonstrations, share an array."""
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []
@@ -139,7 +138,7 @@ def token_ids(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase") -> 
 
 
 def _plain_ids(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase") -> list[IntArray]:
-    """Token ids with the beginning-of-sequence token in front where the tokenizer adds one by itself; never two."""
+    """Token ids of each text, after one beginning-of-sequence token if the tokenizer adds one; never two."""
     arrays = token_ids(texts, tokenizer=tokenizer)
     bos = tokenizer.bos_token_id
     probe = tokenizer("a", add_special_tokens=True)["input_ids"]
@@ -150,7 +149,7 @@ def _plain_ids(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase") ->
 
 @dataclass(frozen=True, kw_only=True)
 class _Form:
-    """Which contents are lists of parts, as templates of multimodal models want them, instead of text."""
+    """Contents given as lists of parts, which templates of multimodal models want, instead of text."""
 
     system_parts: bool = False
     user_parts: bool = False
@@ -160,14 +159,14 @@ _FORMS = (_Form(), _Form(system_parts=True), _Form(user_parts=True), _Form(syste
 
 
 class Chat:
-    """Renders problems by one of the tokenizer's chat templates, up to where the assistant answers."""
+    """Renders problems with one of the tokenizer's chat templates, up to the start of the assistant's answer."""
 
     def __init__(self, template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Choose the template and try it.
 
         Raises:
-            ConfigError: there is none of this name, it doesn't take the arguments, or it leaves out the system prompt.
-            ModelError: there is none at all, it isn't valid, or it leaves out the problem.
+            ConfigError: no template has this name, it doesn't take the arguments, or it leaves out the system prompt.
+            ModelError: the tokenizer has no template, it isn't valid, or it leaves out the problem.
         """
         self._tokenizer = tokenizer
         self._system_prompt = template.system_prompt
@@ -179,7 +178,7 @@ class Chat:
 
     @property
     def reads_date(self) -> bool:
-        """Whether prompts depend on the day."""
+        """True if prompts depend on the date."""
         return _DATE in self._variables
 
     def render(self, problem: str) -> str:
@@ -191,7 +190,7 @@ class Chat:
         content = problem + self._wording.user_suffix
         text = self._text(content, form=self._form)
         if isinstance(text, Exception) or content.strip() not in text:
-            reason = f": {text}" if isinstance(text, Exception) else ", and what it makes of it has lost some of it"
+            reason = f": {text}" if isinstance(text, Exception) else ", and its text lacks a part of it"
             raise ConfigError(
                 f"the tokenizer's chat template doesn't take the problem {problem[:60]!r} as it is{reason}; leave the "
                 "problem out, or write template.type='plain'"
@@ -199,12 +198,12 @@ class Chat:
         return text
 
     def answer_end(self) -> str:
-        """What the template writes after an answer; empty where it can't be told."""
+        """The text that the template writes after an answer; empty if the template raises."""
         text = self._text(_PROBE, form=self._form, answer=_ANSWER)
         return "" if isinstance(text, Exception) else text.partition(_ANSWER)[2]
 
     def _checked(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The arguments, all of which the template reads: Jinja itself would say nothing of the others."""
+        """The arguments, if the template reads all of them; Jinja itself would silently ignore the others."""
         reserved = inspect.signature(self._tokenizer.apply_chat_template).parameters.keys() - {"tools", "documents"}
         taken = sorted(self._variables - reserved - _OWN_NAMES)
         if unknown := sorted(arguments.keys() - {*taken}):
@@ -215,14 +214,14 @@ class Chat:
         return arguments
 
     def _pinned(self, date: datetime.date | None) -> dict[str, Any]:
-        """What shows the template this day, or the present one, as today's."""
+        """The argument that makes the template take `date`, or the current day, for today's date."""
         if not self.reads_date:
             return {}
         day = datetime.datetime.combine(date or datetime.date.today(), datetime.time())
         return {_DATE: day.strftime}
 
     def _working_form(self) -> _Form:
-        """The first form in which system prompt and problem come out."""
+        """The first form whose text contains both system prompt and problem."""
         system, content = (self._wording.system or "").strip(), (_PROBE + self._wording.user_suffix).strip()
         texts = {form: self._text(_PROBE + self._wording.user_suffix, form=form) for form in _FORMS}
         rendered = {
@@ -235,7 +234,7 @@ class Chat:
                 return form
         if rendered:
             raise ConfigError(
-                f"the tokenizer's chat template leaves out the system prompt, or alters it, and "
+                f"the tokenizer's chat template leaves out the system prompt, or alters it, but "
                 f"template.system_prompt={self._system_prompt!r} has one; write template.system_prompt='none'"
             )
         first = texts[_FORMS[0]]
@@ -247,18 +246,18 @@ class Chat:
         reason = f" ({first})" if isinstance(first, Exception) else ""
         raise ModelError(
             f"the chat template of {_name(self._tokenizer)} leaves the problem out of the prompt{reason}; choose "
-            "another by template.name, mend it, or write template.type='plain'"
+            "another with template.name, correct it, or write template.type='plain'"
         )
 
     def _is_refused_for_system_prompt(self) -> bool:
-        """Whether there is a system prompt, and without it the template takes the problem."""
+        """True if the template takes the problem only without the system prompt."""
         if self._wording.system is None:
             return False
         texts = (self._text(_PROBE, form=form, system=False) for form in _FORMS)
         return any(isinstance(text, str) for text in texts)
 
     def _text(self, content: str, *, form: _Form, answer: str | None = None, system: bool = True) -> str | Exception:
-        """What the template makes of the messages, or the error that it raises; `answer` ends the chat."""
+        """The template's text for the messages, or the error that it raises. `answer` is an optional last message."""
         messages = [{"role": "user", "content": _content(content, parts=form.user_parts)}]
         if system and self._wording.system is not None:
             system_content = _content(self._wording.system, parts=form.system_parts)
@@ -273,7 +272,7 @@ class Chat:
                 add_generation_prompt=answer is None,
                 **self._arguments,
             )
-        except Exception as error:  # a template is a program, and raises what it likes
+        except Exception as error:  # a template is a program and may raise anything
             return error
         assert isinstance(text, str)
         return text
@@ -284,29 +283,29 @@ def _content(text: str, *, parts: bool) -> str | list[dict[str, str]]:
 
 
 def _chosen_source(template: TemplateConfig, *, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The template that `template.name` says, or the only or the default one."""
+    """The source of the template called `template.name`, or of the only or default one."""
     sources: Any = tokenizer.chat_template
     if not sources:
         raise ModelError(
             f"template.type='chat', but the tokenizer of {_name(tokenizer)} has no chat template; write "
-            "template.type='plain', or take an instruction-tuned model"
+            "template.type='plain', or choose an instruction-tuned model"
         )
     named = {"default": sources} if isinstance(sources, str) else dict(sources)
     name = "default" if template.name is None else template.name
     if name not in named:
         asked = "none is its default" if template.name is None else f"none is called {template.name!r}"
         raise ConfigError(
-            f"the tokenizer of {_name(tokenizer)} has the chat templates {', '.join(map(repr, sorted(named)))}, and "
+            f"the tokenizer of {_name(tokenizer)} has the chat templates {', '.join(map(repr, sorted(named)))}, but "
             f"{asked}; write template.name={sorted(named)[0]!r}"
         )
     return named[name]
 
 
 def _variables(source: str) -> set[str]:
-    """The names that a template reads from outside.
+    """The names of the variables that a template takes.
 
     Raises:
-        ModelError: it isn't valid.
+        ModelError: the template isn't valid.
     """
     from jinja2 import TemplateError, meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -316,7 +315,7 @@ def _variables(source: str) -> set[str]:
         return meta.find_undeclared_variables(environment.parse(_GENERATION_TAG.sub("", source)))
     except TemplateError as error:
         raise ModelError(
-            f"the tokenizer's chat template isn't valid: {error}; put the model's own one there"
+            f"the tokenizer's chat template isn't valid: {error}; replace it with the model's original one"
         ) from error
 
 

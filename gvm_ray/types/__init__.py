@@ -1,7 +1,7 @@
-"""What flows between the parts: frozen data, each with its shape and unit. Imports nothing of the project.
+"""Data types exchanged between the parts: frozen, with shapes and units. Imports nothing else of the project.
 
 Token-sized fields are numpy arrays (never Python lists) and travel by object ref; the driver handles only the small
-:class:`GroupOutcome`. Arrays that come out of the object store are read-only, which is right for frozen data.
+:class:`GroupOutcome`. Arrays from the object store are read-only, as befits frozen data.
 Ragged axes: P prompts, n samples of one prompt (0, 1, 37 ...), T tokens of one completion.
 """
 

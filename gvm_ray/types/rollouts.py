@@ -17,23 +17,23 @@ SampleKey = tuple[str, int]  # prompt_id, index of the sample in its step
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParameters:
-    """How an engine samples."""
+    """An engine's sampling settings."""
 
     temperature: float
     max_tokens: int  # response tokens
-    top_p: float = 1.0  # below 1 for evaluation alone: training would have to correct the log-probs
+    top_p: float = 1.0  # below 1 only for evaluation: training would have to correct the log-probs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampleRequest:
-    """Ask an engine for samples of one prompt. One seed a sample, so results don't depend on who serves it."""
+    """A request for samples of one prompt, with one seed per sample, so that any engine gives the same results."""
 
     prompt: Prompt
     sample_indices: tuple[int, ...]  # index of each sample among all samples of this prompt in this step
     seeds: tuple[int, ...]  # one per sample, in [0, 2**63)
 
     def only(self, keys: Collection[SampleKey]) -> "SampleRequest":
-        """What is asked for of these samples, which may be nothing."""
+        """The request restricted to these samples; it may be empty."""
         kept = [i for i, index in enumerate(self.sample_indices) if (self.prompt.prompt_id, index) in keys]
         indices, seeds = tuple(self.sample_indices[i] for i in kept), tuple(self.seeds[i] for i in kept)
         return replace(self, sample_indices=indices, seeds=seeds)
@@ -45,33 +45,33 @@ class Completion:
 
     token_ids: IntArray  # [T], end-of-sequence included when finish_reason == "stop"
     logprobs: FloatArray  # [T] nats, under the sampling distribution (after temperature)
-    policy_versions: IntArray  # [T] version of the weights that sampled each token; never falls
+    policy_versions: IntArray  # [T] version of the weights that sampled each token; never decreases
     finish_reason: FinishReason  # "stop" = the model ended it; "length" = cut at max_tokens
     text: str  # decoded without special tokens
-    turns: tuple[str, ...] = ()  # what the policy wrote in each turn; () = the text, in one turn
-    sampled: BoolArray | None = None  # [T] False at what an environment wrote, with log-prob 0; None = True throughout
+    turns: tuple[str, ...] = ()  # the policy's text in each turn; () = a single turn, the text
+    sampled: BoolArray | None = None  # [T] False at the environment's tokens (log-prob 0); None = True throughout
 
     @property
     def policy_turns(self) -> tuple[str, ...]:
-        """What the policy wrote, turn by turn, at least one."""
+        """The policy's text in each turn; at least one turn."""
         return self.turns or (self.text,)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RolloutGroup:
-    """The samples of one prompt of one round, token arrays end to end. Rewards are absent until it is scored."""
+    """The samples of one prompt in one round, with token arrays end to end. Rewards are None until it is scored."""
 
     prompt: Prompt
-    sample_indices: tuple[int, ...]  # [n], as they were requested
+    sample_indices: tuple[int, ...]  # [n], as requested
     token_ids: IntArray  # [sum of T]; sample i is at offsets[i] : offsets[i + 1]
     logprobs: FloatArray  # [sum of T] nats
     policy_versions: IntArray  # [sum of T]
     offsets: IntArray  # [n + 1], from 0
     truncated: BoolArray  # [n] cut at max_tokens
     texts: tuple[str, ...]  # [n]
-    rewards: Float64Array | None = None  # [n]; NaN = unscored, such samples are never trained on
+    rewards: Float64Array | None = None  # [n]; NaN = unscored, never trained on
     reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
-    turns: tuple[tuple[str, ...], ...] = ()  # [n] as in Completion; () = none has more than one
+    turns: tuple[tuple[str, ...], ...] = ()  # [n] as in Completion; () = no sample has more than one
     sampled: BoolArray | None = None  # [sum of T] as in Completion
 
     @classmethod
@@ -83,7 +83,7 @@ class RolloutGroup:
         sample_indices: tuple[int, ...] | None = None,
         rewards: Float64Array | None = None,
     ) -> "RolloutGroup":
-        """The group of some completions; indices count from 0 where none are given."""
+        """The group of these completions; without `sample_indices` they count from 0."""
         return cls(
             prompt=prompt,
             sample_indices=tuple(range(len(completions))) if sample_indices is None else sample_indices,
@@ -115,7 +115,7 @@ class RolloutGroup:
 
     @property
     def oldest_versions(self) -> IntArray:
-        """[n] version of each sample's first token, than which none of its tokens is older."""
+        """[n] version of each sample's first token, its oldest."""
         return self.policy_versions[self.offsets[:-1]]
 
     @property
@@ -147,17 +147,17 @@ class RolloutGroup:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenEpisodes:
-    """Samples of one prompt whose turn has ended, and to which the environment answered."""
+    """Samples of one prompt whose turn has ended and was answered by the environment."""
 
     group: RolloutGroup
-    observations: tuple[str, ...]  # [n] what the policy reads before its next turn
+    observations: tuple[str, ...]  # [n] text that the policy reads before its next turn
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupRef:
-    """Where a group lies: an object ref to a tuple of groups (in tests the tuple itself), and its index.
+    """The location of a group: an object ref to a tuple of groups (in tests the tuple itself), and its index.
 
-    A scored RolloutGroup, or OpenEpisodes.
+    The group is a scored RolloutGroup or OpenEpisodes.
     """
 
     ref: Any
@@ -169,20 +169,20 @@ class GroupOutcome:
     """The small numbers of one scored group: all that the driver, the allocator and the algorithm see of it."""
 
     prompt_id: str
-    sample_indices: tuple[int, ...]  # [n], as they were requested
+    sample_indices: tuple[int, ...]  # [n], as requested
     rewards: Float64Array  # [n], NaN = unscored
     num_tokens: IntArray  # [n] response tokens that the policy sampled
-    policy_versions: IntArray  # [n] of each sample's oldest token
+    policy_versions: IntArray  # [n] version of each sample's oldest token
     truncated: BoolArray  # [n] cut at max_tokens
     ref: GroupRef
     gradient_norms: Float64Array | None = None  # [n]; NaN where not computed
     reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
-    num_turns: IntArray | None = None  # [n] of the policy; None = one each
-    unscored: Mapping[str, int] = field(default_factory=dict)  # reason -> samples without a reward, where it is known
+    num_turns: IntArray | None = None  # [n] turns of the policy; None = one each
+    unscored: Mapping[str, int] = field(default_factory=dict)  # known reason -> number of samples without a reward
 
     @classmethod
     def of(cls, group: RolloutGroup, *, ref: GroupRef) -> "GroupOutcome":
-        """The outcome of a group that lies there; without rewards every sample is unscored."""
+        """The outcome of the group at `ref`; without rewards every sample is unscored."""
         return cls(
             prompt_id=group.prompt.prompt_id,
             sample_indices=group.sample_indices,
@@ -206,11 +206,11 @@ class GroupOutcome:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenOutcome:
-    """What the driver sees of samples whose episodes go on."""
+    """The driver's view of samples whose episodes continue."""
 
     prompt_id: str
-    sample_indices: tuple[int, ...]  # [n], as they were requested
-    ref: GroupRef  # of OpenEpisodes
+    sample_indices: tuple[int, ...]  # [n], as requested
+    ref: GroupRef  # to OpenEpisodes
 
 
 def _sampled(completions: Sequence[Completion]) -> BoolArray | None:

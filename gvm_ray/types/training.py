@@ -1,4 +1,4 @@
-"""What the learners train on and give back, and what a checkpoint holds."""
+"""Training batches, update results, and the driver's part of a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,32 +12,32 @@ from gvm_ray.types.rollouts import GroupRef
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainGroup:
-    """What the learners train on of one group; arrays index into the group's completions."""
+    """One group's training data."""
 
     prompt_id: str
     ref: GroupRef
-    sample_indices: IntArray  # [k] kept samples
+    sample_indices: IntArray  # [k] kept samples, as indices into the group's completions
     advantages: Float64Array  # [k]
-    weights: Float64Array  # [k]: the batch loss is sum_i weights_i * sum_t token_loss_it
+    weights: Float64Array  # [k]; the batch loss is sum_i weights_i * sum_t token_loss_it
     num_tokens: IntArray  # [k] response tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedNorms:
-    """Gradient norms that the training of a batch measured by the way, of one group's trained samples."""
+    """Gradient norms of one group's trained samples, measured as a by-product of training."""
 
     prompt_id: str
     positive: BoolArray  # [k] advantage above 0
-    norms: Float64Array  # [k] of the gradient of ln pi(response), clipped tokens left out; NaN where not measured
+    norms: Float64Array  # [k] norm of the gradient of ln pi(response) without clipped tokens; NaN where not measured
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainBatch:
-    """One step's training data: references to token-sized groups, and one small number or two per sample."""
+    """One step's training data: references to token-sized groups, and a few small numbers per sample."""
 
     step: int
     groups: tuple[TrainGroup, ...]
-    metrics: Metrics = field(default_factory=dict)  # of the rollouts: rewards, lengths, advantages ...
+    metrics: Metrics = field(default_factory=dict)  # rollout metrics: rewards, lengths, advantages ...
 
     @property
     def num_samples(self) -> int:
@@ -46,7 +46,7 @@ class TrainBatch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightsRef:
-    """A published policy: where its buckets lie, and its version."""
+    """A published policy: its version, and the location of its weights."""
 
     policy_version: int
     location: Any  # object refs of the buckets, or LiveWeights; in tests the tensors themselves
@@ -54,20 +54,20 @@ class WeightsRef:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UpdateResult:
-    """What one training step gives back."""
+    """The result of one training step."""
 
     weights: WeightsRef
-    metrics: Metrics  # learner metrics; "num_updates" counts optimizer updates made
-    # Where the run asks for `training_gradient_norms`: [k] for each group of the batch, aligned with sample_indices,
-    # norm of the gradient of sum_t token_loss_t in the input embedding. NaN at weight 0 and where no update was made.
+    metrics: Metrics  # learner metrics; "num_updates" counts the optimizer updates made
+    # If the run asks for `training_gradient_norms`: [k] for each group of the batch, aligned with sample_indices, norm
+    # of the gradient of sum_t token_loss_t in the input embedding. NaN at weight 0, and if no update was made.
     gradient_norms: tuple[Float64Array, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CheckpointState:
-    """The driver's part of a checkpoint: everything needed to go on except the learners' shards.
+    """The driver's part of a checkpoint: everything needed to continue except the learners' shards.
 
-    All but `prompt_states` are JSON values.
+    All fields but `prompt_states` are JSON values.
     """
 
     step: int  # steps completed
@@ -75,4 +75,4 @@ class CheckpointState:
     cursor: Mapping[str, Any]
     allocator: Mapping[str, Any]
     costs: Mapping[str, float]
-    prompt_states: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # those that still serve the allocator
+    prompt_states: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # those the allocator still needs

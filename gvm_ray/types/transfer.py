@@ -1,4 +1,4 @@
-"""How new weights travel, and the steps of a transfer that learners and generators take part in together."""
+"""Weight transfers from learners to generators: members, phases and results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,48 +9,48 @@ WeightTransfer = Literal["object_store", "nccl", "ipc"]
 
 @dataclass(frozen=True, kw_only=True)
 class LiveWeights:
-    """Location of weights that the learners hold and send to the generators of a world, instead of storing them."""
+    """Weights that the learners keep and send directly to the generators of a world, instead of storing them."""
 
     transfer: WeightTransfer
-    buckets: tuple[Any, ...] = ()  # object refs of the same weights, where generators outside the world need them too
+    buckets: tuple[Any, ...] = ()  # object refs of the same weights, if generators outside the world need them too
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TransferMember:
-    """A generator that takes part."""
+    """A generator that takes part in transfers."""
 
     name: str
     actor: Any  # handle
-    num_workers: int  # processes of its engine that receive, one a GPU
+    num_workers: int  # receiving processes of its engine, one per GPU
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TransferWorld:
-    """Which generators take part. A communicator can't change its members: a new generation is set up anew."""
+    """The generators that take part. A communicator can't change its members, so every generation gets a new one."""
 
     generation: int
     members: tuple[TransferMember, ...]
 
     @property
     def size(self) -> int:
-        """Processes: the learners' sender and every worker of every generator."""
+        """The number of processes: the learners' sender and every worker of every generator."""
         return 1 + sum(member.num_workers for member in self.members)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Delivery:
-    """How a transfer went; the learners themselves are well."""
+    """The result of a transfer in which no learner failed."""
 
-    policy_version: int  # of what was sent
-    # By generator: what it failed with. The others have the weights, unless `halfway`.
+    policy_version: int  # of the weights sent
+    # Generator -> its error. The others have the weights, unless `halfway`.
     failures: Mapping[str, Exception] = field(default_factory=dict)
     halfway: bool = False  # the other generators may hold parts of two policies
 
 
-# --- what the learners' sender asks of every generator, in this order; answers come when it is done -------------------
+# --- phases: the learners' sender asks them of every generator, in this order; each is answered when done -------------
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JoinWorld:
-    """Set up the connection to the sender, in place of an earlier one."""
+    """Set up the connection to the sender; it replaces an earlier one."""
 
     generation: int
     init_info: Mapping[str, Any]  # vLLM's
@@ -58,16 +58,16 @@ class JoinWorld:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StartUpdate:
-    """Stop between two steps, and make ready to take weights."""
+    """Stop between two steps, and prepare to take weights."""
 
     generation: int
     policy_version: int
-    silence_s: float  # without a further message for so long, the sender counts as gone
+    silence_s: float  # after this time without a message, the sender counts as gone
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReceiveWeights:
-    """Take some weights, or all."""
+    """Receive some or all weights."""
 
     generation: int
     update_info: Mapping[str, Any]  # vLLM's
@@ -75,7 +75,7 @@ class ReceiveWeights:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinishUpdate:
-    """Compare what came with what was sent, and go on sampling with it."""
+    """Compare the received weights with the sent ones, and continue sampling with them."""
 
     generation: int
     policy_version: int

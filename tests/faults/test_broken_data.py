@@ -103,7 +103,7 @@ def test_two_fields_of_one_name(tmp_path: Path) -> None:
     columns = [pyarrow.array(["p"]), pyarrow.array([1]), pyarrow.array([2])]
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table(columns, names=["problem", "answer", "answer"]), path)
-    assert complaint(path).startswith(f"{path}: there are several fields named 'answer', and which one is meant")
+    assert complaint(path).startswith(f"{path}: there are several fields named 'answer', so it is unclear")
     inner = pyarrow.StructArray.from_arrays(columns[1:], names=["x", "x"])
     pyarrow.parquet.write_table(pyarrow.table([columns[0], inner], names=["problem", "answer"]), path)
     assert "is not valid Parquet after row 0" in complaint(path, answer_field="answer.x")
@@ -123,8 +123,8 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     for path, expected in (
         (folder, "is a folder"),
         (circle, "can't be read ([Errno 40]"),
-        (pipe, "is no regular file"),
-        ("/dev/zero", "is no regular file"),
+        (pipe, "is not a regular file"),
+        ("/dev/zero", "is not a regular file"),
         ("~nobody-of-this-name/a.jsonl", "doesn't exist"),
         ("a" * 5000, "can't be read ([Errno 36]"),
         ("a\0.jsonl", "can't be read (embedded null byte)"),

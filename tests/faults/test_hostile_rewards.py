@@ -182,6 +182,6 @@ def lie_at_start() -> None:
 
 def test_what_is_no_report_of_the_start_fails_the_start():
     box = Sandbox(lie_at_start, timeout_s=1.0, memory_mb=512)
-    with pytest.raises(SystemFailure, match="no report of its start"):
+    with pytest.raises(SystemFailure, match="an invalid report of its start"):
         box.start()
     assert box.pid is None

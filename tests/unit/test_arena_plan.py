@@ -176,8 +176,8 @@ def test_a_family_without_file_or_test_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"baseline": "best"}, "baseline='best' is no arm; write one of uniform, pool"),
-        ({"highlighted": "best"}, "highlighted='best' is no arm"),
+        ({"baseline": "best"}, "baseline='best' is not an arm; write one of uniform, pool"),
+        ({"highlighted": "best"}, "highlighted='best' is not an arm"),
         ({"arms": [*ARENA["arms"], ARENA["arms"][0]]}, "arms hold 'uniform' more than once"),
         ({"arms": []}, "arms is empty"),
         ({"families": []}, "families is empty"),
@@ -188,7 +188,7 @@ def test_a_family_without_file_or_test_is_refused(folder: Path) -> None:
         ({"arms": [{**ARENA["arms"][0], "algorithms": ["ppo"]}]}, "names the algorithm 'ppo'; write one of raft"),
         (
             {"arms": [{**ARENA["arms"][0], "algorithms": ["raft"]}]},
-            "the baseline 'uniform' has runs with .* alone.*leave its",
+            "the baseline 'uniform' runs only with .*leave out its",
         ),
         ({"arms": [*ARENA["arms"], {"name": "none", "algorithms": []}]}, "algorithms"),
         ({"token_budget": 0}, r"token_budget: .*greater than or equal to 1 \(got 0\)"),

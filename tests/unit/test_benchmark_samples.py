@@ -99,7 +99,7 @@ def test_samples_of_prompts_that_read_otherwise_are_refused(tmp_path: Path) -> N
 def test_a_foreign_row_is_named(tmp_path: Path, line: str) -> None:
     file = open_file(tmp_path)
     file.path.write_text(line)
-    with pytest.raises(DataError, match=r"samples\.jsonl, line 1 is no sample .*remove the file"):
+    with pytest.raises(DataError, match=r"samples\.jsonl, line 1 is not a sample .*remove the file"):
         open_file(tmp_path)
 
 

@@ -148,7 +148,7 @@ def test_weights_are_shares():
 
 def test_a_space_that_is_too_small_says_how_many_problems_it_has():
     available = sum(split_of(f"{a}+{b}") == "train" for a in range(7) for b in range(7))
-    with pytest.raises(DataError, match=f"size=1000 .* {available} to give .* write size={available}"):
+    with pytest.raises(DataError, match=f"size=1000 .* {available} in .* write size={available}"):
         load_tasks(source(level(1, "+"), size=1000))
 
 

@@ -76,12 +76,12 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
         # 512 samples of 16 tokens pay for 8,192 / (64 x 0.3) = 426.7 prompts.
         (
             [],
-            "at most 426 prompts x 64 tokens = 27,264 a step, charged as 8,179; generated are at most 8,192",
+            "at most 426 prompts x 64 tokens = 27,264 per step, charged as 8,179; at most 8,192 tokens are generated",
         ),
         (
             ["allocator.candidates_per_step=1024"],
-            "at most 1,024 prompts x 64 tokens = 65,536 a step, charged as 19,661; generated are at most 8,192; a "
-            "lower allocator.candidates_per_step saves most of it",
+            "at most 1,024 prompts x 64 tokens = 65,536 per step, charged as 19,661; at most 8,192 tokens are "
+            "generated; a lower allocator.candidates_per_step saves most of it",
         ),
     ],
 )
@@ -161,7 +161,7 @@ def test_an_impossible_number_of_samples_is_refused() -> None:
 
 def test_an_evaluation_is_told_what_it_lacks() -> None:
     assert "write --benchmarks math500,aime24, or --config" in refusal("eval", "model")
-    assert "2 models are compared on benchmarks only" in refusal("eval", "a", "b", "--config", str(CONFIG))
+    assert "2 models can be compared only on benchmarks" in refusal("eval", "a", "b", "--config", str(CONFIG))
     assert "evaluation.top_p: Input should be" in refusal("eval", "model", "--benchmarks", "aime24", "--top-p", "0")
     error = refusal("eval", "model", "--benchmarks", "aime24", "--set", "evaluation.topp=1")
     assert "evaluation.topp: unknown setting; did you mean 'top_p'?" in error

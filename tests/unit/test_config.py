@@ -171,7 +171,7 @@ def test_a_type_that_is_a_setting_like_others_leaves_its_table_alone(tmp_path: P
         ("rewards.terms=[{weight=2}]", "rewards.terms.0.type: required, but not given; write rewards.terms.0.type as "),
         ("rewards.terms.weight=2", "rewards.terms: takes a list, not {'weight': 2}"),
         ("algorithm.loss.y=1", "algorithm.loss.path: required, but not given"),
-        ("allocator.type=gvmm", "allocator.type: there is no such type (got 'gvmm'); write allocator.type as one of"),
+        ("allocator.type=gvmm", "allocator.type: unknown type (got 'gvmm'); write allocator.type as one of"),
         ("allocator=gvm", "allocator: takes a table, not 'gvm'; write allocator.type = 'gvm'"),
         ("sampling=3", "sampling: takes a table, not 3; write its settings as sampling.NAME"),
         (
@@ -254,9 +254,9 @@ def test_bytes_that_editors_on_windows_write_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("name = run\n", r"at line 1, column 8\), in 'name = run'; text stands in quotes"),
-        ('name = "a"\nname = "b"\n', r"in 'name = \"b\"'; a table or setting stands once in a file"),
-        ("[model]\na = 1\n[model]\n", r"in '\[model\]'; a table or setting stands once"),
+        ("name = run\n", r"at line 1, column 8\), in 'name = run'; text needs quotes"),
+        ('name = "a"\nname = "b"\n', r"in 'name = \"b\"'; a table or setting may appear only once in a file"),
+        ("[model]\na = 1\n[model]\n", r"in '\[model\]'; a table or setting may appear only once"),
     ],
 )
 def test_the_line_that_is_no_toml_is_shown(tmp_path: Path, text: str, expected: str) -> None:

@@ -71,7 +71,7 @@ def test_unverified_answers_may_be_kept_and_are_still_listed(tmp_path: Path) -> 
     rows, report = prepared(tmp_path / "out.parquet", raw(tmp_path), verify=True, keep_unverified=True)
     assert "np.arcsin(10/13)" in [row["answer"] for row in rows]
     assert [row.where.rsplit(" ", 1)[1] for row in report.kept_unverified] == ["4"]
-    assert "kept all the same" in report.table()
+    assert "kept anyway" in report.table()
     assert ("raw.jsonl, line 4", "unverified") not in reasons(report)
 
 
@@ -118,7 +118,7 @@ def test_an_output_made_otherwise_is_not_replaced_unasked(
             output.with_suffix(".report.json").write_text("{}")
     before = output.read_bytes()
     assert command(*arguments) == 2
-    assert "was made otherwise" in capsys.readouterr().err
+    assert "was made from other sources or with other options" in capsys.readouterr().err
     assert output.read_bytes() == before
     assert command(*arguments, "--overwrite") == 0
     assert command(*arguments) == 0
@@ -206,7 +206,7 @@ def test_an_interrupted_preparation_leaves_no_output(tmp_path: Path, monkeypatch
         (["/gone/train"], "data file '/gone/train' doesn't exist"),
         (["text.txt"], "data file 'text.txt' is neither .jsonl nor .parquet nor .csv"),
         (["empty.jsonl"], "'empty.jsonl' has no rows"),
-        (["nothing"], "'nothing' has no data file; write a file, a folder or a pattern"),
+        (["nothing"], "'nothing' has no data file; write a file, a folder or a glob"),
         (["gone*.jsonl"], "'gone*.jsonl' has no data file"),
         (
             ["nobody/nothing"],
@@ -221,7 +221,10 @@ def test_an_interrupted_preparation_leaves_no_output(tmp_path: Path, monkeypatch
         (["g.jsonl", "--output", "train.csv"], "output 'train.csv' isn't a .parquet file"),
         (["train.parquet"], "'train.parquet' is both a source and the output"),
         (["g.jsonl", "--decontaminate", "gone.jsonl"], "data file 'gone.jsonl' doesn't exist"),
-        (["g.jsonl", "--decontaminate", "odd.jsonl"], "odd.jsonl, line 1: field 'problem', compared with the training"),
+        (
+            ["g.jsonl", "--decontaminate", "odd.jsonl"],
+            "odd.jsonl, line 1: field 'problem', to compare with the training",
+        ),
         (["g.jsonl", "--tokenizer", "./gone", "--max-tokens", "9"], "write --tokenizer as a folder with config.json"),
         (["g.jsonl", "--max-tokens", "9"], "--max-tokens is of no use without --tokenizer; write both"),
         (["g.jsonl", "--tokenizer", "x"], "--tokenizer is of no use without --max-tokens; write both"),
@@ -229,7 +232,7 @@ def test_an_interrupted_preparation_leaves_no_output(tmp_path: Path, monkeypatch
         (["same.jsonl", "--id-field", "id"], "field 'id' is '1', the id of another problem (same.jsonl, line 1)"),
         (
             ["g.jsonl", "--decontaminate", "g.jsonl"],
-            "no problem is left of 2, and nothing is written:\n  2  dropped  cont",
+            "no problem is left of 2, so nothing is written:\n  2  dropped  cont",
         ),
     ],
 )

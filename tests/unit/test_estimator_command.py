@@ -167,7 +167,7 @@ def test_an_arm_that_cannot_be_compared_is_refused(tmp_path: Path, table: str, e
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"baseline": "gvm"}, "baseline='gvm' is no arm; write one of uniform"),
+        ({"baseline": "gvm"}, "baseline='gvm' is not an arm; write one of uniform"),
         ({"prompts_per_step": 9}, "prompts_per_step=9 is above num_prompts=6; write num_prompts=9 or more"),
         ({"num_repeats": 1}, "greater than or equal to 2"),
     ],

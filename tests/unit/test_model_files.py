@@ -156,7 +156,7 @@ def test_generation_settings_that_are_no_object_are_named(folder: Path, text: st
         with pytest.raises(ModelError) as error:
             read()
         assert f"generation_config.json of {str(folder)!r} {wrong}" in str(error.value)
-        assert str(error.value).endswith("own generation_config.json there, or delete it: it is not needed")
+        assert str(error.value).endswith("own generation_config.json there, or delete it, as it is not needed")
 
 
 @pytest.mark.parametrize("family", ["mamba", "gpt_oss", "rwkv"])

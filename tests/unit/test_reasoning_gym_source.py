@@ -97,7 +97,7 @@ def test_a_small_level_gives_all_it_has_and_the_others_make_up_for_it():
     tasks = load_tasks(countdown(level(2, max_value=2), level(3), size=30))
     assert {task.problem for task in tasks if task.features["level"] == 0} == {f"{a} {b}={t}" for a, b, t in pairs}
     assert len(tasks) == 30
-    with pytest.raises(DataError, match=f"size=30 .* {len(pairs)} to give .* write size={len(pairs)}"):
+    with pytest.raises(DataError, match=f"size=30 .* only {len(pairs)} in .* write size={len(pairs)}"):
         load_tasks(countdown(level(2, max_value=2), size=30))
 
 

@@ -73,8 +73,8 @@ def test_a_generator_has_a_gpu_for_each_of_its_parts() -> None:
     [
         (
             {"learner": {"num_workers": 1, "activation_checkpointing": True}},
-            "has 80.0 (of a test); the largest part is 56.7 GiB of optimizer moments: give it more GPUs, which share "
-            "it (learner.num_workers=1), or take a smaller model",
+            "has 80.0 (of a test); the largest part is 56.7 GiB of optimizer moments: spread it over more GPUs "
+            "(learner.num_workers=1), or take a smaller model",
         ),
         (
             {"learner": {"num_workers": 8, "micro_batch_tokens": 65536}},

@@ -165,7 +165,7 @@ def test_field_names_in_a_config() -> None:
     assert parse_config(config.model_dump(mode="json")) == config
     assert parse_config(values, ["prompts.train.prompt_field=3"]).prompts.train.prompt_field == "3"  # type: ignore[union-attr]
     for value in ("[]", '["a", 1]'):
-        with pytest.raises(ConfigError, match="prompt_field: write the name of a field, or a list of several"):
+        with pytest.raises(ConfigError, match="prompt_field: write the name of a field, or a list of names"):
             parse_config(values, [f"prompts.train.prompt_field={value}"])
 
 

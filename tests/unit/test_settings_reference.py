@@ -46,7 +46,7 @@ def test_values_defaults_and_comments() -> None:
     assert pool["sharpness"].meaning == "exponent on the score"  # of the class that it shares with others
     engine = {setting.name: setting for setting in section("engine").settings}
     assert engine["type"].values.startswith('`"auto"`')
-    assert engine["in_flight"].meaning.startswith("New weights while samples are under way")  # lines above it
+    assert engine["in_flight"].meaning.startswith("For samples in flight")  # lines above it
     assert {setting.name: setting.default for setting in section("model", "pretrained").settings}["path"] == "required"
     function = {setting.name: setting.default for setting in section("prompts.train", "function").settings}
     assert (function["parameters"], function["path"]) == ("empty", "required")

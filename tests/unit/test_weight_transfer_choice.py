@@ -54,18 +54,18 @@ def test_an_engine_that_turns_out_otherwise_changes_the_choice() -> None:
     config = run(ON_GPUS | {"engine": {"type": "auto", "gpus_per_generator": 1}})
     assert (config.weight_transfer(), config.weight_transfer("transformers")) == ("nccl", "object_store")
     asked = run(ON_GPUS | {"engine": {"type": "auto", "gpus_per_generator": 1}}, "nccl")
-    with pytest.raises(ValueError, match=r"needs vLLM at the generators, and engine.type='transformers'; write"):
+    with pytest.raises(ValueError, match=r"needs vLLM in the generators, but engine.type='transformers'; write"):
         asked.weight_transfer("transformers")
 
 
 @pytest.mark.parametrize(
     ("tables", "transfer", "message"),
     [
-        ({}, "nccl", "sends from GPU to GPU, and learner.gpus_per_worker=0 and engine.gpus_per_generator=0; write"),
+        ({}, "nccl", "sends from GPU to GPU, but learner.gpus_per_worker=0 and engine.gpus_per_generator=0; write"),
         ({}, "ipc", "sends from GPU to GPU"),
         (COLOCATED, "nccl", "cluster.placement='colocated'; write weight_sync.transfer='ipc'"),
         (ON_GPUS, "ipc", "cluster.placement='disaggregated'; write cluster.placement='colocated'"),
-        (ON_PARTS, "nccl", "needs a whole GPU for every generator, and engine.gpus_per_generator=0.5; write"),
+        (ON_PARTS, "nccl", "needs a whole GPU for every generator, but engine.gpus_per_generator=0.5; write"),
         (OTHER_ENGINE, "nccl", "engine.type='transformers'; write engine.type='vllm'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Chains of operations that a tiny model learns in minutes, with many valid rationales and a dial for difficulty."""
+"""Operation chains that a tiny model learns in minutes, with many valid rationales and adjustable difficulty."""
 
 import hashlib
 import heapq
@@ -12,40 +12,40 @@ from gvm_ray.config.prompts import ArithmeticSourceConfig, ChainLevelConfig, Cha
 from gvm_ray.exceptions import DataError
 from gvm_ray.tasks.rows import Task
 
-TEST_SHARE = 5  # one in so many problems is a test problem
+TEST_SHARE = 5  # every fifth problem, on average, is a test problem
 
 
 def split_of(content: str) -> Literal["train", "test"]:
-    """The split that a problem belongs to, by a hash of its content: the same in every run and configuration."""
+    """The split of a problem, from a hash of its content, so it is the same in every run and configuration."""
     return "test" if _digest(content) % TEST_SHARE == 0 else "train"
 
 
 def half_of(content: str) -> Literal["first", "second"]:
-    """The half of its split that a problem belongs to, by the same hash."""
+    """The half of its split that a problem belongs to, from the same hash."""
     return "first" if _digest(content) // TEST_SHARE % 2 == 0 else "second"
 
 
 def is_in(content: str, *, split: Literal["all", "train", "test"], half: Literal["both", "first", "second"]) -> bool:
-    """True where a problem of this content belongs to the split, and to the half of it."""
+    """True if a problem with this content belongs to this half of this split."""
     return split in ("all", split_of(content)) and half in ("both", half_of(content))
 
 
 def shares(size: int, *, weights: Sequence[float], capacities: Sequence[int], source: str) -> list[int]:
-    """Counts that sum to `size`, as proportional to the weights as the capacities let them (Sainte-Laguë's method).
+    """Counts that sum to `size`, as proportional to the weights as the capacities allow (Sainte-Laguë's method).
 
     Args:
-        size: Problems in all.
-        weights: Of the levels.
+        size: The total number of problems.
+        weights: One per level.
         capacities: The most that each level can give.
-        source: Named in the message.
+        source: The source's type, for the message.
 
     Raises:
         DataError: the levels together have fewer than `size` problems.
     """
     if size > sum(capacities):
         raise DataError(
-            f"{source} source asks for size={size} distinct problems, but its levels have {sum(capacities)} to give "
-            f"in this split; write size={sum(capacities)}, or levels with more problems"
+            f"{source} source asks for size={size} distinct problems, but its levels have only {sum(capacities)} in "
+            f"this split; write size={sum(capacities)}, or levels with more problems"
         )
     counts = [0] * len(weights)
     queue = [(0.5 / weight, i) for i, weight in enumerate(weights) if capacities[i]]
@@ -62,22 +62,22 @@ def _digest(content: str) -> int:
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big")
 
 
-UNWRITTEN = "_"  # stands for a character of a running result that is not written down
-ENUMERATED = 20_000  # levels with at most so many problems are listed in full, larger ones are drawn from
-MAX_REJECTIONS = 10_000  # draws in a row without a usable problem: the level has none
+UNWRITTEN = "_"  # stands for a character of a running result that is left out
+ENUMERATED = 20_000  # levels with at most this many problems are enumerated; larger ones are sampled
+MAX_REJECTIONS = 10_000  # after this many draws in a row without a usable problem, the level has none
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChainFamily:
-    """What makes one family."""
+    """One family of operation chains."""
 
-    name: str  # with its parameters; the prompt ids begin with it
+    name: str  # with its parameters; prompt ids begin with it
     operators: str  # one character each, from easy to hard: a level draws from the operators up to its own
-    digits: str  # what starts and operands are made of
+    digits: str  # the characters of starts and operands
     start_width: int  # digits of the start, and of every result
     operand_width: int  # digits of an operand
     apply: Callable[[str, str, str], str]  # (value, operator, operand) -> result
-    mistake: Callable[[str, str, str, random.Random], str]  # the same, but a wrong result, as an unsure worker gets it
+    mistake: Callable[[str, str, str, random.Random], str]  # the same, but with a plausible wrong result
 
     def running_results(self, problem: str) -> list[str]:
         """The result after each operation of the problem."""
@@ -87,8 +87,8 @@ class ChainFamily:
     def tasks(self, config: ChainSourceConfig) -> list[Task]:
         """`size` distinct problems of the configured split, in random order.
 
-        Levels share `size` by weight; a level with fewer problems than its share gives all it has, and the others make
-        up for it.
+        Levels share `size` by weight. A level with fewer problems than its share gives all it has, and the others make
+        up the difference.
 
         Raises:
             DataError: the split has fewer than `size` problems, or two levels are the same.
@@ -96,7 +96,7 @@ class ChainFamily:
         _check_distinct(config)
         rng = random.Random(f"{config.type} problems {config.seed}")
         listed = [self._listed_problems(level, config=config, rng=rng) for level in config.levels]
-        # Half of what the smallest part of a split holds, so that drawing distinct problems at random stays quick.
+        # Draw at most half of the smallest part of a split, so that finding distinct problems at random stays quick.
         drawable = 2 * TEST_SHARE if config.half == "both" else 4 * TEST_SHARE
         capacities = [
             len(problems) if problems is not None else self._num_problems(level) // drawable
@@ -114,14 +114,14 @@ class ChainFamily:
     def demonstrations(
         self, config: ChainSourceConfig, *, num: int, seed: int, excluded: frozenset[str] = frozenset()
     ) -> Iterator[tuple[str, str]]:
-        """`num` pairs (problem, worked response) from the training split; problems repeat, levels come by weight.
+        """Draw `num` pairs (problem, worked response) from the training split, levels by weight; problems may repeat.
 
-        A step is right with probability `step_accuracy[operator]`; else it has the family's kind of mistake, and the
-        chain goes on from it. Running results are left out with `skip_probability`.
+        A step is right with probability `step_accuracy[operator]`; otherwise it has the family's kind of mistake, and
+        the chain continues from the wrong result. Running results are left out with probability `skip_probability`.
 
         Args:
-            config: Levels and accuracies; its size, seed, split and half play no part.
-            num: Demonstrations to draw.
+            config: Levels and accuracies; its size, seed, split and half are ignored.
+            num: The number of demonstrations.
             seed: Of the draws.
             excluded: Problems never to show, e.g. those of the evaluation.
 
@@ -153,7 +153,7 @@ class ChainFamily:
         )
 
     def _worked(self, problem: str, *, config: ChainSourceConfig, rng: random.Random) -> str:
-        """A response as an unsure worker writes it."""
+        """A response as in a demonstration, perhaps with mistakes and without some running results."""
         accuracy: Mapping[str, float] = {**config.step_accuracy}
         written = []
         value, steps = self._parts(problem)
@@ -178,7 +178,7 @@ class ChainFamily:
         return self.start_width + level.num_operations * self.operand_width
 
     def _num_problems(self, level: ChainLevelConfig) -> int:
-        """Problems of a level, all splits together: digits times operator sequences that hold the level's operator."""
+        """The number of a level's problems in all splits: digits times operator sequences with the level's operator."""
         allowed, k = len(self._allowed(level)), level.num_operations
         return len(self.digits) ** self._num_digits(level) * (allowed**k - (allowed - 1) ** k)
 
@@ -190,7 +190,7 @@ class ChainFamily:
         return chain.ljust(self.start_width + max_operations * (1 + width)) + "="
 
     def _random_problem(self, level: ChainLevelConfig, *, config: ChainSourceConfig, rng: random.Random) -> str:
-        """Uniform over the level's problems."""
+        """A problem drawn uniformly from the level."""
         operators = rng.choices(self._allowed(level), k=level.num_operations)
         while level.operator not in operators:
             operators = rng.choices(self._allowed(level), k=level.num_operations)
@@ -200,7 +200,7 @@ class ChainFamily:
     def _listed_problems(
         self, level: ChainLevelConfig, *, config: ChainSourceConfig, rng: random.Random
     ) -> list[str] | None:
-        """Every problem of a small level that is in the split, in random order; None for a large level."""
+        """All problems of a small level in the split, in random order; None for a large level."""
         if self._num_problems(level) > ENUMERATED:
             return None
         problems = [
@@ -216,7 +216,7 @@ class ChainFamily:
     def _drawn_problems(
         self, level: ChainLevelConfig, config: ChainSourceConfig, *, rng: random.Random, count: int
     ) -> list[str]:
-        """`count` distinct problems of a large level that are in the split."""
+        """Draw `count` distinct problems of a large level in the split."""
         problems: dict[str, None] = {}
         while len(problems) < count:
             problem = self._random_problem(level, config=config, rng=rng)
@@ -226,7 +226,7 @@ class ChainFamily:
 
 
 def _chain(problem: str) -> str:
-    """`3+5*2` of `3+5*2    =`."""
+    """The chain of a problem: `3+5*2` for `3+5*2    =`."""
     return problem.removesuffix("=").rstrip()
 
 
@@ -248,8 +248,8 @@ def _check_distinct(config: ChainSourceConfig) -> None:
         first = seen.setdefault(_named(level), index)
         if first != index:
             raise DataError(
-                f"{config.type} levels {first} and {index} are both {_named(level)}; write one, with the weights added "
-                "up"
+                f"{config.type} levels {first} and {index} are both {_named(level)}; write one level with the sum of "
+                "their weights"
             )
 
 
@@ -258,7 +258,7 @@ def _named(level: ChainLevelConfig) -> str:
 
 
 def arithmetic_family(config: ArithmeticSourceConfig) -> ChainFamily:
-    """The chains of the configured modulus; a mistaken result is uniform over the wrong digits."""
+    """Chains with the configured modulus; a mistake gives a result drawn uniformly from the wrong digits."""
     modulus = config.modulus
 
     def apply(value: str, operator: str, operand: str) -> str:
@@ -292,7 +292,7 @@ DIGITS = "0123456789"
 
 
 def list_program_family(config: ListProgramSourceConfig) -> ChainFamily:
-    """Programs on lists of the configured length; a mistaken step applies another operation, with another result."""
+    """Programs on lists of the configured length; a mistake applies another operation that gives another result."""
 
     def mistake(digits: str, operation: str, operand: str, rng: random.Random) -> str:
         right = _apply(digits, operation, operand)

@@ -33,14 +33,14 @@ def file_rows(path: str, *, fields: Mapping[str, str] | None = None) -> Iterator
     """The file's rows in its order. The values of a CSV file are all text.
 
     Args:
-        path: Of the file; its name says which format it has.
-        fields: The names that are needed, and the setting behind each: no other column of a Parquet file is read.
+        path: The file; its suffix gives the format.
+        fields: Needed field -> setting that names it. Other columns of a Parquet file aren't read.
 
     Raises:
-        DataError: the file is missing, of another format, damaged, has two fields of one name, or (Parquet) is without
-            one of those that are needed.
+        DataError: the file is missing, of another format, damaged, has two fields of one name, or (Parquet) lacks a
+            needed field.
     """
-    file = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
+    file = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
     if obstacle := _obstacle(file):
         near = "" if os.path.lexists(file) else likely_paths(file)
         raise DataError(f"data file {path!r} {obstacle}; write the path of a .jsonl, .parquet or .csv file{near}")
@@ -56,7 +56,7 @@ def file_rows(path: str, *, fields: Mapping[str, str] | None = None) -> Iterator
 
 
 def file_fields(path: str) -> list[str]:
-    """The fields of a file's first row; none of an empty file.
+    """The fields of a file's first row; none for an empty file.
 
     Raises:
         DataError: the file is missing, of another format, or not readable.
@@ -65,7 +65,7 @@ def file_fields(path: str) -> list[str]:
 
 
 def _obstacle(path: Path) -> str:
-    """Why the path is no file that can be read; empty if it is one. Pipes are not waited for."""
+    """The reason why the path isn't a readable file; empty if it is one. Doesn't wait for pipes."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):
@@ -73,13 +73,13 @@ def _obstacle(path: Path) -> str:
             return ""
     except FileNotFoundError:
         return "doesn't exist"
-    except (OSError, ValueError) as error:  # no permission, links in a circle, an impossible name
+    except (OSError, ValueError) as error:  # no permission, circular links, an impossible name
         return f"can't be read ({error})"
-    return "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+    return "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
 
 
 def _document_rows(path: Path) -> list[Row] | None:
-    """The rows of a file that is one JSON object or one array of them; None where it isn't, as JSON lines are not."""
+    """The rows of a file that is one JSON object or an array of objects; None for other files, e.g. JSON lines."""
     try:
         document = json.loads(path.read_bytes(), object_pairs_hook=_object(str(path)))
     except DataError:
@@ -99,7 +99,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            if b"\0" in line:  # UTF-16 without its mark would be invalid JSON, with nothing to see in an editor
+            if b"\0" in line:  # UTF-16 without a byte order mark is invalid JSON, but looks right in an editor
                 raise DataError(f"{where}: holds zero bytes, as UTF-16 and compressed files do; save it as plain UTF-8")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -110,17 +110,17 @@ def _json_rows(path: Path) -> Iterator[Row]:
                 raise DataError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
             except json.JSONDecodeError as error:
                 raise DataError(
-                    f"{where}: not valid JSON ({error.msg}, column {error.colno}); write one JSON object a line"
+                    f"{where}: not valid JSON ({error.msg}, column {error.colno}); write one JSON object per line"
                 ) from error
-            except (ValueError, RecursionError) as error:  # digits or brackets without end
-                raise DataError(f"{where}: can't be read as JSON ({error}); write one plain object a line") from error
+            except (ValueError, RecursionError) as error:  # endless digits or brackets
+                raise DataError(f"{where}: can't be read as JSON ({error}); write one plain object per line") from error
             if not isinstance(row, dict):
-                raise DataError(f"{where}: a JSON {type(row).__name__}, not an object; write one JSON object a line")
+                raise DataError(f"{where}: a JSON {type(row).__name__}, not an object; write one JSON object per line")
             yield where, row
 
 
 def _object(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """What makes an object of its fields, and refuses two of one name, of which JSON would take the last."""
+    """A function that makes an object of its fields and refuses duplicate names (JSON would keep the last)."""
 
     def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
@@ -139,21 +139,21 @@ def _csv_rows(path: Path, *, fields: Mapping[str, str] | None) -> Iterator[Row]:
             reader = csv.DictReader(file, strict=True)
             check_unique(reader.fieldnames or (), where=f"{path}, line 1", fields=fields)
             for row in reader:
-                number = reader.line_num  # where the row ends: a quoted text may have several lines
+                number = reader.line_num  # the row's last line: a quoted text may have several
                 if None in row or None in row.values():
                     raise DataError(
                         f"{path}, line {number}: not as many values as the first line has names "
-                        f"({len(reader.fieldnames or ())}); quote values that hold commas, quotes or line breaks"
+                        f"({len(reader.fieldnames or ())}); quote values that contain commas, quotes or line breaks"
                     )
                 yield f"{path}, line {number}", row
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, after line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
     except csv.Error as error:
-        raise DataError(f"{path}, after line {number}: not valid CSV ({error}); write it anew, or as JSONL") from error
+        raise DataError(f"{path}, after line {number}: not valid CSV ({error}); rewrite it, or use JSONL") from error
 
 
 def _parquet_rows(path: Path, *, fields: Mapping[str, str] | None) -> Iterator[Row]:
-    """(file and row, row), of the needed columns only; rows count from 1."""
+    """(file and row, row) of every row, with the needed columns only; rows count from 1."""
     import pyarrow
     import pyarrow.parquet
 
@@ -172,6 +172,6 @@ def _parquet_rows(path: Path, *, fields: Mapping[str, str] | None) -> Iterator[R
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
-            f"data file {str(path)!r} is not valid Parquet after row {number}: {str(error).strip()}; write it anew, "
-            "with text in UTF-8"
+            f"data file {str(path)!r} is not valid Parquet after row {number}: {str(error).strip()}; rewrite it, with "
+            "text in UTF-8"
         ) from error

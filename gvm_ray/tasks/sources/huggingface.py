@@ -30,10 +30,10 @@ def huggingface_tasks(config: HuggingFaceSourceConfig) -> list[Task]:
 def dataset_rows(
     dataset: "Dataset", *, config: HuggingFaceSourceConfig, fields: Mapping[str, str] | None = None
 ) -> Iterator[Row]:
-    """The rows of a split in its order; with `fields`, of these only (name -> the setting behind it).
+    """The rows of a split in its order; with `fields` (name -> setting that names it), only their columns.
 
     Raises:
-        DataError: it doesn't have one of the fields.
+        DataError: the split lacks one of the fields.
     """
     origin = _origin(config)
     schema = dataset.features.arrow_schema
@@ -49,10 +49,10 @@ def _origin(config: HuggingFaceSourceConfig) -> str:
 
 
 def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
-    """The split; a local folder may hold data files or what `save_to_disk` wrote.
+    """Load the split. A local folder may hold data files or the output of `save_to_disk`.
 
     Raises:
-        DataError: it can't be loaded.
+        DataError: the split can't be loaded.
     """
     import datasets
     from datasets.exceptions import DatasetsError
@@ -69,7 +69,7 @@ def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
         return datasets.load_dataset(origin, name=config.name, split=config.split)
     except (DatasetsError, ValueError, OSError) as error:
         fetch = (
-            f"; without network fetch it elsewhere (hf download --repo-type dataset {config.path} --local-dir FOLDER)"
+            f"; without network, fetch it elsewhere (hf download --repo-type dataset {config.path} --local-dir FOLDER)"
         )
         raise DataError(
             f"dataset {config.path!r} (name {config.name!r}, split {config.split!r}) can't be loaded: {error}; write a "
@@ -78,11 +78,11 @@ def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
 
 
 def _load_saved(folder: Path, *, known: Mapping[str, Any]) -> "Dataset":
-    """One split that `save_to_disk` wrote; `known` is the index of the splits beside it."""
+    """One split written by `save_to_disk`; `known` is the index of all splits beside it."""
     import datasets
 
     if "splits" in known and folder.name not in known["splits"]:
         raise ValueError(f"its splits are {', '.join(known['splits'])}")
     if not json.loads((folder / "state.json").read_text())["_data_files"]:
-        raise ValueError("it has no rows")  # load_from_disk meets an IndexError there
+        raise ValueError("it has no rows")  # load_from_disk would raise an IndexError
     return datasets.Dataset.load_from_disk(str(folder))

@@ -1,4 +1,4 @@
-"""Tasks of the reasoning-gym library, each with the entry that its scorer needs."""
+"""Tasks of the reasoning-gym library, with the entries that its scorers need."""
 
 import difflib
 import itertools
@@ -13,24 +13,24 @@ from gvm_ray.exceptions import DataError
 from gvm_ray.tasks.rows import Task, content_id
 from gvm_ray.tasks.sources.chains import is_in, shares
 
-MAX_REJECTIONS = 1000  # entries in a row without a usable problem: the level has no more
+MAX_REJECTIONS = 1000  # after this many entries in a row without a usable problem, the level has no more
 NONSENSE = ("xyzzy", "I don't know", "<<<")
-FORM_CREDIT = 0.1  # several scorers give a few hundredths to every text
+FORM_CREDIT = 0.1  # several scorers give a few hundredths to any text
 PROBED_ENTRIES = 3
-LEVEL_SEEDS = 1_000_003  # between the seeds of one level and the next
+LEVEL_SEEDS = 1_000_003  # distance between the seeds of consecutive levels
 
 
 def reasoning_gym_tasks(config: ReasoningGymSourceConfig) -> list[Task]:
     """`size` distinct tasks of the configured split, the same for the same seed and parameters.
 
-    Levels share `size` by weight; a level with fewer problems than its share gives all it has, and the others make up
-    for it. The tasks of several levels come in random order, those of one in the library's.
+    Levels share `size` by weight. A level with fewer problems than its share gives all it has, and the others make up
+    the difference. Tasks of several levels are in random order, tasks of a single level in the library's.
 
-    `features["reasoning_gym"]` holds the task's name and its entry (question, answer, metadata) with the values as the
-    library made them: some scorers tell a tuple from a list.
+    `features["reasoning_gym"]` holds the task's name and its entry (question, answer, metadata) with the library's own
+    values, because some scorers tell a tuple from a list.
 
     Raises:
-        DataError: the task is unknown or refuses its parameters, a format names what its entries don't have, or the
+        DataError: the task is unknown or refuses its parameters, a format has a name that its entries lack, or the
             levels have fewer than `size` problems in the split.
     """
     _check(config)
@@ -57,18 +57,18 @@ def reasoning_gym_tasks(config: ReasoningGymSourceConfig) -> list[Task]:
 def reasoning_gym_demonstrations(
     config: ReasoningGymSourceConfig, *, num: int, seed: int, excluded: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, str]]:
-    """`num` pairs (problem, response by `rationale_format`); problems repeat, levels come by weight.
+    """Draw `num` pairs (problem, response by `rationale_format`), levels by weight; problems may repeat.
 
-    With probability 1 - `demonstration_accuracy` of its level, a response is that of the level's problem before it.
+    With probability 1 - `demonstration_accuracy` of its level, a response belongs to the level's previous problem.
 
     Args:
-        config: Task, levels, formats and split; its size, seed and half play no part.
-        num: Demonstrations to draw.
+        config: Task, levels, formats and split; its size, seed and half are ignored.
+        num: The number of demonstrations.
         seed: Of the draws.
         excluded: Problems never to show, e.g. those of the evaluation.
 
     Raises:
-        DataError: as for the tasks, a level has no problem left, or there is no `rationale_format`.
+        DataError: as for the tasks; or a level has no problem left, or there is no `rationale_format`.
     """
     _check(config)
     if config.rationale_format is None:
@@ -97,7 +97,7 @@ def reasoning_gym_demonstrations(
 
 
 def generous_tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The names of the tasks whose scorer pays more for nonsense than for its form, on each of a few entries."""
+    """The names of the tasks whose scorers reward nonsense with more than `FORM_CREDIT`, on each of a few entries."""
     by_task: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
         probed = by_task.setdefault(entry["task"], [])
@@ -112,20 +112,20 @@ def _pays_for_any_text(task: str, entries: Sequence[Mapping[str, Any]]) -> bool:
     score: Callable[..., float] = reasoning_gym.get_score_answer_fn(task)
     try:
         return all(float(score(text, entry)) > FORM_CREDIT for entry in entries for text in NONSENSE)
-    except Exception:  # a scorer that raises on nonsense doesn't pay for it; the reward counts such answers
+    except Exception:  # a scorer that raises on nonsense doesn't reward it; the reward counts such answers
         return False
 
 
 class _Distinct:
-    """The tasks of one level in the split, without those that are taken already; drawn as they are asked for."""
+    """The tasks of one level in the split whose problems aren't taken yet, drawn on demand."""
 
     def __init__(self, tasks: Iterator[Task], config: ReasoningGymSourceConfig, *, taken: set[str]) -> None:
         self._tasks, self._config = tasks, config
-        self._taken = taken  # problems, of all levels
+        self._taken = taken  # problems of all levels
         self._drawn: list[Task] = []
 
     def first(self, count: int) -> list[Task]:
-        """The first `count`, or all where there are fewer."""
+        """The first `count` tasks, or all if there are fewer."""
         while len(self._drawn) < count:
             for task in itertools.islice(self._tasks, MAX_REJECTIONS):
                 wanted = is_in(task.problem, split=self._config.split, half=self._config.half)
@@ -139,7 +139,7 @@ class _Distinct:
 
 
 class _EntryFormatter(string.Formatter):
-    """`str.format` with lists joined by spaces, and a conversion `!c` that leaves out all whitespace."""
+    """`str.format` with lists joined by spaces, and a conversion `!c` that removes all whitespace."""
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -157,13 +157,13 @@ def _check(config: ReasoningGymSourceConfig) -> None:
     for level in _levels(config):
         if reserved := {"size", "seed"} & level.parameters.keys():
             raise DataError(
-                f"parameters of reasoning-gym task {config.task!r} hold {sorted(reserved)}; "
+                f"parameters of reasoning-gym task {config.task!r} contain {sorted(reserved)}; "
                 "write them beside parameters"
             )
 
 
 def _levels(config: ReasoningGymSourceConfig) -> list[ReasoningGymLevelConfig]:
-    """The levels with the source's parameters under their own; without any, the source is the only one."""
+    """The levels, each with the source's parameters and its own on top; a source without levels is one level."""
     return [
         level.model_copy(update={"parameters": {**config.parameters, **level.parameters}})
         for level in config.levels or (ReasoningGymLevelConfig(),)
@@ -171,7 +171,7 @@ def _levels(config: ReasoningGymSourceConfig) -> list[ReasoningGymLevelConfig]:
 
 
 def _level_tasks(config: ReasoningGymSourceConfig, index: int, *, seed: int) -> Iterator[Task]:
-    """Tasks of a level without end. An entry depends on the sum of its data set's seed and its own index."""
+    """Yield a level's tasks without end. An entry depends on the sum of its data set's seed and its own index."""
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 

@@ -203,16 +203,16 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-# Where, how fast and how long a run runs, and what is kept of it. All others decide what is learned or measured, so
-# that curve, costs and weights of the whole run would be of no one set of settings; a new setting is one of those
-# until it is named here.
+# Settings for where, how fast and how long a run runs, and what is kept of it. All others decide what is learned or
+# measured: if they changed, no single set of settings would explain the run's curve, costs and weights. A new setting
+# may not change until it is named here.
 MAY_CHANGE = frozenset(
     {
         "name",
         "runs_dir",
         "num_steps",
         "token_budget",
-        "max_staleness",  # with cluster.placement: GPUs that are shared need 0
+        "max_staleness",  # together with cluster.placement: shared GPUs need 0
         "max_unscored_fraction",
         *(
             f"engine.{name}"
@@ -262,13 +262,13 @@ MAY_CHANGE = frozenset(
     }
 )
 
-_SHOWN_CHARACTERS = 80  # of a value, in a message
+_SHOWN_CHARACTERS = 80  # of a value in a message
 
 
 def changed_settings(before: RunConfig, now: RunConfig) -> dict[str, tuple[str, str]]:
-    """Dotted name -> value before and now, as text, of what differs although it may not.
+    """Settings that changed although they may not: dotted name -> (old value, new value), as text.
 
-    Of a table that became one of another `type` only that is named.
+    For a table whose `type` changed, only the `type` is named.
     """
     return {
         name: (_shown(old), _shown(new))
@@ -283,7 +283,7 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, A
         yield name, before, now
     elif "type" in before and "type" in now and before["type"] != now["type"] and f"{name}.type" not in MAY_CHANGE:
         yield f"{name}.type", before["type"], now["type"]
-    elif before.keys() != now.keys():  # free keywords, as a custom algorithm's
+    elif before.keys() != now.keys():  # free keywords, e.g. of a custom algorithm
         yield name, before, now
     else:
         for key in now:

@@ -218,7 +218,7 @@ class SampleTexts:
 
 
 def _best_and_worst(outcomes: Sequence[GroupOutcome]) -> list[tuple[SampleRank, GroupOutcome, int]]:
-    """With their index in the outcome; one if there is one sample with a reward, none if there is none."""
+    """The best and the worst sample, with their indices in the outcomes; one or none if fewer have a reward."""
     scored = [(outcome, index) for outcome in outcomes for index in np.flatnonzero(outcome.scored).tolist()]
     if not scored:
         return []

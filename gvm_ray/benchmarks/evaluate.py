@@ -226,7 +226,7 @@ def _settings(config: RunConfig, model: str, prepared: Prepared) -> dict[str, An
 
 
 def _shown_settings(model: CheckedModel) -> dict[str, Any]:
-    """The settings that all models share, for a reader."""
+    """The settings that all models share, for the report."""
     settings = model.settings
     template = settings["template"]
     return {

@@ -140,9 +140,9 @@ _COLUMNS = ("model", "benchmark", "group", "value", "metric", "num_prompts", "me
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkReport:
-    """All models on all benchmarks, under one set of settings."""
+    """The results of all models on all benchmarks, under the same settings."""
 
-    models: tuple[ModelResult, ...]  # the others are compared with the first one
+    models: tuple[ModelResult, ...]  # the first is the one that the others are compared with
     settings: Mapping[str, Any]
 
     @property
@@ -159,11 +159,11 @@ class BenchmarkReport:
         } | model.averages()
 
     def differences(self) -> dict[str, dict[str, Estimate]]:
-        """avg@k of each other model minus the first one's."""
+        """avg@k of each other model minus that of the first model."""
         return {model.name: model.minus(self.models[0]) for model in self.models[1:]}
 
     def write(self, folder: Path) -> list[Path]:
-        """results.json, results.csv, results.md and results.png; returns their paths."""
+        """Write results.json, results.csv, results.md and results.png; return their paths."""
         paths = [folder / f"results.{kind}" for kind in ("json", "csv", "md", "png")]
         paths[0].write_text(json_text(self.as_dict(), indent=2) + "\n", encoding="utf-8")
         with paths[1].open("w", encoding="utf-8", newline="") as file:
@@ -245,7 +245,7 @@ class BenchmarkReport:
                             key = (model.name, name, group, value, metric)
                             yield (*key, part.num_prompts, each.mean, each.low, each.high)
             for name, average in model.averages().items():
-                num_prompts = ""  # of several benchmarks
+                num_prompts = ""  # an average is over several benchmarks
                 yield (model.name, name, "average", "", self.metric, num_prompts, average.value, *_ends(average))
         for model_name, columns in self.differences().items():
             metric = f"{self.metric} minus {self.models[0].name}"
@@ -253,7 +253,7 @@ class BenchmarkReport:
                 yield (model_name, name, "difference", "", metric, "", each.value, *_ends(each))
 
     def _plot(self, path: Path) -> None:
-        """avg@k of the models side by side, with intervals, for each benchmark and average."""
+        """Plot avg@k of the models side by side, with intervals, for each benchmark and average."""
         accuracies = [self.accuracies(model) for model in self.models]
         columns = list(accuracies[0])
         figure = new_figure(width=max(5.0, 1.5 + 1.4 * len(columns)))
@@ -274,7 +274,7 @@ class BenchmarkReport:
 
 
 def _table(corner: str, rows: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """A Markdown table with a column for whatever any row has."""
+    """A Markdown table with all columns that any row has."""
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
     yield "| " + " | ".join([corner, *columns]) + " |"
     yield "|---|" + "---:|" * len(columns)

@@ -31,26 +31,26 @@ _WORDS = {"integer": "integer", "number": "number", "boolean": "true or false", 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One line of the reference."""
+    """One row of the reference."""
 
     name: str
     values: str  # "integer >= 1"
-    default: str  # as TOML or JSON has it; "required" where there is none
-    meaning: str  # empty where the name says it
+    default: str  # as in TOML or JSON; "required" if there is none
+    meaning: str  # empty if the name says it all
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """One table of a settings file, or one type of it."""
 
-    paths: tuple[str, ...]  # the tables that it may be, e.g. "prompts.train"; "" is the top level
-    type: str | None  # where a table has several
+    paths: tuple[str, ...]  # the tables with these settings, e.g. "prompts.train"; "" is the top level
+    type: str | None  # if a table has several types
     about: str
     settings: tuple[Setting, ...]
 
     @property
     def title(self) -> str:
-        """`[prompts.train]`, `[prompts.eval]`: `type = "file"`."""
+        """The heading, e.g. "`[prompts.train]`, `[prompts.eval]`: `type = "file"`"."""
         tables = ", ".join(f"`[{path}]`" if path else "top level" for path in self.paths)
         return tables if self.type is None else f'{tables}: `type = "{self.type}"`'
 
@@ -62,7 +62,7 @@ class Section:
 
 
 def sections() -> list[Section]:
-    """Every table of a run's settings, in the order in which a file has them."""
+    """Every table of a run's settings, in the order of a settings file."""
     paths: dict[type[Settings], list[str]] = {}
     for path, kind in _tables(RunConfig, ""):
         paths.setdefault(kind, []).append(path)
@@ -70,10 +70,10 @@ def sections() -> list[Section]:
 
 
 def reference(only: str | None = None) -> str:
-    """The reference as Markdown, or its sections at and below one table.
+    """The reference as Markdown, or only its sections at and below one table.
 
     Raises:
-        ConfigError: there is no such table.
+        ConfigError: the table is unknown.
     """
     chosen = [s for s in sections() if only is None or any(_is_below(path, only) for path in s.paths)]
     if not chosen:
@@ -87,7 +87,7 @@ def _is_below(path: str, table: str) -> bool:
 
 
 def _tables(kind: type[Settings], path: str) -> Iterator[tuple[str, type[Settings]]]:
-    """A class and the classes of its tables, each with its place."""
+    """A settings class and the classes of its tables, each with its dotted path."""
     yield path, kind
     for name, field in kind.model_fields.items():
         for part in settings_in(field.annotation):
@@ -118,7 +118,7 @@ def _section(kind: type[Settings], paths: tuple[str, ...]) -> Section:
 
 
 def _choice(kind: type[Settings]) -> Setting:
-    """The `type` of a table that has one class for all its types."""
+    """The row for the `type` of a table with one class for all its types."""
     schema = kind.model_json_schema()["properties"]["type"]
     return Setting(name="type", values=_values(schema), default=_default(kind.model_fields["type"].default), meaning="")
 
@@ -149,7 +149,7 @@ def _default(value: Any) -> str:
 
 
 def _comments(kind: type[Settings]) -> dict[str, str]:
-    """Field name -> the comment on its line, or the lines of comment above it."""
+    """Field name -> the comment above it and on its line."""
     found: dict[str, str] = {}
     for part in reversed(kind.__mro__):
         if part is Settings or not issubclass(part, Settings):

@@ -219,7 +219,7 @@ def _toml_value(text: str) -> Any:
 
 
 _SHOWN_CHARACTERS = 200  # of a wrong value, in a message
-_NEAR, _VERY_NEAR = 0.6, 0.85  # likeness of names in one table, and of names in different ones
+_NEAR, _VERY_NEAR = 0.6, 0.85  # least likeness for a suggestion from the same table, and from another table
 _MOST_SUGGESTED = 3
 _ALIASES = {  # names in other frameworks -> the last parts of the names here
     "r": ("lora", "rank"),
@@ -240,12 +240,12 @@ PATTERNS = {  # of text settings
 
 
 def explain(error: ValidationError, origin: str, model: type[Settings]) -> str:
-    """The message for all that is wrong, one line each.
+    """A message with one line per problem.
 
     Args:
-        error: of the model.
-        origin: what the settings come from.
-        model: whose settings they are.
+        error: raised by the model.
+        origin: the source of the settings, e.g. a file name.
+        model: the settings class.
     """
     lines = [f"{origin}: {error.error_count()} problem(s)"]
     for item in error.errors(include_url=False):
@@ -258,10 +258,10 @@ def explain(error: ValidationError, origin: str, model: type[Settings]) -> str:
 
 
 def shown(value: object) -> str:
-    """The value as Python writes it, cut where it is long."""
+    """The value as Python writes it, shortened if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # TOML has hexadecimal numbers of any length, Python writes at most 4,300 digits
+    except ValueError:  # TOML allows hexadecimal numbers of any length, but Python writes at most 4,300 digits
         text = "a number of more than 4,300 digits"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
@@ -274,7 +274,7 @@ def _message(item: Mapping[str, Any], place: Place, model: type[Settings]) -> st
         case "missing" | "union_tag_not_found":
             return "required, but not given" + (f"; {_one_of(variants, place)}" if variants else "")
         case "union_tag_invalid":
-            return f"there is no such type (got {shown(value['type'])}); {_one_of(variants, place)}"
+            return f"unknown type (got {shown(value['type'])}); {_one_of(variants, place)}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"takes a table, not {shown(value)}; {_as_table(value, variants, place)}"
         case "tuple_type":
@@ -285,13 +285,13 @@ def _message(item: Mapping[str, Any], place: Place, model: type[Settings]) -> st
         case "string_pattern_mismatch":
             return f"takes {PATTERNS.get(context['pattern'], context['pattern'])} (got {shown(value)})"
         case "string_too_short":
-            return "is empty; write a text, or leave it out"
+            return "is empty; write some text, or leave it out"
         case "bool_type" | "bool_parsing":
             return f"takes true or false (got {shown(value)})"
         case "too_short" | "too_long":
             least = item["type"] == "too_short"
             bound = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
-            return f"takes {bound} in its list, and there are {context['actual_length']}"
+            return f"takes a list of {bound}, not of {context['actual_length']}"
         case _:
             message = item["msg"].removeprefix("Value error, ")
             hides_value = message.startswith(place.dotted) or not item["loc"] or isinstance(value, dict)
@@ -316,7 +316,7 @@ def _quoted(value: object) -> str:
 
 
 def _suggestion(place: Place, model: type[Settings]) -> str:
-    """Where the setting may belong: another type of its table, a near name in it, or another table."""
+    """A guess at the intended setting: in another type of its table, under a similar name, or in another table."""
     *above, name = place.names
     owners = [kind for kind in place.variants if kind not in place.table and name in kind.model_fields]
     if owners:
@@ -332,10 +332,10 @@ def _suggestion(place: Place, model: type[Settings]) -> str:
 
 
 def _elsewhere(name: str, above: tuple[str, ...], model: type[Settings]) -> Sequence[str]:
-    """Dotted names of like settings in other tables, of the likest those nearest to this table."""
+    """Dotted names of the most similar settings in other tables; of equals, those nearest to this table."""
     likeness = {names: _likeness(name, names) for names in dict.fromkeys(settings_of(model))}
     best = max(likeness.values())
-    if best < _VERY_NEAR or name == "type":  # many tables have a type
+    if best < _VERY_NEAR or name == "type":  # too many tables have a type
         return ()
     found = [names for names, value in likeness.items() if value == best]
     shared = {names: _num_shared(names, above) for names in found}
@@ -349,9 +349,9 @@ def _num_shared(names: tuple[str, ...], above: tuple[str, ...]) -> int:
 
 
 def _likeness(name: str, names: tuple[str, ...]) -> float:
-    """Of a name and a setting's dotted one, in [0, 1].
+    """Similarity of a name and a setting's dotted name, in [0, 1].
 
-    Initials of its words are as good as a slip of the finger, its beginning or some of its words less.
+    The initials of its words count like a typo; its beginning, or some of its words, count less.
     """
     known, alias = names[-1], _ALIASES.get(name, ())
     words = known.split("_")

@@ -126,7 +126,7 @@ AlgorithmSettings = Annotated[
 
 
 def check_baselines(allocator: AllocatorConfig, algorithm: AlgorithmSettings, run: RunShape) -> None:
-    """Refuse groups of one where the group's mean is the baseline: their advantage is 0, and nothing is learned.
+    """Refuse groups of one sample if the group mean is the baseline: the advantage would be 0 and nothing is learned.
 
     Raises:
         ValueError: what is wrong, and what to write instead.
@@ -136,15 +136,15 @@ def check_baselines(allocator: AllocatorConfig, algorithm: AlgorithmSettings, ru
         return
     if switch is not None and getattr(allocator, switch):
         return
-    other = f"allocator.{switch}=true" if switch else "an algorithm without a group's baseline, e.g. 'reinforce++'"
+    other = f"allocator.{switch}=true" if switch else "an algorithm without a group baseline, e.g. 'reinforce++'"
     raise ValueError(
         f"{smallest.setting}={smallest.value} gives {algorithm.type} nothing to compare a prompt's only sample with, "
-        f"so that it could not learn; write {smallest.setting}=2 or more, or {other}"
+        f"so nothing would be learned; write {smallest.setting}=2 or more, or {other}"
     )
 
 
 def check_accept_rates(allocator: AllocatorConfig, algorithm: AlgorithmSettings) -> None:
-    """Refuse to divide by accept rates where none is known but that of the samples themselves.
+    """Refuse to divide by accept rates if the only known ones are those of the samples themselves.
 
     Raises:
         ValueError: what is wrong, and what to write instead.
@@ -155,9 +155,9 @@ def check_accept_rates(allocator: AllocatorConfig, algorithm: AlgorithmSettings)
     kind = getattr(allocator, "type", "")
     able = [name for name, settings in _allocators().items() if settings.model_construct().knows_accept_rates]
     raise ValueError(
-        f"algorithm.weighting='inverse' divides by each prompt's accept rate, and allocator.type={kind!r} has none but "
-        "that of the very samples, or chooses among them by their rewards, so that it would not be unbiased; write "
-        f"algorithm.weighting='prompt_mean', or an allocator that knows one: {', '.join(able)}"
+        f"algorithm.weighting='inverse' divides by each prompt's accept rate, but allocator.type={kind!r} has none "
+        "that is independent of the samples, or it selects samples by their rewards, so the estimate would be biased; "
+        f"write algorithm.weighting='prompt_mean', or an allocator that knows accept rates: {', '.join(able)}"
     )
 
 

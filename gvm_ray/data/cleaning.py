@@ -139,16 +139,16 @@ _SPACE_AT_NO_WORD = re.compile(r"(?<!\w) | (?!\w)")
 
 
 def spelling(problem: str) -> str:
-    r"""What copies of a problem have in common: without layout, dollar signs, case and needless spaces.
+    r"""The problem without layout, dollar signs, case and needless spaces, so that copies of a problem are equal.
 
-    Signs stay, so that x + 1 and x - 1 differ; compatible characters (NFKC) and \dfrac and \frac are one.
+    Signs stay, so that x + 1 and x - 1 differ. Compatible characters (NFKC) become equal, as do \dfrac and \frac.
     """
     text = _FRACTION.sub(r"\\frac", unicodedata.normalize("NFKC", problem).casefold())
     return _SPACE_AT_NO_WORD.sub("", normalised(_LAYOUT.sub(" ", text)))
 
 
 def duplicates(tasks: Sequence[Task]) -> dict[int, Rejection]:
-    """By index, every task whose problem an earlier one has; the detail says where the two answers differ."""
+    """Index -> rejection of every task with the problem of an earlier one; the detail has answers that differ."""
     by_problem: dict[str, Task] = {}
     by_spelling: dict[str, Task] = {}
     rejected: dict[int, Rejection] = {}
@@ -170,14 +170,14 @@ _SHOWN_WORDS = 80  # characters of an n-gram in a report
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationProblems:
-    """What training problems are compared with."""
+    """Problems of evaluation sets, to compare training problems with."""
 
     ngram: int  # words
-    spellings: dict[str, str] = field(default_factory=dict)  # of problems -> file and line
-    ngrams: dict[str, str] = field(default_factory=dict)  # -> file and line of the first problem that has it
+    spellings: dict[str, str] = field(default_factory=dict)  # spelling of a problem -> its file and line
+    ngrams: dict[str, str] = field(default_factory=dict)  # n-gram -> file and line of the first problem with it
 
     def add(self, problem: str, *, where: str) -> None:
-        """One more problem, of this file and line."""
+        """Add a problem of this file and line."""
         self.spellings.setdefault(spelling(problem), where)
         for words in ngrams(problem, self.ngram):
             self.ngrams.setdefault(words, where)
@@ -190,14 +190,14 @@ def contaminated(
     common: int,
     on_progress: Callable[[], Any] = lambda: None,
 ) -> tuple[dict[int, Rejection], int]:
-    """By index, every task that the evaluation sets share; and how many shared n-grams were too common to count."""
+    """Index -> rejection of every task in the evaluation sets, and the number of shared n-grams too common to count."""
     rejected: dict[int, Rejection] = {}
     shared: dict[int, Sequence[str]] = {}
     for index, task in enumerate(tasks):
         if where := evaluation.spellings.get(spelling(task.problem)):
             rejected[index] = Rejection(reason="contaminated", detail=f"the problem of {where}")
         else:
-            once = dict.fromkeys(ngrams(task.problem, evaluation.ngram))  # a problem counts once for each
+            once = dict.fromkeys(ngrams(task.problem, evaluation.ngram))  # a problem counts once for each n-gram
             shared[index] = [words for words in once if words in evaluation.ngrams]
         on_progress()
     num_problems = Counter(words for found in shared.values() for words in found)
@@ -210,6 +210,6 @@ def contaminated(
 
 
 def ngrams(text: str, n: int) -> Iterator[str]:
-    """Every n words in a row, joined by spaces."""
+    """All sequences of n consecutive words, joined by spaces."""
     words = [word for word in text.lower().translate(_PUNCTUATION).split() if word]
     return (" ".join(words[start : start + n]) for start in range(len(words) - n + 1))

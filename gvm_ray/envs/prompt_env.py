@@ -198,8 +198,8 @@ if TYPE_CHECKING:
 
 
 class VectorPromptEnv(VectorEnv[tuple[str, ...], Sequence[str | Completion], np.ndarray]):
-    """`num_envs` environments side by side. Where an episode ends, the same call gives a new prompt, and
-    `infos["final_obs"]` and `infos["final_info"]` are about the response just scored.
+    """`num_envs` environments side by side. When an episode ends, the same call returns a new prompt, and
+    `infos["final_obs"]` and `infos["final_info"]` belong to the response just scored.
     """
 
     def __init__(
@@ -212,13 +212,13 @@ class VectorPromptEnv(VectorEnv[tuple[str, ...], Sequence[str | Completion], np.
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         environment: Environment | None = None,
     ) -> None:
-        """See `PromptEnv` for the arguments.
+        """Create the environments; see `PromptEnv` for the arguments.
 
         Raises:
-            DataError: there are no prompts; each step draws new ones.
+            DataError: there are no prompts, but each step draws new ones.
         """
         if not prompts:
-            raise DataError("VectorPromptEnv draws new prompts after each step, and was given none; write prompts=...")
+            raise DataError("VectorPromptEnv draws new prompts after each step, but was given none; write prompts=...")
         self.num_envs = num_envs
         self._envs = [
             PromptEnv(prompts, reward=reward, max_tokens=max_tokens, tokenizer=tokenizer, environment=environment)
@@ -233,7 +233,7 @@ class VectorPromptEnv(VectorEnv[tuple[str, ...], Sequence[str | Completion], np.
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[tuple[str, ...], dict[str, Any]]:
-        """A prompt for each environment: drawn at random, or {"prompt_ids": [...]} or {"prompts": [...]}, one for each.
+        """Begin with a prompt in each environment, drawn at random or given by `options`.
 
         Args:
             seed: One for each environment; a number s stands for s, s + 1, ...
@@ -258,7 +258,7 @@ class VectorPromptEnv(VectorEnv[tuple[str, ...], Sequence[str | Completion], np.
     def step(
         self, actions: Sequence[str | Completion]
     ) -> tuple[tuple[str, ...], Float64Array, BoolArray, BoolArray, dict[str, Any]]:
-        """One turn or response for each environment.
+        """Take one turn or response in each environment.
 
         Returns:
             New prompts or answers to a turn, rewards [num_envs] (NaN = unscored), terminated [num_envs], truncated

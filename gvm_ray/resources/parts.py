@@ -21,12 +21,12 @@ _ENGINE_BYTES = 3 * _GIB
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What takes memory, and how to make it smaller."""
+    """A part of a device's memory, and a way to make it smaller."""
 
     name: str
     num_bytes: int
     remedy: str
-    stays: bool = False  # on a GPU while the other side, of learners and generators that take turns, is at work
+    stays: bool = False  # if learners and generators take turns on a GPU: stays there during the other's turn
 
 
 @dataclass(frozen=True, kw_only=True)

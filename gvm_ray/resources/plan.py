@@ -97,13 +97,13 @@ RANKS, GENERATORS, EVALUATION_GENERATORS = "learner rank", "generator", "evaluat
 def plan_resources(config: RunConfig, sizes: ModelSizes, hardware: Hardware, *, learners: bool = True) -> ResourcePlan:
     """The plan of a run.
 
-    An actor that asks for a part of a GPU is taken to go, as with Ray, to the first that has as much left.
+    An actor that needs a share of a GPU is assumed to go, as with Ray, to the first GPU with enough left.
 
     Args:
         config: the run.
         sizes: of its model.
-        hardware: what there is.
-        learners: false where nothing is trained.
+        hardware: the available memory.
+        learners: False if nothing is trained.
     """
     groups = actor_groups(config, learners=learners)
     of_engine, cache = engine_parts(config, sizes, hardware.gpu)
@@ -115,7 +115,7 @@ def plan_resources(config: RunConfig, sizes: ModelSizes, hardware: Hardware, *, 
 
 
 def actor_groups(config: RunConfig, *, learners: bool = True) -> tuple[ActorGroup, ...]:
-    """The actors of a run; without `learners`, where nothing is trained, those that sample and score."""
+    """The actors of a run; without `learners` (nothing is trained), only those that sample and score."""
     engine, learner, rewards = config.engine, config.learner, config.rewards
     a_generator = ActorGroup(
         name=GENERATORS,
@@ -168,15 +168,15 @@ def _devices(
 
 
 def _shared_gpus(config: RunConfig, groups: Sequence[ActorGroup]) -> Counter[tuple[str, ...]]:
-    """Every GPU holds one of each."""
+    """The number of colocated GPUs, each with one actor of every group, by the groups' names."""
     number = config.engine.num_generators * config.engine.tensor_parallel_size
     return Counter({tuple(group.name for group in groups): number})
 
 
 def _gpus(groups: Sequence[ActorGroup]) -> Counter[tuple[str, ...]]:
-    """How many GPUs hold actors of the same groups, by the groups' names."""
+    """The number of GPUs with actors of the same groups, by the groups' names."""
     whole: Counter[tuple[str, ...]] = Counter()
-    shared: list[list[ActorGroup]] = []  # what lies on each GPU that is given out in parts
+    shared: list[list[ActorGroup]] = []  # the actors on each shared GPU
     for group in groups:
         if group.gpus >= 1:
             whole[(group.name,)] += group.number * math.ceil(group.gpus)

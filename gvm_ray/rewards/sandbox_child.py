@@ -1,8 +1,8 @@
 """The sandbox's child process. Its five arguments are two descriptors, MEMORY_MB, PARENT and NETWORK, all numbers.
 
-It reads pickles from one socket: first what makes the environment, then batches of (prompt, completion), each of these
-a pickle of its own. On the other socket it answers with one packet for each, so that the parent can see which response
-it hangs on.
+It reads pickles from one socket: first the function that makes the environment, then batches of (prompt, completion),
+each of these pickled separately. On the other socket it answers every response with one packet, so that the parent can
+see at which response it hangs.
 
 Each limit on what it may use and reach is set by the process on itself, before it sees model text. Time isn't among
 them: the parent's clock bounds it for each response. RLIMIT_CPU counts over a process's whole life, which lasts as long
@@ -37,30 +37,30 @@ _SECRET = re.compile(r"(^|_)((API)?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S
 
 
 def without_secrets(environment: Mapping[str, str], *, keep: Collection[str] = ()) -> dict[str, str]:
-    """The variables that aren't secrets by their name (HF_TOKEN, *_API_KEY, AWS_* ...), and those named in `keep`."""
+    """The variables whose names don't look like secrets (HF_TOKEN, *_API_KEY, AWS_* ...), and those in `keep`."""
     return {name: value for name, value in environment.items() if name in keep or not _SECRET.search(name)}
 
 
 def close_network() -> None:
-    """Move this process into a user and a network namespace of its own, where the system lets it; else do nothing.
+    """Move this process into a user and a network namespace of its own if the system allows it; else do nothing.
 
-    No address can be reached from there, not even this machine's own. The process keeps its user id, but holds no
-    rights over what is outside: as root it reads only what root owns or all may read, and no other process's memory
-    or environment. It must have one thread only.
+    No address can be reached from there, not even this machine's own. The process keeps its user id, but has no rights
+    outside: as root it reads only files that root owns or everyone may read, and no other process's memory or
+    environment. The process must have only one thread.
     """
     user, group = os.getuid(), os.getgid()
     if ctypes.CDLL(None).unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
         return
-    with contextlib.suppress(OSError):  # without the maps the ids are shown as those of "nobody"; no more
+    with contextlib.suppress(OSError):  # without the maps the ids only look like those of "nobody"
         Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="utf-8")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="utf-8")
 
 
 def limit_resources(*, memory_mb: int, parent: int) -> None:
-    """Die with the parent, leave no core files, get no more than so much address space and so many open files."""
+    """Make the process die with its parent and leave no core files; limit its address space and open files."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request
+    if os.getppid() != parent:  # the parent died before the call above
         sys.exit(1)
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_AS, memory_mb * 2**20)
@@ -68,7 +68,7 @@ def limit_resources(*, memory_mb: int, parent: int) -> None:
 
 
 def limit_writing() -> None:
-    """Bound the size of every file it writes, and drop what it prints."""
+    """Limit the size of every file that the process writes, and discard its output."""
     _lower(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

@@ -116,9 +116,9 @@ _Reader = Callable[[Any], Any]
 
 
 def row_reader(schema: "pyarrow.Schema") -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """A function of rows with Python's values, as Arrow gives them.
+    """A function that converts a row with Arrow's Python values.
 
-    It returns them with short floats (`python_float`) and with the names of class labels. What isn't of the column's
+    It shortens floats (`python_float`) and replaces class labels by their names. A value that isn't of the column's
     type stays as it is.
     """
     labels = _features(schema)
@@ -127,20 +127,20 @@ def row_reader(schema: "pyarrow.Schema") -> Callable[[Mapping[str, Any]], dict[s
 
 
 def python_float(value: "np.floating[Any]") -> float:
-    """A whole number as it is, another one with the shortest decimal form that is the same number in its precision.
+    """The Python float with the shortest decimal form that is the same number in the value's precision.
 
-    The shortest form of 65504 in 16 bits would be 65500. From 1e16 on, where Python writes exponents, it is taken of
-    whole numbers too.
+    Whole numbers stay exact (the shortest form of 65504 in 16 bits would be 65500), except from 1e16 on, where Python
+    writes exponents.
     """
     exact = float(value)
     return exact if exact.is_integer() and abs(exact) < 1e16 else float(str(value))
 
 
 def needed_columns(schema: "pyarrow.Schema", *, where: str, fields: Mapping[str, str]) -> list[str]:
-    """The columns of an Arrow table that the fields (name -> the setting behind it) stand in.
+    """The columns of an Arrow table that contain the fields (name -> setting that names it).
 
     Raises:
-        DataError: a field is missing; what stands in text or in lists isn't known before its row is read.
+        DataError: a field is missing. Fields inside text or lists are known only when a row is read.
     """
     known = _blank(schema)
     for name, setting in fields.items():
@@ -159,7 +159,7 @@ def _blank(fields: Iterable["pyarrow.Field"]) -> dict[str, Any]:
 
 
 def _features(schema: "pyarrow.Schema") -> dict[str, Any]:
-    """The columns as the `datasets` library describes them."""
+    """The columns' features, as described by the `datasets` library; none in other tables."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):  # another program's table
@@ -168,7 +168,7 @@ def _features(schema: "pyarrow.Schema") -> dict[str, Any]:
 
 
 def _reader(kind: "pyarrow.DataType", feature: Any) -> _Reader | None:
-    """A function of one value of this type; None if such values are what they seem."""
+    """A function that converts one value of this type; None if values need no conversion."""
     from pyarrow import types
 
     feature = feature if isinstance(feature, dict) else {}
@@ -182,7 +182,7 @@ def _reader(kind: "pyarrow.DataType", feature: Any) -> _Reader | None:
     if types.is_map(kind):
         item = _reader(kind.item_type, None)
         return item and (lambda value: {key: item(each) for key, each in value.items()} if value else value)
-    if hasattr(kind, "value_type"):  # lists of any kind, and what is encoded: by a dictionary, by the length of runs
+    if hasattr(kind, "value_type"):  # lists of any kind, and encoded values (dictionary, run length)
         item = _reader(kind.value_type, feature.get("feature"))
         return item and (
             lambda value: [item(each) for each in value] if isinstance(value, list | np.ndarray) else item(value)
@@ -210,6 +210,6 @@ def _label_of(names: list[str]) -> _Reader:
     def name(value: Any) -> Any:
         if not isinstance(value, int | np.integer):
             return value
-        return names[value] if 0 <= value < len(names) else None  # -1 says that there is no label
+        return names[value] if 0 <= value < len(names) else None  # -1 means no label
 
     return name

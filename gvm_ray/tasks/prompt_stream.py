@@ -61,7 +61,7 @@ class ShuffledPrompts:
         return len(self._prompts)
 
     def next(self, num_prompts: int) -> list[Prompt]:
-        """The next prompts; the cursor moves behind them."""
+        """The next prompts; the cursor moves past them."""
         taken: list[Prompt] = []
         cursor = self._cursor
         order = self._order(cursor.epoch)

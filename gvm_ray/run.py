@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from gvm_ray.actors.cluster import check_home, connected, names_are_free
 from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.pools import fetch_groups
-from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_settings
+from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_settings, differences, run_origins
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
@@ -20,7 +20,6 @@ from gvm_ray.exceptions import ActorDied, CheckpointError, DataError, DeadlineEx
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.loop import System, is_over
 from gvm_ray.loop import train as run_loop
-from gvm_ray.origins import differences, run_origins
 from gvm_ray.phase_clock import PHASES, PhaseClock
 from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines, with_date
 from gvm_ray.reporting import (

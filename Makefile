@@ -21,7 +21,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 CHECKED := $(wildcard gvm_ray tests examples)
 
-.PHONY: quickstart help test unit check bench-tests faults soak format install dev flash-attn clean
+.PHONY: quickstart help test unit check house bench-tests faults soak format install dev flash-attn clean
 
 quickstart: $(STAMP)
 	$(BIN)/gvm-ray train configs/quickstart.toml --overwrite
@@ -33,6 +33,7 @@ help:
 	@echo "make test         checks and every test: what CI runs"
 	@echo "make unit         the unit tests"
 	@echo "make check        format, lint, types, imports, sizes"
+	@echo "make house        the package measured: modules, lines, the longest file and function"
 	@echo "make format       let ruff mend what it can"
 	@echo "make bench-tests  times of single parts"
 	@echo "make faults       what dies, hangs or is nonsense, with the tests that take minutes"
@@ -70,6 +71,9 @@ check: $(DEV_STAMP)
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-logo
 	$(PYTEST) tests/unit/test_sizes.py
+
+house: $(STAMP)
+	@$(BIN)/python -m tests.house
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix $(CHECKED)

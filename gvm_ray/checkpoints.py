@@ -1,4 +1,4 @@
-"""Checkpoints on disk: one folder each, complete or absent.
+"""Checkpoints on disk, one folder each, complete or absent; and what a run that goes on must share with its beginning.
 
 ``step_000010/`` holds ``state.json`` (step, prompt cursor, allocator memory, costs), ``prompt_states.npz`` (hidden
 states that the allocator still needs, if any), ``config.json``, ``learner/`` (sharded model and optimizer) and
@@ -21,8 +21,11 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.config import RunConfig, parse_config
+from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.exceptions import CheckpointError, ConfigError, StorageFailure
+from gvm_ray.model_files import model_files
 from gvm_ray.protocols import Learners
+from gvm_ray.tasks.prompt_set import PromptSets, prompts_digest
 from gvm_ray.types import CheckpointState
 
 _MANIFEST, _STATE, _PROMPT_STATES, _CONFIG = "manifest.json", "state.json", "prompt_states.npz", "config.json"
@@ -136,6 +139,34 @@ def check_settings(config: RunConfig, saved: Mapping[str, Any], *, origin: str) 
             f"{origin} was made with other settings in {', '.join(changed)}; resume with {wanted}, or start a new run "
             "with --set name=..."
         )
+
+
+def run_origins(config: RunConfig, prompts: PromptSets) -> dict[str, Any]:
+    """What a run is made of, as JSON: its model's files, and a digest of its prompts as the model reads them.
+
+    The latter changes with data files, tokenizer and template. A model from scratch is all in the settings.
+
+    Raises:
+        ModelError: a hub id's commit can't be told.
+    """
+    model = config.model
+    files = model_files(model.path, revision=model.revision) if isinstance(model, PretrainedModelConfig) else {}
+    return {
+        "model": files,
+        "prompts": {"train": prompts_digest(prompts.train), "eval": prompts_digest(prompts.eval)},
+    }
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """`NAME was BEFORE and is AFTER` for every value that differs; of nested mappings by dotted name."""
+    found: list[str] = []
+    for name in sorted({*before, *after}):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += [f"{name}.{each}" for each in differences(old, new)]
+        elif old != new:
+            found.append(f"{name} was {old!r} and is {new!r}")
+    return found
 
 
 class NoCheckpoints:

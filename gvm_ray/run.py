@@ -16,7 +16,7 @@ from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.pools import fetch_groups
 from gvm_ray.actors.watch import RUN, FailureEvent, Raise
 from gvm_ray.background import drain
-from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_settings
+from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_settings, differences, run_origins
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
@@ -24,7 +24,6 @@ from gvm_ray.exceptions import CheckpointError, DataError
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.loop import StepResult, is_over
 from gvm_ray.loop import train as run_loop
-from gvm_ray.origins import differences, run_origins
 from gvm_ray.phase_clock import PHASES
 from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines, with_date
 from gvm_ray.reporting import (

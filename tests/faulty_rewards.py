@@ -34,10 +34,10 @@ def faulty(prompt: Prompt, completion: Completion) -> float:
 
 
 def raises_on_evaluation(prompt: Prompt, completion: Completion) -> float:
-    """The parity of the response's length; of a prompt whose answer is `eval` an error."""
+    """0; of a prompt whose answer is `eval` an error."""
     if prompt.answer == "eval":
         raise RuntimeError("a fault")
-    return float(len(completion.text) % 2)
+    return 0.0
 
 
 def slow(prompt: Prompt, completion: Completion) -> float:

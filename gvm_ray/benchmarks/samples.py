@@ -8,10 +8,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from gvm_ray.checkpoints import differences
 from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.evaluation import final_answer
 from gvm_ray.exceptions import ConfigError, DataError, SystemFailure, free_space
-from gvm_ray.origins import differences, prompt_digest
+from gvm_ray.tasks.prompt_set import prompt_digest
 from gvm_ray.tasks.sources.file import DATA_SUFFIXES, file_fields
 from gvm_ray.types import FinishReason, Prompt, RolloutGroup
 

@@ -1,7 +1,8 @@
 """The prompts of a run: load tasks, render, filter and count them."""
 
+import hashlib
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -315,3 +316,16 @@ def _repeated(items: list[Demonstration], *, num: int, seed: int) -> list[Demons
     while len(chosen) < num:
         chosen += rng.sample(items, k=len(items))
     return chosen[:num]
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """16 hex digits of prompts in their order."""
+    return hashlib.sha256("".join(map(prompt_digest, prompts)).encode()).hexdigest()[:16]
+
+
+def prompt_digest(prompt: Prompt) -> str:
+    """16 hex digits of a prompt: its id, text, tokens and gold answer."""
+    digest = hashlib.sha256(prompt.token_ids.astype("<i4").tobytes())
+    for text in (prompt.prompt_id, prompt.text, prompt.answer):
+        digest.update(b"\0" + text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]

@@ -21,25 +21,20 @@ from gvm_ray.allocators.gvm_pool import (
     NeymanAllocatorConfig,
     PredictorConfig,
 )
-from gvm_ray.allocators.rivals.cures import CurESAllocatorConfig
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
-from gvm_ray.allocators.rivals.knapsack import KnapsackAllocatorConfig
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
 from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
-from gvm_ray.allocators.rivals.reinforce_ada_est import ReinforceAdaEstAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
 from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
-from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, Prompt
 from tests.allocator_cases import run_script
 from tests.builders import outcome, prompts
 from tests.contract.union_cases import every_variant
 
 OWN_CASES: dict[str, Any] = {
-    "uniform": UniformAllocatorConfig(),
     "gvm": GVMAllocatorConfig(),
     "gvm as published": GVMAllocatorConfig(reuse_pilots=False, prior_successes=0, prior_failures=0),
     "gvm filtered": GVMAllocatorConfig(filter_threshold=0.7, min_expected_accepted=1.5, max_samples=12),
@@ -51,13 +46,10 @@ OWN_CASES: dict[str, Any] = {
     "gvm_online": GVMOnlineAllocatorConfig(),
     "gvm_online, no singles": GVMOnlineAllocatorConfig(min_samples=2),
     "neyman": NeymanAllocatorConfig(score="log_neyman"),
-    "reinforce-ada-est": ReinforceAdaEstAllocatorConfig(),
     "reinforce-ada-seq": ReinforceAdaSeqAllocatorConfig(),
     "reinforce-ada-seq, positive": ReinforceAdaSeqAllocatorConfig(round_samples=3, enough_negatives=0),
     "vip": VIPAllocatorConfig(),
     "vip, rloo": VIPAllocatorConfig(baseline="rloo", min_samples=2),
-    "knapsack": KnapsackAllocatorConfig(),
-    "cures": CurESAllocatorConfig(),
     "dapo": DAPOAllocatorConfig(max_batches=2),
     "dapo without refill": DAPOAllocatorConfig(max_batches=1),
     "speed": SPEEDAllocatorConfig(),

@@ -1,6 +1,10 @@
 """Whole comparisons of tiny runs: warm slots, what is run again, failures, and what is left behind."""
 
+import io
 import json
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -63,17 +67,53 @@ class Arena:
 
     def run(self) -> dict[str, RunRecord]:
         self.said.clear()
-        records = compare(self.config, arena_folder=self.folder, phase="exploration", say=self.said.append)
-        return {f"{record.arm}/{record.seed}": record for record in records}
+        return by_name(compare(self.config, arena_folder=self.folder, phase="exploration", say=self.said.append))
+
+
+def by_name(records: list[RunRecord]) -> dict[str, RunRecord]:
+    """Arm and seed -> record."""
+    return {f"{record.arm}/{record.seed}": record for record in records}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sitting:
+    """What one call of the command printed, and the records that it left."""
+
+    exit_code: int
+    output: str
+    errors: str
+    records: dict[str, RunRecord]
 
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
-    return Arena(tmp_path_factory.mktemp("arena"), ARENA_TOML)
+    """Four runs that finish, and two of an arm that fails."""
+    return Arena(tmp_path_factory.mktemp("arena"), ARENA_TOML + BROKEN_ARM)
 
 
 @pytest.fixture(scope="module")
-def records(ray_cluster: None, arena: Arena) -> dict[str, RunRecord]:
+def first(ray_cluster: None, arena: Arena) -> Sitting:
+    """The first sitting, by the command line: all runs but one that fails. The first two slots are fresh."""
+    only = [argument for pattern in ("*/uniform/*", "*/gvm_pool/*", "*/broken/1") for argument in ("--only", pattern)]
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors):
+        code = main(["compare", str(arena.path), *only, "--set", f'runs_dir="{arena.folder / "runs"}"'])
+    records = by_name(report(arena.config, arena_folder=arena.folder, phase="exploration"))
+    return Sitting(exit_code=code, output=output.getvalue(), errors=errors.getvalue(), records=records)
+
+
+@pytest.fixture(scope="module")
+def records(first: Sitting) -> dict[str, RunRecord]:
+    """Of the runs that finished."""
+    return {name: record for name, record in first.records.items() if record.arm != "broken"}
+
+
+@pytest.fixture(scope="module")
+def second(first: Sitting, arena: Arena) -> dict[str, RunRecord]:
+    """The second sitting, of what failed or is missing, after one of the runs in a warm slot has lost its record."""
+    (arena.kept.records / "exploration/arithmetic/a/all/as_configured/gvm_pool/1.json").unlink()
+    for file in arena.kept.results.glob("*.csv"):
+        file.unlink()
     return arena.run()
 
 
@@ -110,45 +150,43 @@ def test_a_predicting_arm_says_how_well_it_predicted(records: dict[str, RunRecor
     assert records["uniform/0"].calibration is None
 
 
-def test_tables_plots_and_csv_are_written(arena: Arena, records: dict[str, RunRecord]) -> None:
+def test_tables_plots_and_csv_are_written(arena: Arena, first: Sitting) -> None:
     results = arena.kept.results
     assert {"comparison.md", "comparison.csv", "runs.csv", "evaluations.csv"} <= {p.name for p in results.iterdir()}
     assert list(results.glob("*.png"))
-    assert {record.key: record for record in read_csv(results)} == {record.key: record for record in records.values()}
+    written = {record.key: record for record in read_csv(results)}
+    assert written == {record.key: record for record in first.records.values()}
 
 
-def test_what_is_done_is_not_run_again_even_from_the_csv_alone(arena: Arena, records: dict[str, RunRecord]) -> None:
-    for file in arena.kept.records.rglob("*.json"):
+def test_a_failed_run_spoils_no_other_and_is_shown(arena: Arena, first: Sitting) -> None:
+    assert first.exit_code == 1
+    assert "5 runs, 0 of them done before" in first.output
+    assert "too few for an interval" in first.errors
+    assert "broken/1: FAILED" in first.output
+    assert {name for name, record in first.records.items() if record.status == "failed"} == {"broken/1"}
+    assert "broken" in (arena.kept.results / "comparison.md").read_text()
+    assert json.loads((arena.kept.records / "exploration/arithmetic/a/all/as_configured/broken/1.json").read_text())
+
+
+def test_what_is_done_is_not_run_again_even_from_the_csv_alone(
+    arena: Arena, records: dict[str, RunRecord], tmp_path: Path
+) -> None:
+    shutil.copytree(arena.folder, tmp_path, dirs_exist_ok=True)
+    finished = Arena(tmp_path, ARENA_TOML)  # without the arm that fails, which would be tried again
+    for file in finished.kept.records.rglob("*.json"):
         file.unlink()
-    assert arena.run() == records
-    assert arena.said == ["4 runs, 4 of them done before"]
+    assert finished.run() == records
+    assert finished.said == ["4 runs, 4 of them done before"]
 
 
-def test_a_run_in_a_warm_slot_is_what_it_is_in_a_fresh_one(arena: Arena, records: dict[str, RunRecord]) -> None:
-    """The second run of each slot, done again as the first one of a fresh slot."""
-    again = Arena(arena.folder, ARENA_TOML.replace("exploration_seeds = [0, 1]", "exploration_seeds = [1]"))
-    for file in again.kept.results.glob("*.csv"):
-        file.unlink()
-    repeated = again.run()
-    for name, record in repeated.items():
-        points = [(e.step, e.charged_tokens, e.accuracy) for e in record.evaluations]
-        assert points == [(e.step, e.charged_tokens, e.accuracy) for e in records[name].evaluations]
-
-
-def test_a_failed_run_spoils_no_other_and_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = Arena(tmp_path, ARENA_TOML.replace("exploration_seeds = [0, 1]", "exploration_seeds = [3]") + BROKEN_ARM)
-    sitting = ["--only", "*/broken/*", "--only", "*/uniform/*", "--set", f'runs_dir="{tmp_path / "runs"}"']
-    code = main(["compare", str(broken.path), *sitting])
-    printed = capsys.readouterr()
-    assert code == 1
-    assert "2 runs, 0 of them done before" in printed.out
-    assert "too few for an interval" in printed.err
-    assert "broken/3: FAILED" in printed.out
-    records = {record.arm: record for record in broken.run().values()}
-    assert broken.said[0] == "3 runs, 1 of them done before"
-    assert records["broken"].status == "failed"
-    assert records["uniform"].status == records["gvm_pool"].status == "finished"
-    table = (broken.kept.results / "comparison.md").read_text()
-    assert "broken" in table
-    assert json.loads((broken.kept.records / "exploration/arithmetic/a/all/as_configured/broken/3.json").read_text())
-    assert report(broken.config, arena_folder=tmp_path, phase="exploration")
+def test_a_run_in_a_warm_slot_is_what_it_is_in_a_fresh_one(
+    first: Sitting, arena: Arena, second: dict[str, RunRecord]
+) -> None:
+    """The second run of a slot, done again as the first one of a fresh slot; what failed is tried again beside it."""
+    assert arena.said[0] == "6 runs, 3 of them done before"
+    assert {name for name, record in second.items() if record.status == "failed"} == {"broken/0", "broken/1"}
+    points = [
+        [(e.step, e.charged_tokens, e.accuracy) for e in each["gvm_pool/1"].evaluations]
+        for each in (first.records, second)
+    ]
+    assert points[0] == points[1]

@@ -1,8 +1,10 @@
 """Whole runs with the transformers engine: what they leave behind, repeatability, resuming, staleness, no signal."""
 
+import io
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -209,34 +211,6 @@ def test_resuming_what_never_began_is_refused(tmp_path: Path) -> None:
         train(tiny_config(tmp_path), resume=True)
 
 
-# --- an evaluation without a reward -----------------------------------------------------------------------------------
-def test_a_reward_that_fails_on_every_evaluation_prompt_costs_the_accuracy_alone(
-    runs_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, operator in (("train", "+"), ("eval", "-")):
-        lines = [json.dumps({"problem": f"{i}{operator}1=", "answer": name}) for i in range(8)]
-        (runs_dir / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    config = tiny_config(
-        runs_dir,
-        name="unscored",
-        num_steps=2,
-        warm_start=None,
-        prompts__train={"type": "file", "path": str(runs_dir / "train.jsonl")},
-        prompts__eval={"type": "file", "path": str(runs_dir / "eval.jsonl")},
-        rewards__terms=[{"type": "function", "path": "tests.faulty_rewards:raises_on_evaluation"}],
-    )
-    summary = train(config)
-    output = capsys.readouterr().out
-    assert output.count("no sample of the evaluation was scored") == 1
-    assert "base held-out accuracy unknown" in output
-    folder = RunFolder(runs_dir / "unscored")
-    for text in (folder.summary.read_text(), folder.base_evaluation.read_text(), *folder.metrics.open()):
-        json.loads(text, parse_constant=pytest.fail)
-    assert (summary["base_accuracy"], summary["final_accuracy"]) == (None, None)
-    assert [row.get("eval/accuracy", "none") for row in read_rows(folder.metrics)] == ["none", None]
-    assert (folder.model / "config.json").is_file()
-
-
 # --- no signal --------------------------------------------------------------------------------------------------------
 def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path) -> None:
     data = runs_dir / "unanswerable.jsonl"
@@ -260,26 +234,56 @@ def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path) -> None:
     assert summary["cost/optimizer_updates"] == 0
 
 
-# --- several turns ----------------------------------------------------------------------------------------------------
-def test_what_an_environment_answers_is_read_and_not_learned(runs_dir: Path) -> None:
-    """The learner's log-probs are the engine's: both read the answers, at the same places."""
+# --- several turns, and an evaluation without a reward ----------------------------------------------------------------
+@pytest.fixture(scope="module")
+def two_turns(ray_cluster: None, runs_dir: Path) -> tuple[RunFolder, str]:
+    """A run whose environment answers, and whose reward fails on every prompt of the evaluation; what it printed."""
+    lines = [json.dumps({"problem": f"{i}-1=", "answer": "eval"}) for i in range(8)]
+    (runs_dir / "eval.jsonl").write_text("\n".join(lines) + "\n")
     environment = {"type": "function", "path": "tests.turn_environments:second_chance", "max_turns": 2}
-    train(
-        tiny_config(
-            runs_dir,
-            name="turns",
-            num_steps=2,
-            environment={**environment, "observation_template": "{observation}"},
-            sampling__max_tokens=30,
-            model__max_position_embeddings=64,
-        )
+    config = tiny_config(
+        runs_dir,
+        name="turns",
+        num_steps=2,
+        environment={**environment, "observation_template": "{observation}"},
+        sampling__max_tokens=30,
+        model__max_position_embeddings=64,
+        prompts__eval={"type": "file", "path": str(runs_dir / "eval.jsonl")},
+        rewards__terms=[
+            {"type": "exact"},
+            {"type": "function", "path": "tests.faulty_rewards:raises_on_evaluation"},
+        ],
     )
-    for row in read_rows(RunFolder(runs_dir / "turns").metrics):
+    output = io.StringIO()
+    with redirect_stdout(output):
+        train(config)
+    return RunFolder(runs_dir / "turns"), output.getvalue()
+
+
+def test_what_an_environment_answers_is_read_and_not_learned(two_turns: tuple[RunFolder, str]) -> None:
+    """The learner's log-probs are the engine's: both read the answers, at the same places."""
+    folder, _ = two_turns
+    for row in read_rows(folder.metrics):
         assert row["turns/max"] == 2
         assert 1 < row["turns/mean"] < 2  # some are right at once
         assert row["logprob_difference/max"] < 1e-3
         assert row["cost/generated_samples"] == (row["step"] + 1) * 48
-    texts = [json.loads(line) for line in RunFolder(runs_dir / "turns").samples.read_text().splitlines()]
+    texts = [json.loads(line) for line in folder.samples.read_text().splitlines()]
     best, worst = (next(text for text in texts if text["rank"] == rank) for rank in ("best", "worst"))
     assert best["reward"] == 1
     assert worst["completion"].count(worst["prompt"]) >= 1  # it was posed again
+
+
+def test_a_reward_that_fails_on_every_evaluation_prompt_costs_the_accuracy_alone(
+    two_turns: tuple[RunFolder, str],
+) -> None:
+    folder, output = two_turns
+    assert output.count("no sample of the evaluation was scored") == 1
+    assert "base held-out accuracy unknown" in output
+    for text in (folder.summary.read_text(), folder.base_evaluation.read_text(), *folder.metrics.open()):
+        json.loads(text, parse_constant=pytest.fail)
+    summary = json.loads(folder.summary.read_text())
+    assert (summary["base_accuracy"], summary["final_accuracy"]) == (None, None)
+    assert summary["cost/optimizer_updates"] > 0
+    assert [row.get("eval/accuracy", "none") for row in read_rows(folder.metrics)] == ["none", None]
+    assert (folder.model / "config.json").is_file()

@@ -2,18 +2,23 @@
 
 import itertools
 from collections import Counter
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from gvm_ray.config.prompts import ArithmeticSourceConfig, ChainLevelConfig, ListProgramSourceConfig
+from gvm_ray.config.prompts import (
+    ArithmeticSourceConfig,
+    ChainLevelConfig,
+    ChainSourceConfig,
+    ListProgramSourceConfig,
+)
 from gvm_ray.exceptions import DataError
 from gvm_ray.tasks import load_tasks
 from gvm_ray.tasks.prompt_set import chain_family
 from gvm_ray.tasks.sources.chains import half_of, split_of
 
-FAMILIES = [ArithmeticSourceConfig, ListProgramSourceConfig]
-each_family = pytest.mark.parametrize("source_of", FAMILIES)
+each_family = pytest.mark.parametrize("source_of", get_args(ChainSourceConfig))
 
 
 def level(num_operations, operator, weight=1.0):

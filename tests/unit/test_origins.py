@@ -15,12 +15,12 @@ import gvm_ray.prepare
 import gvm_ray.run
 from gvm_ray.benchmarks.evaluate import checked_model
 from gvm_ray.benchmarks.samples import find_benchmarks
-from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint
+from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, differences
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import CheckpointError, ConfigError
 from gvm_ray.lab.compare.slot import warm_key
-from gvm_ray.origins import differences, prompt_digest, prompts_digest
 from gvm_ray.prepare import check_date, prepare, with_date
+from gvm_ray.tasks.prompt_set import prompt_digest, prompts_digest
 from gvm_ray.types import CheckpointState
 from tests.builders import prompt
 

@@ -1,9 +1,13 @@
-"""Short files and functions, counted: what outgrows these bounds is several things and wants several names."""
+"""Sizes of files and functions, counted.
 
-import ast
+What outgrows these bounds is several things and wants several names; what is small and has one user belongs to it.
+"""
+
 from pathlib import Path
 
 import pytest
+
+from tests.house import function_lengths, small_and_lonely
 
 ROOT = Path(__file__).parents[2]
 MAX_FILE_LINES = 400
@@ -11,14 +15,6 @@ MAX_FUNCTION_LINES = 50
 MAX_LOOP_FUNCTION_LINES = 40
 
 FILES = sorted(path for folder in ("gvm_ray", "examples", "tests") for path in (ROOT / folder).rglob("*.py"))
-
-
-def function_lengths(source: str) -> dict[str, int]:
-    """Lines of every function and method, its docstring included and its decorators not."""
-    functions = (
-        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    )
-    return {f"{node.name}:{node.lineno}": (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
 
 
 def test_function_lengths_counts_nested_async_and_decorated() -> None:
@@ -34,3 +30,7 @@ def test_file_and_its_functions_are_short(path: Path) -> None:
     assert num_lines <= MAX_FILE_LINES, f"{path.name} has {num_lines} lines"
     long = {name: length for name, length in function_lengths(source).items() if length > limit}
     assert not long, f"functions of {path.name} over {limit} lines: {long}"
+
+
+def test_a_small_module_has_several_users() -> None:
+    assert small_and_lonely() == [], "fewer than 40 lines and two importers: move them to where they are used"

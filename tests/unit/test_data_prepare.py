@@ -210,7 +210,7 @@ def test_an_interrupted_preparation_leaves_no_output(tmp_path: Path, monkeypatch
         (["gone*.jsonl"], "'gone*.jsonl' has no data file"),
         (
             ["nobody/nothing"],
-            "there is no file or folder 'nobody/nothing' here, and as a dataset of the Hugging Face Hub",
+            "there is no file or folder 'nobody/nothing' here, and it can't be loaded as a dataset",
         ),
         (["nobody/nothing"], "hf download --repo-type dataset nobody/nothing --local-dir FOLDER"),
         (

@@ -1,6 +1,6 @@
-"""The origins of a result besides its settings, the model's files and the prompts, and how two records of them differ.
+"""Origins of a result beyond its settings: the model's files and the prompts; and the differences between two records.
 
-Kept beside what took long to make, so that it is never gone on with, or reported, as another model's.
+Stored beside results that took long to compute, so that they are never continued or reported as another model's.
 """
 
 import hashlib
@@ -15,12 +15,13 @@ from gvm_ray.types import Prompt
 
 
 def run_origins(config: RunConfig, prompts: PromptSets) -> dict[str, Any]:
-    """What a run is made of, as JSON: its model's files, and a digest of its prompts as the model reads them.
+    """A run's origins as JSON: digests of the model's files, and of the prompts as the model reads them.
 
-    The latter changes with data files, tokenizer and template. A model from scratch is all in the settings.
+    The prompts' digest changes with data files, tokenizer and template. A scratch model has no files: the settings
+    determine it.
 
     Raises:
-        ModelError: a hub id's commit can't be told.
+        ModelError: a hub id's commit can't be determined.
     """
     model = config.model
     files = model_files(model.path, revision=model.revision) if isinstance(model, PretrainedModelConfig) else {}
@@ -31,12 +32,12 @@ def run_origins(config: RunConfig, prompts: PromptSets) -> dict[str, Any]:
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
-    """16 hex digits of prompts in their order."""
+    """16 hex digits that identify the prompts and their order."""
     return hashlib.sha256("".join(map(prompt_digest, prompts)).encode()).hexdigest()[:16]
 
 
 def prompt_digest(prompt: Prompt) -> str:
-    """16 hex digits of a prompt: its id, text, tokens and gold answer."""
+    """16 hex digits that identify a prompt: its id, text, tokens and gold answer."""
     digest = hashlib.sha256(prompt.token_ids.astype("<i4").tobytes())
     for text in (prompt.prompt_id, prompt.text, prompt.answer):
         digest.update(b"\0" + text.encode("utf-8", "surrogatepass"))
@@ -44,7 +45,7 @@ def prompt_digest(prompt: Prompt) -> str:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """`NAME was BEFORE and is AFTER` for every value that differs; of nested mappings by dotted name."""
+    """`NAME was BEFORE and is AFTER` for every value that differs; values in nested mappings have dotted names."""
     found: list[str] = []
     for name in sorted({*before, *after}):
         old, new = before.get(name), after.get(name)

@@ -135,8 +135,7 @@ def _keep_origins(folder: RunFolder, origins: Mapping[str, Any], *, resume: bool
         if changed := differences(before, origins):
             raise CheckpointError(
                 f"the run in {str(folder.path)!r} began with another model or other prompts: {'; '.join(changed)}. Put "
-                "the files back to resume it, start a new run with --set name=..., or start this one over with "
-                "--overwrite"
+                "the files back to resume it, start a new run with --set name=..., or start over with --overwrite"
             )
     folder.origins.write_text(json.dumps(origins, indent=2) + "\n", encoding="utf-8")
 
@@ -212,8 +211,8 @@ def _ended(config: RunConfig, folder: RunFolder, *, has_checkpoint: bool) -> dic
     if not has_checkpoint:
         raise CheckpointError(
             f"--resume: the run in {str(folder.path)!r} ended after {summary['num_steps']} steps, and none of its "
-            "checkpoints is left to go on from; start a new run from its model/ with --set name=..., or start this one "
-            "over with --overwrite"
+            "checkpoints is left to go on from; start a new run from its model/ with --set name=..., or start over "
+            "with --overwrite"
         )
     return None
 

@@ -100,9 +100,9 @@ async def launched(
     """Start the system; every actor is stopped again on exit."""
     learners = RecoveringLearners(context)
     pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context, source=learners)
-    own = pools_of_evaluation(config, prepared, pools, context=context, source=learners)
+    eval_pools = pools_of_evaluation(config, prepared, pools, context=context, source=learners)
     allocator = start_allocator(config, context=context)
-    fleets = [pools.generators] if own is None else [pools.generators, own.generators]
+    fleets = [pools.generators] if eval_pools is None else [pools.generators, eval_pools.generators]
     make = partial(learner_group, config, prepared, pools, run_dir=run_dir, context=context)
     try:
         # The generators import and compile while the learners start and, if configured, learn from demonstrations.
@@ -119,7 +119,8 @@ async def launched(
             log=log,
             checkpoints=checkpoints,
             texts=sample_texts(config),
-            beside=own and EvaluationBeside(make_evaluator(config, prepared, own), own, log=log.log_evaluation),
+            beside=eval_pools
+            and EvaluationBeside(make_evaluator(config, prepared, eval_pools), eval_pools, log=log.log_evaluation),
             stop=stop,
         )
         start = await starting_state(system, restored=restored)
@@ -260,8 +261,8 @@ async def warm_start(config: RunConfig, prepared: Prepared, learners: LearnerGro
             seed=config.warm_start.seed,
             end_token_ids=prepared.end_token_ids,
         )
-        tell = _warm_start_lines(config.warm_start.num_updates, by_time=config.reporting.progress)
-        await learners.warm_start(examples, on_progress=tell)
+        on_progress = _warm_start_lines(config.warm_start.num_updates, by_time=config.reporting.progress)
+        await learners.warm_start(examples, on_progress=on_progress)
         await learners.export(str(prepared.base.warm_start_folder))
 
 

@@ -106,19 +106,19 @@ class Trainer:
             self._steps = None
 
     # --- in the thread of the event loop ------------------------------------------------------------------------------
-    async def _ask(self, asked: AsyncGenerator[StepResult | None]) -> StepResult | None:
+    async def _ask(self, generator: AsyncGenerator[StepResult | None]) -> StepResult | None:
         self._asked = asyncio.current_task()
         try:
-            return await anext(asked)
+            return await anext(generator)
         except StopAsyncIteration:
             self._steps = None
             return None
 
-    async def _close(self, asked: AsyncGenerator[StepResult | None]) -> None:
+    async def _close(self, generator: AsyncGenerator[StepResult | None]) -> None:
         if self._asked is not None and not self._asked.done():  # the caller was interrupted in `step`
             self._asked.cancel()
             await asyncio.wait({self._asked})
-        await asked.aclose()
+        await generator.aclose()
 
 
 class _EventLoopThread:

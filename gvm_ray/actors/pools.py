@@ -45,7 +45,7 @@ class SamplingPools:
         With a multi-turn environment, all samples of these requests take their turns together, so that the composition
         of an engine's batches doesn't depend on timing.
         """
-        outcomes, episodes = _apart(await self._sample(requests, sampling, on_scored=on_scored))
+        outcomes, episodes = _separate(await self._sample(requests, sampling, on_scored=on_scored))
         if not episodes:
             return outcomes
         position = {
@@ -56,12 +56,12 @@ class SamplingPools:
         while episodes:
             try:
                 refs = _refs_by_sample(episodes)
-                turns = self._sample(_among(requests, refs), sampling, refs, on_scored=on_scored)
-                more, episodes = _apart(await turns)
+                turns = self._sample(_restrict(requests, refs), sampling, refs, on_scored=on_scored)
+                more, episodes = _separate(await turns)
             except ObjectsLost:  # sample the episodes from the start: the same seeds give the same turns
                 lost = {(episode.prompt_id, index) for episode in episodes for index in episode.sample_indices}
-                again = self._sample(_among(requests, lost), sampling, on_scored=on_scored)
-                more, episodes = _apart(await again)
+                again = self._sample(_restrict(requests, lost), sampling, on_scored=on_scored)
+                more, episodes = _separate(await again)
             outcomes += more
         return sorted(outcomes, key=lambda o: (position[o.prompt_id, o.sample_indices[0]], o.sample_indices))
 
@@ -83,7 +83,7 @@ class SamplingPools:
             done = sum(len(outcome.sample_indices) for outcome in outcomes)
             waiting -= done
             self._count(-done)
-            on_scored(sum(len(outcome.sample_indices) for outcome in _apart(outcomes)[0]))
+            on_scored(sum(len(outcome.sample_indices) for outcome in _separate(outcomes)[0]))
             return outcomes
 
         try:
@@ -118,7 +118,7 @@ class SamplingPools:
         self.rewards.close()
 
 
-def _apart(outcomes: Sequence[Outcome]) -> tuple[list[GroupOutcome], list[OpenOutcome]]:
+def _separate(outcomes: Sequence[Outcome]) -> tuple[list[GroupOutcome], list[OpenOutcome]]:
     """Separate finished outcomes from open episodes."""
     over = [outcome for outcome in outcomes if isinstance(outcome, GroupOutcome)]
     return over, [outcome for outcome in outcomes if isinstance(outcome, OpenOutcome)]
@@ -129,7 +129,7 @@ def _refs_by_sample(episodes: Sequence[OpenOutcome]) -> dict[SampleKey, ray.Obje
     return {(episode.prompt_id, index): episode.ref.ref for episode in episodes for index in episode.sample_indices}
 
 
-def _among(requests: Sequence[SampleRequest], keys: Collection[SampleKey]) -> list[SampleRequest]:
+def _restrict(requests: Sequence[SampleRequest], keys: Collection[SampleKey]) -> list[SampleRequest]:
     """The requests restricted to these samples; empty requests are dropped."""
     parts = [request.only(keys) for request in requests]
     return [part for part in parts if part.seeds]

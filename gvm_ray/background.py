@@ -1,4 +1,4 @@
-"""Asynchronous generators: tasks beside them, and running them to their end."""
+"""Asynchronous generators: background tasks beside them, and draining them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable
@@ -10,26 +10,26 @@ Result = TypeVar("Result")
 
 
 class Background:
-    """Tasks that end with the context: their first error is raised by `guard`, or at the end.
+    """Tasks that end with the context. Their first error is raised by `guard`, or when the context ends.
 
-    An `asyncio.TaskGroup` belongs to the one task that opened it. The steps of a generator may be asked for by several
-    tasks, and between two steps none of them is inside it.
+    An `asyncio.TaskGroup` can't be used: it belongs to the task that opened it. A generator's steps may be requested by
+    different tasks, and between two steps no task is inside the generator.
     """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def create_task(self, coroutine: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Begin a task."""
+        """Start a task."""
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         return task
 
     async def guard(self, awaitable: Awaitable[Result]) -> Result:
-        """The result of the awaitable, which is cancelled where a task fails first.
+        """Return the result of the awaitable; cancel it if a task fails first.
 
         Raises:
-            Exception: the task's error, or that of the awaitable.
+            Exception: the task's error, or the awaitable's own.
         """
         work = asyncio.ensure_future(awaitable)
         try:
@@ -49,7 +49,7 @@ class Background:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Wait for the tasks; after an error cancel them first."""
+        """Wait for the tasks to end; after an error, cancel them first."""
         try:
             while error is None and self._tasks:
                 done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -60,7 +60,7 @@ class Background:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _raise_first(self, done: Iterable[asyncio.Future[Any]]) -> None:
-        """Forget tasks that have ended; raise an error of theirs."""
+        """Forget the tasks that have ended, and raise the first error among them."""
         for task in done:
             self._tasks -= {task}
             if not task.cancelled():

@@ -1,8 +1,8 @@
 """The page: two loops and a bounded queue, as a generator of steps.
 
 One code path serves both modes. With ``max_staleness = 0`` the loops alternate (strictly on-policy). With
-``max_staleness = k`` sampling runs up to k updates ahead: the next batches' requests are with the generators while the
-last samples of a batch are under way, scored, measured and trained on.
+``max_staleness = k`` sampling runs up to k updates ahead: the generators already have the next batches' requests while
+a batch's last samples are being generated, scored, measured and trained on.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class System:
     checkpoints: Checkpoints
     log: StepLog
     texts: SampleTexts = field(default_factory=SampleTexts)
-    beside: EvaluationBeside | None = None  # where evaluation doesn't stop training
+    beside: EvaluationBeside | None = None  # if evaluation runs beside training
     stop: StopRequest = field(default_factory=StopRequest)
 
 
@@ -75,7 +75,7 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepPrompts:
-    """The prompts of one step, and where the stream stood after them."""
+    """The prompts of one step, and the stream's position after them."""
 
     step: int
     prompts: Sequence[Prompt]
@@ -84,19 +84,21 @@ class StepPrompts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredBatch:
-    """What the rollout loop hands to the update loop."""
+    """A scored training batch and its metrics: the rollout loop's output, the update loop's input."""
 
     batch: TrainBatch
     metrics: Metrics
     histograms: Histograms
     texts: Sequence[SampleText]
     costs: Mapping[str, float]  # of this batch
-    cursor: Mapping[str, Any]  # of the prompts, after this batch
+    cursor: Mapping[str, Any]  # position of the prompt stream after this batch
 
 
 async def train(system: System, config: RunConfig, *, start: CheckpointState) -> AsyncGenerator[StepResult]:
-    """Steps start.step .. num_steps - 1, each once it is completed; fewer where the token budget is spent or a stop is
-    asked for. The generators hold policy version start.step already. Between two steps sampling goes on.
+    """Train; yields the steps start.step .. num_steps - 1 as they are completed.
+
+    Ends early when the token budget is spent or a stop is requested. The generators must already hold policy version
+    start.step. Sampling continues while the caller handles a step.
     """
     if is_over(config, start.step, start.costs):
         return
@@ -105,20 +107,20 @@ async def train(system: System, config: RunConfig, *, start: CheckpointState) ->
         rollouts = background.create_task(rollout_loop(system, config, batches, start))
         while (result := await background.guard(anext(updates, None))) is not None:
             yield result
-        rollouts.cancel()  # what is under way when the token budget is spent is of no use
+        rollouts.cancel()  # when the token budget is spent, samples under way are no longer needed
 
 
 async def rollout_loop(
     system: System, config: RunConfig, batches: asyncio.Queue[ScoredBatch], start: CheckpointState
 ) -> None:
     """Consumes prompts; produces scored batches; waits for a policy version within max_staleness of the steps that will
-    train on the samples; unblocked by a weight publish. Several blocks are sampled at once where that leaves room.
+    train on the samples; unblocked by a weight publish. Several blocks are sampled at once if max_staleness allows it.
     """
     previous: asyncio.Task[None] | None = None
     async with asyncio.TaskGroup() as tasks:
         for first in range(start.step, config.num_steps, config.block_steps):
             steps = range(first, min(first + config.block_steps, config.num_steps))
-            # A block's first step also samples pilots that its last step trains on.
+            # The block's first step also samples pilots that the last step trains on.
             await system.pools.wait_for_version(min(first, steps[-1] - config.max_staleness))
             block = [take_prompts(system, config, step=step) for step in steps]
             previous = tasks.create_task(sample_block(system, config, batches, block, previous))
@@ -139,7 +141,7 @@ async def sample_block(
         step = step_prompts.step
         await system.pools.wait_for_version(step - config.max_staleness)
         if config.max_staleness == 0:
-            await batches.join()  # an evaluation beside it would change the engine's batches, and so their rounding
+            await batches.join()  # a concurrent evaluation would change the engine's batches, and so their rounding
         upcoming = [prompt for later in block[1:] for prompt in later.prompts] if step == block[0].step else ()
         await sample_in_rounds(system, config, ledger, step_prompts, upcoming=upcoming)
         scored = await scored_batch(system, config, ledger, step_prompts)
@@ -149,7 +151,7 @@ async def sample_block(
 
 
 def take_prompts(system: System, config: RunConfig, *, step: int) -> StepPrompts:
-    """The stream's next prompts: what the allocator selects from, where it does."""
+    """Take a step's prompts from the stream; some allocators select from them."""
     prompts = system.prompts.next(min(config.candidates_per_step, len(system.prompts)))
     return StepPrompts(step=step, prompts=prompts, cursor=system.prompts.state_dict())
 
@@ -157,7 +159,7 @@ def take_prompts(system: System, config: RunConfig, *, step: int) -> StepPrompts
 async def sample_in_rounds(
     system: System, config: RunConfig, ledger: RolloutLedger, step_prompts: StepPrompts, *, upcoming: Sequence[Prompt]
 ) -> None:
-    """Spend the step's budget as the allocator decides, round by round, into the ledger."""
+    """Spend the step's budget in the allocator's rounds, and record the outcomes in the ledger."""
     step, prompts = step_prompts.step, step_prompts.prompts
     sampling = SamplingParameters(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
     states, num_tokens = await system.states.of(prompts, step=step)
@@ -179,7 +181,7 @@ async def sample_in_rounds(
 async def scored_batch(
     system: System, config: RunConfig, ledger: RolloutLedger, step_prompts: StepPrompts
 ) -> ScoredBatch:
-    """The step's outcomes as a training batch, with all that the update loop needs to log and to checkpoint it."""
+    """Build a training batch from the step's outcomes, with everything needed to log and checkpoint it."""
     step = step_prompts.step
     outcomes = ledger.take(step_prompts.prompts)
     report = await system.allocator.report(step=step)
@@ -203,7 +205,7 @@ async def update_loop(
     background: Background,
 ) -> AsyncGenerator[StepResult]:
     """Consumes batches; produces policy versions, metrics and checkpoints; waits for a batch; unblocked by
-    rollout_loop. New weights go out in the background while the learners go on.
+    rollout_loop. New weights are published in the background while the learners continue.
     """
     costs = Counter(start.costs)
     publishing: asyncio.Task[None] | None = None
@@ -215,7 +217,7 @@ async def update_loop(
         costs.update({**scored.costs, "cost/optimizer_updates": result.metrics["num_updates"]})
         is_last = is_over(config, step + 1, costs)
         is_stopped = system.stop.is_set
-        # Before the new weights go out: without staleness, no later step has begun.
+        # Taken before the new weights are published: without staleness, no later step has begun yet.
         is_due = is_last or is_stopped or (step + 1) % config.checkpoint.every_steps == 0
         state = await checkpoint_state(system, scored, step=step, costs=costs) if is_due else None
         if publishing is not None:
@@ -235,13 +237,13 @@ async def update_loop(
 
 
 def is_over(config: RunConfig, completed_steps: int, costs: Mapping[str, float]) -> bool:
-    """After the last step, or with the token budget spent."""
+    """Whether the last step is completed or the token budget is spent."""
     is_spent = config.token_budget is not None and charged_tokens(config, costs) >= config.token_budget
     return completed_steps >= config.num_steps or is_spent
 
 
 def charged_tokens(config: RunConfig, costs: Mapping[str, float]) -> float:
-    """Generated tokens, and at their price those that were prefilled for the allocator alone."""
+    """Tokens charged to the budget: generated ones, plus `prefill_price` times those prefilled for the allocator."""
     return costs.get("cost/generated_tokens", 0.0) + config.prefill_price * costs.get("cost/prefill_tokens", 0.0)
 
 
@@ -254,8 +256,9 @@ async def evaluation(
     *,
     is_last: bool,
 ) -> Metrics:
-    """Metrics of a step's new policy, every `evaluation.every_steps` steps and after the last; none yet where its
-    evaluation goes on beside the next steps.
+    """Evaluate a step's new policy, every `evaluation.every_steps` steps and after the last one.
+
+    Returns no metrics if none is due, or if it runs beside the next steps and logs its own.
     """
     if not is_last and weights.policy_version % config.evaluation.every_steps:
         return {}
@@ -269,9 +272,9 @@ async def evaluation(
 async def checkpoint_state(
     system: System, scored: ScoredBatch, *, step: int, costs: Mapping[str, float]
 ) -> CheckpointState:
-    """The driver's part of the checkpoint after a step, the allocator's memory included.
+    """The driver's part of the checkpoint after a step, including the allocator's memory.
 
-    With max_staleness > 0 that may hold samples of later steps too, which a resumed run draws again.
+    With max_staleness > 0 that memory may already hold samples of later steps, which a resumed run draws again.
     """
     return CheckpointState(
         step=step + 1,

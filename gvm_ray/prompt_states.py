@@ -1,4 +1,4 @@
-"""Hidden states of prompts for the allocator, kept between steps so that few of them are computed anew."""
+"""Hidden states of prompts for the allocator, cached between steps so that few must be recomputed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from gvm_ray.types import FloatArray, Prompt
 
 @dataclass(kw_only=True)
 class CachedPromptStates:
-    """Protocol `PromptStates`: the learners compute a prompt's states, which then serve `refresh_steps` steps."""
+    """Protocol `PromptStates`: the learners compute a prompt's state, and it is reused for `refresh_steps` steps."""
 
     learners: Learners
-    config: PromptStatesConfig | None  # none: the run needs no states
-    _known: dict[str, tuple[int, FloatArray]] = field(default_factory=dict)  # prompt_id -> step computed at, [F]
+    config: PromptStatesConfig | None  # None: the run needs no states
+    _known: dict[str, tuple[int, FloatArray]] = field(default_factory=dict)  # prompt_id -> (step computed at, [F])
 
     async def of(self, prompts: Sequence[Prompt], *, step: int) -> tuple[FloatArray | None, int]:
-        """[P, F] states, and the prompt tokens that were run through the model for them."""
+        """States [P, F], and the number of prompt tokens that were run through the model for them."""
         if self.config is None:
             return None, 0
         self._forget(step)
@@ -34,7 +34,7 @@ class CachedPromptStates:
         return np.stack([states[prompt.prompt_id] for prompt in prompts]), sum(len(p.token_ids) for p in missing)
 
     def state_dict(self, *, step: int) -> dict[str, NDArray[Any]]:
-        """`ids` and `steps` [P] and `states` [P, F] of the prompts known at a step; empty where none is."""
+        """`ids` [P], `steps` [P] and `states` [P, F] of the prompts known at a step; empty if there are none."""
         self._forget(step)
         if not self._known:
             return {}
@@ -42,14 +42,14 @@ class CachedPromptStates:
         return {"ids": np.array(list(self._known)), "steps": np.array(steps), "states": np.stack(states)}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on with the states that `state_dict` gave: those of the policy at the time, which can't be had again."""
+        """Restore the states from `state_dict`. They came from earlier policies, so they can't be recomputed."""
         self._known = {}
         if state:
             columns = zip(state["ids"].tolist(), state["steps"].tolist(), state["states"], strict=True)
             self._known = {prompt_id: (step, states) for prompt_id, step, states in columns}
 
     def _forget(self, step: int) -> None:
-        """Drop what is too old to serve a step."""
+        """Drop states that are too old for a step."""
         if self.config is not None:
             oldest = step - self.config.refresh_steps
             self._known = {id_: (at, states) for id_, (at, states) in self._known.items() if at > oldest}

@@ -50,20 +50,20 @@ Result = TypeVar("Result")
 def train(
     config: RunConfig, *, resume: bool = False, overwrite: bool = False, callbacks: Sequence[Callback] = ()
 ) -> dict[str, Any]:
-    """Run the whole job that `config` describes; returns what summary.json holds.
+    """Run the whole job that `config` describes; returns the contents of summary.json.
 
-    Connects to RAY_ADDRESS or `cluster.address` where given, else starts a local Ray for the time of the run.
+    Connects to `cluster.address` or RAY_ADDRESS if given; otherwise starts a local Ray cluster for this run.
 
     Args:
         config: the run.
-        resume: go on from the last checkpoint of the run of this name; from its beginning where it has none yet. A run
-            that has ended is left as it is, and its summary is returned.
+        resume: continue the run of this name from its last checkpoint, or from the beginning if it has none yet. A run
+            that has ended is left unchanged, and its summary is returned.
         overwrite: replace an earlier run of this name.
-        callbacks: each is called with the index and the metrics of every step that is completed. A step that is done
-            again, from the last checkpoint, comes again.
+        callbacks: each is called with the index and metrics of every completed step. A step that is repeated after
+            going back to a checkpoint is reported again.
 
     Raises:
-        UserError: a setting, file, model or checkpoint is wrong; raised before anything heavy starts.
+        UserError: a setting, file, model or checkpoint is wrong; raised before anything expensive starts.
         SystemFailure: a part of the running system failed.
         RunStopped: SIGTERM or Ctrl-C ended it, after the step under way and its checkpoint.
     """
@@ -82,7 +82,7 @@ async def _to_the_end(job: "Job") -> None:
 def opened(
     config: RunConfig, *, resume: bool = False, overwrite: bool = False, callbacks: Sequence[Callback] = ()
 ) -> Iterator["Job"]:
-    """A run that was checked, with a connection to Ray; see `train`."""
+    """A checked and prepared run, connected to Ray; see `train`."""
     check_home(config)
     folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
     folder.check_start(resume=resume, overwrite=overwrite)
@@ -96,11 +96,11 @@ def opened(
             yield job
             return
     if overwrite and folder.has_begun:
-        with tempfile.TemporaryDirectory() as scratch:  # a wrong setting must not cost the run that would be replaced
+        with tempfile.TemporaryDirectory() as scratch:  # check first: a wrong setting must not delete the earlier run
             prepare(config, run_dir=Path(scratch))
     folder.create(resume=resume, overwrite=overwrite)
     if resume and job.restored is None:
-        print("no checkpoint was completed yet: the run begins anew", flush=True)
+        print("no checkpoint was completed yet: the run starts from the beginning", flush=True)
     with folder.disk_errors():
         job.prepared = prepare(config, run_dir=folder.path)
         _keep_origins(folder, run_origins(config, job.prepared.prompts), resume=resume)
@@ -113,29 +113,28 @@ def opened(
 
 
 def _kept_date(folder: RunFolder) -> date | None:
-    """The day that an earlier part of the run showed its chat template as today's."""
+    """The date that the run's chat template was given before; None if there was none."""
     day = folder.read_config().get("prompts", {}).get("template", {}).get("date")
     return None if day is None else date.fromisoformat(day)
 
 
 def _keep_origins(folder: RunFolder, origins: Mapping[str, Any], *, resume: bool) -> None:
-    """Write down what the run is made of, or compare it with what it began with; its warm start may be done.
+    """Write the run's origins, or compare them with those it began with. Its warm start may be done already.
 
     Raises:
-        CheckpointError: files of the model or prompts have changed since.
+        CheckpointError: the model's files or the prompts have changed since, or origins.json is damaged.
     """
     if resume and folder.origins.is_file():
         try:
             before = dict(json.loads(folder.origins.read_bytes()))
         except (ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{str(folder.origins)!r} isn't what the run wrote ({error}); remove it to go on without a comparison"
+                f"{str(folder.origins)!r} isn't what the run wrote ({error}); remove it to resume without a comparison"
             ) from error
         if changed := differences(before, origins):
             raise CheckpointError(
                 f"the run in {str(folder.path)!r} began with another model or other prompts: {'; '.join(changed)}. Put "
-                "the files back to go on with it, or start a new run with --set name=..., or this one anew with "
-                "--overwrite"
+                "the files back to resume it, start a new run with --set name=..., or start over with --overwrite"
             )
     folder.origins.write_text(json.dumps(origins, indent=2) + "\n", encoding="utf-8")
 
@@ -154,8 +153,8 @@ def evaluate(
         model: a Hugging Face folder or hub id.
         config: prompts, rewards, sampling and engine; its own model and learner settings are not used.
         num_samples: completions for each prompt.
-        temperature: of sampling; none takes evaluation.temperature.
-        output: a file that the numbers are written to as JSON.
+        temperature: of sampling; None means `evaluation.temperature`.
+        output: file to write the numbers to, as JSON.
 
     Raises:
         UserError: the model, the prompts or a setting is wrong.
@@ -175,17 +174,17 @@ def evaluate(
 
 
 def evaluation_config(config: RunConfig, model: str, changes: Mapping[str, Any]) -> RunConfig:
-    """The settings for sampling a finished model: a Hugging Face folder or hub id takes the place of the run's.
+    """The settings for sampling a finished model: the run's, with `model` (a Hugging Face folder or hub id) instead.
 
     Raises:
-        ConfigError: the changes don't fit the rest.
+        ConfigError: the changes conflict with the other settings.
     """
     values = {**json.loads(config.model_dump_json()), "model": {"type": "pretrained", "path": model}}
     return parse_config(merged(values, {**changes, "warm_start": None}), origin="the evaluation's settings")
 
 
 def _restored(config: RunConfig, folder: RunFolder, checkpoints: CheckpointFolder) -> RestoredCheckpoint | None:
-    """Where a resumed run goes on; None where no checkpoint was completed. Either way its settings are the run's."""
+    """The checkpoint to resume from; None if none was completed. In both cases the settings are checked."""
     restored = checkpoints.latest()
     if restored is None:
         check_settings(config, folder.read_config(), origin=f"the run in {str(folder.path)!r}")
@@ -193,10 +192,10 @@ def _restored(config: RunConfig, folder: RunFolder, checkpoints: CheckpointFolde
 
 
 def _ended(config: RunConfig, folder: RunFolder, *, has_checkpoint: bool) -> dict[str, Any] | None:
-    """The summary of a run that has no step left to make and has exported its model; None for one to go on with.
+    """The summary of a run that has made all its steps and exported its model; None if the run can continue.
 
     Raises:
-        CheckpointError: it could go on, but has no checkpoint left to go on from.
+        CheckpointError: there are steps left, but no checkpoint to continue from.
     """
     summary = read_summary(folder.path)
     if summary is None:
@@ -204,30 +203,30 @@ def _ended(config: RunConfig, folder: RunFolder, *, has_checkpoint: bool) -> dic
     if is_over(config, summary["num_steps"], summary) and (folder.model / "config.json").is_file():
         print(
             f"nothing to do: run {config.name!r} ended after {summary['num_steps']} steps; a larger num_steps, or "
-            "token_budget where it has one, goes on from there",
+            "token_budget if that is spent, continues it",
             flush=True,
         )
         return summary
     if not has_checkpoint:
         raise CheckpointError(
             f"--resume: the run in {str(folder.path)!r} ended after {summary['num_steps']} steps, and none of its "
-            "checkpoints is left to go on from; start a new run from its model/ with --set name=..., or begin at the "
-            "beginning with --overwrite"
+            "checkpoints is left to go on from; start a new run from its model/ with --set name=..., or start over "
+            "with --overwrite"
         )
     return None
 
 
 @dataclass(kw_only=True, eq=False)
 class Job:
-    """A run from its checks to its summary, through all its restarts from a checkpoint."""
+    """A run from its first checks to its summary, across all its restarts from a checkpoint."""
 
     config: RunConfig = field(kw_only=False)
     folder: RunFolder
     checkpoints: CheckpointFolder
     callbacks: Sequence[Callback] = ()
-    prepared: Prepared | None = None  # not for a run that has ended
-    restored: RestoredCheckpoint | None = None  # where its next attempt begins
-    summary: dict[str, Any] | None = None  # of a run that has ended: what summary.json holds
+    prepared: Prepared | None = None  # None if the run has already ended
+    restored: RestoredCheckpoint | None = None  # start of the next attempt
+    summary: dict[str, Any] | None = None  # contents of summary.json, once the run has ended
     failures: FailureLog = field(init=False)
     stop: StopRequest = field(default_factory=StopRequest, init=False)
 
@@ -236,16 +235,16 @@ class Job:
 
     @property
     def sinks(self) -> list[MetricsSink]:
-        """Where the metrics go besides the run's folder."""
+        """Destinations of the metrics besides the run's folder."""
         gauges = [RayGaugeSink(run=self.config.name)] if self.config.reporting.ray_metrics else []
         return [*gauges, *map(CallbackSink, self.callbacks)]
 
 
 async def steps(job: Job) -> AsyncGenerator[StepResult | None]:
-    """The run's steps as they are completed; None each time the system has come up, at first before the first step.
+    """Make the run's steps and yield them as they are completed. Yields None each time the system has come up.
 
-    A failure that can't be mended from within sends the run back to its last checkpoint, and the steps since then come
-    again. After the last step `job.summary` is set, unless a stop was asked for.
+    After a failure that no part recovers from, the run goes back to its last checkpoint and repeats the steps since
+    then. After the last step `job.summary` is set, unless a stop was requested.
     """
     while job.summary is None and not job.stop.is_set:
         try:
@@ -260,13 +259,13 @@ async def steps(job: Job) -> AsyncGenerator[StepResult | None]:
             job.failures.record("the run", cause)
         await names_are_free(timeout_s=job.config.deadlines.start_s)
         job.restored = job.checkpoints.latest()
-        base = find_base_model(job.config, run_dir=job.folder.path)  # a warm start may be done
+        base = find_base_model(job.config, run_dir=job.folder.path)  # again: the warm start may be done now
         assert job.prepared is not None
         job.prepared = replace(job.prepared, base=base)
 
 
 async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
-    """The run from where it is to its end, or to a failure of the whole system."""
+    """Run from the last checkpoint to the end, or until the whole system fails."""
     config, folder, prepared = job.config, job.folder, job.prepared
     assert prepared is not None
     start_step = job.restored.state.step if job.restored is not None else 0
@@ -298,14 +297,14 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
 
 
 async def _base_accuracy(run: Launched, folder: RunFolder, reporter: Reporter) -> float | None:
-    """Accuracy of the starting policy, where it is known; a resumed run reads what its beginning measured."""
+    """Accuracy of the starting policy, if known: measured at step 0, and read from the folder by a resumed run."""
     if run.start.step == 0:
         reporter.log_base_evaluation(await run.evaluator.evaluate())
     return folder.read_base_accuracy()
 
 
 def _close(folder: RunFolder, start: CheckpointState, base_accuracy: float | None) -> dict[str, Any]:
-    """Plots and summary of a finished run; `start` is where it went on the last time."""
+    """Write and print plots and summary of a finished run; `start` is the state of its last resumption."""
     rows = read_steps(folder.metrics)
     last = {"step": start.step - 1, "time_s": 0.0, **start.costs, **(rows[-1] if rows else {})}
 
@@ -342,7 +341,7 @@ async def _evaluate(config: RunConfig, prepared: Prepared) -> EvaluationResult:
 
 
 def run_to_end(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """What a coroutine returns; of a group of errors the first one is raised, for its message is the user's."""
+    """Run a coroutine and return its result. Of a group of errors, raise the first: its message is for the user."""
     try:
         return asyncio.run(coroutine)
     except BaseExceptionGroup as group:

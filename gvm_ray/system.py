@@ -1,4 +1,4 @@
-"""RunConfig to a placed, started System: actors up, policy warm-started or restored, first weights published."""
+"""Assembly of a running System from a RunConfig: actors, warm-started or restored policy, first weights published."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -49,7 +49,7 @@ def assemble(
     beside: EvaluationBeside | None = None,
     stop: StopRequest | None = None,
 ) -> System:
-    """The system that the loop runs: the given parts, with the prompts' stream, their states and the algorithm.
+    """Combine the given parts with the prompt stream, prompt states and algorithm into the system that the loop runs.
 
     Without `checkpoints` none are written.
     """
@@ -58,7 +58,7 @@ def assemble(
             prompts,
             seed=config.seed,
             shuffle=config.prompts.shuffle,
-            # All prompts that one allocation may name are different.
+            # One allocation must not name a prompt twice.
             unique_within=min(config.candidates_per_step * config.block_steps, len(prompts)),
         ),
         states=CachedPromptStates(learners=learners, config=config.prompt_states),
@@ -97,15 +97,15 @@ async def launched(
     log: Reporter,
     stop: StopRequest,
 ) -> AsyncIterator[Launched]:
-    """A started system; every actor that was started is stopped again on the way out."""
+    """Start the system; every actor is stopped again on exit."""
     learners = RecoveringLearners(context)
     pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context, source=learners)
-    own = pools_of_evaluation(config, prepared, pools, context=context, source=learners)
+    eval_pools = pools_of_evaluation(config, prepared, pools, context=context, source=learners)
     allocator = start_allocator(config, context=context)
-    fleets = [pools.generators] if own is None else [pools.generators, own.generators]
+    fleets = [pools.generators] if eval_pools is None else [pools.generators, eval_pools.generators]
     make = partial(learner_group, config, prepared, pools, run_dir=run_dir, context=context)
     try:
-        # The generators import and compile while the learners start and, where asked, learn from demonstrations.
+        # The generators import and compile while the learners start and, if configured, learn from demonstrations.
         starting = [pools.rewards.start(), *(fleet.start() for fleet in fleets)]
         await asyncio.gather(*starting, start_learners(config, prepared, learners, make, restored=restored))
         evaluator = make_evaluator(config, prepared, pools, by_time=config.reporting.progress)
@@ -119,7 +119,8 @@ async def launched(
             log=log,
             checkpoints=checkpoints,
             texts=sample_texts(config),
-            beside=own and EvaluationBeside(make_evaluator(config, prepared, own), own, log=log.log_evaluation),
+            beside=eval_pools
+            and EvaluationBeside(make_evaluator(config, prepared, eval_pools), eval_pools, log=log.log_evaluation),
             stop=stop,
         )
         start = await starting_state(system, restored=restored)
@@ -136,7 +137,7 @@ async def launched(
 def learner_group(
     config: RunConfig, prepared: Prepared, pools: SamplingPools, *, run_dir: Path, context: RunContext
 ) -> LearnerGroup:
-    """Learners of the run, not started; they share the generators' GPUs where the placement is "colocated"."""
+    """The run's learners, not started. They share the generators' GPUs if the placement is "colocated"."""
     return LearnerGroup(
         config,
         base_path=prepared.base.path,
@@ -149,7 +150,7 @@ def learner_group(
 
 
 def start_allocator(config: RunConfig, *, context: RunContext, name: str = ALLOCATOR_NAME) -> AllocatorClient:
-    """The allocator's actor, asked for but not awaited."""
+    """Request the allocator's actor, without waiting for it."""
     return AllocatorClient(
         config.allocator,
         accept_threshold=config.rewards.accept_threshold,
@@ -160,7 +161,7 @@ def start_allocator(config: RunConfig, *, context: RunContext, name: str = ALLOC
 
 
 async def starting_state(system: System, *, restored: RestoredCheckpoint | None) -> CheckpointState:
-    """Where the loop begins; prompts, their states and the allocator go back to where a checkpoint left them."""
+    """The loop's initial state. With a checkpoint, also restore the prompt stream, prompt states and allocator."""
     if restored is None:
         return CheckpointState(step=0, policy_version=0, cursor=system.prompts.state_dict(), allocator={}, costs={})
     system.prompts.load_state_dict(restored.state.cursor)
@@ -178,15 +179,15 @@ def start_pools(
     source: WeightSource | None = None,
     prefix: str = "",
 ) -> SamplingPools:
-    """Generator and reward actors, asked for but not awaited.
+    """Request generator and reward actors, without waiting for them.
 
     Args:
         config: the run.
-        model: what the generators' engines load.
-        kind: the engines', as `resolve_engine` gave it.
+        model: loaded by the generators' engines.
+        kind: of the engines, from `resolve_engine`.
         context: shared by the run's parts.
-        source: gives lost weights again, and sends those of a live transfer.
-        prefix: begins the actors' names.
+        source: restores lost weights and sends live ones.
+        prefix: of the actors' names.
     """
     return SamplingPools(
         generators=GeneratorPool(
@@ -214,13 +215,13 @@ def start_pools(
 def pools_of_evaluation(
     config: RunConfig, prepared: Prepared, pools: SamplingPools, *, context: RunContext, source: WeightSource
 ) -> SamplingPools | None:
-    """Generators for evaluation alone, where the run asks for them, asked for but not awaited.
+    """Request the generators used only for evaluation, without waiting for them; None if the run has none.
 
-    Learners don't send them weights, and their reward actors are those of training.
+    They get their weights from the object store, and share the reward actors of training.
     """
     if not (number := config.evaluation.num_generators):
         return None
-    context = replace(context, clock=PhaseClock())  # its phases aren't those of the training
+    context = replace(context, clock=PhaseClock())  # its time must not count as training time
     generators = GeneratorPool(
         config.engine.model_copy(update={"num_generators": number, "sleep": config.generators_sleep}),
         kind=prepared.engine_kind,
@@ -242,7 +243,7 @@ async def start_learners(
     *,
     restored: RestoredCheckpoint | None,
 ) -> None:
-    """Learners up, and either restored from a checkpoint or, where asked and not cached, warm-started."""
+    """Start the learners. Restore them from a checkpoint, or warm-start them if configured and not cached."""
     await learners.start(make)
     if restored is not None:
         await learners.restore(str(restored.learner), policy_version=restored.state.policy_version)
@@ -251,7 +252,7 @@ async def start_learners(
 
 
 async def warm_start(config: RunConfig, prepared: Prepared, learners: LearnerGroup | RecoveringLearners) -> None:
-    """Learn from demonstrations, where that is asked for and no cached result takes its place; the result is cached."""
+    """Learn from demonstrations and cache the result; does nothing if not configured or if a cached result exists."""
     if config.warm_start is not None and prepared.base.warm_start_folder is not None:
         examples = demonstrations(
             config.prompts,
@@ -260,13 +261,13 @@ async def warm_start(config: RunConfig, prepared: Prepared, learners: LearnerGro
             seed=config.warm_start.seed,
             end_token_ids=prepared.end_token_ids,
         )
-        tell = _warm_start_lines(config.warm_start.num_updates, by_time=config.reporting.progress)
-        await learners.warm_start(examples, on_progress=tell)
+        on_progress = _warm_start_lines(config.warm_start.num_updates, by_time=config.reporting.progress)
+        await learners.warm_start(examples, on_progress=on_progress)
         await learners.export(str(prepared.base.warm_start_folder))
 
 
 def _warm_start_lines(num_updates: int, *, by_time: bool) -> Callable[[int, Metrics], None]:
-    """Prints what came of the warm start, and with `by_time` on the way how far it is."""
+    """A callback that prints the warm start's final loss, and with `by_time` its progress too."""
     lines = ProgressLines("warm start", num_updates)
 
     def on_progress(done: int, metrics: Metrics) -> None:
@@ -280,7 +281,7 @@ def _warm_start_lines(num_updates: int, *, by_time: bool) -> Callable[[int, Metr
 
 
 def sample_texts(config: RunConfig) -> SampleTexts:
-    """The looks at what is sampled that the run asks for."""
+    """The sampled texts that the run wants to log."""
     return SampleTexts(
         every_steps=config.reporting.samples_every_steps,
         fetch=partial(fetch_groups, timeout_s=config.deadlines.sample_s),
@@ -290,7 +291,7 @@ def sample_texts(config: RunConfig) -> SampleTexts:
 def make_evaluator(
     config: RunConfig, prepared: Prepared, pools: SamplingPools, *, by_time: bool = False
 ) -> HeldOutEvaluator:
-    """The evaluator of prompts.eval with the run's evaluation settings; with `by_time` it prints how far it is."""
+    """The evaluator of prompts.eval with the run's evaluation settings; with `by_time` it prints its progress."""
     return HeldOutEvaluator(
         prompts=prepared.prompts.eval[: config.evaluation.num_prompts],
         pools=pools,

@@ -1,4 +1,4 @@
-"""A run step by step, under the control of the program that asks for the steps."""
+"""A run made step by step, under the control of the calling program."""
 
 import asyncio
 import threading
@@ -14,24 +14,24 @@ from gvm_ray.run import Job, first_of, opened, steps
 
 
 class Trainer:
-    """The run of `train`, but each step is made when `step` asks for it.
+    """Runs the same job as `train`, but makes each step when `step` is called.
 
-    Between two steps sampling goes on, as far ahead as in any run.
+    Sampling continues between two steps, as far ahead as in any run.
 
         with Trainer(config) as trainer:
             for result in trainer:
                 print(result.step, result.metrics["reward/mean"])
         print(trainer.summary)
 
-    Leaving the block before the last step ends the run at once; it can be resumed from its last checkpoint, which is
-    that of the last step where `checkpoint.every_steps` is 1.
+    Leaving the block before the last step ends the run at once. It can be resumed from its last checkpoint; with
+    `checkpoint.every_steps` = 1 that is the last step made.
     """
 
     def __init__(
         self, config: RunConfig, *, resume: bool = False, overwrite: bool = False, callbacks: Sequence[Callback] = ()
     ) -> None:
         """See `train`."""
-        self.summary: dict[str, Any] | None = None  # after the last step: what `train` returns
+        self.summary: dict[str, Any] | None = None  # after the last step: the result of `train`
         self._config = config
         self._arguments: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "callbacks": callbacks}
         self._has_all_steps = False
@@ -41,10 +41,10 @@ class Trainer:
         self._asked: asyncio.Task[Any] | None = None  # the call of `step` under way
 
     def __enter__(self) -> "Trainer":
-        """Return when the system is up.
+        """Start the system, and return once it is up.
 
         Raises:
-            UserError, SystemFailure: as `train` does.
+            UserError, SystemFailure: as in `train`.
         """
         with ExitStack() as stack:
             self._job = stack.enter_context(opened(self._config, **self._arguments))
@@ -63,20 +63,20 @@ class Trainer:
                 self.step()
 
     def step(self) -> StepResult | None:
-        """Make the next step; None where the run is over.
+        """Make the next step; returns None if the run is over.
 
-        Where a failure sends the run back to its last checkpoint, the steps since then come again.
+        If a failure sends the run back to its last checkpoint, the steps since then are returned again.
 
         Raises:
             SystemFailure: a part of the system failed.
         """
         result = self._next()
-        while result is None and not self._is_over:  # the system has come up again
+        while result is None and not self._is_over:  # the system came up again after a failure
             result = self._next()
         return result
 
     def __iter__(self) -> Iterator[StepResult]:
-        """The steps that are left."""
+        """Make all remaining steps, and yield each one."""
         while (result := self.step()) is not None:
             yield result
 
@@ -85,7 +85,7 @@ class Trainer:
         return self._steps is None
 
     def _next(self) -> StepResult | None:
-        """The generator's next result; None also at its end, from which on there is no generator."""
+        """The generator's next result. At the end of the generator, None; `self._steps` is None from then on."""
         if self._steps is None:
             return None
         assert self._job is not None
@@ -93,36 +93,36 @@ class Trainer:
             with self._job.folder.disk_errors():
                 result = self._loop.run(self._ask(self._steps))
         except BaseExceptionGroup as group:
-            raise first_of(group) from group  # its message is the user's
+            raise first_of(group) from group  # its message is for the user
         self.summary = self._job.summary
         if result is not None:
             self._has_all_steps = is_over(self._config, result.step + 1, result.metrics)
         return result
 
     def _end(self) -> None:
-        """End what is under way."""
+        """Close the generator of steps, if it is still open."""
         if self._steps is not None:
             self._loop.run(self._close(self._steps))
             self._steps = None
 
     # --- in the thread of the event loop ------------------------------------------------------------------------------
-    async def _ask(self, asked: AsyncGenerator[StepResult | None]) -> StepResult | None:
+    async def _ask(self, generator: AsyncGenerator[StepResult | None]) -> StepResult | None:
         self._asked = asyncio.current_task()
         try:
-            return await anext(asked)
+            return await anext(generator)
         except StopAsyncIteration:
             self._steps = None
             return None
 
-    async def _close(self, asked: AsyncGenerator[StepResult | None]) -> None:
+    async def _close(self, generator: AsyncGenerator[StepResult | None]) -> None:
         if self._asked is not None and not self._asked.done():  # the caller was interrupted in `step`
             self._asked.cancel()
             await asyncio.wait({self._asked})
-        await asked.aclose()
+        await generator.aclose()
 
 
 class _EventLoopThread:
-    """An event loop that goes on between the caller's calls, for the time of the context."""
+    """Context with an event loop in a thread, which keeps running between the caller's calls."""
 
     def __enter__(self) -> "_EventLoopThread":
         self._loop = asyncio.new_event_loop()
@@ -131,7 +131,7 @@ class _EventLoopThread:
         return self
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """The result of a coroutine, which goes on where this wait is interrupted."""
+        """Run a coroutine and return its result. If this wait is interrupted, the coroutine continues."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def __exit__(self, *error: object) -> None:

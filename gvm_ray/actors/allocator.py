@@ -29,10 +29,10 @@ from gvm_ray.types import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutcomeColumns:
-    """The fields of G outcomes end to end, N samples in all. References to token-sized groups are left behind.
+    """The fields of G outcomes, concatenated: N samples in all. References to token-sized groups are left out.
 
-    Pickling takes time by the array: 1,024 outcomes of 4 samples take about a hundred milliseconds of the driver's
-    thread as they are, and six in columns.
+    The cost of pickling grows with the number of arrays: 1,024 outcomes of 4 samples take about 100 ms of the driver's
+    thread one by one, and 6 ms in columns.
     """
 
     prompt_ids: tuple[str, ...]  # [G]
@@ -41,13 +41,13 @@ class OutcomeColumns:
     num_tokens: IntArray  # [N]
     policy_versions: IntArray  # [N]
     truncated: BoolArray  # [N]
-    gradient_norms: Float64Array  # [N] NaN where not computed
+    gradient_norms: Float64Array  # [N], NaN where not computed
     measured: BoolArray  # [G] whether the outcome has gradient norms
-    reward_terms: dict[str, Float64Array]  # name -> [N] NaN where the outcome has no such term
+    reward_terms: dict[str, Float64Array]  # name -> [N], NaN where the outcome has no such term
 
     @classmethod
     def of(cls, outcomes: Sequence[GroupOutcome]) -> "OutcomeColumns":
-        """The columns of some outcomes."""
+        """Columns of these outcomes."""
         unmeasured = [np.full(len(o.rewards), np.nan) for o in outcomes]
         names = dict.fromkeys(name for outcome in outcomes for name in outcome.reward_terms)
         pairs = list(zip(outcomes, unmeasured, strict=True))
@@ -68,7 +68,7 @@ class OutcomeColumns:
         )
 
     def outcomes(self) -> list[GroupOutcome]:
-        """The outcomes again; their arrays are views, and their refs name no object."""
+        """The outcomes, rebuilt. Their arrays are views of the columns, and their refs are empty."""
         ends = np.cumsum([len(indices) for indices in self.sample_indices], dtype=np.int64).tolist()
         parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         return [
@@ -98,7 +98,7 @@ ALLOCATOR_NAME = "allocator"
 
 @ray.remote(num_cpus=0)
 class AllocatorActor:
-    """Serves one strategy; calls arrive in the order in which the driver makes them."""
+    """Serves one strategy. Calls arrive in the order in which the driver makes them."""
 
     def __init__(self, config: AllocatorSettings, *, accept_threshold: float, seed: int) -> None:
         self._driver = AllocationDriver.of(config, accept_threshold=accept_threshold, seed=seed)
@@ -123,11 +123,11 @@ class AllocatorActor:
 
 
 class AllocatorClient:
-    """The loop's side of the allocator actor (protocol `Allocator`); every call has a deadline.
+    """The loop's side of the allocator actor (protocol `Allocator`). Every call has a deadline.
 
-    An actor that died is replaced by one that is given the memory of the last `state_dict`, and every call since then
-    again: so it goes on as if nothing had happened. Where sampling runs ahead, that memory holds samples of steps that
-    were under way, which the calls of these steps then give it once more.
+    A dead actor is replaced. The new one loads the memory of the last `state_dict` and repeats every call since, so it
+    continues as if nothing had happened. When sampling runs ahead, that memory already holds samples of the steps then
+    under way, and repeating the calls of these steps adds them a second time.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class AllocatorClient:
         ray.kill(self._actor.part)
 
     def _restart_journal(self, state: Mapping[str, Any]) -> None:
-        """A replacement begins with this memory."""
+        """Have a replacement begin with this memory."""
         self._actor.restart_journal(
             lambda actor: self._wait(actor.load_state_dict.remote(state), "its state to load"),
             open_steps=self._open_steps,
@@ -210,7 +210,7 @@ class AllocatorClient:
             )
 
     async def _replacement(self, old: Any) -> Any:
-        """Not Ray's own restart: a call that came between would meet an actor without memory, and not know it."""
+        """Start a new actor. Ray's own restart isn't used: calls before the recovery would reach an empty memory."""
         ray.kill(old)
         return await wait_for(
             self._start_when_free(),
@@ -233,4 +233,4 @@ def _start(config: AllocatorSettings, *, name: str, accept_threshold: float, see
 
 
 async def _ready(actor: Any) -> None:
-    """Nothing to wait for: the first call does."""
+    """Nothing to wait for here: the first call waits."""

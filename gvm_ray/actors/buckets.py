@@ -1,8 +1,8 @@
 """Named tensors in buckets of bounded size, so that weights travel as a few large objects instead of many small ones.
 
-A bucket holds each tensor as an array of bytes. Pickle protocol 5 hands such arrays over out of band, so Ray's object
-store takes them without a packing copy and gives them back as views. Only one bucket is in the making at any time, so
-the peak is the model plus one bucket.
+A bucket holds each tensor as an array of bytes. Pickle protocol 5 passes such arrays out of band, so Ray's object store
+takes them without a packing copy and returns them as views. Only one bucket is built at a time, so peak memory is the
+model plus one bucket.
 """
 
 import warnings
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bucket:
-    """Some named tensors."""
+    """Named tensors as arrays of bytes."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -24,7 +24,7 @@ class Bucket:
     data: tuple[NDArray[np.uint8], ...]  # [bytes] of each
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors as views of the bytes, in order. They must not be written: others read them too."""
+        """The tensors as views of the bytes, in order. Don't write to them: other processes read the same memory."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes
             arrays = [torch.from_numpy(data) for data in self.data]
@@ -34,9 +34,9 @@ class Bucket:
 
 
 def pack(named_tensors: Iterable[tuple[str, torch.Tensor]], *, bucket_bytes: int = 256 * 2**20) -> Iterator[Bucket]:
-    """The tensors as buckets of at most `bucket_bytes`, in order; a larger tensor gets a bucket of its own.
+    """Pack the tensors into buckets of at most `bucket_bytes`, in order. A larger tensor gets a bucket of its own.
 
-    Tensors are taken from the iterable one at a time. A bucket shares the memory of contiguous CPU tensors: put it into
+    Tensors are taken from the iterable one at a time. A bucket shares memory with contiguous CPU tensors: put it into
     the object store, or copy it, before they change.
     """
     members: list[tuple[str, torch.Tensor]] = []
@@ -61,6 +61,6 @@ def _bucket(members: list[tuple[str, torch.Tensor]]) -> Bucket:
 
 
 def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    if not tensor.numel():  # may have strides of 0, which no other dtype can view
+    if not tensor.numel():  # may have strides of 0, which can't be viewed as another dtype
         return np.empty(0, dtype=np.uint8)
     return tensor.reshape(-1).view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: connecting, and places for its parts on CPUs and GPUs."""
+"""The Ray cluster of a run: the connection, and room for its actors on CPUs and GPUs."""
 
 import asyncio
 import logging
@@ -24,13 +24,15 @@ from gvm_ray.resources import ActorGroup, actor_groups
 
 logger = logging.getLogger(__name__)
 
-_CONNECT_S = 10.0  # for the head node of a cluster to answer
-_EXIT_S = 10.0  # for the processes of a local cluster to end
+_CONNECT_S = 10.0  # wait for a cluster's head node to answer
+_EXIT_S = 10.0  # wait for a local cluster's processes to exit
 
 
 def check_room(groups: Sequence[ActorGroup], *, cpus: float, gpus: float) -> None:
-    """Raises:
-    ResourceError: a cluster with so many CPUs and GPUs has too few for the actors together.
+    """Refuse a run whose actors together need more CPUs or GPUs than the cluster has.
+
+    Raises:
+        ResourceError: `cpus` or `gpus` is too small.
     """
     for kind, needed, available, setting in (
         (
@@ -55,8 +57,10 @@ def check_room(groups: Sequence[ActorGroup], *, cpus: float, gpus: float) -> Non
 
 
 def check_nodes(config: RunConfig, *, gpus_by_node: Sequence[float]) -> None:
-    """Raises:
-    ResourceError: no node has as many GPUs as one generator needs together.
+    """Refuse a run whose generators each need more GPUs than any one node has.
+
+    Raises:
+        ResourceError: every node has too few GPUs for one generator.
     """
     needed, largest = config.engine.gpus_per_generator, max(gpus_by_node, default=0.0)
     if needed > largest:
@@ -68,17 +72,21 @@ def check_nodes(config: RunConfig, *, gpus_by_node: Sequence[float]) -> None:
 
 
 def namespace_of(config: RunConfig) -> str:
-    """Actors of different runs on one cluster don't meet."""
+    """The run's Ray namespace: runs on one cluster use the same actor names, each in its own namespace."""
     return f"gvm_ray-{config.name}"
 
 
 @contextmanager
 def connected(config: RunConfig, *, learners: bool = True, ray_log: Path | None = None) -> Iterator[str | None]:
-    """A Ray connection: to `cluster.address`, to RAY_ADDRESS (as inside a job), or to a local cluster started here.
+    """Connect to Ray: to `cluster.address`, to RAY_ADDRESS (as inside a job), or to a local cluster started here.
 
-    Gives host:port of the cluster's dashboard, where it has one and this is no connection inside another. Without
-    `learners` there is to be room for the generators and the reward actors alone. What Ray itself has to say in the
-    meantime goes to the file `ray_log`, where one is given and the connection is made here.
+    An existing connection is used as it is. Yields host:port of the cluster's dashboard; None if it has none, or if
+    the connection existed already.
+
+    Args:
+        config: the run.
+        learners: whether the cluster needs room for learners, or only for generators and reward actors.
+        ray_log: file for Ray's own messages, used only if the connection is made here.
 
     Raises:
         ResourceError: there is no such cluster, or it is too small for the run.
@@ -98,10 +106,10 @@ def connected(config: RunConfig, *, learners: bool = True, ray_log: Path | None 
 
 @contextmanager
 def rays_lines_in(path: Path | None) -> Iterator[None]:
-    """Ray's own lines of processes that died, and causes of failures in full, go to a file in place of the console,
-    where one sentence says it; the file is made with the first line.
+    """Send Ray's own lines about dead processes, and the full causes of failures, to a file instead of the console.
 
-    What processes print is not among them: it comes by another way, and only where Ray was told to send it.
+    The console shows one sentence for each failure. The file is created with its first line. Output printed by the
+    processes isn't included: it takes another path, and only if Ray was told to forward it.
     """
     if path is None:
         yield
@@ -131,9 +139,9 @@ def rays_lines_in(path: Path | None) -> Iterator[None]:
 
 
 def _connect(address: str, *, namespace: str) -> str | None:
-    """Connect to a running cluster. A quick look comes first: Ray itself tries for minutes, and then ends the process.
+    """Connect to a running cluster; returns host:port of its dashboard.
 
-    Returns host:port of its dashboard.
+    Probe the address first: Ray itself would try for minutes, and then end the process.
 
     Raises:
         ResourceError: no cluster answers at the address.
@@ -155,17 +163,16 @@ def _initialise(config: RunConfig, groups: Sequence[ActorGroup]) -> str | None:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         return _connect(address, namespace=namespace_of(config))
-    # It says that Ray's token authentication is on, which for a cluster of this process needs nothing from the user.
+    # It logs that token authentication is on. With a local cluster the user needn't do anything about that.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     return _start_local(config, groups)
 
 
 def check_home(config: RunConfig) -> None:
-    """Refuse a home folder that can't be written where Ray would write there: a local cluster's token, unless there is
-    one already.
+    """Refuse a home folder that can't be written, if Ray needs to: it keeps a new local cluster's token there.
 
     Raises:
-        ResourceError: which folder, and what to set.
+        ResourceError: the folder can't be written; the message says what to set.
     """
     environment = os.environ
     elsewhere = config.cluster.address or environment.get("RAY_ADDRESS")
@@ -176,15 +183,15 @@ def check_home(config: RunConfig) -> None:
     if not (folder / "auth_token").is_file() and (obstacle := obstacle_to_writing(folder)):
         raise ResourceError(
             f"the home folder {str(folder.parent)!r} can't be written ({obstacle}), and Ray keeps the token of a local "
-            "cluster there, as other libraries do their caches; set HOME to a folder that can be written, e.g. "
-            "HOME=/tmp/home before the command"
+            "cluster there, and other libraries keep their caches there; set HOME to a folder that can be written, "
+            "e.g. HOME=/tmp/home before the command"
         )
 
 
 def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int = 2) -> str | None:
-    """Ray gives its own processes 15 s to come up, which on a busy machine may be too little once.
+    """Start a local cluster; returns host:port of its dashboard. If port 8265 is in use, Ray takes the next free one.
 
-    Returns host:port of its dashboard. Where 8265 is in use, Ray takes the next port that is free.
+    Tried twice: Ray gives its own processes 15 s to come up, which may be too little on a busy machine.
     """
     check_home(config)
     needed = math.ceil(sum(group.number * group.cpus for group in groups))
@@ -192,7 +199,7 @@ def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int 
     try:
         context = ray.init(
             address="local",
-            # Logical CPUs: actors that wait for each other share cores, so a small machine may run more than it has.
+            # Logical CPUs: actors that wait for each other share cores, so a small machine may claim more than it has.
             num_cpus=config.cluster.num_cpus or max(needed + 1, os.cpu_count() or 1),
             namespace=namespace_of(config),
             include_dashboard=config.cluster.dashboard,
@@ -200,7 +207,7 @@ def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int 
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
-    except Exception as error:  # Ray raises no narrower one
+    except Exception as error:  # Ray raises no narrower type
         _end_processes(set(psutil.Process().children(recursive=True)) - others, timeout_s=0)
         if tries > 1:
             logger.warning("the local Ray cluster did not come up (%s); trying once more", error)
@@ -213,7 +220,7 @@ def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int 
 
 
 def _disconnect() -> None:
-    """Leave the cluster. One that was started here ends, even its workers that hang in their exit."""
+    """Leave the cluster. If it was started here it ends, including workers that hang while exiting."""
     workers: list[psutil.Process] = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -223,7 +230,7 @@ def _disconnect() -> None:
 
 
 def _end_processes(processes: Collection[psutil.Process], *, timeout_s: float) -> None:
-    """Kill those that are still there after so many seconds."""
+    """Wait `timeout_s` seconds for the processes to exit, then kill the rest."""
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
@@ -231,7 +238,7 @@ def _end_processes(processes: Collection[psutil.Process], *, timeout_s: float) -
 
 
 async def names_are_free(*, timeout_s: float) -> None:
-    """Return once the actors of this namespace are gone: a killed one keeps its name for a moment.
+    """Return once the actors of this namespace are gone: a killed actor keeps its name for a moment.
 
     Raises:
         DeadlineExceeded: some are still there.
@@ -245,12 +252,12 @@ async def names_are_free(*, timeout_s: float) -> None:
 
 
 class GPUGroup:
-    """Bundles of GPUs on one node, asked for at once; `ready` waits for them.
+    """Bundles of GPUs on one node, requested on construction; `ready` waits for them.
 
     Args:
-        name: of who they are for.
+        name: of the actor they are for.
         bundles: GPUs of each bundle; see `resources.generator_bundles`.
-        num_cpus: in the first bundle, beside its GPUs.
+        num_cpus: CPUs of the first bundle.
     """
 
     def __init__(self, name: str, *, bundles: Sequence[float], num_cpus: float) -> None:
@@ -263,7 +270,7 @@ class GPUGroup:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of the actor that lives in the first bundle."""
+        """Ray options of the actor, which lives in the first bundle."""
         return {
             "num_gpus": self._bundles[0],
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
@@ -272,10 +279,10 @@ class GPUGroup:
         }
 
     async def ready(self, *, timeout_s: float) -> None:
-        """Return once the GPUs are set aside.
+        """Return once the GPUs are reserved.
 
         Raises:
-            DeadlineExceeded: no node has as many free.
+            DeadlineExceeded: no node has that many free.
         """
         try:
             await wait_for(
@@ -283,14 +290,14 @@ class GPUGroup:
             )
         except DeadlineExceeded:
             free = ray.available_resources()
-            # More than one bundle is one of parts, each of a GPU that may hold a learner rank besides.
+            # Several bundles: each is a fraction of a GPU, which may be shared with a learner rank.
             gpus = (
                 f"{self._bundles[0]:g}" if len(self._bundles) == 1 else f"{len(self._bundles)} x {self._bundles[0]:g}"
             )
             raise DeadlineExceeded(
                 f"for {timeout_s:g} s no node of the cluster had {gpus} GPUs and {self._num_cpus:g} CPUs free for "
                 f"{self._name} (free on all nodes together: {free.get('GPU', 0):g} GPUs, {free.get('CPU', 0):g} CPUs); "
-                "wait for what else runs there to end, lower engine.num_generators or engine.tensor_parallel_size, or "
+                "wait for other jobs there to end, lower engine.num_generators or engine.tensor_parallel_size, or "
                 f"wait longer with --set deadlines.start_s={2 * timeout_s:g}"
             ) from None
 
@@ -298,7 +305,7 @@ class GPUGroup:
         await self._group.ready()
 
     def nodes(self) -> tuple[str, ...]:
-        """Ray's id of the node of each bundle, once they are ready."""
+        """Ray's node id of each bundle; call it after `ready`."""
         return tuple(placement_group_table(self._group)["bundles_to_node_id"][i] for i in range(len(self._bundles)))
 
     def close(self) -> None:
@@ -307,9 +314,9 @@ class GPUGroup:
 
 
 def show_group_gpus(bundles: Sequence[float]) -> None:
-    """Have CUDA, which is not to be started yet, see the GPUs of all bundles of this actor's group.
+    """Make the GPUs of all bundles of this actor's group visible to CUDA; call it before CUDA is initialized.
 
-    Ray shows an actor the GPUs of one bundle: it has no actor of several parts of GPUs.
+    Ray shows an actor the GPUs of one bundle only: an actor can't request fractions of several GPUs.
     """
     if len(bundles) < 2:
         return
@@ -324,7 +331,7 @@ def show_group_gpus(bundles: Sequence[float]) -> None:
             ),
         )
         .remote()
-        .future()  # Ray warns of `ray.get` in an actor with an event loop, also outside of the loop's thread
+        .future()  # Ray warns about `ray.get` in an actor with an event loop, even outside the loop's thread
         for index, gpus in enumerate(bundles)
         if index
     ]

@@ -1,4 +1,4 @@
-"""Commands of the driver to the learner ranks: one frozen type for each command, and the methods that issue them.
+"""Commands from the driver to the learner ranks: one frozen type for each, and the methods that issue them.
 
 A new command is a class here, a `case` in the rank, and a method below if the loop is to call it.
 """
@@ -31,23 +31,23 @@ from gvm_ray.types import (
     WeightsRef,
 )
 
-# What a command wants of generators that share the ranks' GPUs: to be away while it fills them, to be at work, or none
-# of it. Commands that copy tensor by tensor may come while samples are under way.
+# The state in which a command needs generators that share the ranks' GPUs: asleep, because the command fills the GPUs;
+# at work; or either. Commands that copy tensor by tensor can run while samples are under way.
 Generators = Literal["away", "at_work", "any"]
 
-# Of a command of the warm start: few enough to report progress by time, enough to hide the round trip.
+# Limits of one warm-start command: short enough to report progress regularly, long enough to hide the round trip.
 _UPDATES_PER_COMMAND, _COMMAND_S = 25, 5.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Command:
-    """Work of every rank; rank 0's answer is the command's. Object refs in its fields stay refs."""
+    """Work for every rank; the answer is rank 0's. Object refs in its fields stay refs."""
 
     what: ClassVar[str]  # in words, for messages
-    changes_policy: ClassVar[bool] = False  # ranks that take these ones' place have to do it again
+    changes_policy: ClassVar[bool] = False  # if so, replacement ranks repeat it
     generators: ClassVar[Generators] = "any"
     deadline: ClassVar[str] = "update_s"  # the setting in [deadlines] that bounds it
-    phase: ClassVar[str | None] = None  # that its time counts as
+    phase: ClassVar[str | None] = None  # of the phase clock, to which its time is added
 
 
 class Start(Command):
@@ -58,7 +58,7 @@ class Start(Command):
 
 
 class Stop(Command):
-    """End."""
+    """End the ranks."""
 
     what = "stop"
 
@@ -70,7 +70,7 @@ class Reset(Command):
     what = "reset"
     generators = "away"
     deadline = "start_s"
-    setup: Any  # object ref to a LearnerSetup: the mailbox would import torch to hold the loss in it
+    setup: Any  # object ref to a LearnerSetup: with the loss itself in it, the mailbox would have to import torch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +86,7 @@ class Update(Command):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SupervisedUpdates(Command):
-    """Make some updates of the warm start."""
+    """Make several updates of the warm start."""
 
     what = "supervised updates"
     changes_policy = True
@@ -96,7 +96,7 @@ class SupervisedUpdates(Command):
 
 
 class FinishWarmStart(Command):
-    """Take a fresh optimizer, and the present weights as the reference."""
+    """Start a fresh optimizer, and make the current weights the reference."""
 
     what = "end of the warm start"
     changes_policy = True
@@ -115,7 +115,7 @@ class GradientNorms(Command):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptStates(Command):
-    """Measure hidden states of prompts."""
+    """Compute pooled hidden states of prompts."""
 
     what = "prompt states"
     generators = "away"
@@ -126,11 +126,11 @@ class PromptStates(Command):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Publish(Command):
-    """Publish the present weights, as the run's transfer has them or in the object store."""
+    """Publish the current weights through the run's transfer, or through the object store."""
 
     what = "weights"
     policy_version: int
-    stored: bool = False  # in the object store, and under a later version where an update has come in between
+    stored: bool = False  # use the object store; if an update has come in between, publish its later version
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,7 +170,7 @@ class Export(Command):
 
 
 class LearnerCommands(ABC):
-    """The commands of learners as methods (protocol `Learners`); what does them says how."""
+    """The learners' commands as methods (protocol `Learners`); subclasses implement `do`."""
 
     @property
     @abstractmethod
@@ -183,13 +183,13 @@ class LearnerCommands(ABC):
 
         Raises:
             DeadlineExceeded: it took longer than its deadline.
-            ActorFailure: a rank died, or failed in it.
+            ActorFailure: a rank died, or failed while doing it.
         """
 
     async def update(self, batch: TrainBatch) -> UpdateResult:
         """Train on the batch and publish the new policy under version batch.step + 1."""
         weights, metrics, gradient_norms = await self.do(Update(batch=batch))
-        # A step without a sample to train on has no log-probs to compare.
+        # A step without samples to train on has no log-probs to compare.
         metrics = {"logprob_difference/mean": math.nan, **metrics}
         return UpdateResult(weights=weights, metrics=metrics, gradient_norms=gradient_norms)
 
@@ -209,20 +209,20 @@ class LearnerCommands(ABC):
         return await self.do(PromptStates(token_ids=token_ids, pooling=pooling))
 
     async def supervised_update(self, demonstrations: Sequence[Demonstration]) -> Metrics:
-        """One warm-start update on all of these."""
+        """Make one warm-start update on all the demonstrations."""
         everything = (np.arange(len(demonstrations)),)
         return await self.do(SupervisedUpdates(demonstrations=ray.put(tuple(demonstrations)), batches=everything))
 
     async def warm_start(
         self, demonstrations: Sequence[Demonstration], *, on_progress: Callable[[int, Metrics], None] | None = None
     ) -> Metrics:
-        """All updates of [warm_start], each on the next `batch_size` demonstrations of an epoch's random order.
+        """Make all updates of [warm_start], each on the next `batch_size` demonstrations in an epoch's random order.
 
         Reinforcement learning then starts with a fresh optimizer, and with these weights as the reference.
 
         Args:
             demonstrations: at least one.
-            on_progress: called now and then with the number of updates made and the metrics of the last.
+            on_progress: called from time to time with the number of updates made and the metrics of the last one.
 
         Returns:
             Metrics of the last update.
@@ -245,7 +245,7 @@ class LearnerCommands(ABC):
         return metrics
 
     async def weights(self, policy_version: int) -> WeightsRef:
-        """Publish the present weights under this version."""
+        """Publish the current weights under this version."""
         return await self.do(Publish(policy_version=policy_version))
 
     async def save(self, folder: str) -> None:
@@ -256,7 +256,7 @@ class LearnerCommands(ABC):
         """Restore what `save` wrote.
 
         Raises:
-            CheckpointError: it is missing, damaged or of another model.
+            CheckpointError: the checkpoint is missing, damaged, or of another model.
         """
         await self.do(Load(folder=absolute(folder)))
 
@@ -265,15 +265,15 @@ class LearnerCommands(ABC):
         await self.do(Export(folder=absolute(folder)))
 
     def checkpointed(self, folder: str) -> None:
-        """Take note of where the last `save` lies in a complete checkpoint; ranks end with their failure."""
+        """Note the folder of a complete checkpoint. Ignored here: without recovery, a failure of the ranks is final."""
         return
 
 
 def updates_per_command(number: int, *, seconds: float) -> int:
-    """Updates of the warm start's next command, after one of `number` updates that took `seconds`."""
+    """Number of updates in the next warm-start command, after `number` updates took `seconds`."""
     return max(1, min(_UPDATES_PER_COMMAND, int(number * _COMMAND_S / max(seconds, 1e-3))))
 
 
 def absolute(folder: str) -> str:
-    """A folder as the ranks find it, which have another working directory than the driver."""
+    """The folder's absolute path: the ranks' working directory isn't the driver's."""
     return str(Path(folder).absolute())

@@ -1,4 +1,4 @@
-"""Deadlines, failures, times and namespace: what the parts of one running system share."""
+"""Deadlines, failure log, clock and namespace that the parts of one running system share."""
 
 from dataclasses import dataclass, field
 
@@ -11,18 +11,18 @@ from gvm_ray.phase_clock import PhaseClock
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunContext:
-    """The context that a run's clients of actors are made with."""
+    """Shared context of a run's actor clients."""
 
     deadlines: DeadlineConfig
-    failures: FailureLog  # counts each failure before the recovery from it
+    failures: FailureLog  # records each failure before recovery begins
     clock: PhaseClock = field(default_factory=PhaseClock)
-    namespace: str = "gvm_ray"  # Ray's, of actors whose names must not meet those of other runs
+    namespace: str = "gvm_ray"  # Ray namespace; keeps actor names apart from those of other runs
 
     @classmethod
     def of(
         cls, config: RunConfig, *, failures: FailureLog | None = None, clock: PhaseClock | None = None
     ) -> "RunContext":
-        """The context of a run, with a failure log and a clock of its own where none is given."""
+        """The context of a run, with a new failure log and clock unless they are given."""
         return cls(
             deadlines=config.deadlines,
             failures=failures or FailureLog(config.faults),

@@ -26,15 +26,15 @@ from gvm_ray.types import (
     WeightsRef,
 )
 
-# A chunk is scored while the rest is being sampled, and costs the driver some milliseconds whatever its size: so a
-# generator's share of a round makes a few chunks, and a small share one.
+# A chunk is scored while the rest is being sampled, but costs the driver a few milliseconds whatever its size. So a
+# generator's share of a round is split into a few chunks, and a small share is one chunk.
 _MAX_CHUNKS = 4
 _MIN_CHUNK_SAMPLES = 32
 
 
 @ray.remote
 class GeneratorActor:
-    """One engine; calls share its batches."""
+    """One engine. Concurrent calls share its batches."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class GeneratorActor:
     ) -> None:
         self._name = name
 
-        # The engine is made by the first call and not here, where errors reach the caller as the actor's death only.
+        # Created by the first call: an error raised here would reach the caller only as the actor's death.
         def create() -> Engine:
             show_group_gpus(bundles)
             return create_engine(kind, model, config=config)
@@ -57,13 +57,13 @@ class GeneratorActor:
         self._load_tokenizer = functools.partial(
             load_tokenizer, model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-        self._tokenizer: Any = None  # of environments' answers; loaded when there is one
+        self._tokenizer: Any = None  # for environments' answers; loaded with the first one
 
     def __repr__(self) -> str:
         return self._name
 
     async def policy_version(self) -> int:
-        """Version of the loaded weights, -1 before the first; answers once the engine has started.
+        """Version of the loaded weights, -1 before the first. Returns once the engine has started.
 
         Raises:
             UserError: the engine can't run the model.
@@ -71,7 +71,7 @@ class GeneratorActor:
         return await self._server.policy_version()
 
     async def ask(self, question: Callable[[Any], Any]) -> Any:
-        """What a function says of the engine, such as a method of the engine's class that counts its work."""
+        """Call a function on the engine and return its result; e.g. a method of the engine's class that counts work."""
         return await self._server.ask(question)
 
     async def generate(
@@ -81,10 +81,10 @@ class GeneratorActor:
         weights: WeightsRef | None,
         *episodes: Sequence[OpenEpisodes],
     ) -> AsyncIterator[tuple[RolloutGroup, ...]]:
-        """Unscored groups as they are finished, some at a time, sampled under `weights` or newer ones.
+        """Chunks of unscored groups as they are finished, sampled under `weights` or newer ones.
 
-        With `episodes`, which all samples of the requests are then among, they come with one turn more. A restarted
-        actor has the model's first weights, so the last published ones come with every call.
+        With `episodes`, which must then include every requested sample, each sample continues by one turn. A restarted
+        actor has the model's initial weights, so every call passes the last published ones.
         """
         if weights is not None:
             await self.load_weights(weights)
@@ -119,17 +119,17 @@ class GeneratorActor:
             yield group
 
     async def reset(self) -> None:
-        """Ready for another run: no requests, nothing cached, no version; see `Engine.reset`."""
+        """Prepare for another run: drop requests, cache and weights version; see `Engine.reset`."""
         await self._server.reset()
 
     async def sleep(self) -> None:
-        """Leave the GPUs to others until there is something to sample or new weights to load."""
+        """Free the GPUs until there is something to sample or there are new weights to load."""
         await self._server.sleep()
 
     async def load_weights(self, weights: WeightsRef) -> int:
-        """The version of the engine once it has these weights or newer ones."""
+        """Load these weights unless the engine has newer ones; returns its version."""
         return await self._server.load_weights(weights.policy_version, lambda: fetch(weights))
 
     async def transfer(self, phase: TransferPhase) -> None:
-        """Take part in a phase of a transfer, at the word of the learners' sender; see `WeightReceiver.take`."""
+        """Take part in a phase of a transfer; called by the learners' sender. See `WeightReceiver.take`."""
         await self._receiver.take(phase)

@@ -1,4 +1,4 @@
-"""The driver's side of one generator: its actor, which Ray restarts when it dies, and what is known of it."""
+"""The driver's side of one generator: its actor, which Ray restarts when it dies, and its version and load."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -18,7 +18,7 @@ from gvm_ray.types import ModelSpec, SampleKey, SampleRequest, SamplingParameter
 
 
 class GeneratorClient(WatchedActor):
-    """The actor is asked for at once; `ready` waits for it."""
+    """The driver's handle on one generator. The actor is requested on construction; `ready` waits for it."""
 
     def __init__(
         self,
@@ -30,11 +30,11 @@ class GeneratorClient(WatchedActor):
         bundles: Sequence[float],
         deadlines: DeadlineConfig,
     ) -> None:
-        """`bundles` of GPUs are set aside for the actor; none where it uses no GPU."""
+        """Request the actor; `bundles` of GPUs are reserved for it, none if it uses no GPU."""
         self.version = -1
-        self.pending: list[dict[SampleKey, float]] = []  # by call: samples under way, with their predicted tokens
+        self.pending: list[dict[SampleKey, float]] = []  # for each call: predicted tokens of its unfinished samples
         self._deadlines = deadlines
-        num_threads = max(1, int(config.cpus_per_generator))  # else every engine takes all cores
+        num_threads = max(1, int(config.cpus_per_generator))  # otherwise every engine would use all cores
         self._gpus = GPUGroup(name, bundles=bundles, num_cpus=config.cpus_per_generator) if bundles else None
         actor: Any = GeneratorActor.options(  # Ray's types don't know the methods of an actor handle
             name=name,
@@ -48,11 +48,11 @@ class GeneratorClient(WatchedActor):
 
     @property
     def load(self) -> float:
-        """Predicted tokens that it has yet to sample."""
+        """Predicted tokens still to be sampled."""
         return sum(sum(samples.values()) for samples in self.pending)
 
     async def ready(self) -> None:
-        """Return once its engine has loaded the model, also where it must be restarted first.
+        """Return once its engine has loaded the model, even if the actor must be restarted first.
 
         Raises:
             DeadlineExceeded, ActorDied: it didn't start, or there are no GPUs for it.
@@ -77,7 +77,7 @@ class GeneratorClient(WatchedActor):
         await self._answer(self.handle.sleep.remote(), what=f"putting {self.name} to sleep")
 
     def nodes(self) -> tuple[str, ...]:
-        """Ray's id of the node of each of its GPUs, once it is ready."""
+        """Ray's node id of each of its GPUs; call it after `ready`."""
         return () if self._gpus is None else self._gpus.nodes()
 
     async def ask(self, question: Any) -> Any:
@@ -85,19 +85,21 @@ class GeneratorClient(WatchedActor):
         return await self._answer(self.handle.ask.remote(question), what=f"asking {self.name} about its engine")
 
     async def bring(self, weights: WeightsRef) -> None:
-        """Return once its engine has these weights, which it takes between two steps, or newer ones.
+        """Return once its engine has these weights or newer ones. It loads them between two engine steps.
 
         Raises:
             DeadlineExceeded, ActorFailure: it didn't load them.
-            SystemFailure: it reports older ones.
+            SystemFailure: it reports an older version.
         """
         version = await self._answer(
             self.handle.load_weights.remote(weights),
             what=f"loading weights version {weights.policy_version} into {self.name}",
-            timeout_s=self._deadlines.sync_s + self._deadlines.sample_s,  # samples under way may come first
+            timeout_s=self._deadlines.sync_s + self._deadlines.sample_s,  # samples under way may finish first
         )
         if version < weights.policy_version:
-            raise SystemFailure(f"weights version {weights.policy_version} were published; {self.name} holds {version}")
+            raise SystemFailure(
+                f"{self.name} holds weights version {version} after version {weights.policy_version} was published"
+            )
         self.version = version
 
     async def chunks(
@@ -109,11 +111,11 @@ class GeneratorClient(WatchedActor):
     ) -> AsyncIterator[ray.ObjectRef]:
         """Refs of tuples of unscored groups, as they are finished; see `GeneratorActor.generate`.
 
-        An error of the engine is the last ref: whoever reads it raises it. Ray ends such a stream without raising.
+        If the engine fails, the last ref holds the error, and resolving it raises. Ray ends such a stream silently.
 
         Raises:
-            ActorDied: the generator died, or was killed because it gave nothing for `deadlines.sample_s`. The last ref
-                may then be this error too.
+            ActorDied: the generator died, or was killed because it finished nothing for `deadlines.sample_s`. The last
+                ref may hold this error too.
         """
         stream = self.handle.generate.options(num_returns="streaming").remote(requests, sampling, weights, *episodes)
         hung = False
@@ -121,7 +123,7 @@ class GeneratorClient(WatchedActor):
         def hang() -> None:
             nonlocal hung
             hung = True
-            self.restart()  # which ends the stream
+            self.restart()  # ends the stream
 
         loop, timeout_s = asyncio.get_running_loop(), self._deadlines.sample_s
         watchdog = loop.call_later(timeout_s, hang)
@@ -142,7 +144,7 @@ class GeneratorClient(WatchedActor):
             watchdog.cancel()
 
     def close(self) -> None:
-        """Kill the actor for good, and give its GPUs back."""
+        """Kill the actor for good, and release its GPUs."""
         super().close()
         if self._gpus is not None:
             self._gpus.close()

@@ -1,4 +1,4 @@
-"""The generators of a pool: starting, watching, replacing them, and getting new weights to all."""
+"""The generators of a pool: starting, watching and restarting them, and delivering new weights to all."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,14 +16,14 @@ from gvm_ray.types import Delivery, LiveWeights, TransferWorld, WeightsRef
 
 
 class TransferWorlds:
-    """One world after the other; each has a generation of its own."""
+    """The transfer worlds of a run, one after the other, with increasing generation numbers."""
 
     def __init__(self) -> None:
         self._world = TransferWorld(generation=0, members=())
-        self._lives: tuple[tuple[str, int], ...] | None = None  # of its members; None = not to be used again
+        self._lives: tuple[tuple[str, int], ...] | None = None  # name and life of its members; None = world is ended
 
     def of(self, generators: Sequence[GeneratorClient]) -> TransferWorld:
-        """The present world where it has just these members, each alive since; else the next."""
+        """The world of these generators: the current one if it has exactly these members and none was restarted."""
         lives = tuple((generator.name, generator.life) for generator in generators)
         if lives != self._lives:
             members = tuple(generator.member for generator in generators)
@@ -32,12 +32,12 @@ class TransferWorlds:
         return self._world
 
     def end(self) -> None:
-        """After a failure, what is left of the connections is not used again."""
+        """Give up the current world after a failure: its connections may be broken."""
         self._lives = None
 
 
 class WeightSource(Protocol):
-    """The learners, as generators get weights from them."""
+    """The learners, as seen by the generators: the source of their weights."""
 
     async def republish(self) -> WeightsRef:
         """Store the current weights again: their publisher died, or they were only sent over NCCL or IPC."""
@@ -51,16 +51,16 @@ class WeightSource(Protocol):
 class GeneratorFleet:
     """The generators of a run.
 
-    A generator that dies or hangs is restarted, and gets no work until it has the current weights. The actors are asked
-    for at once; `start` waits for them.
+    A generator that dies or hangs is restarted, and gets no work until it has the current weights. The actors are
+    requested on construction; `start` waits for them.
 
     Args:
-        make: asks for the generator of a number.
+        make: requests the generator with a given number.
         num_generators: how many.
-        context: deadlines, and the log of failures.
-        source: stores weights again that are lost, and sends those of a live transfer; none where nobody can.
+        context: deadlines and the failure log.
+        source: restores lost weights and sends live ones; None if there are no learners.
         live: whether the source sends weights to these generators.
-        shifts: on GPUs that learners share.
+        shifts: for GPUs that are shared with learners.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class GeneratorFleet:
         return tuple(generator.version for generator in self._watch.available)
 
     async def start(self) -> None:
-        """Return when every engine has loaded the model; several callers may wait for it.
+        """Return once every engine has loaded the model. Several callers may wait.
 
         Raises:
             DeadlineExceeded, ActorFailure: a generator didn't start.
@@ -107,7 +107,7 @@ class GeneratorFleet:
             await generator.ready()
 
     async def reset(self) -> None:
-        """Drop all requests and forget the published weights, for another run whose versions count from 0 again.
+        """Drop all requests and forget the published weights: the next run counts versions from 0 again.
 
         Raises:
             DeadlineExceeded, ActorFailure: a generator didn't answer.
@@ -116,7 +116,7 @@ class GeneratorFleet:
         await asyncio.gather(*(generator.reset() for generator in self._watch.available))
 
     async def ask(self, question: Callable[[Any], Any]) -> list[Any]:
-        """The answer of a function of the engine, from each available generator; see `GeneratorActor.ask`.
+        """Call a function on the engine of each available generator; see `GeneratorActor.ask`.
 
         Raises:
             DeadlineExceeded, ActorFailure: a generator didn't answer.
@@ -125,16 +125,16 @@ class GeneratorFleet:
 
     # --- GPUs that learners share ------------------------------------------------------------------------------------
     async def nodes(self) -> tuple[str, ...]:
-        """Ray's id of the node of each GPU; waits until the generators have started."""
+        """Ray's node id of each GPU; waits until the generators have started."""
         await self.start()
         return tuple(node for generator in self._generators for node in generator.nodes())
 
     @asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
-        """The learners' shift: the generators sleep, where the two sides alternate.
+        """The learners' shift: the generators sleep if the two sides alternate.
 
-        It begins once nothing is being sampled or loaded. Later calls of a generator wait for its end, and wake the
-        engine.
+        The shift begins once nothing is being sampled or loaded. Calls to a generator then wait for the shift to end,
+        and wake the engine.
 
         Raises:
             ConfigError: an engine can't sleep.
@@ -153,15 +153,15 @@ class GeneratorFleet:
         life = generator.life
         try:
             await generator.sleep()
-        except (ActorFailure, DeadlineExceeded) as error:  # its process, dead or killed, leaves the GPU
+        except (ActorFailure, DeadlineExceeded) as error:  # a dead or killed process frees the GPU
             if generator.available:
                 await self._failed(error, generator, life=life, weights=self._weights)
             elif isinstance(error, DeadlineExceeded):
-                generator.restart()  # its revival goes on afterwards
+                generator.restart()  # it is being revived already, and that continues
 
     # --- weights ------------------------------------------------------------------------------------------------------
     async def publish(self, weights: WeightsRef) -> None:
-        """Return when every available generator has these weights; the others get them before they get work.
+        """Return once every available generator has these weights. The others get them before they get work.
 
         Raises:
             SystemFailure: a generator reports another version, or too many of them fail.
@@ -173,10 +173,10 @@ class GeneratorFleet:
         await self._watch.wait_available()
 
     async def _deliver(self, weights: WeightsRef, generators: list[GeneratorClient]) -> None:
-        """Have the weights sent to these generators. Those that failed, or may hold half of them, are restarted.
+        """Have the weights sent to these generators. Restart those that failed or may hold half of the weights.
 
         Raises:
-            Exception: a failure that would come again, such as a wrong checksum.
+            Exception: a failure that would recur, such as a wrong checksum.
         """
         assert self._source is not None, "a live transfer needs a source"
         lives = {generator.name: generator.life for generator in generators}
@@ -192,7 +192,7 @@ class GeneratorFleet:
                 self._watch.restart(generator)
 
     async def _stored(self) -> WeightsRef | None:
-        """The current weights, in the object store also where they were only sent."""
+        """The current weights. If they were only sent so far, they are put into the object store first."""
         async with self._storing:
             weights = self._weights
             if weights is not None and self._source is not None and not buckets_of(weights):
@@ -209,13 +209,13 @@ class GeneratorFleet:
                 await generator.bring(weights)
         except (ActorFailure, DeadlineExceeded) as error:
             await self._failed(error, generator, life=life, weights=weights)
-            if generator.available:  # the weights were lost, not the generator
+            if generator.available:  # only the weights were lost
                 await self._bring(generator)
             return
         await self._watch.notify()
 
     async def wait_for_version(self, policy_version: int) -> None:
-        """Return when every available generator has at least this version; `publish` unblocks it.
+        """Return once every available generator has at least this version; `publish` unblocks it.
 
         Raises:
             DeadlineExceeded: nothing was published for longer than an update, a checkpoint, an evaluation, a publish
@@ -233,24 +233,30 @@ class GeneratorFleet:
     async def _failed(
         self, error: Exception, generator: GeneratorClient, *, life: int, weights: WeightsRef | None
     ) -> None:
-        """Prepare for doing again what a generator failed to do in some life, with some weights.
+        """Recover from an error of a generator, so that the failed work can be repeated.
+
+        Args:
+            error: raised by the work.
+            generator: that was given the work.
+            life: of the generator when the work began.
+            weights: published when the work began.
 
         Raises:
             TooManyFailures: this was one too many.
-            Exception: the error itself, where it would come again.
+            Exception: the error itself, if it would recur.
         """
         if isinstance(self._watch.failed(generator, error, life=life), Republish):
             await self._republish(error, weights)
 
     async def _republish(self, error: Exception, weights: WeightsRef | None) -> None:
-        """Have the current weights stored again, if it was these that were lost."""
+        """Have the current weights stored again, if they are the ones that were lost."""
         self._context.failures.record("an object in Ray's store", error)
         if weights is not None and weights is self._weights and self._source is not None:
             self._weights = await self._source.republish()
 
     async def _revive(self, generator: GeneratorClient) -> bool:
-        """Bring a restarted generator the current weights; false where they changed or were lost meanwhile."""
-        weights = await self._stored()  # by the learners, who may want a shift for it
+        """Bring a restarted generator the current weights; False if they changed or were lost meanwhile."""
+        weights = await self._stored()  # outside the shift: the learners may need one of their own to store them
         try:
             async with self._shifts.shift("generators"):
                 await generator.ready()

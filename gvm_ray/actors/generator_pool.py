@@ -1,4 +1,4 @@
-"""The generators as one pool: requests divided among them, and answered in order."""
+"""The generators as one pool: requests are divided among them, and outcomes returned in order."""
 
 import asyncio
 import heapq
@@ -28,17 +28,17 @@ from gvm_ray.types import (
     WeightsRef,
 )
 
-Pieces = list[tuple[int, SampleRequest]]  # (position among all requests, request or a part of it)
+Pieces = list[tuple[int, SampleRequest]]  # (position among all requests, the request or a part of it)
 
-_SMOOTHING = 0.5  # weight of a prompt's newest mean length against its earlier ones
+_SMOOTHING = 0.5  # weight of a prompt's latest mean length in its moving average
 
 
 class LengthHistory:
-    """Predicts response tokens: of a prompt from its own samples, of an unknown one from all samples so far."""
+    """Predicts response lengths: of a known prompt from its own samples, of a new one from all samples so far."""
 
     def __init__(self, *, max_tokens: int) -> None:
         self._by_prompt: dict[str, float] = {}
-        self._mean = float(max_tokens)  # until anything was seen
+        self._mean = float(max_tokens)  # until the first observation
 
     def observe(self, outcome: GroupOutcome) -> None:
         """Remember the lengths of a prompt's samples."""
@@ -47,7 +47,7 @@ class LengthHistory:
         length = float(outcome.num_tokens.sum()) / len(outcome.num_tokens)
         known = self._by_prompt.get(outcome.prompt_id, length)
         self._by_prompt[outcome.prompt_id] = known + _SMOOTHING * (length - known)
-        rate = 1 / min(len(self._by_prompt), 1000)  # the plain mean at first, then the recent one
+        rate = 1 / min(len(self._by_prompt), 1000)  # a plain mean at first, then a moving average
         self._mean += rate * (length - self._mean)
 
     def predict(self, request: SampleRequest) -> float:
@@ -56,13 +56,13 @@ class LengthHistory:
 
 
 def assign(requests: Sequence[SampleRequest], *, loads: Sequence[float], lengths: LengthHistory) -> list[Pieces]:
-    """A share of the requests for each generator, longest first; the same for the same arguments.
+    """Each generator's share of the requests, longest first. Deterministic.
 
     Longest processing time first (R. L. Graham, 1969): the next longest request goes to the generator with the fewest
-    predicted tokens before it. A request longer than an even share is split.
+    predicted tokens so far. A request longer than an even share is split.
 
     Args:
-        requests: what is to be sampled.
+        requests: to be sampled.
         loads: [G] predicted tokens that each generator has yet to sample.
         lengths: predicts a request's tokens.
     """
@@ -82,7 +82,7 @@ def assign(requests: Sequence[SampleRequest], *, loads: Sequence[float], lengths
 
 
 def _split(request: SampleRequest, *, num_parts: int) -> Iterator[SampleRequest]:
-    """The request in near-equal parts, in order of its samples."""
+    """Split the request into near-equal parts, in order of its samples."""
     if num_parts <= 1:
         yield request
         return
@@ -96,19 +96,19 @@ Score = Callable[[ray.ObjectRef], Awaitable[list[Outcome]]]  # of a chunk: a tup
 
 
 class GeneratorPool(GeneratorFleet):
-    """Samples by the generators that are available, named <name>-0, <name>-1 ...
+    """Samples requests with the available generators, named <name>-0, <name>-1 ...
 
-    After a failure only requests without an outcome are sampled again, so no sample is there twice.
+    After a failure only samples without an outcome are repeated, so none comes twice.
 
     Args:
-        config: the engines, and their number.
-        kind: as `resolve_engine` gave it.
-        model: what every engine loads.
-        max_tokens: of a response, the guess for a prompt that was never sampled.
-        context: deadlines, the log of failures, and the clock that counts the time of sampling.
+        config: the engines and their number.
+        kind: from `resolve_engine`.
+        model: loaded by every engine.
+        max_tokens: of a response; the predicted length until the first sample is finished.
+        context: deadlines, the failure log, and the clock that measures sampling time.
         placement: whether learners share the GPUs.
         source: see `GeneratorFleet`.
-        name: begins the actors' names.
+        name: prefix of the actors' names.
     """
 
     def __init__(
@@ -154,17 +154,17 @@ class GeneratorPool(GeneratorFleet):
         """Sample everything, and have each chunk of groups scored as soon as it is finished.
 
         Args:
-            requests: what to sample.
-            sampling: how.
+            requests: to be sampled.
+            sampling: temperature and token limits.
             score: scores a chunk.
-            episodes: where the samples are on their way, if this is the next turn of all of them.
+            episodes: refs of the samples' open episodes, if this is their next turn.
 
         Returns:
-            The outcomes in order of the requests and their samples; one that was split has several.
+            The outcomes in order of the requests and their samples. A split request has several.
 
         Raises:
-            TooManyFailures: generators died or hung more often than the run puts up with.
-            DeadlineExceeded: all of them died, and none came back.
+            TooManyFailures: generators died or hung more often than `faults` allows.
+            DeadlineExceeded: all generators died, and none came back.
             ObjectsLost: episodes are gone.
         """
         call = _Call(sampling=sampling, score=score, episodes=episodes or {})
@@ -172,7 +172,7 @@ class GeneratorPool(GeneratorFleet):
         return [outcome for _, outcome in sorted(placed, key=lambda item: (item[0], item[1].sample_indices))]
 
     async def _dispatch(self, pieces: Pieces, call: "_Call") -> list[tuple[int, Outcome]]:
-        """Outcomes with their positions."""
+        """Divide the pieces among the available generators; returns outcomes with their positions."""
         available = await self._watch.wait_available()
         shares = assign(
             [piece for _, piece in pieces], loads=[generator.load for generator in available], lengths=self._lengths
@@ -187,7 +187,7 @@ class GeneratorPool(GeneratorFleet):
         return [item for part in served for item in part]
 
     async def _serve(self, generator: GeneratorClient, pieces: Pieces, call: "_Call") -> list[tuple[int, Outcome]]:
-        """Outcomes of one generator's share with their positions, those included that others had to make."""
+        """Outcomes of one generator's share with their positions; after a failure others sample what is left."""
         positions = {(piece.prompt.prompt_id, index): at for at, piece in pieces for index in piece.sample_indices}
         life, weights = generator.life, self._weights
         outcomes, failure = await self._stream(generator, pieces, call, weights)
@@ -207,7 +207,7 @@ class GeneratorPool(GeneratorFleet):
     async def _stream(
         self, generator: GeneratorClient, pieces: Pieces, call: "_Call", weights: WeightsRef | None
     ) -> tuple[list[Outcome], Exception | None]:
-        """The outcomes of a call, and what ended it early or lost some of it, if anything."""
+        """The outcomes of a call, and the error that ended it early or lost some of them, if any."""
         requests = [piece for _, piece in pieces]
         pending = {
             (request.prompt.prompt_id, index): self._lengths.predict(request) / len(request.seeds)
@@ -235,7 +235,7 @@ class GeneratorPool(GeneratorFleet):
                         async for chunk in generator.chunks(requests, call.sampling, weights, episodes):
                             scoring.append(asyncio.ensure_future(scored(chunk)))
             except ActorFailure as error:
-                failure = error  # the last chunk may be this error, and its scoring then fails with it
+                failure = error  # the last chunk may hold this error too; scoring it then fails as well
             results = await asyncio.gather(*scoring, return_exceptions=True)
         finally:
             generator.pending = [other for other in generator.pending if other is not pending]
@@ -249,7 +249,7 @@ class GeneratorPool(GeneratorFleet):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Call:
-    """What is the same for all requests of one call."""
+    """Arguments shared by all requests of one call of `GeneratorPool.sample`."""
 
     sampling: SamplingParameters
     score: Score

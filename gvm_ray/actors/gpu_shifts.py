@@ -1,4 +1,4 @@
-"""Shifts on GPUs that learners and generators share, where both at once don't fit into the memory."""
+"""Shifts on GPUs shared by learners and generators, for when both together don't fit into GPU memory."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,9 +9,9 @@ Side = Literal["learners", "generators"]
 
 
 class GPUShifts:
-    """The work of one side runs together; the other side's waits until it has ended.
+    """Alternation of two sides: calls of one side run together, and those of the other side wait until all have ended.
 
-    Don't wait for the other side's work inside a shift.
+    Inside a shift, never wait for work of the other side: that would deadlock.
 
     Args:
         alternate: whether the sides take shifts; otherwise both work at once.
@@ -26,7 +26,7 @@ class GPUShifts:
 
     @asynccontextmanager
     async def shift(self, side: Side) -> AsyncIterator[None]:
-        """The GPUs are this side's until the context ends."""
+        """Hold the GPUs for this side until the context ends."""
         if not self.alternate:
             yield
             return

@@ -1,4 +1,4 @@
-"""The learner group: FSDP2 ranks in a Ray Train worker group, driven by commands; the driver never sees a token."""
+"""The learner group: FSDP2 ranks in a Ray Train worker group, driven by commands. No tokens pass through the driver."""
 
 import asyncio
 import contextlib
@@ -22,17 +22,17 @@ from gvm_ray.types import WeightTransfer
 
 
 class _LearnerShifts:
-    """The shifts of ranks on GPUs that these generators share; without generators there is nothing to wait for."""
+    """The ranks' shifts on GPUs shared with these generators; without generators there is nothing to wait for."""
 
     def __init__(self, generators: GeneratorFleet | None) -> None:
         self._generators = generators
 
     async def nodes(self) -> Sequence[str]:
-        """Ray's id of the node of each shared GPU, once the generators have started."""
+        """Ray's node id of each shared GPU; waits until the generators have started."""
         return () if self._generators is None else await self._generators.nodes()
 
     def shift(self, command: Command) -> contextlib.AbstractAsyncContextManager[None]:
-        """The GPUs as the command needs them: the generators away, or there to be sent weights, or either."""
+        """The shift that a command needs: generators away, generators at work to receive weights, or none."""
         match command.generators:
             case "away":
                 return self.alone()
@@ -42,12 +42,12 @@ class _LearnerShifts:
                 return contextlib.nullcontext()
 
     def alone(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """The ranks' own shift: the generators are away."""
+        """The learners' shift: the generators are away."""
         return contextlib.nullcontext() if self._generators is None else self._generators.away()
 
 
-_STOP_S = 60.0  # for the ranks to end by themselves
-_CAUSE_S = 2.0  # for the mailbox to tell a rank's own error, after Ray Train has told that the ranks ended
+_STOP_S = 60.0  # wait for the ranks to end by themselves
+_CAUSE_S = 2.0  # wait for a rank's own error to reach the mailbox, once Ray Train reports that the ranks ended
 
 
 class LearnerGroup(LearnerCommands):
@@ -58,10 +58,10 @@ class LearnerGroup(LearnerCommands):
         base_path: Hugging Face folder or hub id of the starting policy.
         token_loss: the algorithm's loss.
         run_dir: the run's folder; Ray Train keeps its own files below it.
-        context: the namespace of the run's actors, and the clock of updates, gradient norms and prompt states.
-        generators: those that share the ranks' GPUs. They start first, so that each rank finds its place beside one;
-            where the two sides alternate, they are away while a command fills the GPUs.
+        context: the namespace of the run's actors, and the clock for updates, gradient norms and prompt states.
         transfer: how updates publish the new weights.
+        generators: share the ranks' GPUs. They start first, so that each rank can be placed beside one. If the two
+            sides alternate, the generators are away while a command fills the GPUs.
     """
 
     def __init__(
@@ -84,15 +84,15 @@ class LearnerGroup(LearnerCommands):
         self._ranks: dict[int, RankIdentity] = {}
 
     async def start(self) -> None:
-        """Return when every rank holds its shard of the policy.
+        """Return once every rank holds its shard of the policy.
 
         Raises:
             ModelError: the model or its tokenizer can't be loaded.
-            DeadlineExceeded: the ranks did not start in time; often the cluster lacks free CPUs or GPUs.
+            DeadlineExceeded: the ranks didn't start in time; often the cluster lacks free CPUs or GPUs.
             ActorFailure: a rank died.
         """
         nodes = await self._shifts.nodes()
-        name = f"learner-mailbox-{uuid.uuid4().hex[:8]}"  # a group that is being stopped may still hold a plain name
+        name = f"learner-mailbox-{uuid.uuid4().hex[:8]}"  # a fixed name might still be held by a group being stopped
         self._mailbox = Mailbox.options(name=name, namespace=self._context.namespace).remote(
             self.config.learner.num_workers
         )
@@ -105,7 +105,7 @@ class LearnerGroup(LearnerCommands):
         self._ranks = await self._mailbox.ranks.remote()
 
     async def stop(self) -> None:
-        """End the ranks; does nothing where there are none, or where they failed."""
+        """End the ranks; does nothing if there are none or they have failed."""
         mailbox, self._mailbox = self._mailbox, None
         if mailbox is None or self._ended is None:
             return
@@ -113,17 +113,17 @@ class LearnerGroup(LearnerCommands):
             answer = asyncio.ensure_future(_result(mailbox.post.remote(Stop())))
             await asyncio.wait({self._ended}, timeout=_STOP_S)
             if not answer.cancel():
-                answer.exception()  # seen: the ranks had failed, and a command has said so
-        if not self._ended.done():  # they hang
+                answer.exception()  # retrieved only to silence asyncio: an earlier command has reported the failure
+        if not self._ended.done():  # the ranks hang
             self._kill_ranks()
-        ray.kill(mailbox)  # a rank that still waits for a command ends with it
+        ray.kill(mailbox)  # ends a rank that still waits for a command
 
     async def kill(self) -> None:
-        """End the ranks at once, also those that hang in a collective call."""
+        """End the ranks at once, even if they hang in a collective call."""
         mailbox, self._mailbox = self._mailbox, None
         if mailbox is None or self._ended is None:
             return
-        with contextlib.suppress(SystemFailure):  # it died itself
+        with contextlib.suppress(SystemFailure):  # the mailbox may have died too
             self._ranks |= await wait_for(
                 _result(mailbox.ranks.remote()), timeout_s=_CAUSE_S, what="the mailbox", setting="deadlines.start_s"
             )
@@ -136,13 +136,12 @@ class LearnerGroup(LearnerCommands):
             ray.kill(rank.actor)
 
     async def reset(self, config: RunConfig, *, base_path: str, token_loss: TokenLoss) -> None:
-        """Begin another run with the ranks that there are: they hold what ranks that were started for it would hold.
+        """Begin another run with the same ranks, in the state that newly started ranks would have.
 
-        Ray Train's own files stay in the folder of the first run, and its deadline for collective calls that of the
-        first.
+        Ray Train keeps its files in the first run's folder, and the first run's deadline for collective calls.
 
         Raises:
-            ConfigError: the run asks for other ranks than these.
+            ConfigError: the run needs different ranks.
             ModelError: the model or its tokenizer can't be loaded; this ends the ranks.
         """
         check_ranks_fit(config.learner, self.config.learner)
@@ -170,7 +169,7 @@ class LearnerGroup(LearnerCommands):
             self._ended.set_result(outcome)
 
     async def do(self, command: Command) -> Any:
-        """See `LearnerCommands.do`. The ranks serve one command after the other."""
+        """See `LearnerCommands.do`. The ranks do one command at a time."""
         deadlines = self.config.deadlines
         timeout_s = deadlines.transfer_s if isinstance(command, SendWeights) else getattr(deadlines, command.deadline)
         with self._context.clock.phase(command.phase) if command.phase else contextlib.nullcontext():
@@ -183,7 +182,11 @@ class LearnerGroup(LearnerCommands):
                 )
 
     async def _post(self, command: Command) -> Any:
-        """The ranks' answer; if they end first, the reason why."""
+        """The ranks' answer to a command.
+
+        Raises:
+            ActorFailure: the ranks don't run, or ended before they answered.
+        """
         if self._mailbox is None or self._ended is None:
             raise ActorFailure("the learners are not running; call start() first")
         answer = asyncio.ensure_future(_result(self._mailbox.post.remote(command)))

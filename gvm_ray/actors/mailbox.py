@@ -1,4 +1,4 @@
-"""How commands reach the learner ranks: Ray Train starts functions, not actors, so its workers come and ask."""
+"""Mailbox for commands to the learner ranks. Ray Train starts functions, not actors, so the ranks fetch them here."""
 
 import asyncio
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from gvm_ray.actors.commands import Command
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankIdentity:
-    """Where a rank runs."""
+    """Actor, node and process of a rank."""
 
     actor: Any  # handle of Ray Train's worker
     node: str  # address
@@ -23,11 +23,11 @@ class RankIdentity:
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Numbers the driver's commands from 0, gives each to every rank, and takes rank 0's answer back."""
+    """Numbers the driver's commands from 0, gives each to every rank, and returns rank 0's answer."""
 
     def __init__(self, num_ranks: int) -> None:
         self._num_ranks = num_ranks
-        self._commands: dict[int, Command] = {}  # those that some rank has not taken yet
+        self._commands: dict[int, Command] = {}  # not yet taken by every rank
         self._num_takes: dict[int, int] = {}
         self._num_posted = 0
         self._posted = asyncio.Condition()
@@ -36,7 +36,7 @@ class Mailbox:
         self._ranks: dict[int, RankIdentity] = {}
 
     async def join(self, rank: int, identity: RankIdentity) -> None:
-        """A rank says who it is, before anything that could hang."""
+        """Register a rank. Each rank calls this first, before anything that could hang."""
         self._ranks[rank] = identity
 
     async def ranks(self) -> dict[int, RankIdentity]:
@@ -44,10 +44,10 @@ class Mailbox:
         return self._ranks
 
     async def post(self, command: Command) -> Any:
-        """Rank 0's answer to the command.
+        """Post a command; returns rank 0's answer.
 
         Raises:
-            Exception: the one that a rank failed with, now or earlier.
+            Exception: a rank's error, from this command or an earlier one.
         """
         if self._failure is not None:
             raise self._failure
@@ -60,21 +60,21 @@ class Mailbox:
         return await self._answers[number]
 
     async def take(self, number: int) -> Command:
-        """Command `number`, once it is posted; each rank takes each command once."""
+        """Command `number`, once it is posted. Each rank takes each command once."""
         async with self._posted:
             await self._posted.wait_for(lambda: number in self._commands)
         command = self._commands[number]
         self._num_takes[number] = self._num_takes.get(number, 0) + 1
-        if self._num_takes[number] == self._num_ranks:  # its payload may hold references to a step's samples
+        if self._num_takes[number] == self._num_ranks:  # free its payload, which may reference a step's samples
             del self._commands[number], self._num_takes[number]
         return command
 
     async def answer(self, number: int, value: Any) -> None:
-        """Rank 0 is done with command `number`."""
+        """Record rank 0's answer to command `number`."""
         self._answers.pop(number).set_result(value)
 
     async def fail(self, error: Exception) -> None:
-        """A rank gives up: every pending and later command fails with the first such error."""
+        """Report a rank's error: every pending and later command fails with the first one reported."""
         self._failure = self._failure or error
         for future in self._answers.values():
             if not future.done():

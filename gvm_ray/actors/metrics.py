@@ -11,7 +11,7 @@ from gvm_ray.types import Metrics
 class RayGaugeSink:
     """One gauge for each metric, named ``gvm_ray_<metric>`` (exported as ``ray_gvm_ray_<metric>``), tagged by run.
 
-    Needs a connection to a Ray cluster; without one Ray keeps the values to itself.
+    Needs a connection to a Ray cluster; without one Ray exports nothing.
     """
 
     def __init__(self, *, run: str) -> None:
@@ -23,13 +23,13 @@ class RayGaugeSink:
         self.set({"step": float(step), **metrics})
 
     def set(self, metrics: Metrics) -> None:
-        """Set the gauges; a value that isn't finite leaves its gauge as it was."""
+        """Set the gauges. A value that isn't finite leaves its gauge unchanged."""
         for name, value in metrics.items():
             if math.isfinite(value):
                 self._gauge(name).set(value)
 
     def close(self) -> None:
-        """Nothing is held open: Ray drops the gauges with the process."""
+        """Do nothing: Ray drops the gauges with the process."""
 
     def _gauge(self, name: str) -> Gauge:
         if name not in self._gauges:

@@ -1,4 +1,4 @@
-"""Generators and reward actors as one: requests in, outcomes out; token-sized data goes by ref between them."""
+"""Generators and reward actors together: requests in, outcomes out. Token-sized data passes between them by ref."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,13 +25,13 @@ from gvm_ray.types import (
 
 @dataclass(kw_only=True, eq=False)
 class SamplingPools:
-    """Protocol `RolloutPools` over a generator pool and a reward pool; the gauges move while a step is under way."""
+    """Protocol `RolloutPools` over a generator pool and a reward pool. Updates the gauges while a step is under way."""
 
     generators: GeneratorPool
     rewards: RewardPool
     clock: PhaseClock
     gauges: RayGaugeSink | None = None
-    num_in_flight: int = field(default=0, init=False)  # samples that were asked for and have no reward yet
+    num_in_flight: int = field(default=0, init=False)  # requested samples without a reward yet
 
     async def sample_and_score(
         self,
@@ -40,12 +40,12 @@ class SamplingPools:
         *,
         on_scored: Callable[[int], None] = lambda number: None,
     ) -> list[GroupOutcome]:
-        """Groups go to the reward actors as they are finished; they never pass through the driver.
+        """Sample and score the requests. Groups go to the reward actors as they are finished, bypassing the driver.
 
-        Where an environment answers, all samples of these requests take their turns together: so what an engine's batch
-        is made of doesn't depend on the clock.
+        With a multi-turn environment, all samples of these requests take their turns together, so that the composition
+        of an engine's batches doesn't depend on timing.
         """
-        outcomes, episodes = _apart(await self._sample(requests, sampling, on_scored=on_scored))
+        outcomes, episodes = _separate(await self._sample(requests, sampling, on_scored=on_scored))
         if not episodes:
             return outcomes
         position = {
@@ -56,12 +56,12 @@ class SamplingPools:
         while episodes:
             try:
                 refs = _refs_by_sample(episodes)
-                turns = self._sample(_among(requests, refs), sampling, refs, on_scored=on_scored)
-                more, episodes = _apart(await turns)
-            except ObjectsLost:  # with the same seeds the episodes come to the same turns again
+                turns = self._sample(_restrict(requests, refs), sampling, refs, on_scored=on_scored)
+                more, episodes = _separate(await turns)
+            except ObjectsLost:  # sample the episodes from the start: the same seeds give the same turns
                 lost = {(episode.prompt_id, index) for episode in episodes for index in episode.sample_indices}
-                again = self._sample(_among(requests, lost), sampling, on_scored=on_scored)
-                more, episodes = _apart(await again)
+                again = self._sample(_restrict(requests, lost), sampling, on_scored=on_scored)
+                more, episodes = _separate(await again)
             outcomes += more
         return sorted(outcomes, key=lambda o: (position[o.prompt_id, o.sample_indices[0]], o.sample_indices))
 
@@ -73,7 +73,7 @@ class SamplingPools:
         *,
         on_scored: Callable[[int], None],
     ) -> list[Outcome]:
-        """One turn of all samples."""
+        """Sample and score one turn of all requested samples."""
         waiting = sum(len(request.seeds) for request in requests)
         self._count(waiting)
 
@@ -83,13 +83,13 @@ class SamplingPools:
             done = sum(len(outcome.sample_indices) for outcome in outcomes)
             waiting -= done
             self._count(-done)
-            on_scored(sum(len(outcome.sample_indices) for outcome in _apart(outcomes)[0]))
+            on_scored(sum(len(outcome.sample_indices) for outcome in _separate(outcomes)[0]))
             return outcomes
 
         try:
             return await self.generators.sample(requests, sampling, score=score, episodes=episodes)
         finally:
-            self._count(-waiting)  # what an error left
+            self._count(-waiting)  # 0 unless an error left samples unscored
 
     def _count(self, change: int) -> None:
         self.num_in_flight += change
@@ -101,16 +101,16 @@ class SamplingPools:
             return await self.rewards.score(chunk)
 
     async def publish(self, weights: WeightsRef) -> None:
-        """New weights in every generator."""
+        """Load new weights into every generator."""
         with self.clock.phase("sync"):
             await self.generators.publish(weights)
 
     async def wait_for_version(self, policy_version: int) -> None:
-        """Until every generator has this version."""
+        """Return once every generator has this version."""
         await self.generators.wait_for_version(policy_version)
 
     async def start(self) -> None:
-        """Until every actor answers."""
+        """Return once every actor is ready."""
         await asyncio.gather(self.generators.start(), self.rewards.start())
 
     def close(self) -> None:
@@ -118,28 +118,28 @@ class SamplingPools:
         self.rewards.close()
 
 
-def _apart(outcomes: Sequence[Outcome]) -> tuple[list[GroupOutcome], list[OpenOutcome]]:
-    """Those that are over, and those that go on."""
+def _separate(outcomes: Sequence[Outcome]) -> tuple[list[GroupOutcome], list[OpenOutcome]]:
+    """Separate finished outcomes from open episodes."""
     over = [outcome for outcome in outcomes if isinstance(outcome, GroupOutcome)]
     return over, [outcome for outcome in outcomes if isinstance(outcome, OpenOutcome)]
 
 
 def _refs_by_sample(episodes: Sequence[OpenOutcome]) -> dict[SampleKey, ray.ObjectRef]:
-    """Place of each sample on its way."""
+    """Ref of the open episode of each sample."""
     return {(episode.prompt_id, index): episode.ref.ref for episode in episodes for index in episode.sample_indices}
 
 
-def _among(requests: Sequence[SampleRequest], keys: Collection[SampleKey]) -> list[SampleRequest]:
-    """What is asked for of these samples."""
+def _restrict(requests: Sequence[SampleRequest], keys: Collection[SampleKey]) -> list[SampleRequest]:
+    """The requests restricted to these samples; empty requests are dropped."""
     parts = [request.only(keys) for request in requests]
     return [part for part in parts if part.seeds]
 
 
 async def fetch_groups(outcomes: Sequence[GroupOutcome], *, timeout_s: float) -> list[RolloutGroup]:
-    """The token-sized groups behind the outcomes, on the driver: for reports, not for training.
+    """Fetch the token-sized groups behind the outcomes to the driver; for reports, not for training.
 
     Raises:
-        DeadlineExceeded, ActorFailure: they didn't come in time, or are lost.
+        DeadlineExceeded, ActorFailure: the groups didn't arrive in time, or are lost.
     """
     refs = {outcome.ref.ref: None for outcome in outcomes}
     fetched = await wait_for(

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LearnerSetup:
-    """What a rank's learner is made of."""
+    """Arguments of a rank's learner."""
 
     config: RunConfig
     base_path: str
@@ -65,18 +65,18 @@ class LearnerSetup:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankSetup:
-    """What a rank is started with."""
+    """Arguments of a rank."""
 
     learner: LearnerSetup
     mailbox: Any  # actor handle
 
 
 def run_rank(setup: dict[str, RankSetup]) -> None:
-    """Serve commands until "stop". Ray Train calls it on every worker.
+    """Serve commands until `Stop`. Ray Train calls this on every worker.
 
-    An error ends the rank, and with it the group: the ranks' collective calls can't be mended one by one. Its cause
-    goes to the mailbox first, so that the driver doesn't wait for Ray Train to notice. A user's error, which every rank
-    meets alike, is not raised here again: the driver shows it, and a traceback would only hide it.
+    An error ends the rank, and with it the group: collective calls can't continue without one rank. The cause goes to
+    the mailbox first, so that the driver needn't wait for Ray Train to notice. A `UserError`, which every rank raises
+    alike, isn't raised again: the driver shows it, and a traceback would only hide it.
     """
     import ray.train
     import torch
@@ -109,20 +109,20 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
 
 
 class _RankServer:
-    """The commands of a learner group, by name."""
+    """Carries out the commands on one rank."""
 
     def __init__(self, setup: LearnerSetup, *, device: Any, rank: int) -> None:
         self._rank = rank
         self._device = device
         self._setup = setup
         self._learner = self._make_learner(setup)
-        self._version = -1  # of the policy that the last update gave
+        self._version = -1  # of the policy after the last update
         self._sender: WeightSender | None = None
         self._demonstrations_ref: Any = None
         self._demonstrations: Sequence[Demonstration] = ()
 
     def serve(self, command: Command) -> Any:
-        """Do the command; what rank 0 returns is its answer."""
+        """Do the command; rank 0's return value is the answer."""
         match command:
             case Start() | Stop():
                 return None
@@ -159,9 +159,9 @@ class _RankServer:
         return Learner(setup.config, base_path=setup.base_path, token_loss=setup.token_loss, device=self._device)
 
     def _reset(self, setup: Any) -> None:
-        """`setup` is an object ref to a LearnerSetup: the mailbox would import torch to hold the loss in it."""
+        """Begin another run. `setup` is an object ref to a LearnerSetup; see `Reset`."""
         del self._learner
-        gc.collect()  # two policies at once might not fit, and a sharded module refers to itself
+        gc.collect()  # two policies might not fit in memory, and a sharded module has reference cycles
         fetched: Any = ray.get(setup)
         self._setup: LearnerSetup = fetched
         self._learner = self._make_learner(self._setup)
@@ -174,8 +174,8 @@ class _RankServer:
         return self._publish(self._version), done.metrics, done.gradient_norms
 
     def _supervised_updates(self, updates: SupervisedUpdates) -> Metrics:
-        """The metrics of the last one."""
-        if updates.demonstrations != self._demonstrations_ref:  # decoding them anew every time would take longer
+        """Make the updates; returns metrics of the last one."""
+        if updates.demonstrations != self._demonstrations_ref:  # fetched once: unpickling them every time is slow
             self._demonstrations = ray.get(updates.demonstrations)
             self._demonstrations_ref = updates.demonstrations
         metrics: Metrics = {}
@@ -188,11 +188,11 @@ class _RankServer:
         self._version = -1
 
     def _publish(self, policy_version: int) -> WeightsRef | None:
-        """The weights as the run's transfer has them: in the object store, or here, to be sent from."""
+        """Publish the weights through the run's transfer: put them into the object store, or keep them here to send."""
         setup = self._setup
         if setup.transfer == "object_store":
             return self._store(policy_version)
-        evaluation = setup.config.evaluation  # whose own generators take no part, and want just this version
+        evaluation = setup.config.evaluation  # its own generators take no part in the transfer, and need this version
         stored = None
         if evaluation.num_generators and policy_version % evaluation.every_steps == 0:
             stored = self._store(policy_version)
@@ -230,7 +230,7 @@ class _RankServer:
 
 
 def _leave_room() -> None:
-    """Give back what PyTorch keeps of the GPU for later, on all ranks before any goes on: a generator wants it."""
+    """Release PyTorch's cached GPU memory to the generators; returns once all ranks have done so."""
     import torch
 
     gc.collect()
@@ -239,14 +239,14 @@ def _leave_room() -> None:
 
 
 def _fetch(refs: Sequence[GroupRef]) -> list[RolloutGroup]:
-    """The groups behind the references; groups that lie together are fetched once."""
+    """The groups behind the refs; an object that holds several groups is fetched once."""
     distinct = list(dict.fromkeys(ref.ref for ref in refs))
     fetched = dict(zip(distinct, ray.get(distinct), strict=True))
     return [fetched[ref.ref][ref.index] for ref in refs]
 
 
 def _cause(error: Exception, *, rank: int, doing: str) -> Exception:
-    """The error as the driver sees it: the project's own as they are, any other with its traceback as text."""
+    """The error for the driver: the project's own are passed on, any other becomes text with its traceback."""
     if isinstance(error, UserError | SystemFailure):
         return error
     text = "".join(traceback.format_exception(error))
@@ -259,21 +259,23 @@ _NODE_ID = "ray.io/node-id"  # a label that Ray gives every node
 def learner_setup(
     config: RunConfig, *, base_path: str, token_loss: TokenLoss, transfer: WeightTransfer
 ) -> LearnerSetup:
-    """Parts of the ranks' learners."""
-    path = absolute(base_path) if Path(base_path).is_dir() else base_path  # else a hub id
+    """The `LearnerSetup` of a run; a local base path is made absolute."""
+    path = absolute(base_path) if Path(base_path).is_dir() else base_path  # a hub id stays
     return LearnerSetup(config=config, base_path=path, token_loss=token_loss, transfer=transfer)
 
 
 def check_ranks_fit(wanted: LearnerConfig, present: LearnerConfig) -> None:
-    """Raises:
-    ConfigError: a run wants other ranks than those that there are.
+    """Refuse to reset ranks for a run that needs different ones.
+
+    Raises:
+        ConfigError: number, CPUs or GPUs of the ranks differ.
     """
     for name in ("num_workers", "cpus_per_worker", "gpus_per_worker"):
         new, old = getattr(wanted, name), getattr(present, name)
         if new != old:
             raise ConfigError(
                 f"learner.{name}={new} differs from the {old} that the learners were started with, and a reset keeps "
-                f"the ranks; write {name}={old}, or start other learners"
+                f"the ranks; write {name}={old}, or start new learners"
             )
 
 
@@ -297,24 +299,24 @@ def rank_trainer(setup: RankSetup, *, run_dir: str, nodes: Sequence[str] = ()) -
     Args:
         setup: of each rank.
         run_dir: the run's folder.
-        nodes: Ray's id of the node of each rank, where generators that share GPUs with them are; else Ray chooses.
+        nodes: Ray's node id for each rank, if the ranks share GPUs with generators; if empty, Ray chooses.
     """
     from ray.train import FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     class Trainer(TorchTrainer):
-        """Without Ray Train's placement-group cleaner, an actor that asks the dashboard whether the controller lives.
+        """TorchTrainer without the placement-group cleaner, an actor that asks the dashboard if the controller lives.
 
-        Where the cluster has no dashboard of its own, and another cluster's listens on that port, the answer is that
-        there is no such actor, and the cleaner then takes the ranks' placement group away. Nothing is lost with it: a
-        placement group ends with the actor that made it.
+        If the cluster has no dashboard but another cluster's listens on that port, the answer is that there is no such
+        actor, and the cleaner removes the ranks' placement group. It isn't needed: a placement group ends with the
+        actor that made it.
         """
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nothing here acts on its notices
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # its notices would be ignored
     config = setup.learner.config
     use_gpu = config.learner.gpus_per_worker > 0
     return Trainer(

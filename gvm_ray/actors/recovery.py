@@ -1,4 +1,4 @@
-"""Parts with state in other processes: a journal of the commands that made the state makes it again after a death."""
+"""Recovery of stateful parts (learners, allocator): after a death, a replacement replays a journal of commands."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
@@ -27,16 +27,16 @@ class _Done(Generic[T]):
 
 
 class Replayed(Generic[T]):
-    """A part with a journal of the commands that made its state; a replacement is given them again, in order.
+    """A part with a journal of the commands that made its state. A replacement replays them in order.
 
-    What they give back then is dropped, for it was used already. So the part must do the same for the same commands.
+    Answers of replayed commands are dropped: the first answers were already used. So the part must be deterministic.
 
     Args:
         part: the first one.
         name: of the part, in logs and errors.
-        replace: ends a part, whatever is left of it, and makes a new one.
+        replace: ends what is left of the old part, and makes a new one.
         start: returns once a new part is ready for commands.
-        failures: counts them, and ends the run where there are too many.
+        failures: counts failures, and ends the run if there are too many.
     """
 
     def __init__(
@@ -58,24 +58,24 @@ class Replayed(Generic[T]):
 
     @property
     def part(self) -> T:
-        """The present one."""
+        """The current part."""
         return self._part
 
     async def do(self, command: Callable[[T], Awaitable[Any]], *, changes_state: bool, step: int | None = None) -> Any:
-        """Result of the command, which is given again to a replacement where the part dies or hangs.
+        """Give the part a command and return its answer. If the part dies or hangs, its replacement gets the command.
 
         Args:
-            command: asks the part for something.
-            changes_state: whether a replacement needs it too.
-            step: the training step that it belongs to, see `restart_journal`.
+            command: calls the part.
+            changes_state: whether a replacement must replay it.
+            step: the training step that it belongs to; see `restart_journal`.
 
         Raises:
-            ActorFailure: the command failed by itself, twice; a peer's death may look like that the first time.
-            TooManyFailures: more of them than the run puts up with.
+            ActorFailure: the command itself failed twice; the first time may have been caused by a peer's death.
+            TooManyFailures: more failures than `faults` allows.
         """
         raised_before = False
         while True:
-            async with self._replacing:  # wait until a replacement is complete
+            async with self._replacing:  # wait for a replacement under way
                 part = self._part
             try:
                 answer = await command(part)
@@ -87,19 +87,19 @@ class Replayed(Generic[T]):
                 await self._recover(part, error)
                 continue
             if part is self._part or not changes_state:
-                break  # else it was replaced meanwhile, by one that doesn't know of this command
+                break  # otherwise the part was replaced meanwhile, and the new one hasn't had this command
         if changes_state:
             self._journal.append(_Done(command=command, step=step))
         return answer
 
     def restart_journal(self, first: Callable[[T], Awaitable[Any]], *, open_steps: Collection[int] = ()) -> None:
-        """`first` gives a replacement the present state, so earlier commands are dropped, but those of open steps."""
+        """Begin the journal with `first`, which restores the current state. Only commands of open steps are kept."""
         kept = [done for done in self._journal if done.step in open_steps]
         self._journal = [_Done(command=first, step=None), *kept]
 
     async def _recover(self, failed: T, cause: BaseException) -> None:
         async with self._replacing:
-            if self._part is not failed:  # another command's failure has led to its replacement
+            if self._part is not failed:  # already replaced after another command's failure
                 return
             while True:
                 self._failures.record(self._name, cause)
@@ -115,26 +115,26 @@ class Replayed(Generic[T]):
 
 
 class RecoveringLearners(LearnerCommands):
-    """Learners that survive their ranks: a new learner group takes the place of one that died or hung.
+    """Learners that survive the failure of their ranks: a new learner group replaces one that died or hung.
 
-    Generators get their weights from it (`WeightSource`), so it is made before them; the groups, which may share GPUs
-    with the generators, are made by `start`. The batches since the last checkpoint are kept as refs, so no sample is
-    paid for twice. Ray Train's own restarts are not used: its new workers would need the same commands again, and it
-    takes no notice of a rank that hangs.
+    Generators get their weights from this object (`WeightSource`), so it is made before them. The learner groups, which
+    may share GPUs with the generators, are made by `start`. Batches since the last checkpoint are kept as refs, so no
+    sample is paid for twice. Ray Train's own restarts aren't used: its new workers would need the same commands again,
+    and it doesn't notice a rank that hangs.
     """
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._version = 0  # of the current policy
-        self._sent = asyncio.Event()  # set unless the last update's weights are still to be sent
+        self._sent = asyncio.Event()  # cleared while the last update's weights are still to be sent
         self._sent.set()
         self._replayed: Replayed[LearnerGroup] | None = None
 
     async def start(self, make: Callable[[], LearnerGroup]) -> None:
-        """See `LearnerGroup.start`; ranks that can't start at all are the end of the run.
+        """See `LearnerGroup.start`. A failure of the first start isn't recovered from.
 
         Args:
-            make: gives a group that isn't started, now and after each death.
+            make: makes a group without starting it; called now and after each failure.
         """
 
         async def replace(old: LearnerGroup) -> LearnerGroup:
@@ -146,7 +146,7 @@ class RecoveringLearners(LearnerCommands):
         await self._replayed.part.start()
 
     async def stop(self) -> None:
-        """See `LearnerGroup.stop`; does nothing where none was started."""
+        """See `LearnerGroup.stop`; does nothing if no group was made."""
         if self._replayed is not None:
             await self._replayed.part.stop()
 
@@ -161,11 +161,11 @@ class RecoveringLearners(LearnerCommands):
         return self._group.part.config
 
     async def do(self, command: Command) -> Any:
-        """See `LearnerCommands.do`. If the ranks die or hang, their successors get the command again."""
+        """See `LearnerCommands.do`. If the ranks die or hang, their replacements get the command again."""
         return await self._group.do(lambda group: group.do(command), changes_state=command.changes_policy)
 
     async def update(self, batch: TrainBatch) -> UpdateResult:
-        """See `LearnerCommands.update`. Ranks hold one policy: weights that are to be sent are sent before the next."""
+        """See `LearnerCommands.update`. Waits until the last weights are sent: the ranks hold one policy only."""
         await wait_for(
             self._sent.wait(),
             timeout_s=self._context.deadlines.handover_s,
@@ -179,17 +179,17 @@ class RecoveringLearners(LearnerCommands):
         return result
 
     async def restore(self, folder: str, *, policy_version: int) -> None:
-        """Begin with the policy of a checkpoint, which has this version; see `load`."""
+        """Load the policy of a checkpoint, which has this version; see `load`."""
         await self.load(folder)
         self._version = policy_version
         self.checkpointed(folder)
 
     def checkpointed(self, folder: str) -> None:
-        """The policy of the last update is safe in `folder`, so a replacement begins there."""
+        """Note that `folder` holds the policy of the last update, so that a replacement begins there."""
         self._group.restart_journal(lambda group: group.load(folder))
 
     async def weights(self, policy_version: int) -> WeightsRef:
-        """Publish the present weights under this version."""
+        """Publish the current weights under this version."""
         self._version = policy_version
         return await super().weights(policy_version)
 
@@ -198,7 +198,7 @@ class RecoveringLearners(LearnerCommands):
         return await self.do(Publish(policy_version=self._version, stored=True))
 
     async def send(self, weights: WeightsRef, world: TransferWorld) -> Delivery:
-        """Send the weights to the generators, whose failures are in the answer. Then the next update may begin."""
+        """Send the weights to the generators; their failures are in the answer. Then the next update may begin."""
         try:
             if not world.members:
                 return Delivery(policy_version=weights.policy_version)

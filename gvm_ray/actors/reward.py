@@ -1,5 +1,4 @@
-"""Reward actors: each answers turns and scores groups in a sandboxed process of its own; what comes of it stays in the
-object store."""
+"""Reward actors: each answers turns and scores groups in a sandboxed process; results stay in the object store."""
 
 import asyncio
 import logging
@@ -20,7 +19,7 @@ from gvm_ray.exceptions import ActorFailure, DeadlineExceeded
 from gvm_ray.rewards.sandbox import Observed, Result, Scored, Unscored
 from gvm_ray.types import GroupOutcome, GroupRef, Metrics, OpenEpisodes, OpenOutcome, RolloutGroup
 
-_LOGGED_FAILURES = 5  # of one actor; later ones are counted only
+_LOGGED_FAILURES = 5  # per actor; later ones are only counted
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +39,17 @@ class RewardActor:
         return self._name
 
     def ready(self) -> None:
-        """Return once the sandbox runs; raises ConfigError where a reward can't be made."""
+        """Return once the sandbox runs.
+
+        Raises:
+            ConfigError: a reward function can't be made.
+        """
         self._sandbox.start()
 
     def score(
         self, groups: tuple[RolloutGroup, ...]
     ) -> tuple[tuple[RolloutGroup, ...], tuple[OpenEpisodes, ...], "_Numbers"]:
-        """The scored groups; the samples that have another turn; and, for the driver, the numbers of both."""
+        """Score the groups; returns scored groups, episodes with another turn, and the driver's numbers for both."""
         results = self._sandbox.score([(group.prompt, c) for group in groups for c in group.completions])
         unscored = [result for result in results if isinstance(result, Unscored)]
         for failure in unscored[: max(0, _LOGGED_FAILURES - self._num_failures)]:
@@ -79,12 +82,12 @@ class RewardActor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Numbers:
-    """What the driver is told of a call; the refs name no object yet."""
+    """Results of a call for the driver; the refs are filled in there."""
 
     outcomes: list[GroupOutcome]
     open: list[OpenOutcome]
     unscored: Counter[str]  # samples by reason
-    num_malformed: int  # samples worth 0 because their scorer couldn't read them
+    num_malformed: int  # samples with reward 0 because the scorer couldn't parse them
 
 
 class RewardClient(WatchedActor):
@@ -94,8 +97,9 @@ class RewardClient(WatchedActor):
 
 
 class RewardPool:
-    """The reward actors of a run, named <name>-0, <name>-1 ... An actor that dies or hangs is restarted, and its calls
-    go to the least busy one.
+    """The reward actors of a run, named <name>-0, <name>-1 ...
+
+    An actor that dies or hangs is restarted, and its calls go to the least busy of the others.
     """
 
     def __init__(
@@ -124,7 +128,7 @@ class RewardPool:
         self._num_malformed = 0
 
     async def start(self) -> None:
-        """Return when every actor's reward process runs.
+        """Return once every actor's reward process runs.
 
         Raises:
             ConfigError: a reward function can't be imported.
@@ -138,16 +142,16 @@ class RewardPool:
         )
 
     async def score(self, groups: ray.ObjectRef) -> list[GroupOutcome | OpenOutcome]:
-        """Score the tuple of groups behind a ref, which the driver never fetches, by the least busy actor.
+        """Have the least busy actor score the tuple of groups behind a ref, which the driver never fetches.
 
         Each response, or turn, takes at most `rewards.timeout_s`.
 
         Returns:
-            In order of the groups, an outcome for those with samples that are over: their rewards are NaN where one
-            couldn't be scored. Then one for those with samples that have another turn.
+            First an outcome for each group with finished samples, in order; the reward is NaN for a sample that
+            couldn't be scored. Then an open outcome for each group with samples that have another turn.
 
         Raises:
-            ActorDied: the generator died before it had made the groups.
+            ActorDied: the generator died before the groups were complete.
             ObjectsLost: the groups are gone.
             TooManyFailures: reward actors died or hung more often than `faults` allows.
         """
@@ -188,7 +192,7 @@ class RewardPool:
 
     @property
     def metrics(self) -> Metrics:
-        """Unscored samples since the start, by reason, and malformed ones; none where there was none."""
+        """Numbers of unscored samples since the start, by reason, and of malformed ones; zeros are left out."""
         unscored = {f"rewards/unscored_{reason}": float(count) for reason, count in sorted(self._unscored.items())}
         return unscored | ({"rewards/malformed": float(self._num_malformed)} if self._num_malformed else {})
 
@@ -198,12 +202,12 @@ class RewardPool:
 
 
 def _reasons(results: Sequence[Result]) -> Counter[str]:
-    """How many of the results have no reward, by reason."""
+    """Number of results without a reward, by reason."""
     return Counter(result.reason for result in results if isinstance(result, Unscored))
 
 
 def _is_malformed(result: Result) -> bool:
-    """Whether a term of the reward says so (`CombinedReward.terms`)."""
+    """Whether a reward term marks the sample as malformed (`CombinedReward.terms`)."""
     terms = result.terms.items() if isinstance(result, Scored) else ()
     return any(name.endswith("_malformed") and value > 0 for name, value in terms)
 
@@ -213,7 +217,7 @@ async def _result(ref: Any) -> Any:
 
 
 def _split(group: RolloutGroup, results: list[Result]) -> tuple[RolloutGroup | None, OpenEpisodes | None]:
-    """The samples that are over, with their rewards, and those that go on; None where there are none."""
+    """Split a group into finished samples with their rewards, and open episodes; None if a part is empty."""
     if not any(isinstance(result, Observed) for result in results):
         return _with_results(group, results), None
     over = [i for i, result in enumerate(results) if not isinstance(result, Observed)]

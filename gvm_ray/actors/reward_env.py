@@ -1,4 +1,4 @@
-"""The environment that a reward process makes for itself; apart from the reward actor, so that it needs no Ray."""
+"""The environment that a reward process makes for itself; separate from the reward actor, so that it needs no Ray."""
 
 import functools
 
@@ -12,7 +12,7 @@ from gvm_ray.rewards.sandbox import Sandbox
 def make_reward_env(
     config: RewardsConfig, *, max_tokens: int, environment: EnvironmentSettings | None = None
 ) -> PromptEnv:
-    """A PromptEnv whose every reset names its prompt.
+    """The configured environment and reward as a PromptEnv. Every reset must name its prompt.
 
     Raises:
         ConfigError: a reward or environment function can't be imported.
@@ -27,7 +27,7 @@ def make_reward_env(
 def make_reward_sandbox(
     config: RewardsConfig, *, max_tokens: int, environment: EnvironmentSettings | None = None
 ) -> Sandbox:
-    """The sandbox, not yet started, that answers and scores as configured, under the configured limits."""
+    """The sandbox for the configured environment, reward and limits; not yet started."""
     return Sandbox(
         functools.partial(make_reward_env, config, max_tokens=max_tokens, environment=environment),
         timeout_s=config.timeout_s,

@@ -1,4 +1,4 @@
-"""Every wait on an actor: with a deadline, and with errors that name what was waited for and which actor failed."""
+"""Waiting for an actor, always with a deadline. Errors say what was waited for and which actor failed."""
 
 import asyncio
 import re
@@ -16,16 +16,16 @@ async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str, sett
     """The result of an object ref or coroutine, within `timeout_s` seconds.
 
     Args:
-        awaitable: What to wait for.
-        timeout_s: Seconds.
-        what: Names the work in error messages, e.g. "scoring 64 samples".
-        setting: The setting that gives it longer, e.g. "deadlines.sample_s".
+        awaitable: the object ref or coroutine.
+        timeout_s: the deadline, in seconds.
+        what: names the work in error messages, e.g. "scoring 64 samples".
+        setting: the setting that extends the deadline, e.g. "deadlines.sample_s".
 
     Raises:
-        DeadlineExceeded: the time is up; the wait is given up, the work itself isn't stopped.
-        UserError, SystemFailure: raised by the work, as they are.
-        ActorDied: an actor died; it is named, with its node and cause of death.
-        ObjectsLost: an object that it needs is gone.
+        DeadlineExceeded: the time is up. The wait ends; the work itself isn't stopped.
+        UserError, SystemFailure: raised by the work, passed on unchanged.
+        ActorDied: an actor died; the message names it, its node and the cause of death.
+        ObjectsLost: an object that the work needs is gone.
         ActorFailure: the work raised something else.
     """
     task = asyncio.ensure_future(awaitable)
@@ -44,13 +44,13 @@ async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str, sett
 
 
 def _seen(task: asyncio.Future[Any]) -> None:
-    """Else asyncio complains, below the error that the user is shown, that nobody asked how the work ended."""
+    """Retrieve the task's exception. Otherwise asyncio would log, below the user's error, that nobody did."""
     if not task.cancelled():
         task.exception()
 
 
 def failure_of(error: RayError, what: str) -> UserError | SystemFailure:
-    """What a Ray error means: the work's own error, or an ActorFailure that says what failed."""
+    """Translate a Ray error: into the work's own error, or an ActorFailure that says what failed."""
     origin: BaseException = error
     while isinstance(origin, RayTaskError) and isinstance(origin.cause, BaseException):
         origin = origin.cause  # an error in an argument's task comes wrapped once more
@@ -67,7 +67,7 @@ def failure_of(error: RayError, what: str) -> UserError | SystemFailure:
 
 
 def _death(error: RayActorError) -> str:
-    """Which actor died, where, and of what; Ray gives these as lines of the message."""
+    """Name, node and cause of an actor's death, parsed from the lines of Ray's message."""
     fields = dict(re.findall(r"^\t(\w+): (.*)$", error.error_msg, re.MULTILINE))
     if not fields:
         return f"actor {error.actor_id or 'of unknown id'}: {error.error_msg}"

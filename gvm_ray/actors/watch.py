@@ -1,4 +1,4 @@
-"""Recovery from failures: what to do about an error is decided as data, and one watch carries it out for every pool."""
+"""Recovery from failures: a policy decides as data what to do about an error, and a watch carries it out for a pool."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,34 +15,34 @@ from gvm_ray.exceptions import ActorDied, ActorFailure, DeadlineExceeded, Object
 # --- decisions --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class FailureEvent:
-    """An error of work that a part was given."""
+    """An error of work that was given to a part."""
 
     error: BaseException
-    actor_id: str = ""  # Ray's, of the actor that was given the work; "" where every death counts as its own
+    actor_id: str = ""  # Ray's id of the actor with the work; "" if any actor's death counts as its own
     is_stale: bool = False  # the part was restarted since the work began
     came_before: bool = False  # the same work has failed in this way already
 
 
 @dataclass(frozen=True)
 class Restart:
-    """Start the part again, and give it the work again."""
+    """Restart the part, and give it the work again."""
 
-    kill: bool  # it hangs, or its state is unknown: end it first
+    kill: bool  # kill it first: it hangs, or its state is unknown
 
 
 @dataclass(frozen=True)
 class Republish:
-    """Make the lost objects again, and give the part the work again."""
+    """Store the lost objects again, and give the part the work again."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Give the work again: another failure has led to the restart."""
+    """Give the part the work again: it was restarted already, after another failure."""
 
 
 @dataclass(frozen=True)
 class Raise:
-    """Let the error out: it would come again, or somebody else recovers from it."""
+    """Raise the error: it would recur, or the caller recovers from it."""
 
 
 Decision = Restart | Republish | Retry | Raise
@@ -53,12 +53,12 @@ class FailurePolicy:
     """The errors that a kind of part recovers from."""
 
     restart: tuple[type[BaseException], ...]
-    restart_once: tuple[type[BaseException], ...] = ()  # the second time it is the work's own error
+    restart_once: tuple[type[BaseException], ...] = ()  # raised the second time, as the work's own error
     republish: tuple[type[BaseException], ...] = ()
-    own_deaths_only: bool = False  # the death of another actor, whose result was part of the work, is raised
+    own_deaths_only: bool = False  # raise the death of another actor, whose result the work depended on
 
     def decide(self, event: FailureEvent) -> Decision:
-        """What to do about an error; depends on the event alone."""
+        """Decide what to do about an error, from the event alone."""
         error = event.error
         if isinstance(error, self.republish):
             return Republish()
@@ -103,18 +103,18 @@ class WatchedActor:
 
 
 Actor = TypeVar("Actor", bound=WatchedActor)
-_RETRY_S = 1.0  # between two looks at an actor that died while it restarted
+_RETRY_S = 1.0  # wait before trying again to revive an actor that failed while it restarted
 
 
 class ActorWatch(Generic[Actor]):
-    """The actors of a pool. One that dies or hangs is restarted, and gets no work until it is ready for it.
+    """Watches the actors of a pool. An actor that dies or hangs is restarted, and gets no work until it is ready.
 
     Args:
-        actors: the pool's.
+        actors: all actors of the pool.
         what: the actors in words, for messages, e.g. "generator(s)".
-        policy: the failures that they recover from.
-        revive: makes a restarted actor ready for work; false where it has to be called once more.
-        context: counts the failures, and bounds the wait for a restart.
+        policy: the failures to recover from.
+        revive: makes a restarted actor ready for work; returns False if it must be called once more.
+        context: counts failures, and bounds the wait for a restart.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class ActorWatch(Generic[Actor]):
         self._revive = revive
         self._context = context
         self._changed = asyncio.Condition()
-        self._fatal: Exception | None = None  # ended a restart, and so the pool
+        self._fatal: Exception | None = None  # error of a failed restart; ends the pool
         self._revivals: set[asyncio.Task[None]] = set()
 
     @property
@@ -141,7 +141,7 @@ class ActorWatch(Generic[Actor]):
         return [actor for actor in self._actors if actor.available]
 
     async def wait_available(self) -> list[Actor]:
-        """The actors that can be given work, at least one.
+        """Wait for actors that can be given work; returns at least one.
 
         Raises:
             DeadlineExceeded: all of them died or hung, and none came back within `deadlines.start_s`.
@@ -156,23 +156,23 @@ class ActorWatch(Generic[Actor]):
         return self.available
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return once the condition holds; it is looked at after every restart and every `notify`."""
+        """Return once the condition holds; it is checked after every restart and every `notify`."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._fatal is not None or condition())
         if self._fatal is not None:
             raise self._fatal
 
     async def notify(self) -> None:
-        """Have the conditions looked at that `until` waits for."""
+        """Check the conditions that `until` waits for."""
         async with self._changed:
             self._changed.notify_all()
 
     def failed(self, actor: Actor, error: Exception, *, life: int) -> Decision:
-        """Decide about an error of work that an actor was given in some life, and begin the restart it calls for.
+        """Decide about an error of work that was given to an actor in its `life`, and begin a restart if needed.
 
         Raises:
             TooManyFailures: this was one too many.
-            Exception: the error itself, where the decision is to raise it.
+            Exception: the error itself, if the decision is to raise it.
         """
         decision = self._decide(actor, error, is_stale=actor.life != life)
         match decision:
@@ -184,7 +184,7 @@ class ActorWatch(Generic[Actor]):
         return decision
 
     def restart(self, actor: Actor, *, kill: bool = True) -> None:
-        """Give the actor no work until it is ready again; a dead one is restarted by Ray itself."""
+        """Restart the actor, and give it no work until it is ready. `kill` it first unless it is dead."""
         actor.life += 1
         actor.available = False
         if kill:

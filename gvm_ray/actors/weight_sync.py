@@ -1,7 +1,7 @@
 """New weights from the learners to the generators through Ray's object store: one put per bucket, zero-copy reads.
 
-Weights that the learners send themselves are published as `LiveWeights`: the reference says so, and names buckets only
-where generators outside the transfer will ask for them.
+Weights that the learners send over NCCL or IPC are published as `LiveWeights`. Their reference has buckets only if
+generators outside the transfer need them.
 """
 
 import socket
@@ -27,23 +27,23 @@ def publish(
 
     The buckets live as long as a copy of the returned reference, and no longer than the process that published them.
     """
-    from gvm_ray.actors.buckets import pack  # imports torch, which a generator may do without
+    from gvm_ray.actors.buckets import pack  # here, as it imports torch, which some generators don't need
 
     location = tuple(map(ray.put, pack(named_tensors, bucket_bytes=bucket_bytes)))  # holds no bucket past its put
     return WeightsRef(policy_version=policy_version, location=location)
 
 
 def buckets_of(weights: WeightsRef) -> Sequence[Any]:
-    """Object refs of the buckets; none where the weights were only sent."""
+    """Object refs of the buckets; empty if the weights were only sent."""
     return weights.location.buckets if isinstance(weights.location, LiveWeights) else weights.location
 
 
 def fetch(weights: WeightsRef, *, timeout_s: float | None = None) -> Iterator[tuple[str, Any]]:
-    """The published tensors in order, as read-only views into the object store, one bucket at a time.
+    """Fetch the published tensors in order, one bucket at a time, as read-only views into the object store.
 
     Raises:
-        ray.exceptions.GetTimeoutError: a bucket did not arrive within `timeout_s` seconds.
-        ObjectsLost: the weights were sent to other generators, and not stored.
+        ray.exceptions.GetTimeoutError: a bucket didn't arrive within `timeout_s` seconds.
+        ObjectsLost: the weights were sent to other generators and not stored.
     """
     if isinstance(weights.location, LiveWeights) and not weights.location.buckets:
         raise ObjectsLost(
@@ -57,7 +57,7 @@ def fetch(weights: WeightsRef, *, timeout_s: float | None = None) -> Iterator[tu
 def ask_members(
     messages: Sequence[tuple[TransferMember, TransferPhase]], timeout_s: float
 ) -> Mapping[str, Exception | None]:
-    """Have every generator take its message; see `learner.transfer_client.AskMembers`."""
+    """Have every generator take its message; see `gvm_ray.learner.transfer.AskMembers`."""
     asked = {member.actor.transfer.remote(phase): member.name for member, phase in messages}
     waiting, end = list(asked), time.monotonic() + timeout_s
     while waiting:
@@ -72,7 +72,7 @@ def ask_members(
 
 
 def free_endpoint() -> tuple[str, int]:
-    """This node's address, and a port that nobody listens on at the moment."""
+    """This node's address, and a port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), probe.getsockname()[1]

@@ -1,10 +1,10 @@
 """Sharded checkpoints of the learners: trained weights, optimizer moments, update counts, and the frozen reference.
 
-Of a frozen base under adapters they hold what tells whether it is the same, and itself only where a warm start made it.
+With adapters, a checkpoint holds the frozen base's checksums, and its weights only if a warm start has changed them.
 
-Written with torch.distributed.checkpoint: every rank writes its shards, and they load into
-another number of ranks. PyTorch keeps the list of shards as a pickle, which can run code when it is read: resume only
-from a run folder whose writer you trust.
+Written with torch.distributed.checkpoint: every rank writes its shards, and any number of ranks can load them. PyTorch
+stores the list of shards as a pickle, which can run code when it is read: resume only from a run folder whose writer
+you trust.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def save_shards(
     """Write the state under `folder`; every rank must call.
 
     Raises:
-        StorageFailure: the disk is full, or can't be written.
+        StorageFailure: the disk is full or can't be written.
     """
     state = _state(policy=policy, optimizer=optimizer, reference=reference)
     if base is not None:
@@ -42,7 +42,7 @@ def save_shards(
             state["base"] = base.weights
     try:
         save(state, checkpoint_id=str(folder))
-    except (CheckpointException, OSError) as error:  # of all ranks, and of this one before they gather
+    except (CheckpointException, OSError) as error:  # errors gathered from all ranks; this rank's own before that
         raise StorageFailure.at(folder, error) from error
 
 
@@ -57,7 +57,7 @@ def load_shards(
     """Restore the state in place; every rank must call.
 
     Raises:
-        CheckpointError: the checkpoint is missing or belongs to another model, or to adapters of another base.
+        CheckpointError: the checkpoint is missing, belongs to another model, or holds adapters for another base.
     """
     if not (Path(folder) / ".metadata").is_file():
         raise CheckpointError(f"learner checkpoint {str(folder)!r} is missing or unfinished; resume from another")
@@ -68,8 +68,8 @@ def load_shards(
     if base is not None and not torch.equal(state["base_checksums"], base.checksums()):
         if not any(name.startswith("base.") for name in FileSystemReader(folder).read_metadata().state_dict_metadata):
             raise CheckpointError(
-                f"learner checkpoint {str(folder)!r} holds adapters of other weights than this run's base model; "
-                "resume with the model.path and model.revision that it was written with"
+                f"learner checkpoint {str(folder)!r} holds adapters for a base model with other weights than this "
+                "run's; resume with the model.path and model.revision that it was written with"
             )
         _load({"base": base.weights}, folder)
     optimizer.num_updates = int(state["num_updates"])
@@ -105,7 +105,7 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The optimizer's state of a parameter, made as AdamW would make it where no update has been yet."""
+    """The optimizer's state of a parameter. Before the first update it is created here, as AdamW would."""
     state = optimizer.state[parameter]
     if not state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)

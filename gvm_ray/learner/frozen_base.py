@@ -1,4 +1,4 @@
-"""The weights under a policy's adapters: its reference, what a warm start trains, what a checkpoint can leave out."""
+"""The base weights under a policy's adapters: they are the reference, and only a warm start trains or saves them."""
 
 import torch
 import torch.distributed as dist
@@ -13,12 +13,12 @@ from gvm_ray.learner.sequences import SequenceBatch
 class FrozenBase:
     """The base of a policy with adapters; every method is a collective call.
 
-    A checkpoint holds the base's checksums, and the weights themselves only after a warm start of this run, until which
-    they are those of the model folder.
+    A checkpoint holds the base's checksums. It holds the weights themselves only after a warm start in this run: before
+    that they are the model folder's.
 
     Args:
         policy: as loaded.
-        dtype: the learner's, in which it exports models.
+        dtype: in which the learner exports models.
     """
 
     def __init__(self, policy: PolicyModule, *, dtype: DType) -> None:
@@ -27,17 +27,17 @@ class FrozenBase:
         self._loaded_checksums = self.checksums()
 
     def logprobs(self, batch: SequenceBatch) -> tuple[Tensor, None]:
-        """Log-probs [B, T] of the response tokens without the adapters; comes before the policy's own forward pass."""
+        """Log-probs [B, T] of the response tokens without the adapters; call it before the policy's forward pass."""
         with adapters_disabled(self._policy):
             return self._policy(batch)[0], None
 
     def unfreeze(self) -> None:
-        """Train the base instead of the adapters, which are still 0; comes before the first forward pass."""
+        """Train the base instead of the adapters, which are still 0; call it before the first forward pass."""
         train_adapters(self._policy, adapters=False)
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Train the adapters again, on the base as an export writes it and a resumed run will find it."""
+        """Train the adapters again. The base is rounded to the exported dtype, as a resumed run would load it."""
         reshard(self._policy)
         for shard in local_shards(self.weights.values()):
             shard.copy_(shard.to(self._dtype))
@@ -45,16 +45,16 @@ class FrozenBase:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """By name; they share memory with the policy's."""
+        """The base's weights by name; they share memory with the policy's."""
         return {name: parameter.detach() for name, parameter in base_parameters(self._policy).items()}
 
     @property
     def changed(self) -> bool:
-        """Whether the weights aren't those that were loaded from the model folder."""
+        """Whether the weights differ from those loaded from the model folder."""
         return not torch.equal(self.checksums(), self._loaded_checksums)
 
     def checksums(self) -> Tensor:
-        """[number of weights] int64 on the CPU: the sum of each float32 tensor's bits, however it is sharded."""
+        """[number of weights] int64 on the CPU: the sum of each float32 tensor's bits, independent of its sharding."""
         shards = local_shards(self.weights.values())
         sums = torch.stack([shard.view(torch.int32).sum(dtype=torch.int64) for shard in shards])
         dist.all_reduce(sums)

@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): small trained matrices beside the frozen linear layers of a causal LM.
 
-A layer W gets A [r, in] and B [out, r], and computes W x + s B A x, with s = alpha / r (alpha / sqrt(r) where
-rank-stabilized, arXiv 2312.03732). B starts at 0, so the first policy is the base model. peft makes the layers; what
-leaves the learners are whole weights W + s B A under the base model's own names.
+A layer W gets A [r, in] and B [out, r], and computes W x + s B A x, with s = alpha / r (alpha / sqrt(r) if
+rank-stabilized, arXiv 2312.03732). B starts at 0, so the first policy is the base model. peft makes the layers. The
+learners publish and export only merged weights W + s B A, under the base model's own names.
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from torch.distributed.tensor import DTensor
 from gvm_ray.config.model import LoRAConfig
 from gvm_ray.exceptions import ConfigError
 
-_ADAPTER = "default"  # peft's name for a model's first
-_BASE_LAYER = ".base_layer."  # stands in the names of the parameters that peft wraps
+_ADAPTER = "default"  # peft's name for a model's first adapter
+_BASE_LAYER = ".base_layer."  # part of the names of parameters that peft wraps
 
 
 def check_target_modules(causal_lm: Any, lora: LoRAConfig) -> None:
-    """Refuse `target_modules` that aren't linear layers of the blocks; the model may be on the meta device.
+    """Refuse `target_modules` that aren't linear layers of the model's blocks; the model may be on the meta device.
 
     Raises:
-        ConfigError: it names the ones there are.
+        ConfigError: some aren't; the message lists the linear layers.
     """
     linear = {
         name.rpartition(".")[2]
@@ -34,7 +34,7 @@ def check_target_modules(causal_lm: Any, lora: LoRAConfig) -> None:
     unknown = [] if lora.target_modules == "all-linear" else sorted({*lora.target_modules} - linear)
     if unknown:
         raise ConfigError(
-            f"learner.lora.target_modules names {', '.join(map(repr, unknown))}, and the linear layers of this model's "
+            f"learner.lora.target_modules names {', '.join(map(repr, unknown))}, but the linear layers of this model's "
             f"blocks are {', '.join(map(repr, sorted(linear)))}; write some of these, or 'all-linear'"
         )
 
@@ -42,10 +42,10 @@ def check_target_modules(causal_lm: Any, lora: LoRAConfig) -> None:
 def add_adapters(causal_lm: Any, lora: LoRAConfig, *, seed: int) -> None:
     """Put an adapter beside each target layer, in place, and leave only the adapters trainable.
 
-    A is drawn from `seed` alone, the same on every rank; the global random state is left as it was.
+    A depends on `seed` alone, so it is the same on every rank. The global random state is unchanged.
 
     Raises:
-        ConfigError: `target_modules` names a layer that isn't there.
+        ConfigError: `target_modules` names a layer that doesn't exist.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -53,7 +53,7 @@ def add_adapters(causal_lm: Any, lora: LoRAConfig, *, seed: int) -> None:
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     settings = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  # peft only divides it
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  # peft only divides alpha by r
         use_rslora=lora.rank_stabilized,
         target_modules=targets,
     )
@@ -63,12 +63,12 @@ def add_adapters(causal_lm: Any, lora: LoRAConfig, *, seed: int) -> None:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter's name is that of an adapter's A or B."""
+    """Whether the parameter with this name is an adapter's A or B."""
     return ".lora_A." in name or ".lora_B." in name
 
 
 def base_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that aren't an adapter's, by name."""
+    """The parameters that don't belong to an adapter, by name."""
     return {name: parameter for name, parameter in module.named_parameters() if not is_adapter(name)}
 
 
@@ -80,16 +80,16 @@ def train_adapters(module: nn.Module, *, adapters: bool) -> None:
 
 @contextmanager
 def adapters_disabled(module: nn.Module) -> Iterator[None]:
-    """Inside, forward passes are those of the base; not between a trained forward pass and its backward pass.
+    """Context in which forward passes use the base alone. Afterwards the adapters are trainable.
 
-    Afterwards the adapters are trainable.
+    Don't enter it between a forward pass that is trained on and its backward pass.
     """
     from peft.tuners.lora import LoraLayer
 
     layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
         layer.enable_adapters(False)
-    train_adapters(module, adapters=True)  # that froze them, and FSDP2 looks once, at its first pass, what is trained
+    train_adapters(module, adapters=True)  # peft just froze them, but FSDP2 notes in its first pass what is trainable
     try:
         yield
     finally:
@@ -98,14 +98,14 @@ def adapters_disabled(module: nn.Module) -> Iterator[None]:
 
 
 def base_name(name: str) -> str:
-    """What the base model calls a parameter that may have an adapter."""
+    """The base model's name for a parameter that may have an adapter."""
     return name.replace(_BASE_LAYER, ".")
 
 
 def merged_tensor(causal_lm: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """The whole tensor of a parameter that isn't an adapter's: W + s B A where it has an adapter, on a new tensor.
+    """The whole tensor of a base parameter in its float32; if it has an adapter, a new tensor W + s B A.
 
-    In the parameter's float32. Gathers shards, so every rank must call.
+    Gathers shards, so every rank must call.
     """
     layer_name, wrapped, parameter = name.rpartition(_BASE_LAYER)
     if not wrapped or parameter != "weight":

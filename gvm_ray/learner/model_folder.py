@@ -22,20 +22,20 @@ def write_model_folder(
     tokenizer: Any,
     causal_lm: Any | None = None,
 ) -> None:
-    """Write configuration, safetensors weights and tokenizer; the weights' dtype is noted in the configuration.
+    """Write configuration, safetensors weights and tokenizer. The configuration records the weights' dtype.
 
-    The output head of tied weights is left out, as transformers does.
+    With tied weights the output head is left out, as in transformers.
 
     Args:
-        folder: made if it isn't there.
+        folder: created if it doesn't exist.
         model_config: transformers configuration.
         generation_config: transformers generation settings, or None.
         tensors: Hugging Face names and CPU tensors.
         tokenizer: transformers tokenizer.
-        causal_lm: the model, whose code is written too where it came with the model.
+        causal_lm: the model; if it came with its own code, that is written too.
 
     Raises:
-        StorageFailure: the disk is full, or can't be written.
+        StorageFailure: the disk is full or can't be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -55,16 +55,16 @@ def write_model_folder(
 
 
 def try_model_folder(causal_lm: Any, *, generation_config: Any, tokenizer: Any, trust_remote_code: bool) -> None:
-    """Write all but the weights into a folder for a moment, and read it: what fails would fail after the last step.
+    """Write everything but the weights to a temporary folder and read it back, to find errors before the first step.
 
     Args:
-        causal_lm: the model, its weights may be on the meta device.
+        causal_lm: the model; its weights may be on the meta device.
         generation_config: transformers generation settings.
         tokenizer: transformers tokenizer.
-        trust_remote_code: run code that the model brings.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
-        ModelError: it can't be written, or not be read again.
+        ModelError: the folder can't be written, or can't be read back.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -78,10 +78,10 @@ def try_model_folder(causal_lm: Any, *, generation_config: Any, tokenizer: Any, 
             written = load_model_config(folder, trust_remote_code=trust_remote_code)
             empty_causal_lm(written, trust_remote_code=trust_remote_code)
             load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        except Exception as error:  # each library has its own
+        except Exception as error:  # each library raises its own types
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ModelError(
-                f"a model trained from {causal_lm.name_or_path!r} can't be exported ({reason}); mend its config.json, "
+                f"a model trained from {causal_lm.name_or_path!r} can't be exported ({reason}); fix its config.json, "
                 "generation_config.json or tokenizer files"
             ) from error
 
@@ -96,4 +96,4 @@ def _write_settings(
         generation_config.save_pretrained(folder)
     if getattr(causal_lm, "_auto_class", None) is not None:
         custom_object_save(causal_lm, folder, config=model_config)
-    model_config.save_pretrained(folder)  # last: a folder with a config.json is taken for complete
+    model_config.save_pretrained(folder)  # last: a folder with a config.json counts as complete

@@ -1,7 +1,7 @@
-"""Tries a model on a few random tokens before a run relies on it: the policy against the model's own logits.
+"""Trial of a model on a few random tokens before a run relies on it: the policy against the model's own logits.
 
-Families differ in what they make of token ids and final hidden states, and a difference that isn't known to the policy
-would train on wrong numbers without any other sign of it.
+Model families process token ids and final hidden states differently. A difference unknown to the policy would silently
+train on wrong numbers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 _LENGTHS = ((3, 5), (5, 3), (2, 6))  # prompt and response tokens of the samples
 _PROBE_VOCABULARY = 32
-_LARGEST_DIFFERENCE = 2e-3  # nats that rounding makes between two layouts of a deep model
-_LARGEST_SHARE = 1e-2  # that it makes of a gradient norm
+_LARGEST_DIFFERENCE = 2e-3  # nats; rounding differences between two layouts of a deep model stay below this
+_LARGEST_SHARE = 1e-2  # relative; rounding differences of a gradient norm stay below this
 
 
 @contextmanager
 def trial(causal_lm: Any, path: str | Path) -> Iterator[None]:
-    """Whatever a model raises inside becomes a ModelError."""
+    """Context that turns any exception of the model into a ModelError."""
     try:
         yield
     except ModelError:
         raise
-    except Exception as error:  # of its code, which may be of any kind
+    except Exception as error:  # the model's code may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise _unsupported(causal_lm, path, f"a few random tokens make it fail ({reason})") from error
+        raise _unsupported(causal_lm, path, f"it fails on a few random tokens ({reason})") from error
 
 
 def check_output(causal_lm: Any, head: Callable[[Any], OutputHead], path: str | Path) -> None:
     """Compare logits of random hidden states with the model's own, on a small vocabulary; weights may be on `meta`.
 
     Args:
-        causal_lm: left as it was.
-        head: gives the output head that the policy would use.
+        causal_lm: the model; unchanged afterwards.
+        head: makes the output head that the policy would use.
         path: of the model, for messages.
 
     Raises:
-        ModelError: they differ, or the model computes none from hidden states alone.
+        ModelError: the logits differ, or the model can't compute them from hidden states alone.
     """
     layer, backbone = causal_lm.lm_head, causal_lm.model
     generator = torch.Generator().manual_seed(0)
@@ -69,10 +69,10 @@ def check_output(causal_lm: Any, head: Callable[[Any], OutputHead], path: str | 
 
 
 def check_logprobs(policy: "PolicyModule", path: str | Path, *, packed: bool) -> None:
-    """Compare log-probs of random tokens with those of the model's own logits.
+    """Compare the policy's log-probs of random tokens with log-probs from the model's own logits.
 
     Args:
-        policy: a whole one, on the CPU.
+        policy: not sharded, on the CPU.
         path: of the model, for messages.
         packed: whether its micro-batches will be packed.
 
@@ -107,16 +107,16 @@ def check_logprobs(policy: "PolicyModule", path: str | Path, *, packed: bool) ->
 def check_gradient_norms(
     policy: "PolicyModule", path: str | Path, *, parameter: nn.Parameter, measure: Callable[[SequenceBatch], Tensor]
 ) -> None:
-    """Compare norms of samples' gradients with those of autograd.
+    """Compare per-sample gradient norms with autograd's.
 
     Args:
-        policy: a whole one, on the CPU.
+        policy: not sharded, on the CPU.
         path: of the model, for messages.
-        parameter: the matrix that is meant.
-        measure: gives the norms [B] of the samples of a batch.
+        parameter: the matrix whose gradient is measured.
+        measure: computes the norms [B] of a batch's samples.
 
     Raises:
-        ModelError: they differ.
+        ModelError: the norms differ.
     """
     samples = _random_samples(policy)
     norms = measure(pad_samples(samples, device=torch.device("cpu")))
@@ -133,7 +133,7 @@ def check_gradient_norms(
 
 
 class _Output:
-    """What a backbone gives, with nothing but hidden states."""
+    """A backbone's output with nothing but hidden states."""
 
     def __init__(self, last_hidden_state: Tensor) -> None:
         self.last_hidden_state = last_hidden_state
@@ -149,7 +149,7 @@ def _check_logits(causal_lm: Any, path: str | Path, *, logits: Tensor, own: Tens
     difference = float((logits - own).abs().max())
     rounding = float((own if size is None else size).abs().max()) * 1e-6
     if not difference <= 1e-4 + rounding:
-        raise _unsupported(causal_lm, path, f"its own logits differ from theirs by up to {difference:.2g}")
+        raise _unsupported(causal_lm, path, f"its own logits differ from the learners' by up to {difference:.2g}")
 
 
 def _unsupported(causal_lm: Any, path: str | Path, reason: str) -> ModelError:
@@ -160,7 +160,7 @@ def _unsupported(causal_lm: Any, path: str | Path, reason: str) -> ModelError:
 
 
 def _own_logprobs(policy: "PolicyModule", sample: TrainSample) -> Tensor:
-    """[T] of a sample's response, by the model's own logits and without company."""
+    """Log-probs [T] of a sample's response from the model's own logits, with no other sample in the batch."""
     prompt, response = (torch.from_numpy(ids).long() for ids in (sample.prompt_ids, sample.response_ids))
     logits = policy.causal_lm(torch.cat([prompt, response]).unsqueeze(0), use_cache=False).logits[0]
     logprobs = (logits[len(prompt) - 1 : -1].float() / policy.temperature).log_softmax(-1)

@@ -22,7 +22,7 @@ class PolicyOptimizer:
         self._total_updates = total_updates
         self._max_skipped_updates = max_skipped_updates
         self.num_updates = 0  # applied so far
-        self.num_skipped = 0  # in a row, up to now
+        self.num_skipped = 0  # in a row, at present
         parameters = [p for p in module.parameters() if p.requires_grad]
         self.adamw = torch.optim.AdamW(
             [
@@ -37,12 +37,12 @@ class PolicyOptimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next update."""
+        """Learning rate of the next update."""
         return self._rate_of(self.num_updates)
 
     @property
     def last_learning_rate(self) -> float:
-        """Of the last update made; before there was one, of the first."""
+        """Learning rate of the last update made; before any was made, that of the first."""
         return self._rate_of(max(self.num_updates - 1, 0))
 
     def _rate_of(self, update: int) -> float:
@@ -51,18 +51,18 @@ class PolicyOptimizer:
         return self._config.learning_rate * factor
 
     def apply(self, *, where: str) -> float:
-        """Clip the gradients, update, and clear them; with a norm that isn't finite only clear them.
+        """Clip the gradients, update, and clear the gradients. If the norm isn't finite, the update is skipped.
 
-        The norm is a number of all ranks, so that all of them skip, or stop, or none.
+        The norm is computed over all ranks, so all of them skip or stop together.
 
         Args:
-            where: what the update belongs to, for the message.
+            where: the step that the update belongs to, for the message.
 
         Returns:
-            The L2 norm of the gradient before clipping; infinite or NaN says that the update was skipped.
+            The L2 norm of the gradient before clipping; infinite or NaN if the update was skipped.
 
         Raises:
-            TrainingDiverged: it is the last of `max_skipped_updates` in a row that were skipped.
+            TrainingDiverged: `max_skipped_updates` in a row were skipped.
         """
         norm = clip_gradients(self._module, max_norm=self._config.gradient_clip)
         if math.isfinite(norm):
@@ -74,11 +74,11 @@ class PolicyOptimizer:
         self.adamw.zero_grad(set_to_none=True)
         if self.num_skipped >= self._max_skipped_updates:
             raise TrainingDiverged(
-                f"{self.num_skipped} optimizer updates in a row had a gradient that isn't finite (the last {norm}), up "
-                f"to {where}, after {self.num_updates} that were made; the weights are those of the last one made. "
-                f"Likely the steps are too large: lower the optimizer's learning_rate (now {self.learning_rate:g}) or "
-                f"gradient_clip (now {self._config.gradient_clip:g}), or the algorithm's clip and importance bounds; "
-                "learner.max_skipped_updates says how many are borne"
+                f"{self.num_skipped} optimizer updates in a row had a gradient that isn't finite (last norm: {norm}), "
+                f"up to {where}, after {self.num_updates} completed; the weights are those after the last completed "
+                f"update. Likely the steps are too large: lower the optimizer's learning_rate (now "
+                f"{self.learning_rate:g}) or gradient_clip (now {self._config.gradient_clip:g}), or the algorithm's "
+                "clip and importance bounds, or raise learner.max_skipped_updates to tolerate more"
             )
         return norm
 
@@ -86,8 +86,8 @@ class PolicyOptimizer:
 def learning_rate_factor(update: int, *, schedule: ScheduleConfig, total_updates: int) -> float:
     """Factor in (0, 1] on the learning rate of optimizer update `update` < `total_updates`, counted from 0.
 
-    Linear warm-up reaches 1 at update `warmup_updates`. Decay reaches `min_ratio` one update after the last one, so
-    that none is spent at rate 0, and stays there.
+    Linear warm-up reaches 1 at update `warmup_updates`. Decay reaches `min_ratio` one update after the last, so that no
+    update has rate 0, and stays there.
     """
     if update < schedule.warmup_updates:
         return (update + 1) / (schedule.warmup_updates + 1)
@@ -104,9 +104,9 @@ def learning_rate_factor(update: int, *, schedule: ScheduleConfig, total_updates
 
 @torch.no_grad()
 def clip_gradients(module: nn.Module, *, max_norm: float) -> float:
-    """Scale the gradients so that their L2 norm over all ranks is at most `max_norm`; the norm before that.
+    """Scale the gradients so that their L2 norm over all ranks is at most `max_norm`; returns the norm before scaling.
 
-    Works on the local shards, with one collective call; a norm that isn't finite leaves the gradients as they are.
+    Works on the local shards, with one collective call. If the norm isn't finite, the gradients are left unchanged.
     """
     shards = local_shards(p.grad for p in module.parameters() if p.grad is not None)
     square_norm = nn.utils.get_total_norm(shards).double().square().to(next(module.parameters()).device)

@@ -1,4 +1,4 @@
-"""Base models made on the spot: small, random, with a character tokenizer; and the cache key of a warm start."""
+"""Scratch base models: small, with random weights and a character tokenizer; and the cache key of a warm start."""
 
 import hashlib
 import json
@@ -28,11 +28,11 @@ _CHAT_TEMPLATE = (
 def build_character_tokenizer() -> "PreTrainedTokenizerFast":
     """A tokenizer over newline and printable ASCII, with pad and end-of-sequence as special tokens.
 
-    Text over these characters survives encode and decode to the byte; no special token is added, no space cleaned up.
-    Any other character is dropped.
+    Text of these characters survives encoding and decoding byte for byte: no special token is added, and no space is
+    cleaned up. Any other character is dropped.
 
-    It is a byte-level BPE without merges and not a word-level model: `AutoTokenizer` (and vLLM through it) rebuilds
-    every tokenizer that lies beside a Qwen2 configuration as `Qwen2Tokenizer`, whatever class its files name.
+    It is a byte-level BPE without merges rather than a word-level model, because `AutoTokenizer` (and thus vLLM) loads
+    every tokenizer in a folder with a Qwen2 configuration as `Qwen2Tokenizer`, whatever class its files name.
     """
     from tokenizers import pre_tokenizers
     from transformers import AddedToken, Qwen2Tokenizer
@@ -45,7 +45,7 @@ def build_character_tokenizer() -> "PreTrainedTokenizerFast":
         merges=[],
         pad_token=PAD_TOKEN,
         eos_token=EOS_TOKEN,
-        unk_token=EOS_TOKEN,  # never produced; left out, the class adds a token of its own
+        unk_token=EOS_TOKEN,  # never produced; without it the class would add a token of its own
         clean_up_tokenization_spaces=False,
         padding_side="right",
     )
@@ -54,13 +54,13 @@ def build_character_tokenizer() -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-CACHE_FORMAT = 2  # raised whenever the same settings give another model, tokenizer or warm start
+CACHE_FORMAT = 2  # raise it when the same settings begin to give another model, tokenizer or warm start
 
 
 def build_scratch_model(config: ScratchModelConfig, folder: str | Path) -> None:
     """Write a Hugging Face model folder: configuration, random safetensors weights, tokenizer, generation settings.
 
-    The weights depend on `config.seed` alone; the global random state is left as it was.
+    The random weights depend on `config.seed` alone. The global random state is unchanged.
     """
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
@@ -96,12 +96,13 @@ def build_scratch_model(config: ScratchModelConfig, folder: str | Path) -> None:
 
 
 def warm_start_key(model: ModelSettings, *, prompts: PromptsConfig, warm_start: WarmStartConfig, dtype: DType) -> str:
-    """16 hexadecimal digits that change with everything the warm-started weights depend on.
+    """Cache key of 16 hex digits that changes with everything the warm-started weights depend on.
 
-    The files that the settings name count with their content. The evaluation's do too: none of its problems is shown.
+    Files named in the settings are included with their content. So are the evaluation's files: their problems are
+    excluded from the demonstrations.
 
     Raises:
-        ModelError: a hub id's commit can't be told.
+        ModelError: a hub id's commit can't be determined.
     """
     values: dict[str, Any] = {
         "format": CACHE_FORMAT,
@@ -121,10 +122,10 @@ def _has_files(source: SourceSettings | None) -> TypeGuard[FileSourceConfig | Hu
 
 
 def _local_files(path: str) -> dict[str, str]:
-    """Digests of the file at a path, or of those in the folder there; none of a hub id."""
-    root = Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
+    """Digests of the file at a path, or of all files in the folder there; empty for a hub id."""
+    root = Path(os.path.expanduser(path))  # Path.expanduser raises if there is no such user
     files = root.rglob("*") if root.is_dir() else [root]
-    # What can't be read is told by whoever reads it.
+    # Unreadable files are skipped here: loading them reports the error.
     return file_digests(
         {str(file.relative_to(root)): file for file in files if file.is_file() and os.access(file, os.R_OK)}
     )

@@ -1,4 +1,4 @@
-"""Sending weights from the learner ranks to the generators by vLLM's weight-transfer engines."""
+"""Sending weights from the learner ranks to the generators with vLLM's weight-transfer engines."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,26 +24,28 @@ from gvm_ray.types import (
 )
 
 Message = tuple[TransferMember, TransferPhase]
-# Sends every message and waits for the answers, so many seconds at most. Gives back, by name, what members failed with
-# and None for those that did not answer; empty when all are done. Returns at the first failure.
+# (messages, timeout in seconds) -> failures. Sends every message and waits for the answers, until the first failure.
+# Failures are by member name: its error, or None if it didn't answer in time. Empty if all members are done.
 AskMembers = Callable[[Sequence[Message], float], Mapping[str, Exception | None]]
 
 
 class TransferStopped(SystemFailure):
-    """A generator failed, and the sender is to go no further; the delivery says the rest."""
+    """A generator failed, so the sender stops; the delivery has the details."""
 
 
 class TransferClient:
-    """A vLLM `VLLMWeightSyncClient` by its members, which vLLM's trainer side drives. For one transfer after the other.
+    """Client of vLLM's trainer side: passes its calls on to the generators. Used for one transfer after the other.
+
+    Has the methods of vLLM's `VLLMWeightSyncClient` without inheriting from it.
 
     Args:
-        ask: reaches the members.
+        ask: sends messages to the generators.
         transfer: named in errors.
         deadlines: `start_s` for connecting, `sample_s` for samples under way, `sync_s` for each other phase.
-        raises: whether a failure raises `TransferStopped` in the sender. Else the later phases do nothing, for a sender
-            whose ranks all have to go through the whole round.
-        on_failure: called at the first failure of a transfer, maybe in another thread than the sender's: it is to free
-            the sender from a call that waits for a member.
+        raises: whether a failure raises `TransferStopped` in the sender. Otherwise later phases do nothing; for
+            senders whose ranks must all go through the whole round.
+        on_failure: called at the first failure of a transfer, possibly in another thread than the sender's. It must
+            release the sender from a call that waits for a generator.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class TransferClient:
         self._halfway = False
 
     def aim(self, world: TransferWorld, *, policy_version: int, checksum: Callable[[], str]) -> None:
-        """A new transfer, to these generators; `checksum` gives that of what was sent, once it was."""
+        """Begin a new transfer to these generators; `checksum` gives the checksum of the weights once they are sent."""
         self._world = world
         self._policy_version = policy_version
         self._checksum = checksum
@@ -76,12 +78,12 @@ class TransferClient:
 
     @property
     def delivery(self) -> Delivery:
-        """How the present transfer went so far."""
+        """Outcome of the current transfer so far."""
         return Delivery(policy_version=self._policy_version, failures=dict(self._failures), halfway=self._halfway)
 
     # --- the four calls of vLLM ---------------------------------------------------------------------------------------
     def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
-        """Connect the members. vLLM means one engine, so each member's workers are given ranks of their own."""
+        """Connect the generators. vLLM expects one engine, so here each generator's workers get their own ranks."""
         messages: list[Message] = []
         rank_offset = 1  # rank 0 sends
         for member in self._world.members:
@@ -91,24 +93,24 @@ class TransferClient:
         self._all("init", messages, timeout_s=self._deadlines.start_s, setting="deadlines.start_s")
 
     def start_weight_update(self) -> None:
-        """All members at rest, which those with samples under way may first end."""
+        """Pause all generators. They may finish their samples under way first."""
         deadlines = self._deadlines
         timeout_s = deadlines.sync_s + deadlines.sample_s
         phase = StartUpdate(
             generation=self._world.generation,
             policy_version=self._policy_version,
-            silence_s=timeout_s + deadlines.sync_s,  # one may rest for as long as another takes to
+            silence_s=timeout_s + deadlines.sync_s,  # a paused generator may wait this long for the others to pause
         )
         self._same("start", phase, timeout_s=timeout_s)
 
     def update_weights(self, update_info: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """All members receive what is announced; returns when they have it."""
-        assert isinstance(update_info, Mapping), "a list, one for each worker, is of transfers that aren't used here"
+        """Have all generators receive the announced weights; returns once they have them."""
+        assert isinstance(update_info, Mapping), "lists, with an item for each worker, are for transfers not used here"
         phase = ReceiveWeights(generation=self._world.generation, update_info=update_info)
         self._same("update", phase, timeout_s=self._deadlines.sync_s)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """All members compare checksums and go on; the version is that of the transfer."""
+        """Have all generators compare checksums and resume; `weight_version` is ignored for the transfer's own."""
         phase = FinishUpdate(
             generation=self._world.generation, policy_version=self._policy_version, checksum=self._checksum()
         )
@@ -136,7 +138,7 @@ class TransferClient:
 
 
 class TensorMeta(NamedTuple):
-    """What is sent of one weight."""
+    """Name, dtype and shape of a weight to be sent."""
 
     name: str  # Hugging Face
     dtype: torch.dtype
@@ -148,17 +150,17 @@ class TensorMeta(NamedTuple):
 
 
 class PolicyWeights:
-    """A vLLM `WeightSource` by its members.
+    """The policy's weights as generators need them. Has the methods of vLLM's `WeightSource` without inheriting.
 
-    Unlike vLLM's `ModuleSource` it sends what a generator samples with: adapters merged in, in the engine's dtype, and
-    a tied output head by its own name as well, for engines that pack it apart from the embedding.
+    Unlike vLLM's `ModuleSource`, it merges adapters, converts to the engine's dtype, and also sends a tied output head
+    under its own name, for engines that store it apart from the embedding.
 
-    Every rank iterates together with the others, as gathering is a collective call.
+    All ranks must iterate together, as gathering is a collective call.
 
     Args:
-        policy: gives the present one.
-        dtype: of what is sent.
-        device: where the gathered tensors are.
+        policy: returns the current policy.
+        dtype: of the tensors sent.
+        device: of the gathered tensors.
     """
 
     def __init__(self, policy: Callable[[], PolicyModule], *, dtype: torch.dtype, device: torch.device) -> None:
@@ -169,7 +171,7 @@ class PolicyWeights:
         self._checksum = TensorChecksum()
 
     def metadata(self) -> list[TensorMeta]:
-        """What iteration gives, in order; gathers nothing."""
+        """Metadata of the tensors that iteration yields, in order; gathers nothing."""
         policy = self._policy()
         return [
             TensorMeta(alias, self._dtype, shape)
@@ -184,11 +186,11 @@ class PolicyWeights:
 
     @property
     def checksum(self) -> str:
-        """Of what the last iteration has given so far."""
+        """Checksum of the tensors that the last iteration has yielded so far."""
         return self._checksum.hexdigest()
 
     def finish_round(self) -> None:
-        """Take part in what is left of a round that was broken off, or never begun: the other ranks wait in it."""
+        """Complete a round that was broken off or never begun: the other ranks wait in it."""
         for _ in self if self._round is None else self._round:
             pass
         self._round = None
@@ -204,14 +206,14 @@ def _aliases(name: str, *, tied: bool) -> tuple[str, ...]:
     return (name, "lm_head.weight") if tied and name.endswith("embed_tokens.weight") else (name,)
 
 
-Endpoint = Callable[[], tuple[str, int]]  # address of this node, and a port that is free
+Endpoint = Callable[[], tuple[str, int]]  # returns this node's address and a free port
 
 
 class TransferBackend(Protocol):
     """One of vLLM's transfers."""
 
-    # Whether a sender that stops halfway leaves the other ranks in nothing but the gathering of weights. Else they wait
-    # for each other in every bucket, and a round has to be gone through to its end.
+    # Whether the sender may stop halfway: true if the other ranks then wait only in the gathering of weights, false if
+    # ranks wait for each other in every bucket, so that a round must be completed.
     can_stop: bool
 
     def init_info(self, world: TransferWorld, *, rank: int, weights: PolicyWeights) -> Any:
@@ -220,7 +222,7 @@ class TransferBackend(Protocol):
 
 
 class NCCLBackend:
-    """Rank 0 broadcasts packed buckets to all workers of all generators, each on a GPU of its own."""
+    """NCCL: rank 0 broadcasts packed buckets to all workers of all generators, each on its own GPU."""
 
     can_stop = True
 
@@ -229,7 +231,7 @@ class NCCLBackend:
         self._bucket_bytes = bucket_bytes
 
     def init_info(self, world: TransferWorld, *, rank: int, weights: PolicyWeights) -> Any:
-        """With a fresh port, as the one of an earlier world may linger."""
+        """vLLM's `TrainerInitInfo`, with a new port: the port of an earlier world may still be in use."""
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
         address, port = self._endpoint() if rank == 0 else ("", 0)  # the other ranks don't connect
@@ -244,7 +246,7 @@ class NCCLBackend:
 
 
 class IPCBackend:
-    """Every rank lends its GPU's workers a bucket in that GPU's memory."""
+    """CUDA IPC: every rank shares a bucket in its GPU's memory with the generator workers on that GPU."""
 
     can_stop = False
 
@@ -252,7 +254,7 @@ class IPCBackend:
         self._bucket_bytes = bucket_bytes
 
     def init_info(self, world: TransferWorld, *, rank: int, weights: PolicyWeights) -> Any:
-        """A bucket has to hold the largest tensor."""
+        """vLLM's `TrainerInitInfo`; the bucket is large enough for the largest tensor."""
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
         largest = max(meta.num_bytes for meta in weights.metadata())
@@ -260,18 +262,18 @@ class IPCBackend:
 
 
 class WeightSender:
-    """Sends the policy's weights to the generators of a world; every rank calls, and rank 0 sends.
+    """Sends the policy's weights to the generators of a world. Every rank must call `send`.
 
     Args:
-        policy: gives the present one.
+        policy: returns the current policy.
         transfer: "nccl" or "ipc".
         dtype: of the generators' engines.
         device: of this rank.
         rank: of this process among the learners.
         bucket_bytes: GPU memory of one bucket.
         deadlines: of the phases.
-        ask: reaches the generators.
-        endpoint: where they can reach rank 0.
+        ask: sends messages to the generators.
+        endpoint: returns an address and port at which they can reach rank 0.
     """
 
     def __init__(
@@ -297,15 +299,15 @@ class WeightSender:
             raises=self._backend.can_stop,
             on_failure=self._disconnect,
         )
-        self._engine: Any = None  # vLLM's, connected to the generators of a world
+        self._engine: Any = None  # vLLM's trainer engine, connected to the generators of a world
         self._generation = -1
 
     @torch.no_grad()
     def send(self, world: TransferWorld, *, policy_version: int) -> Delivery:
-        """How it went, on rank 0; the other ranks only help to gather.
+        """Send the weights; returns the outcome, valid on rank 0.
 
         Raises:
-            Exception: this rank's own; the generators' failures are in the delivery.
+            Exception: an error of this rank; the generators' failures are in the delivery.
         """
         weights = self._weights
         self._client.aim(world, policy_version=policy_version, checksum=lambda: weights.checksum)
@@ -313,7 +315,7 @@ class WeightSender:
             self._connected(world).send_weights()
         except Exception:
             if not self._client.delivery.failures:
-                raise  # else this is what a generator's failure led to
+                raise  # otherwise the exception is a consequence of a generator's failure
         weights.finish_round()
         return self._client.delivery
 
@@ -326,7 +328,7 @@ class WeightSender:
         self._engine = WeightTransferTrainerFactory.trainer_init(
             self._backend.init_info(world, rank=self._rank, weights=self._weights),
             client=self._client,
-            source=self._weights,  # pyright: ignore[reportArgumentType]  # it has the members, not the base class
+            source=self._weights,  # pyright: ignore[reportArgumentType]  # has the methods, but not the base class
         )
         self._generation = world.generation
         return self._engine

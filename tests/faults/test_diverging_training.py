@@ -69,7 +69,7 @@ def test_so_many_in_a_row_stop_the_run_and_leave_the_weights(base: str, value: f
         learner.update(poisoned(step=3, value=value), GROUPS)
     message = str(error.value)
     assert message.startswith("3 optimizer updates in a row")
-    assert "up to step 4, after 1 that were made" in message
+    assert "up to step 4, after 1 completed" in message
     assert "learning_rate (now 0.01)" in message
     assert "learner.max_skipped_updates" in message
     assert unchanged(learner, before)

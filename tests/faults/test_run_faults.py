@@ -183,7 +183,7 @@ def test_a_driver_that_is_ended_again_and_again_is_resumed_as_if_nothing_had_hap
         output = run.communicate(timeout=120)[0]
         assert run.returncode == 143, output
     wait_until_gone(family)
-    assert "the run begins anew" in output
+    assert "the run starts from the beginning" in output
     assert "continue with --resume" in output
     rows = num_rows(folder)
     assert rows < NUM_STEPS

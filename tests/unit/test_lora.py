@@ -166,7 +166,7 @@ def test_a_checkpoint_belongs_to_its_base(base: str, tmp_path: Path) -> None:
         model.model.layers[0].mlp.up_proj.weight[3, 5] += 1e-3
     other = shutil.copytree(base, tmp_path / "other")
     model.save_pretrained(other)
-    with pytest.raises(CheckpointError, match="adapters of other weights"):
+    with pytest.raises(CheckpointError, match="adapters for a base model with other weights"):
         _learner(str(other)).load(str(tmp_path / "shards"))
 
 

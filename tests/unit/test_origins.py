@@ -163,7 +163,7 @@ def test_a_run_that_begins_anew_may_have_another_model(tmp_path: Path, model: Pa
     config = run_config(tmp_path, model, rows)
     begin(config)
     (model / "generation_config.json").write_text('{"eos_token_id": 40}')
-    with pytest.raises(CheckpointError, match=r"model.generation_config.json was .* or this one anew with --overwrite"):
+    with pytest.raises(CheckpointError, match=r"model.generation_config.json was .* or start over with --overwrite"):
         gvm_ray.run.train(config, resume=True)  # without a checkpoint, but its warm start may be done
     begin(config)
     with pytest.raises(Connected):

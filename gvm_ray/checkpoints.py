@@ -142,12 +142,13 @@ def check_settings(config: RunConfig, saved: Mapping[str, Any], *, origin: str) 
 
 
 def run_origins(config: RunConfig, prompts: PromptSets) -> dict[str, Any]:
-    """What a run is made of, as JSON: its model's files, and a digest of its prompts as the model reads them.
+    """A run's origins as JSON: digests of the model's files, and of the prompts as the model reads them.
 
-    The latter changes with data files, tokenizer and template. A model from scratch is all in the settings.
+    The prompts' digest changes with data files, tokenizer and template. A scratch model has no files: the settings
+    determine it.
 
     Raises:
-        ModelError: a hub id's commit can't be told.
+        ModelError: a hub id's commit can't be determined.
     """
     model = config.model
     files = model_files(model.path, revision=model.revision) if isinstance(model, PretrainedModelConfig) else {}
@@ -158,7 +159,7 @@ def run_origins(config: RunConfig, prompts: PromptSets) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """`NAME was BEFORE and is AFTER` for every value that differs; of nested mappings by dotted name."""
+    """`NAME was BEFORE and is AFTER` for every value that differs; values in nested mappings have dotted names."""
     found: list[str] = []
     for name in sorted({*before, *after}):
         old, new = before.get(name), after.get(name)

@@ -319,12 +319,12 @@ def _repeated(items: list[Demonstration], *, num: int, seed: int) -> list[Demons
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
-    """16 hex digits of prompts in their order."""
+    """16 hex digits that identify the prompts and their order."""
     return hashlib.sha256("".join(map(prompt_digest, prompts)).encode()).hexdigest()[:16]
 
 
 def prompt_digest(prompt: Prompt) -> str:
-    """16 hex digits of a prompt: its id, text, tokens and gold answer."""
+    """16 hex digits that identify a prompt: its id, text, tokens and gold answer."""
     digest = hashlib.sha256(prompt.token_ids.astype("<i4").tobytes())
     for text in (prompt.prompt_id, prompt.text, prompt.answer):
         digest.update(b"\0" + text.encode("utf-8", "surrogatepass"))

@@ -41,11 +41,12 @@ help:
 	@echo "make flash-attn   compile flash-attn (CUDA toolkit needed)"
 	@echo "make clean        remove $(VENV) and what was built"
 
-# What needs no cluster comes first, and side by side. What needs one has both cores: its actors are many processes.
+# What needs no cluster comes first. The tests of the whole system have a cluster in each of the two processes: what starts
+# there waits as long as it computes. What kills processes, or takes vLLM's memory, has the machine to itself.
 test: check
 	$(PYTEST) $(PARALLEL) tests/unit tests/contract tests/faults -m "not slow and not ray"
 	$(PYTEST) tests/faults -m "ray and not slow"
-	$(PYTEST) tests/ray -m "not slow"
+	$(PYTEST) $(PARALLEL) tests/ray -m "not slow"
 	$(PYTEST) tests/vllm -m "not slow"
 	$(if $(filter gpu,$(EXTRA)),$(if $(wildcard tests/gpu),$(PYTEST) tests/gpu))
 

@@ -19,14 +19,21 @@ def ray_cluster() -> Iterator[None]:
     """A local cluster of this test session; CPUs are logical, so more actors than cores can run, and GPUs made up."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=32,
-        num_gpus=4,
-        include_dashboard=False,
-        object_store_memory=256 * 2**20,
-        namespace="gvm_ray",
-        log_to_driver=True,
-    )
+    for last in (False, True):  # Ray gives itself 15 s to start, which on a busy machine may be too little once
+        try:
+            ray.init(
+                address="local",
+                num_cpus=32,
+                num_gpus=4,
+                include_dashboard=False,
+                object_store_memory=256 * 2**20,
+                namespace="gvm_ray",
+                log_to_driver=True,
+            )
+            break
+        except Exception:  # Ray raises no narrower one
+            ray.shutdown()
+            if last:
+                raise
     yield
     ray.shutdown()

@@ -14,7 +14,7 @@ from gvm_ray.types import FloatArray, Prompt
 
 @dataclass(kw_only=True)
 class CachedPromptStates:
-    """Protocol `PromptStates`: the learners compute a prompt's states, which then serve `refresh_steps` steps."""
+    """Protocol `PromptStateSource`: the learners compute a prompt's states, which then serve `refresh_steps` steps."""
 
     learners: Learners
     config: PromptStatesConfig | None  # none: the run needs no states

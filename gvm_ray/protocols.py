@@ -143,7 +143,7 @@ class Allocator(Protocol):
     async def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class PromptStates(Protocol):
+class PromptStateSource(Protocol):
     """The policy's hidden states of prompts, at the price of a forward pass over those not known already."""
 
     async def of(self, prompts: Sequence[Prompt], *, step: int) -> tuple[FloatArray | None, int]:

@@ -67,7 +67,7 @@ class CustomSurrogate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenLoss:
+class AlgorithmLoss:
     """Loss of every token of [B, T] responses; reduction and sample weights are the learner's."""
 
     ratio: bool  # false: likelihood of the samples (RAFT), neither importance ratio nor clip
@@ -81,7 +81,7 @@ class TokenLoss:
     surrogate: CustomSurrogate | None = None  # in place of ratio and clip
 
     @classmethod
-    def from_settings(cls, config: AlgorithmSettings) -> "TokenLoss":
+    def from_settings(cls, config: AlgorithmSettings) -> "AlgorithmLoss":
         """The loss that these settings describe.
 
         Raises:

@@ -31,7 +31,7 @@ class FamilyConfig(Settings):
     """A task family: one run configuration, and its variants. Its own prompts.eval is the test "balanced"."""
 
     name: Name
-    config: str  # path of a run's TOML file, from the arena's own folder
+    config: str  # path of a run's TOML file, from the comparison's own folder
     bases: tuple[VariantConfig, ...] = (VariantConfig(name="a"),)
     training_sets: tuple[TrainingSetConfig, ...]
 
@@ -47,12 +47,12 @@ class ArmConfig(VariantConfig):
         return self.algorithms is None or algorithm in self.algorithms
 
 
-class ArenaConfig(Settings):
+class ComparisonConfig(Settings):
     """A whole comparison. Seeds to explore with and seeds to confirm with are apart, and so may their tests be."""
 
     name: Name
     runs_dir: str = "runs"
-    results_dir: str | None = None  # for tables, plots and CSV files, from the arena's own folder; none = with the runs
+    results_dir: str | None = None  # for tables, plots and CSV files, from this file's folder; none = with the runs
     token_budget: Count  # charged tokens that end every run
     prefill_price: NonNegative  # generated tokens that a prefilled token of a candidate costs: measure it
     baseline: str = "uniform"
@@ -70,7 +70,7 @@ class ArenaConfig(Settings):
         return self.exploration_seeds if phase == "exploration" else self.confirmation_seeds
 
     @model_validator(mode="after")
-    def _names_are_distinct(self) -> "ArenaConfig":
+    def _names_are_distinct(self) -> "ComparisonConfig":
         check_distinct("families", [family.name for family in self.families])
         check_distinct("algorithms", [algorithm.name for algorithm in self.algorithms])
         check_distinct("arms", [arm.name for arm in self.arms])
@@ -81,7 +81,7 @@ class ArenaConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> "ArenaConfig":
+    def _names_are_known(self) -> "ComparisonConfig":
         arms = [arm.name for arm in self.arms]
         for setting, name in (("baseline", self.baseline), ("highlighted", self.highlighted)):
             if name is not None and name not in arms:

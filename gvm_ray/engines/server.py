@@ -28,7 +28,7 @@ class Sleeps(Protocol):
 Answer = tuple[SampleRequest, tuple[Completion, ...]]
 T = TypeVar("T")
 
-_TURN_S = 0.02  # the engine's thread looks up from its work this often; a turn costs about 0.1 ms
+_LOOK_UP_S = 0.02  # the engine's thread looks up from its work this often; looking up costs about 0.1 ms
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -222,9 +222,9 @@ class EngineServer:
                 submission.answers.put_nowait((request, completions))
 
     def _steps(self) -> list[Answer]:
-        """In the engine's thread: steps for a turn, or until nothing is under way."""
+        """In the engine's thread: steps until it is time to look up, or nothing is under way."""
         finished: list[Answer] = []
-        end = time.monotonic() + _TURN_S
+        end = time.monotonic() + _LOOK_UP_S
         while self._engine.num_unfinished:
             finished += self._engine.step()
             if time.monotonic() >= end:

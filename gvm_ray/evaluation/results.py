@@ -104,7 +104,7 @@ Answers = Sequence[Sequence[str | None]]  # [P][k] the text of each sample's ans
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class PromptMean:
     """A mean over prompts and its bootstrap interval."""
 
     mean: float
@@ -112,7 +112,7 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, values: Float64Array, *, confidence: float, seed: int) -> "Estimate":
+    def of(cls, values: Float64Array, *, confidence: float, seed: int) -> "PromptMean":
         """The mean of [P] values, one a prompt."""
         low, high = bootstrap_interval(values, confidence=confidence, seed=seed)
         return cls(mean=float(values.mean()), low=low, high=high)
@@ -126,7 +126,7 @@ class EvaluationResult:
     num_samples: int  # k, of each prompt
     num_unscored: int  # samples without a reward; they count neither as right nor as wrong
     confidence: float  # of the intervals
-    metrics: dict[str, Estimate]  # avg@k, pass@1, pass@2, pass@4 ... pass@k, and maj@k where answers are known
+    metrics: dict[str, PromptMean]  # avg@k, pass@1, pass@2, pass@4 ... pass@k, and maj@k where answers are known
 
     @classmethod
     def of(
@@ -211,7 +211,7 @@ class EvaluationResult:
             num_samples=k,
             num_unscored=sum(int((~mask).sum()) for mask in scored),
             confidence=confidence,
-            metrics={name: Estimate.of(v, confidence=confidence, seed=seed) for name, v in values.items()},
+            metrics={name: PromptMean.of(v, confidence=confidence, seed=seed) for name, v in values.items()},
         )
 
     @property

@@ -26,7 +26,7 @@ class Part:
     name: str
     num_bytes: int
     remedy: str
-    stays: bool = False  # on a GPU while the other side, of learners and generators that take turns, is at work
+    stays: bool = False  # on a GPU that learners and generators fill one after the other, while the other side works
 
 
 @dataclass(frozen=True, kw_only=True)

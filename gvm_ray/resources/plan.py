@@ -26,7 +26,7 @@ class ActorGroup:
 class Device:
     """One of several GPUs that are filled alike, or the machine whose memory actors without a GPU share.
 
-    GPUs that are filled in turns are two of these, one for each side at work: the fuller one decides.
+    GPUs that one side fills after the other are two of these, one for each side at work: the fuller one decides.
     """
 
     name: str

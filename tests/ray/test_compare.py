@@ -7,13 +7,13 @@ import pytest
 from tiny_runs import TINY_TOML
 
 from gvm_ray.cli import main
-from gvm_ray.config import ArenaConfig, load_arena
+from gvm_ray.config import ComparisonConfig, load_comparison
 from gvm_ray.lab.compare.compare import ComparisonFolder, compare, report
 from gvm_ray.lab.compare.records import RunRecord, read_csv
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-ARENA_TOML = """\
+COMPARISON_TOML = """\
 name = "tiny-arena"
 token_budget = 700
 prefill_price = 0.5
@@ -43,8 +43,8 @@ set = { allocator = { type = "custom", path = "faulty_allocator:NoSuchStep" } }
 """
 
 
-class Arena:
-    """An arena in a folder, and what was said when it was run."""
+class Comparison:
+    """A comparison in a folder, and what was said when it was run."""
 
     def __init__(self, folder: Path, toml: str) -> None:
         self.folder = folder
@@ -54,27 +54,27 @@ class Arena:
         self.said: list[str] = []
 
     @property
-    def config(self) -> ArenaConfig:
-        return load_arena(self.path, [f'runs_dir="{self.folder / "runs"}"'])
+    def config(self) -> ComparisonConfig:
+        return load_comparison(self.path, [f'runs_dir="{self.folder / "runs"}"'])
 
     @property
     def kept(self) -> ComparisonFolder:
-        return ComparisonFolder.of(self.config, arena_folder=self.folder, phase="exploration")
+        return ComparisonFolder.of(self.config, config_folder=self.folder, phase="exploration")
 
     def run(self) -> dict[str, RunRecord]:
         self.said.clear()
-        records = compare(self.config, arena_folder=self.folder, phase="exploration", say=self.said.append)
+        records = compare(self.config, config_folder=self.folder, phase="exploration", say=self.said.append)
         return {f"{record.arm}/{record.seed}": record for record in records}
 
 
 @pytest.fixture(scope="module")
-def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
-    return Arena(tmp_path_factory.mktemp("arena"), ARENA_TOML)
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return Comparison(tmp_path_factory.mktemp("arena"), COMPARISON_TOML)
 
 
 @pytest.fixture(scope="module")
-def records(ray_cluster: None, arena: Arena) -> dict[str, RunRecord]:
-    return arena.run()
+def records(ray_cluster: None, comparison: Comparison) -> dict[str, RunRecord]:
+    return comparison.run()
 
 
 def test_every_run_ends_at_its_budget_with_an_evaluation(records: dict[str, RunRecord]) -> None:
@@ -110,23 +110,29 @@ def test_a_predicting_arm_says_how_well_it_predicted(records: dict[str, RunRecor
     assert records["uniform/0"].calibration is None
 
 
-def test_tables_plots_and_csv_are_written(arena: Arena, records: dict[str, RunRecord]) -> None:
-    results = arena.kept.results
+def test_tables_plots_and_csv_are_written(comparison: Comparison, records: dict[str, RunRecord]) -> None:
+    results = comparison.kept.results
     assert {"comparison.md", "comparison.csv", "runs.csv", "evaluations.csv"} <= {p.name for p in results.iterdir()}
     assert list(results.glob("*.png"))
     assert {record.key: record for record in read_csv(results)} == {record.key: record for record in records.values()}
 
 
-def test_what_is_done_is_not_run_again_even_from_the_csv_alone(arena: Arena, records: dict[str, RunRecord]) -> None:
-    for file in arena.kept.records.rglob("*.json"):
+def test_what_is_done_is_not_run_again_even_from_the_csv_alone(
+    comparison: Comparison, records: dict[str, RunRecord]
+) -> None:
+    for file in comparison.kept.records.rglob("*.json"):
         file.unlink()
-    assert arena.run() == records
-    assert arena.said == ["4 runs, 4 of them done before"]
+    assert comparison.run() == records
+    assert comparison.said == ["4 runs, 4 of them done before"]
 
 
-def test_a_run_in_a_warm_slot_is_what_it_is_in_a_fresh_one(arena: Arena, records: dict[str, RunRecord]) -> None:
+def test_a_run_in_a_warm_slot_is_what_it_is_in_a_fresh_one(
+    comparison: Comparison, records: dict[str, RunRecord]
+) -> None:
     """The second run of each slot, done again as the first one of a fresh slot."""
-    again = Arena(arena.folder, ARENA_TOML.replace("exploration_seeds = [0, 1]", "exploration_seeds = [1]"))
+    again = Comparison(
+        comparison.folder, COMPARISON_TOML.replace("exploration_seeds = [0, 1]", "exploration_seeds = [1]")
+    )
     for file in again.kept.results.glob("*.csv"):
         file.unlink()
     repeated = again.run()
@@ -136,7 +142,9 @@ def test_a_run_in_a_warm_slot_is_what_it_is_in_a_fresh_one(arena: Arena, records
 
 
 def test_a_failed_run_spoils_no_other_and_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = Arena(tmp_path, ARENA_TOML.replace("exploration_seeds = [0, 1]", "exploration_seeds = [3]") + BROKEN_ARM)
+    broken = Comparison(
+        tmp_path, COMPARISON_TOML.replace("exploration_seeds = [0, 1]", "exploration_seeds = [3]") + BROKEN_ARM
+    )
     sitting = ["--only", "*/broken/*", "--only", "*/uniform/*", "--set", f'runs_dir="{tmp_path / "runs"}"']
     code = main(["compare", str(broken.path), *sitting])
     printed = capsys.readouterr()
@@ -151,4 +159,4 @@ def test_a_failed_run_spoils_no_other_and_is_shown(tmp_path: Path, capsys: pytes
     table = (broken.kept.results / "comparison.md").read_text()
     assert "broken" in table
     assert json.loads((broken.kept.records / "exploration/arithmetic/a/all/as_configured/broken/3.json").read_text())
-    assert report(broken.config, arena_folder=tmp_path, phase="exploration")
+    assert report(broken.config, config_folder=tmp_path, phase="exploration")

@@ -127,7 +127,7 @@ def check_files_and_settings(options: Any) -> None:
     """What a command names of the repository exists, and what it sets is a setting."""
     overrides = [text for text in getattr(options, "overrides", ()) if not PLACEHOLDER.fullmatch(text.split("=", 1)[1])]
     overrides = [text for text in overrides if "NAME" not in text]
-    given = getattr(options, "config", None) or getattr(options, "arena", None) or []
+    given = getattr(options, "config", None) or getattr(options, "comparison", None) or []
     paths = [given] if isinstance(given, str) else list(given)
     shipped = [path for path in paths if path.startswith("configs/") and "NAME" not in path]
     assert not [path for path in shipped if not Path(path).is_file()]

@@ -55,7 +55,7 @@ unit: $(DEV_STAMP)
 
 # Times of the parts, told by pytest-benchmark; no part of `make test`, for nothing depends on how long they take.
 bench-tests: $(DEV_STAMP)
-	$(PYTEST) tests/benchmarks
+	$(PYTEST) tests/speed
 
 # What dies, hangs or is nonsense, with the tests that take minutes.
 faults: $(DEV_STAMP)

@@ -29,7 +29,7 @@ from gvm_ray.protocols import (
     Checkpoints,
     Evaluator,
     Learners,
-    PromptStates,
+    PromptStateSource,
     PromptStream,
     RolloutPools,
     StepLog,
@@ -52,7 +52,7 @@ class System:
     """The parts of a running system, as the loop sees them."""
 
     prompts: PromptStream
-    states: PromptStates
+    states: PromptStateSource
     allocator: Allocator
     pools: RolloutPools
     learners: Learners

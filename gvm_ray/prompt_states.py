@@ -14,7 +14,7 @@ from gvm_ray.types import FloatArray, Prompt
 
 @dataclass(kw_only=True)
 class CachedPromptStates:
-    """Protocol `PromptStates`: the learners compute a prompt's state, and it is reused for `refresh_steps` steps."""
+    """Protocol `PromptStateSource`: a computed state is reused for `refresh_steps` steps."""
 
     learners: Learners
     config: PromptStatesConfig | None  # None: the run needs no states

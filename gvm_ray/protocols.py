@@ -146,7 +146,7 @@ class Allocator(Protocol):
     async def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class PromptStates(Protocol):
+class PromptStateSource(Protocol):
     """The policy's hidden states of prompts; a forward pass computes those that aren't cached."""
 
     async def of(self, prompts: Sequence[Prompt], *, step: int) -> tuple[FloatArray | None, int]:

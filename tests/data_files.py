@@ -9,7 +9,7 @@ import pyarrow.parquet
 
 from gvm_ray.config import parse_data
 from gvm_ray.data.preparation import prepare_data
-from gvm_ray.data.report import DataReport
+from gvm_ray.data.rejections import DataReport
 
 GSM8K = [
     {"question": "Ann has 1,000 pens and buys 234. How many?", "answer": "1000+234=<<1000+234=1234>>1234\n#### 1,234"},

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.config import EstimatorConfig, RunConfig, parse_config
-from gvm_ray.lab.estimator.plan import PlannedArm
+from gvm_ray.lab.estimator.arms import PlannedArm
 from gvm_ray.lab.estimator.pool import SamplePool
 from tests.builders import prompt
 

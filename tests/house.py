@@ -1,15 +1,20 @@
 """Measures of the package, printed by `python -m tests.house` and `make house`: how many modules, and how large.
 
+With `--write` the floor plan of ARCHITECTURE.md is made again from the layers in pyproject.toml.
+
 Nothing fails by these numbers but the floor that `tests/unit/test_sizes.py` checks: they are there to notice.
 """
 
 import ast
+import re
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "ARCHITECTURE.md"
 MIN_LINES = 40
 # A part that a setting or a command line names is a file of its own by design, however short.
 STRATEGIES = (
@@ -133,6 +138,28 @@ def table() -> str:
     return "\n".join(f"{what:40}{value}" for what, value in rows)
 
 
+def floor_plan() -> str:
+    """The layers of pyproject.toml from top to bottom, each with the comment beside it."""
+    layers = re.search(
+        r"^layers = \[[^\n]*\n(.*?)^\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert layers is not None, "pyproject.toml has no layers"
+    rows = re.findall(r'^ *"([^"]+)",(?: *# *(.*))?$', layers[1], re.MULTILINE)
+    width = max(len(names) for names, _ in rows) + 2
+    return "\n".join(f"{names:{width}}{comment}".rstrip() for names, comment in rows)
+
+
+def with_floor_plan(page: str) -> str:
+    """The text of ARCHITECTURE.md with the present floor plan in its marked block."""
+    begin, end = "<!-- floor plan: python -m tests.house --write -->\n```\n", "```\n<!-- end -->"
+    before, _, rest = page.partition(begin)
+    _, marked, after = rest.partition(end)
+    assert marked, f"{PAGE.name} has no block between {begin!r} and {end!r}"
+    return f"{before}{begin}{floor_plan()}\n{end}{after}"
+
+
 if __name__ == "__main__":
+    if "--write" in sys.argv[1:]:
+        PAGE.write_text(with_floor_plan(PAGE.read_text("utf-8")), "utf-8")
     print(table())
     print("\n(under 40 lines, and with one importer: faces and strategies apart)")

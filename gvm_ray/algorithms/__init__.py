@@ -19,7 +19,7 @@ from gvm_ray.protocols import Algorithm
 from gvm_ray.settings import create_from_path
 
 if TYPE_CHECKING:
-    from gvm_ray.algorithms.loss import TokenLoss
+    from gvm_ray.algorithms.loss import AlgorithmLoss
 
 __all__ = ["GRPO", "RLOO", "Raft", "ReinforcePlusPlus", "create_algorithm", "token_loss"]
 
@@ -55,8 +55,8 @@ def _custom_algorithm(config: CustomAlgorithmConfig, *, accept_threshold: float)
         raise ConfigError(f"algorithm.path: {error}") from error
 
 
-def token_loss(config: AlgorithmSettings) -> "TokenLoss":
+def token_loss(config: AlgorithmSettings) -> "AlgorithmLoss":
     """Return the algorithm's loss for the learners. Imports torch, which building batches doesn't need."""
-    from gvm_ray.algorithms.loss import TokenLoss
+    from gvm_ray.algorithms.loss import AlgorithmLoss
 
-    return TokenLoss.from_settings(config)
+    return AlgorithmLoss.from_settings(config)

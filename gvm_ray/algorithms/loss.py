@@ -67,7 +67,7 @@ class CustomSurrogate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenLoss:
+class AlgorithmLoss:
     """The loss of every token of [B, T] responses. The learner applies sample weights and reduces."""
 
     ratio: bool  # false: likelihood of the samples (RAFT), without importance ratio and clip
@@ -81,7 +81,7 @@ class TokenLoss:
     surrogate: CustomSurrogate | None = None  # in place of ratio and clip
 
     @classmethod
-    def from_settings(cls, config: AlgorithmSettings) -> "TokenLoss":
+    def from_settings(cls, config: AlgorithmSettings) -> "AlgorithmLoss":
         """Create the loss that the settings describe.
 
         Raises:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gvm_ray.cli.options import Commands, add_overrides
-from gvm_ray.config import load_arena
+from gvm_ray.config import load_comparison
 
 
 def add_to(commands: Commands) -> None:
@@ -16,7 +16,7 @@ def add_to(commands: Commands) -> None:
         description="Arms x task families x base policies x training sets x algorithms x seeds, each run to one budget "
         "of tokens. Runs that are done are not run again, so a comparison may be interrupted and called anew.",
     )
-    compare.add_argument("arena", metavar="ARENA.toml", help="the comparison's settings")
+    compare.add_argument("comparison", metavar="COMPARISON.toml", help="the comparison's settings")
     compare.add_argument(
         "--phase", choices=("exploration", "confirmation"), default="exploration", help="which seeds and tests"
     )
@@ -33,24 +33,24 @@ def add_to(commands: Commands) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    arena = load_arena(options.arena, options.overrides)
-    arena_folder = Path(options.arena).parent
-    from gvm_ray.lab.compare.plan import planned_runs, selected, warnings
+    comparison = load_comparison(options.comparison, options.overrides)
+    config_folder = Path(options.comparison).parent
+    from gvm_ray.lab.compare.runs import planned_runs, selected, warnings
 
     only = options.only or ["*"]
-    for line in warnings(arena, phase=options.phase):
+    for line in warnings(comparison, phase=options.phase):
         print(f"warning: {line}", file=sys.stderr)
     if options.dry_run:
-        runs = selected(planned_runs(arena, folder=arena_folder, phase=options.phase), only)
-        print("\n".join([*(run.name for run in runs), f"{len(runs)} runs of {arena.token_budget:,} tokens each"]))
+        runs = selected(planned_runs(comparison, folder=config_folder, phase=options.phase), only)
+        print("\n".join([*(run.name for run in runs), f"{len(runs)} runs of {comparison.token_budget:,} tokens each"]))
         return 0
     from gvm_ray.lab.compare.compare import ComparisonFolder, compare, report
 
     if options.report:
-        records = report(arena, arena_folder=arena_folder, phase=options.phase)
+        records = report(comparison, config_folder=config_folder, phase=options.phase)
     else:
-        records = compare(arena, arena_folder=arena_folder, phase=options.phase, only=only)
-    results = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=options.phase).results
+        records = compare(comparison, config_folder=config_folder, phase=options.phase, only=only)
+    results = ComparisonFolder.of(comparison, config_folder=config_folder, phase=options.phase).results
     print((results / "comparison.md").read_text(encoding="utf-8"))
     print(f"tables, plots and CSV files are in {results}")
     return 1 if any(record.status == "failed" for record in records) else 0

@@ -37,7 +37,7 @@ def _estimator(options: argparse.Namespace) -> int:
     short = {setting: getattr(options, option) for option, setting in _SHORT.items()}
     overrides = [*options.overrides, *(f"{name}={value}" for name, value in short.items() if value is not None)]
     estimator, folder = load_estimator(options.config, overrides), Path(options.config).parent
-    from gvm_ray.lab.estimator.plan import planned_arms
+    from gvm_ray.lab.estimator.arms import planned_arms
 
     arms = planned_arms(estimator, folder=folder)
     if options.dry_run:

@@ -31,7 +31,7 @@ class FamilyConfig(Settings):
     """A task family: one run configuration and its variants. Its own prompts.eval is the test "balanced"."""
 
     name: Name
-    config: str  # path of a run's TOML file, relative to the arena's folder
+    config: str  # path of a run's TOML file, relative to the comparison's folder
     bases: tuple[VariantConfig, ...] = (VariantConfig(name="a"),)
     training_sets: tuple[TrainingSetConfig, ...]
 
@@ -47,12 +47,12 @@ class ArmConfig(VariantConfig):
         return self.algorithms is None or algorithm in self.algorithms
 
 
-class ArenaConfig(Settings):
+class ComparisonConfig(Settings):
     """A whole comparison. Exploration and confirmation use different seeds, and may use different tests."""
 
     name: Name
     runs_dir: str = "runs"
-    results_dir: str | None = None  # tables, plots and CSV files, relative to the arena's folder; none = with the runs
+    results_dir: str | None = None  # tables, plots and CSV files, relative to this file; none = with the runs
     token_budget: Count  # charged tokens after which every run ends
     prefill_price: NonNegative  # cost of a prefilled candidate token, in generated tokens: measure it
     baseline: str = "uniform"
@@ -70,7 +70,7 @@ class ArenaConfig(Settings):
         return self.exploration_seeds if phase == "exploration" else self.confirmation_seeds
 
     @model_validator(mode="after")
-    def _names_are_distinct(self) -> "ArenaConfig":
+    def _names_are_distinct(self) -> "ComparisonConfig":
         check_distinct("families", [family.name for family in self.families])
         check_distinct("algorithms", [algorithm.name for algorithm in self.algorithms])
         check_distinct("arms", [arm.name for arm in self.arms])
@@ -81,7 +81,7 @@ class ArenaConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> "ArenaConfig":
+    def _names_are_known(self) -> "ComparisonConfig":
         arms = [arm.name for arm in self.arms]
         for setting, name in (("baseline", self.baseline), ("highlighted", self.highlighted)):
             if name is not None and name not in arms:

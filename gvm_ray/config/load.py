@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from gvm_ray.config.data import DataConfig
-from gvm_ray.config.lab import ArenaConfig, EstimatorConfig
+from gvm_ray.config.lab import ComparisonConfig, EstimatorConfig
 from gvm_ray.config.run import RunConfig
 from gvm_ray.config.schema import Place, classes_of, place_at, settings_of, variants_of, with_default_types
 from gvm_ray.exceptions import ConfigError
@@ -43,13 +43,13 @@ def load_config(path: str | Path | Sequence[str | Path], overrides: Iterable[str
     return parse_config(values, overrides, origin=" + ".join(map(str, paths)))
 
 
-def load_arena(path: str | Path, overrides: Iterable[str] = ()) -> ArenaConfig:
+def load_comparison(path: str | Path, overrides: Iterable[str] = ()) -> ComparisonConfig:
     """The comparison described by a TOML file, with `a.b=c` overrides applied.
 
     Raises:
         ConfigError: as `load_config`.
     """
-    return validated(ArenaConfig, _changed(ArenaConfig, read_toml(path), overrides), origin=str(path))
+    return validated(ComparisonConfig, _changed(ComparisonConfig, read_toml(path), overrides), origin=str(path))
 
 
 def load_estimator(path: str | Path, overrides: Iterable[str] = ()) -> EstimatorConfig:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.config.rewards import RewardsConfig
-from gvm_ray.data.report import Rejection
+from gvm_ray.data.rejections import Rejection
 from gvm_ray.rewards.math_verify import can_parse_answer
 from gvm_ray.rewards.sandbox import Sandbox
 from gvm_ray.rewards.sandbox_messages import Observed, Result, Scored

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gvm_ray.config.data import DataConfig
 from gvm_ray.config.prompts import TemplateConfig
 from gvm_ray.data.cleaning import EvaluationProblems, contaminated, duplicates, unverified
-from gvm_ray.data.report import (
+from gvm_ray.data.rejections import (
     DataReport,
     Dropped,
     Input,

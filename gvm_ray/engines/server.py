@@ -28,7 +28,7 @@ class Sleeps(Protocol):
 Answer = tuple[SampleRequest, tuple[Completion, ...]]
 T = TypeVar("T")
 
-_TURN_S = 0.02  # interval at which the engine's thread returns to the event loop; returning costs about 0.1 ms
+_LOOK_UP_S = 0.02  # interval at which the engine's thread returns to the event loop; returning costs about 0.1 ms
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -225,9 +225,9 @@ class EngineServer:
                 submission.answers.put_nowait((request, completions))
 
     def _steps(self) -> list[Answer]:
-        """Run steps for `_TURN_S`, or until nothing is under way. In the engine's thread."""
+        """Run steps for `_LOOK_UP_S`, or until nothing is under way. In the engine's thread."""
         finished: list[Answer] = []
-        end = time.monotonic() + _TURN_S
+        end = time.monotonic() + _LOOK_UP_S
         while self._engine.num_unfinished:
             finished += self._engine.step()
             if time.monotonic() >= end:

@@ -1,8 +1,8 @@
 """Evaluation over several samples of each prompt: avg@k, pass@k and maj@k with bootstrap intervals."""
 
 from gvm_ray.evaluation.results import (
-    Estimate,
     EvaluationResult,
+    PromptMean,
     average_at_k,
     bootstrap_interval,
     final_answer,
@@ -11,8 +11,8 @@ from gvm_ray.evaluation.results import (
 )
 
 __all__ = [
-    "Estimate",
     "EvaluationResult",
+    "PromptMean",
     "average_at_k",
     "bootstrap_interval",
     "final_answer",

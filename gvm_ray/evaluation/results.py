@@ -103,7 +103,7 @@ Answers = Sequence[Sequence[str | None]]  # [P][k] text of each sample's answer,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class PromptMean:
     """A mean over prompts and its bootstrap interval."""
 
     mean: float
@@ -111,7 +111,7 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, values: Float64Array, *, confidence: float, seed: int) -> "Estimate":
+    def of(cls, values: Float64Array, *, confidence: float, seed: int) -> "PromptMean":
         """The estimate from values [P], one per prompt."""
         low, high = bootstrap_interval(values, confidence=confidence, seed=seed)
         return cls(mean=float(values.mean()), low=low, high=high)
@@ -125,7 +125,7 @@ class EvaluationResult:
     num_samples: int  # k, per prompt
     num_unscored: int  # samples without a reward; they count neither as right nor as wrong
     confidence: float  # of the intervals
-    metrics: dict[str, Estimate]  # avg@k, pass@1, pass@2, pass@4 ... pass@k, and maj@k if answers are known
+    metrics: dict[str, PromptMean]  # avg@k, pass@1, pass@2, pass@4 ... pass@k, and maj@k if answers are known
 
     @classmethod
     def of(
@@ -210,7 +210,7 @@ class EvaluationResult:
             num_samples=k,
             num_unscored=sum(int((~mask).sum()) for mask in scored),
             confidence=confidence,
-            metrics={name: Estimate.of(v, confidence=confidence, seed=seed) for name, v in values.items()},
+            metrics={name: PromptMean.of(v, confidence=confidence, seed=seed) for name, v in values.items()},
         )
 
     @property

@@ -26,7 +26,7 @@ class Part:
     name: str
     num_bytes: int
     remedy: str
-    stays: bool = False  # if learners and generators take turns on a GPU: stays there during the other's turn
+    stays: bool = False  # if learners and generators alternate on a GPU: stays there during the other side's shift
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ class ActorGroup:
 class Device:
     """One of `number` GPUs with the same contents, or the machine whose memory is shared by actors without a GPU.
 
-    GPUs on which learners and generators take turns are two devices, one for each side at work; the fuller one decides.
+    GPUs on which learners and generators alternate are two devices, one for each side at work; the fuller one decides.
     """
 
     name: str

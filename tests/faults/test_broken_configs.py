@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gvm_ray.config import RunConfig, load_arena, load_config, load_estimator, parse_config
-from gvm_ray.config.lab import ArenaConfig, EstimatorConfig
+from gvm_ray.config import RunConfig, load_comparison, load_config, load_estimator, parse_config
+from gvm_ray.config.lab import ComparisonConfig, EstimatorConfig
 from gvm_ray.config.load import validated
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.settings import Settings
@@ -20,7 +20,7 @@ from gvm_ray.settings import Settings
 pytestmark = pytest.mark.faults
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-KINDS: dict[str, type[Settings]] = {"arena": RunConfig, "compare": ArenaConfig, "estimator": EstimatorConfig}
+KINDS: dict[str, type[Settings]] = {"arena": RunConfig, "compare": ComparisonConfig, "estimator": EstimatorConfig}
 SHIPPED: list[tuple[type[Settings], dict[str, Any]]] = [
     (KINDS.get(path.parent.name, RunConfig), tomllib.loads(path.read_text(encoding="utf-8")))
     for path in sorted(CONFIGS.rglob("*.toml"))
@@ -32,7 +32,9 @@ FREE = {"set", "phases", "by_algorithm", "test", "parameters", "step_accuracy"} 
 # What pydantic says of tables, types and lists, in its own terms
 RAW = re.compile("dictionary|tuple|Tuple|instance of|discriminator|Input tag|Extra inputs|Field required|valid string")
 
-names = st.sampled_from(sorted({*RunConfig.model_fields, *ArenaConfig.model_fields, "type", "path", "levels", "terms"}))
+names = st.sampled_from(
+    sorted({*RunConfig.model_fields, *ComparisonConfig.model_fields, "type", "path", "levels", "terms"})
+)
 types = st.sampled_from(
     ["uniform", "gvm", "gvm_pool", "vip", "dapo", "custom", "grpo", "raft", "file", "scratch", "none"]
 )
@@ -78,7 +80,7 @@ fuzzed = settings(max_examples=150, deadline=None, derandomize=True, database=No
 
 
 @fuzzed
-@given(kind=st.sampled_from([RunConfig, ArenaConfig, EstimatorConfig]), table=st.dictionaries(names, values))
+@given(kind=st.sampled_from([RunConfig, ComparisonConfig, EstimatorConfig]), table=st.dictionaries(names, values))
 def test_random_tables(kind: type[Settings], table: dict[str, Any]) -> None:
     assert refusal(kind, table)  # none has what a run needs
 
@@ -121,7 +123,7 @@ def test_a_missing_setting_has_a_default_or_is_named(shipped: tuple[type[Setting
 
 @fuzzed
 @given(
-    load=st.sampled_from([load_config, load_arena, load_estimator]),
+    load=st.sampled_from([load_config, load_comparison, load_estimator]),
     key=st.lists(names | st.text(max_size=6), min_size=1, max_size=3),
     text=st.text(max_size=30) | types | st.text("[]{}=\"'.0x1\n", max_size=12),
 )
@@ -178,7 +180,7 @@ def test_overrides_that_are_refused(tmp_path: Path, override: str, expected: str
 def test_files_that_are_refused(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(content)
-    for load in (load_config, load_arena, load_estimator):
+    for load in (load_config, load_comparison, load_estimator):
         with pytest.raises(ConfigError) as error:
             load(path)
         assert str(path) in str(error.value)

@@ -11,13 +11,13 @@ import pytest
 from tiny_runs import TINY_TOML
 
 from gvm_ray.cli import main
-from gvm_ray.config import ArenaConfig, load_arena
+from gvm_ray.config import ComparisonConfig, load_comparison
 from gvm_ray.lab.compare.compare import ComparisonFolder, compare, report
 from gvm_ray.lab.compare.records import RunRecord, read_csv
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-ARENA_TOML = """\
+COMPARISON_TOML = """\
 name = "tiny-arena"
 token_budget = 700
 prefill_price = 0.5
@@ -47,8 +47,8 @@ set = { allocator = { type = "custom", path = "faulty_allocator:NoSuchStep" } }
 """
 
 
-class Arena:
-    """An arena in a folder, and what was said when it was run."""
+class Comparison:
+    """A comparison in a folder, and what was said when it was run."""
 
     def __init__(self, folder: Path, toml: str) -> None:
         self.folder = folder
@@ -58,18 +58,18 @@ class Arena:
         self.said: list[str] = []
 
     @property
-    def config(self) -> ArenaConfig:
-        return load_arena(self.path, [f'runs_dir="{self.folder / "runs"}"'])
+    def config(self) -> ComparisonConfig:
+        return load_comparison(self.path, [f'runs_dir="{self.folder / "runs"}"'])
 
     @property
     def kept(self) -> ComparisonFolder:
-        return ComparisonFolder.of(self.config, arena_folder=self.folder, phase="exploration")
+        return ComparisonFolder.of(self.config, config_folder=self.folder, phase="exploration")
 
     def run(self, *only: str) -> dict[str, RunRecord]:
         self.said.clear()
         patterns = only or ("*",)
         return by_name(
-            compare(self.config, arena_folder=self.folder, phase="exploration", only=patterns, say=self.said.append)
+            compare(self.config, config_folder=self.folder, phase="exploration", only=patterns, say=self.said.append)
         )
 
 
@@ -89,19 +89,19 @@ class Sitting:
 
 
 @pytest.fixture(scope="module")
-def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """Four runs that finish, and two of an arm that fails."""
-    return Arena(tmp_path_factory.mktemp("arena"), ARENA_TOML + BROKEN_ARM)
+    return Comparison(tmp_path_factory.mktemp("comparison"), COMPARISON_TOML + BROKEN_ARM)
 
 
 @pytest.fixture(scope="module")
-def first(ray_cluster: None, arena: Arena) -> Sitting:
+def first(ray_cluster: None, comparison: Comparison) -> Sitting:
     """The first sitting, by the command line: all runs but one that fails. The first two slots are fresh."""
     only = [argument for pattern in ("*/uniform/*", "*/gvm_pool/*", "*/broken/1") for argument in ("--only", pattern)]
     output, errors = io.StringIO(), io.StringIO()
     with redirect_stdout(output), redirect_stderr(errors):
-        code = main(["compare", str(arena.path), *only, "--set", f'runs_dir="{arena.folder / "runs"}"'])
-    records = by_name(report(arena.config, arena_folder=arena.folder, phase="exploration"))
+        code = main(["compare", str(comparison.path), *only, "--set", f'runs_dir="{comparison.folder / "runs"}"'])
+    records = by_name(report(comparison.config, config_folder=comparison.folder, phase="exploration"))
     return Sitting(exit_code=code, output=output.getvalue(), errors=errors.getvalue(), records=records)
 
 
@@ -112,12 +112,12 @@ def records(first: Sitting) -> dict[str, RunRecord]:
 
 
 @pytest.fixture(scope="module")
-def second(first: Sitting, arena: Arena) -> dict[str, RunRecord]:
+def second(first: Sitting, comparison: Comparison) -> dict[str, RunRecord]:
     """The second sitting, after one of the runs in a warm slot has lost its record: that run, and one that failed."""
-    (arena.kept.records / "exploration/arithmetic/a/all/as_configured/gvm_pool/1.json").unlink()
-    for file in arena.kept.results.glob("*.csv"):
+    (comparison.kept.records / "exploration/arithmetic/a/all/as_configured/gvm_pool/1.json").unlink()
+    for file in comparison.kept.results.glob("*.csv"):
         file.unlink()
-    return arena.run("*/gvm_pool/*", "*/broken/1")
+    return comparison.run("*/gvm_pool/*", "*/broken/1")
 
 
 def test_every_run_ends_at_its_budget_with_an_evaluation(records: dict[str, RunRecord]) -> None:
@@ -153,29 +153,30 @@ def test_a_predicting_arm_says_how_well_it_predicted(records: dict[str, RunRecor
     assert records["uniform/0"].calibration is None
 
 
-def test_tables_plots_and_csv_are_written(arena: Arena, first: Sitting) -> None:
-    results = arena.kept.results
+def test_tables_plots_and_csv_are_written(comparison: Comparison, first: Sitting) -> None:
+    results = comparison.kept.results
     assert {"comparison.md", "comparison.csv", "runs.csv", "evaluations.csv"} <= {p.name for p in results.iterdir()}
     assert list(results.glob("*.png"))
     written = {record.key: record for record in read_csv(results)}
     assert written == {record.key: record for record in first.records.values()}
 
 
-def test_a_failed_run_spoils_no_other_and_is_shown(arena: Arena, first: Sitting) -> None:
+def test_a_failed_run_spoils_no_other_and_is_shown(comparison: Comparison, first: Sitting) -> None:
     assert first.exit_code == 1
     assert "5 runs, 0 of them done before" in first.output
     assert "too few for an interval" in first.errors
     assert "broken/1: FAILED" in first.output
     assert {name for name, record in first.records.items() if record.status == "failed"} == {"broken/1"}
-    assert "broken" in (arena.kept.results / "comparison.md").read_text()
-    assert json.loads((arena.kept.records / "exploration/arithmetic/a/all/as_configured/broken/1.json").read_text())
+    assert "broken" in (comparison.kept.results / "comparison.md").read_text()
+    failed = comparison.kept.records / "exploration/arithmetic/a/all/as_configured/broken/1.json"
+    assert json.loads(failed.read_text())
 
 
 def test_what_is_done_is_not_run_again_even_from_the_csv_alone(
-    arena: Arena, records: dict[str, RunRecord], tmp_path: Path
+    comparison: Comparison, records: dict[str, RunRecord], tmp_path: Path
 ) -> None:
-    shutil.copytree(arena.folder, tmp_path, dirs_exist_ok=True)
-    finished = Arena(tmp_path, ARENA_TOML)  # without the arm that fails, which would be tried again
+    shutil.copytree(comparison.folder, tmp_path, dirs_exist_ok=True)
+    finished = Comparison(tmp_path, COMPARISON_TOML)  # without the arm that fails, which would be tried again
     for file in finished.kept.records.rglob("*.json"):
         file.unlink()
     assert finished.run() == records
@@ -183,10 +184,10 @@ def test_what_is_done_is_not_run_again_even_from_the_csv_alone(
 
 
 def test_a_run_in_a_warm_slot_is_what_it_is_in_a_fresh_one(
-    first: Sitting, arena: Arena, second: dict[str, RunRecord]
+    first: Sitting, comparison: Comparison, second: dict[str, RunRecord]
 ) -> None:
     """The second run of a slot, done again as the first one of a fresh slot; what failed is tried again beside it."""
-    assert arena.said[0] == "3 runs, 1 of them done before"
+    assert comparison.said[0] == "3 runs, 1 of them done before"
     assert {name for name, record in second.items() if record.status == "failed"} == {"broken/1"}
     points = [
         [(e.step, e.charged_tokens, e.accuracy) for e in each["gvm_pool/1"].evaluations]

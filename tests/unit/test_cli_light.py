@@ -11,7 +11,7 @@ from gvm_ray.cli import main
 from tests.model_shapes import write_shape
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
-ARENA = CONFIG.parent / "compare" / "smoke.toml"
+COMPARISON = CONFIG.parent / "compare" / "smoke.toml"
 PROGRAM = """
 import json, sys
 from gvm_ray.cli import main
@@ -104,7 +104,7 @@ def test_a_dry_run_plans_a_real_model_and_is_light(tmp_path: Path) -> None:
 
 def test_a_dry_run_of_a_comparison_lists_its_runs_and_is_light(tmp_path: Path) -> None:
     overrides = ["--set", f"runs_dir={tmp_path}", "--set", "exploration_seeds=[3, 4]"]
-    result = run("compare", str(ARENA), "--dry-run", *overrides)
+    result = run("compare", str(COMPARISON), "--dry-run", *overrides)
     assert result.returncode == 0
     *names, total = result.stdout.splitlines()
     assert names[0] == "exploration/quickstart/a/mostly_easy/as_configured/uniform/3"
@@ -118,10 +118,10 @@ def test_a_dry_run_of_a_comparison_lists_its_runs_and_is_light(tmp_path: Path) -
 
 def test_a_comparison_of_unequal_arms_is_refused_at_once() -> None:
     arms = 'arms=[{name="uniform"}, {name="fast", set={algorithm={updates_per_batch=9}}}]'
-    error = refusal("compare", str(ARENA), "--dry-run", "--set", arms, "--set", 'highlighted="fast"')
+    error = refusal("compare", str(COMPARISON), "--dry-run", "--set", arms, "--set", 'highlighted="fast"')
     assert "quickstart/a/mostly_easy/as_configured: the arms differ in algorithm.updates_per_batch" in error
     assert "token_budgets: unknown setting; did you mean 'token_budget'?" in refusal(
-        "compare", str(ARENA), "--set", "token_budgets=3"
+        "compare", str(COMPARISON), "--set", "token_budgets=3"
     )
 
 

@@ -15,7 +15,7 @@ from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig, PredictorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig, load_config, parse_config
 from gvm_ray.config.data import DataConfig
-from gvm_ray.config.lab import ArenaConfig
+from gvm_ray.config.lab import ComparisonConfig
 from gvm_ray.config.load import PATTERNS
 from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.config.strategy import KLConfig, RaftPlusPlusConfig
@@ -265,7 +265,9 @@ def test_the_line_that_is_no_toml_is_shown(tmp_path: Path, text: str, expected: 
 
 
 def test_every_pattern_of_a_text_has_words_for_it() -> None:
-    schemas = [json.dumps(model.model_json_schema()) for model in (RunConfig, ArenaConfig, EstimatorConfig, DataConfig)]
+    schemas = [
+        json.dumps(model.model_json_schema()) for model in (RunConfig, ComparisonConfig, EstimatorConfig, DataConfig)
+    ]
     used = {json.loads(pattern) for schema in schemas for pattern in re.findall(r'"pattern": ("[^"]*")', schema)}
     assert used
     assert used <= set(PATTERNS)

@@ -16,9 +16,10 @@ from gvm_ray.cli import create_parser
 from gvm_ray.cli.settings import sections
 from gvm_ray.config import load_config, parse_config
 from gvm_ray.config.load import merged
+from tests.house import with_floor_plan
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUICKSTART = ROOT / "configs" / "quickstart.toml"
 MINIMAL: dict[str, Any] = {
     "name": "docs",
@@ -126,7 +127,7 @@ def check_files_and_settings(options: Any) -> None:
     """What a command names of the repository exists, and what it sets is a setting."""
     overrides = [text for text in getattr(options, "overrides", ()) if not PLACEHOLDER.fullmatch(text.split("=", 1)[1])]
     overrides = [text for text in overrides if "NAME" not in text]
-    given = getattr(options, "config", None) or getattr(options, "arena", None) or []
+    given = getattr(options, "config", None) or getattr(options, "comparison", None) or []
     paths = [given] if isinstance(given, str) else list(given)
     shipped = [path for path in paths if path.startswith("configs/") and "NAME" not in path]
     assert not [path for path in shipped if not Path(path).is_file()]
@@ -204,3 +205,19 @@ def test_messages_are_quoted_as_the_source_has_them() -> None:
     source = "\n".join(texts_of_the_source())
     missing = [m for m in quoted if not re.search("[^\n]*".join(map(re.escape, m.split("…"))), source)]
     assert not missing
+
+
+# --- the architecture -------------------------------------------------------------------------------------------------
+def test_the_floor_plan_is_that_of_pyproject() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert page == with_floor_plan(page), "python -m tests.house --write"
+
+
+def test_files_that_the_architecture_names_exist() -> None:
+    page = prose(ROOT / "ARCHITECTURE.md")
+    names = {name for name in INLINE.findall(page) if re.fullmatch(r"[\w/]+(\.py|/)", name)}
+    known = [path.relative_to(ROOT / "gvm_ray").as_posix() for path in (ROOT / "gvm_ray").rglob("*.py")]
+    lost = {
+        name for name in names if not any(f"/{each}".endswith(f"/{name}") or each.startswith(name) for each in known)
+    }
+    assert not lost

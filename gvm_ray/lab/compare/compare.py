@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gvm_ray.actors.cluster import connected
-from gvm_ray.config import ArenaConfig, RunConfig
+from gvm_ray.config import ComparisonConfig, RunConfig
 from gvm_ray.config.lab import Phase
-from gvm_ray.lab.compare.plan import PlannedRun, planned_runs, selected
 from gvm_ray.lab.compare.plots import write_plots
 from gvm_ray.lab.compare.records import (
     RunCosts,
@@ -22,6 +21,7 @@ from gvm_ray.lab.compare.records import (
     write_csv,
     write_record,
 )
+from gvm_ray.lab.compare.runs import PlannedRun, planned_runs, selected
 from gvm_ray.lab.compare.slot import SharedPrompts, Slot
 from gvm_ray.lab.compare.tables import write_tables
 from gvm_ray.reporting.run_folder import RAY_LOG
@@ -42,9 +42,9 @@ class ComparisonFolder:
     results: Path
 
     @classmethod
-    def of(cls, arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> "ComparisonFolder":
-        path = Path(arena.runs_dir).resolve() / arena.name
-        results = path / "results" if arena.results_dir is None else arena_folder / arena.results_dir
+    def of(cls, comparison: ComparisonConfig, *, config_folder: Path, phase: Phase) -> "ComparisonFolder":
+        path = Path(comparison.runs_dir).resolve() / comparison.name
+        results = path / "results" if comparison.results_dir is None else config_folder / comparison.results_dir
         return cls(path=path, results=results / phase)
 
     @property
@@ -67,13 +67,13 @@ class ComparisonFolder:
 
 
 def compare(
-    arena: ArenaConfig, *, arena_folder: Path, phase: Phase, only: Sequence[str] = ("*",), say: Say = print
+    comparison: ComparisonConfig, *, config_folder: Path, phase: Phase, only: Sequence[str] = ("*",), say: Say = print
 ) -> list[RunRecord]:
     """Make the runs of a phase that aren't done yet, and write the results.
 
     Args:
-        arena: the comparison.
-        arena_folder: folder of its TOML file.
+        comparison: the comparison.
+        config_folder: folder of its TOML file.
         phase: the phase, which selects seeds and tests.
         only: patterns of the runs to make now, as in `plan.selected`; the results include all runs that are done.
         say: called with a line when a run ends.
@@ -81,36 +81,38 @@ def compare(
     Raises:
         UserError: a run's settings or a base policy are wrong; raised before the first run.
     """
-    folder = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=phase)
-    planned = planned_runs(arena, folder=arena_folder, phase=phase)
+    folder = ComparisonFolder.of(comparison, config_folder=config_folder, phase=phase)
+    planned = planned_runs(comparison, folder=config_folder, phase=phase)
     known = folder.known(planned)
     runs = selected(planned, only)
     finished = {name for name, record in known.items() if record.status == "finished"}
     waiting = [run for run in runs if run.name not in finished]  # failed runs are tried again
     say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before")
-    for setting in settings_without(arena.baseline, runs, known):
+    for setting in settings_without(comparison.baseline, runs, known):
         say(
-            f"warning: {setting} has no run of {arena.baseline!r}, so its table will show no ratio; add --only "
-            f"'{setting}/{arena.baseline}/*'"
+            f"warning: {setting} has no run of {comparison.baseline!r}, so its table will show no ratio; add --only "
+            f"'{setting}/{comparison.baseline}/*'"
         )
     if waiting:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with connected(_for_all_slots(waiting[0].config, num_slots=arena.num_slots), ray_log=folder.path / RAY_LOG):
-            run_to_end(_run_all(waiting, folder=folder, num_slots=arena.num_slots, say=say))
-    return report(arena, arena_folder=arena_folder, phase=phase)
+        with connected(
+            _for_all_slots(waiting[0].config, num_slots=comparison.num_slots), ray_log=folder.path / RAY_LOG
+        ):
+            run_to_end(_run_all(waiting, folder=folder, num_slots=comparison.num_slots, say=say))
+    return report(comparison, config_folder=config_folder, phase=phase)
 
 
-def report(arena: ArenaConfig, *, arena_folder: Path, phase: Phase) -> list[RunRecord]:
+def report(comparison: ComparisonConfig, *, config_folder: Path, phase: Phase) -> list[RunRecord]:
     """Write tables, plots and CSV files of a phase's existing records, and return the records.
 
     Raises:
         UserError: there are no records yet, or they can't be compared.
     """
-    folder = ComparisonFolder.of(arena, arena_folder=arena_folder, phase=phase)
-    known = list(folder.known(planned_runs(arena, folder=arena_folder, phase=phase)).values())
+    folder = ComparisonFolder.of(comparison, config_folder=config_folder, phase=phase)
+    known = list(folder.known(planned_runs(comparison, folder=config_folder, phase=phase)).values())
     write_csv(known, folder.results)
-    write_tables(known, folder.results, baseline=arena.baseline)
-    write_plots(known, folder.results, highlighted=arena.highlighted)
+    write_tables(known, folder.results, baseline=comparison.baseline)
+    write_plots(known, folder.results, highlighted=comparison.highlighted)
     return known
 
 

@@ -22,8 +22,8 @@ from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.config.prompts import PromptsConfig
 from gvm_ray.evaluation.evaluator import HeldOutEvaluator
 from gvm_ray.exceptions import ConfigError, SystemFailure
-from gvm_ray.lab.compare.plan import PlannedRun
 from gvm_ray.lab.compare.records import Calibration, Evaluation, RunCosts, RunRecord
+from gvm_ray.lab.compare.runs import PlannedRun
 from gvm_ray.loop import train
 from gvm_ray.maths.statistics import brier_score, reliability_bins
 from gvm_ray.model_files import model_files, weights_digest

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gvm_ray.config import EstimatorConfig, RunConfig
+from gvm_ray.lab.estimator.arms import PlannedArm, base_config, planned_arms
 from gvm_ray.lab.estimator.moments import (
     ErrorSplit,
     GroupMoments,
@@ -20,7 +21,6 @@ from gvm_ray.lab.estimator.moments import (
     oracle_counts,
     ratio_interval,
 )
-from gvm_ray.lab.estimator.plan import PlannedArm, base_config, planned_arms
 from gvm_ray.lab.estimator.pool import SamplePool
 from gvm_ray.lab.estimator.repeats import RepeatedSteps, repeated_steps
 from gvm_ray.lab.estimator.sampling import Say, draw_pool

@@ -193,7 +193,7 @@ def run_trl(python: str, case: Case, *, say: Say = _tell_nobody) -> RunFigures:
         ConfigError: the interpreter or the script is missing.
         SystemFailure: the script failed.
     """
-    script = Path(__file__).parents[3] / "tests" / "benchmarks" / "trl_grpo.py"
+    script = Path(__file__).parents[3] / "tests" / "speed" / "trl_grpo.py"
     if not script.is_file():
         raise ConfigError(f"--trl-python needs {str(script)!r}, which only a checkout of the repository has")
     sizes = {"steps": case.num_steps, "warm-up-steps": WARM_UP_STEPS, "prompts-per-step": PROMPTS_PER_STEP}

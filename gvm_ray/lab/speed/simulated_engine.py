@@ -56,7 +56,7 @@ class LatencyModel:
         return cls(**json.loads(text))
 
 
-_TURN_S = 0.05  # modelled seconds of one step, unless the work ends earlier; new requests and weights wait for it
+_SLICE_S = 0.05  # modelled seconds of one step, unless the work ends earlier; new requests and weights wait for it
 _SHORTEST_SLEEP_S = 0.05  # of the clock: each sleep costs some tenths of a millisecond of CPU time
 
 
@@ -119,7 +119,7 @@ class SimulatedEngine:
         self._model = LatencyModel.from_json(model_path)
         self._max_num_seqs = config.max_num_seqs
         self._max_model_len = max_model_len
-        self._turn_s = max(_TURN_S / self._model.speed, _SHORTEST_SLEEP_S)
+        self._slice_s = max(_SLICE_S / self._model.speed, _SHORTEST_SLEEP_S)
         self._slowdown = 1.0
         self._waiting: deque[_Sample] = deque()
         self._running: list[_Running] = []  # a heap
@@ -180,9 +180,9 @@ class SimulatedEngine:
     def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
         """Simulate many decode steps, with one sleep for their duration."""
         seconds = 0.0
-        while (self._waiting or self._running) and seconds < self._turn_s:
+        while (self._waiting or self._running) and seconds < self._slice_s:
             seconds += self._admit()
-            seconds += self._decode(self._turn_s - seconds)
+            seconds += self._decode(self._slice_s - seconds)
         self._sleep(seconds)
         complete, self._complete = self._complete, []
         self._num_unfinished -= len(complete)

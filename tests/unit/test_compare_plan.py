@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arena_settings import ARENA, RUN_TOML
+from compare_settings import COMPARISON, RUN_TOML
 
-from gvm_ray.config import ArenaConfig, load_arena
+from gvm_ray.config import ComparisonConfig, load_comparison
 from gvm_ray.config.lab import Phase
 from gvm_ray.config.load import merged
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.lab.compare.plan import PlannedRun, planned_runs, selected, warnings
+from gvm_ray.lab.compare.runs import PlannedRun, planned_runs, selected, warnings
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def plan(folder: Path, *, phase: Phase = "exploration", **changes: Any) -> list[PlannedRun]:
-    return planned_runs(ArenaConfig.model_validate(ARENA | changes), folder=folder, phase=phase)
+    return planned_runs(ComparisonConfig.model_validate(COMPARISON | changes), folder=folder, phase=phase)
 
 
 def arms(*extra: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*ARENA["arms"], *extra]
+    return [*COMPARISON["arms"], *extra]
 
 
 def test_every_combination_is_run_and_arms_stand_side_by_side(folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_fingerprint_is_of_all_that_decides(folder: Path) -> None:
     assert usual == fingerprint()
     assert len({run.fingerprint for run in plan(folder)}) == 32
     assert usual == fingerprint(
-        exploration_seeds=[0], arms=ARENA["arms"][:1]
+        exploration_seeds=[0], arms=COMPARISON["arms"][:1]
     )  # the other runs are none of its business
     assert usual == fingerprint(runs_dir="elsewhere")
     changed = {
@@ -118,7 +118,7 @@ def test_a_fingerprint_is_of_all_that_decides(folder: Path) -> None:
         (folder / "run.toml").write_text(toml)
         changed[name] = fingerprint()
     (folder / "run.toml").write_text(RUN_TOML)
-    family = ARENA["families"][0]
+    family = COMPARISON["families"][0]
     one_set = {**family, "training_sets": [{"name": "small", "test": {"size": 21}}]}
     changed["train test"] = fingerprint(families=[one_set])
     assert usual not in changed.values()
@@ -160,12 +160,12 @@ def test_a_wrong_setting_names_the_run_that_has_it(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)sums/a/small/raft/wrong.*group_sizes.*did you mean 'group_size'"):
         plan(folder, arms=arms(wrong))
     with pytest.raises(ConfigError, match=r"(?s)sums/a.*model.*sede.*did you mean 'seed'"):
-        plan(folder, families=[{**ARENA["families"][0], "bases": [{"name": "a", "set": {"model": {"sede": 1}}}]}])
+        plan(folder, families=[{**COMPARISON["families"][0], "bases": [{"name": "a", "set": {"model": {"sede": 1}}}]}])
 
 
 def test_a_family_without_file_or_test_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml' doesn't exist"):
-        plan(folder, families=[{**ARENA["families"][0], "config": "nowhere.toml"}])
+        plan(folder, families=[{**COMPARISON["families"][0], "config": "nowhere.toml"}])
     (folder / "run.toml").write_text(
         RUN_TOML.replace("[prompts.eval]", "[prompts.train2]").split("[prompts.train2]")[0]
     )
@@ -178,36 +178,34 @@ def test_a_family_without_file_or_test_is_refused(folder: Path) -> None:
     [
         ({"baseline": "best"}, "baseline='best' is not an arm; write one of uniform, pool"),
         ({"highlighted": "best"}, "highlighted='best' is not an arm"),
-        ({"arms": [*ARENA["arms"], ARENA["arms"][0]]}, "arms hold 'uniform' more than once"),
+        ({"arms": [*COMPARISON["arms"], COMPARISON["arms"][0]]}, "arms hold 'uniform' more than once"),
         ({"arms": []}, "arms is empty"),
         ({"families": []}, "families is empty"),
-        ({"families": [{**ARENA["families"][0], "bases": []}]}, "bases of 'sums' is empty"),
-        ({"families": [{**ARENA["families"][0], "training_sets": []}]}, "training_sets of 'sums' is empty"),
+        ({"families": [{**COMPARISON["families"][0], "bases": []}]}, "bases of 'sums' is empty"),
+        ({"families": [{**COMPARISON["families"][0], "training_sets": []}]}, "training_sets of 'sums' is empty"),
         ({"confirmation_seeds": [1, 2]}, "exploration_seeds and confirmation_seeds hold 1 more than once"),
-        ({"arms": [{**ARENA["arms"][0], "by_algorithm": {"ppo": {}}}]}, "names the algorithm 'ppo'; write one of raft"),
-        ({"arms": [{**ARENA["arms"][0], "algorithms": ["ppo"]}]}, "names the algorithm 'ppo'; write one of raft"),
         (
-            {"arms": [{**ARENA["arms"][0], "algorithms": ["raft"]}]},
+            {"arms": [{**COMPARISON["arms"][0], "algorithms": ["raft"]}]},
             "the baseline 'uniform' runs only with .*leave out its",
         ),
-        ({"arms": [*ARENA["arms"], {"name": "none", "algorithms": []}]}, "algorithms"),
+        ({"arms": [*COMPARISON["arms"], {"name": "none", "algorithms": []}]}, "algorithms"),
         ({"token_budget": 0}, r"token_budget: .*greater than or equal to 1 \(got 0\)"),
         ({"arms": [{"name": "a/b"}], "baseline": "a/b"}, r"arms\.0\.name"),
         ({"num_slot": 3}, "num_slot: unknown setting; did you mean 'num_slots'"),
     ],
 )
-def test_an_arena_file_is_checked_when_it_is_read(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_comparisons_file_is_checked_when_it_is_read(folder: Path, changes: dict[str, Any], message: str) -> None:
     path = folder / "arena.toml"
-    path.write_text(_toml(ARENA | changes))
+    path.write_text(_toml(COMPARISON | changes))
     with pytest.raises(ConfigError, match=message):
-        load_arena(path)
+        load_comparison(path)
 
 
-def test_an_arena_file_is_read_with_overrides(folder: Path) -> None:
+def test_a_comparisons_file_is_read_with_overrides(folder: Path) -> None:
     path = folder / "arena.toml"
-    path.write_text(_toml(ARENA))
-    assert load_arena(path) == ArenaConfig.model_validate(ARENA)
-    changed = load_arena(path, ["token_budget=5", "phases.exploration.prompts.eval.size=3"])
+    path.write_text(_toml(COMPARISON))
+    assert load_comparison(path) == ComparisonConfig.model_validate(COMPARISON)
+    changed = load_comparison(path, ["token_budget=5", "phases.exploration.prompts.eval.size=3"])
     assert changed.token_budget == 5
     assert changed.phases["exploration"] == {"prompts": {"eval": {"size": 3}}}
 
@@ -226,10 +224,10 @@ def _toml(values: dict[str, Any]) -> str:
 
 
 def test_too_few_seeds_are_said_beforehand() -> None:
-    arena = ArenaConfig.model_validate(ARENA)
-    (line,) = warnings(arena, phase="exploration")
+    comparison = ComparisonConfig.model_validate(COMPARISON)
+    (line,) = warnings(comparison, phase="exploration")
     assert "exploration_seeds has 2 seed(s)" in line
-    assert warnings(arena, phase="confirmation") == []
+    assert warnings(comparison, phase="confirmation") == []
 
 
 def test_laying_changes_over_values() -> None:

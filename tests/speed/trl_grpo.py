@@ -5,7 +5,7 @@ It needs an environment of its own, since TRL is no dependency of gvm_ray; from 
     python3 -m venv trl-venv
     trl-venv/bin/pip install torch==2.13.0+cpu
     trl-venv/bin/pip install -c constraints.txt trl==1.16.0 transformers accelerate datasets
-    trl-venv/bin/python tests/benchmarks/trl_grpo.py MODEL PROMPTS.jsonl --steps 13
+    trl-venv/bin/python tests/speed/trl_grpo.py MODEL PROMPTS.jsonl --steps 13
 
 `gvm-ray bench end_to_end --trl-python trl-venv/bin/python` calls it with the same model and prompts as its own runs.
 Generation is the trainer's ordinary one (transformers), training is float32 with one optimizer update a step, and

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gvm_ray.config import ArenaConfig, RunConfig, parse_config
+from gvm_ray.config import ComparisonConfig, RunConfig, parse_config
 from gvm_ray.config.lab import ArmConfig, FamilyConfig, Phase, TrainingSetConfig, VariantConfig
 from gvm_ray.config.load import merged, read_toml
 from gvm_ray.exceptions import ConfigError
@@ -56,11 +56,11 @@ class PlannedRun:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def planned_runs(arena: ArenaConfig, *, folder: Path, phase: Phase) -> list[PlannedRun]:
+def planned_runs(comparison: ComparisonConfig, *, folder: Path, phase: Phase) -> list[PlannedRun]:
     """Plan every run of a phase, grouped by engine and base, with the arms of a setting side by side.
 
     Args:
-        arena: the comparison.
+        comparison: the comparison.
         folder: folder of its TOML file, to which the families' paths are relative.
         phase: the phase, which selects seeds and tests.
 
@@ -68,12 +68,12 @@ def planned_runs(arena: ArenaConfig, *, folder: Path, phase: Phase) -> list[Plan
         ConfigError: a run's settings are wrong, or the arms of a setting differ in settings that must be equal.
     """
     runs: list[PlannedRun] = []
-    for family in arena.families:
-        values = {**read_toml(folder / family.config), "name": arena.name, "runs_dir": arena.runs_dir}
+    for family in comparison.families:
+        values = {**read_toml(folder / family.config), "name": comparison.name, "runs_dir": comparison.runs_dir}
         for base in family.bases:
-            for algorithm in arena.algorithms:
+            for algorithm in comparison.algorithms:
                 for training_set in family.training_sets:
-                    runs += _setting_runs(arena, values, family, base, training_set, algorithm, phase=phase)
+                    runs += _setting_runs(comparison, values, family, base, training_set, algorithm, phase=phase)
     return runs
 
 
@@ -90,9 +90,9 @@ def selected(runs: Sequence[PlannedRun], patterns: Sequence[str]) -> list[Planne
     return [run for run in runs if any(fnmatch.fnmatchcase(keys[run.name], pattern) for pattern in patterns)]
 
 
-def warnings(arena: ArenaConfig, *, phase: Phase) -> list[str]:
+def warnings(comparison: ComparisonConfig, *, phase: Phase) -> list[str]:
     """Warnings about what the results will lack, before anything is spent."""
-    seeds = arena.seeds(phase)
+    seeds = comparison.seeds(phase)
     if len(seeds) >= MIN_SEEDS:
         return []
     return [
@@ -102,7 +102,7 @@ def warnings(arena: ArenaConfig, *, phase: Phase) -> list[str]:
 
 
 def _setting_runs(
-    arena: ArenaConfig,
+    comparison: ComparisonConfig,
     values: Mapping[str, Any],
     family: FamilyConfig,
     base: VariantConfig,
@@ -115,17 +115,17 @@ def _setting_runs(
     setting = Setting(family=family.name, base=base.name, training_set=training_set.name, algorithm=algorithm.name)
     base_values = merged(values, base.set)
     shared = base_values
-    for changes in (training_set.set, arena.phases.get(phase, {}), algorithm.set):
+    for changes in (training_set.set, comparison.phases.get(phase, {}), algorithm.set):
         shared = merged(shared, changes)
     configs: dict[str, dict[str, Any]] = {}
-    for arm in arena.arms:
+    for arm in comparison.arms:
         if not arm.runs_with(algorithm.name):
             continue
-        configs[arm.name] = merged(shared, _of_arm(arena, arm, algorithm.name))
+        configs[arm.name] = merged(shared, _of_arm(comparison, arm, algorithm.name))
     _check_equal_means(setting, {name: _parsed(each, f"{setting}/{name}") for name, each in configs.items()})
     train_test = {"prompts": {"eval": merged(_taken(shared, training_set), training_set.test)}}
     runs = []
-    for seed in arena.seeds(phase):
+    for seed in comparison.seeds(phase):
         for name, each in configs.items():
             seeded = {**each, "seed": seed}
             runs.append(
@@ -148,8 +148,8 @@ def _taken(values: Mapping[str, Any], training_set: TrainingSetConfig) -> dict[s
     return {name: train[name] for name in training_set.test_takes if name in train}
 
 
-def _of_arm(arena: ArenaConfig, arm: ArmConfig, algorithm: str) -> dict[str, Any]:
-    budget = {"token_budget": arena.token_budget, "prefill_price": arena.prefill_price}
+def _of_arm(comparison: ComparisonConfig, arm: ArmConfig, algorithm: str) -> dict[str, Any]:
+    budget = {"token_budget": comparison.token_budget, "prefill_price": comparison.prefill_price}
     return merged(merged(budget, arm.set), arm.by_algorithm.get(algorithm, {}))
 
 

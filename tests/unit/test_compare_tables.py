@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from arena_records import failed, record, setting
+from compare_records import failed, record, setting
 
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.comparison import compare_arms

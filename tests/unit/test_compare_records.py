@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from arena_records import failed, record, setting
+from compare_records import failed, record, setting
 from pydantic import ValidationError
 
 from gvm_ray.exceptions import DataError

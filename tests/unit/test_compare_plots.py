@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from arena_records import failed, record, setting
+from compare_records import failed, record, setting
 
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.plots import plot_curves, write_plots

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arena_records import record
-from arena_settings import ARENA, RUN_TOML
+from compare_records import record
+from compare_settings import COMPARISON, RUN_TOML
 
-from gvm_ray.config import ArenaConfig
+from gvm_ray.config import ComparisonConfig
 from gvm_ray.exceptions import ConfigError, DataError, SystemFailure
 from gvm_ray.lab.compare import compare as comparing
 from gvm_ray.lab.compare.compare import ComparisonFolder, report, settings_without
-from gvm_ray.lab.compare.plan import PlannedRun, planned_runs
 from gvm_ray.lab.compare.records import RunRecord, write_csv, write_record
+from gvm_ray.lab.compare.runs import PlannedRun, planned_runs
 from gvm_ray.lab.compare.slot import CurveLog, ManyTests
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.types import Metrics
@@ -30,12 +30,12 @@ class Hand:
         return self.now
 
 
-def arena(tmp_path: Path, **changes: Any) -> ArenaConfig:
+def comparison(tmp_path: Path, **changes: Any) -> ComparisonConfig:
     (tmp_path / "run.toml").write_text(RUN_TOML)
-    return ArenaConfig.model_validate(ARENA | {"runs_dir": str(tmp_path / "runs")} | changes)
+    return ComparisonConfig.model_validate(COMPARISON | {"runs_dir": str(tmp_path / "runs")} | changes)
 
 
-def runs_of(tmp_path: Path, config: ArenaConfig) -> list[PlannedRun]:
+def runs_of(tmp_path: Path, config: ComparisonConfig) -> list[PlannedRun]:
     return planned_runs(config, folder=tmp_path, phase="exploration")
 
 
@@ -45,8 +45,8 @@ def record_of(run: PlannedRun, **fields: Any) -> RunRecord:
 
 
 def test_a_run_is_known_by_its_settings_from_its_record_or_the_csv_files(tmp_path: Path) -> None:
-    config = arena(tmp_path)
-    folder = ComparisonFolder.of(config, arena_folder=tmp_path, phase="exploration")
+    config = comparison(tmp_path)
+    folder = ComparisonFolder.of(config, config_folder=tmp_path, phase="exploration")
     first, second, third, *_ = runs = runs_of(tmp_path, config)
     assert folder.known(runs) == {}
     write_record(folder.records, record_of(first))
@@ -59,7 +59,7 @@ def test_a_run_is_known_by_its_settings_from_its_record_or_the_csv_files(tmp_pat
 
 
 def test_a_sitting_that_leaves_out_the_baseline_is_noticed_before_its_runs(tmp_path: Path) -> None:
-    runs = runs_of(tmp_path, arena(tmp_path))
+    runs = runs_of(tmp_path, comparison(tmp_path))
     pool = [run for run in runs if run.arm == "pool"]
     assert settings_without("uniform", runs, {}) == []
     assert set(settings_without("uniform", pool, {})) == {str(run.setting) for run in runs}
@@ -68,17 +68,17 @@ def test_a_sitting_that_leaves_out_the_baseline_is_noticed_before_its_runs(tmp_p
     assert settings_without("uniform", pool, {run.name: record_of(run) for run in runs}) == []
 
 
-def test_results_may_lie_with_the_arena(tmp_path: Path) -> None:
-    beside = ComparisonFolder.of(arena(tmp_path, results_dir="kept"), arena_folder=tmp_path, phase="confirmation")
+def test_results_may_lie_with_its_file(tmp_path: Path) -> None:
+    beside = ComparisonFolder.of(comparison(tmp_path, results_dir="kept"), config_folder=tmp_path, phase="confirmation")
     assert beside.results == tmp_path / "kept" / "confirmation"
-    assert ComparisonFolder.of(arena(tmp_path), arena_folder=tmp_path, phase="exploration").results == (
+    assert ComparisonFolder.of(comparison(tmp_path), config_folder=tmp_path, phase="exploration").results == (
         tmp_path / "runs" / "mine" / "results" / "exploration"
     )
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        report(arena(tmp_path), arena_folder=tmp_path, phase="exploration")
+        report(comparison(tmp_path), config_folder=tmp_path, phase="exploration")
 
 
 class FakeSlot:
@@ -116,15 +116,15 @@ def slots(monkeypatch: pytest.MonkeyPatch) -> type[FakeSlot]:
     return FakeSlot
 
 
-def run_all(tmp_path: Path, config: ArenaConfig) -> list[str]:
+def run_all(tmp_path: Path, config: ComparisonConfig) -> list[str]:
     """What is said of each run."""
     said: list[str] = []
-    comparing.compare(config, arena_folder=tmp_path, phase="exploration", say=said.append)
+    comparing.compare(config, config_folder=tmp_path, phase="exploration", say=said.append)
     return [line for line in said if line.startswith("[")]
 
 
 def test_bases_come_first_then_every_run_once_and_failures_are_recorded(tmp_path: Path, slots: type[FakeSlot]) -> None:
-    config = arena(tmp_path, num_slots=3)
+    config = comparison(tmp_path, num_slots=3)
     runs = runs_of(tmp_path, config)
     said = run_all(tmp_path, config)
     assert sorted(name for _, kind, name in slots.started[:2] if kind == "base") == ["a", "b"]
@@ -133,7 +133,7 @@ def test_bases_come_first_then_every_run_once_and_failures_are_recorded(tmp_path
     )
     assert {number for number, _, _ in slots.started} == {0, 1, 2}
     assert [kind for _, kind, _ in slots.started[-3:]] == ["closed"] * 3
-    known = ComparisonFolder.of(config, arena_folder=tmp_path, phase="exploration").known(runs)
+    known = ComparisonFolder.of(config, config_folder=tmp_path, phase="exploration").known(runs)
     assert len(known) == len(runs) == len(said)
     failed = {name for name, each in known.items() if each.status == "failed"}
     assert failed == {run.name for run in runs if run.arm == "pool" and run.seed == 1}
@@ -145,7 +145,7 @@ def test_a_wrong_base_ends_the_comparison_with_its_error_before_any_run(
     tmp_path: Path, slots: type[FakeSlot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slots, "wrong_base", "b")
-    config = arena(tmp_path)
+    config = comparison(tmp_path)
     with pytest.raises(ConfigError, match="base b is wrong"):
         run_all(tmp_path, config)
     assert {kind for _, kind, _ in slots.started} == {"base", "closed"}

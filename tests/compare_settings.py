@@ -24,7 +24,7 @@ pilot_samples = 2
 type = "raft++"
 updates_per_batch = 2
 """
-ARENA: dict[str, Any] = {
+COMPARISON: dict[str, Any] = {
     "name": "mine",
     "token_budget": 1000,
     "prefill_price": 0.5,

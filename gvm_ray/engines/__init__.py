@@ -46,18 +46,22 @@ def create_engine(kind: EngineKind, model: ModelSpec, *, config: EngineConfig) -
     Raises:
         ConfigError, ModelError: the engine can't be made, or can't run the model.
     """
+    parameters: dict[str, Any] = {
+        "config": config,
+        "max_model_len": model.max_model_len,
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+    }
     match kind:
         case "vllm":
             from gvm_ray.engines.vllm import VLLMEngine
 
-            return VLLMEngine(model, config=config)
+            return VLLMEngine(model.path, **parameters, transfer=model.transfer)
         case "transformers":
             from gvm_ray.engines.transformers import TransformersEngine
 
-            return TransformersEngine(model, config=config)
+            return TransformersEngine(model.path, **parameters)
         case "custom":
-            sizes = {"config": config, "max_model_len": model.max_model_len}
-            parameters = {**sizes, "revision": model.revision, "trust_remote_code": model.trust_remote_code}
             return _custom_engine(config.path, model.path, parameters=parameters)
 
 

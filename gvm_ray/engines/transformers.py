@@ -13,7 +13,7 @@ from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.exceptions import ModelError, SystemFailure
 from gvm_ray.pretrained import load_end_token_ids, load_generation_config, load_tokenizer
-from gvm_ray.types import Completion, ModelSpec, SampleRequest, SamplingParameters
+from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 
 # Ended rows are removed once at most this share is running: copying the cache costs more than a few useless rows.
 _KEPT_SHARE = 0.9
@@ -57,28 +57,35 @@ class TransformersEngine:
     Waiting rows start when the whole batch has ended.
     """
 
-    def __init__(self, model: ModelSpec, *, config: EngineConfig) -> None:
-        path, revision, trust_remote_code = model.path, model.revision, model.trust_remote_code
-        self._tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        config: EngineConfig,
+        max_model_len: int,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if config.gpus_per_generator and torch.cuda.is_available() else "cpu")
-        self._end_token_ids = load_end_token_ids(path, tokenizer=self._tokenizer, revision=revision)
-        self._open = OpenRequests(self._tokenizer, end_token_ids=self._end_token_ids, max_model_len=model.max_model_len)
+        self._end_token_ids = load_end_token_ids(model_path, tokenizer=self._tokenizer, revision=revision)
+        self._open = OpenRequests(self._tokenizer, end_token_ids=self._end_token_ids, max_model_len=max_model_len)
         self._waiting: deque[_Row] = deque()
         self._batch: _Batch | None = None
         self._max_num_seqs = config.max_num_seqs
         self._policy_version = -1
         transformers_logging.disable_progress_bar()
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path,
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                model_path,
                 revision=revision or "main",
                 dtype=getattr(torch, config.dtype),
                 trust_remote_code=trust_remote_code,
-                generation_config=load_generation_config(path, revision=revision)[0],
+                generation_config=load_generation_config(model_path, revision=revision)[0],
             )
         except (OSError, ValueError) as error:
-            raise ModelError(f"transformers can't run {path!r}: {error}") from error
-        self._model = loaded.to(self._device).eval()
+            raise ModelError(f"transformers can't run {model_path!r}: {error}") from error
+        self._model = model.to(self._device).eval()
 
     @property
     def policy_version(self) -> int:

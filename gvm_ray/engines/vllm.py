@@ -14,7 +14,7 @@ from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
 from gvm_ray.maths.checksum import TensorChecksum
 from gvm_ray.model_files import tensor_names, ties_embeddings
 from gvm_ray.pretrained import load_end_token_ids, load_model_config, load_tokenizer
-from gvm_ray.types import Completion, ModelSpec, SampleRequest, SamplingParameters
+from gvm_ray.types import Completion, SampleRequest, SamplingParameters, WeightTransfer
 
 _CHECKSUM = "_gvm_ray_checksum"  # attribute of a worker during an update
 
@@ -128,26 +128,34 @@ _CPU_BATCHED_TOKENS = 8192  # prompt tokens of one forward pass
 class VLLMEngine:
     """The vLLM engine: protocols `Engine` and `ReceivesWeights` on top of vLLM's LLMEngine."""
 
-    def __init__(self, model: ModelSpec, *, config: EngineConfig) -> None:
-        path, revision, trust_remote_code = model.path, model.revision, model.trust_remote_code
-        self._tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
-        self._end_token_ids = load_end_token_ids(path, tokenizer=self._tokenizer, revision=revision)
-        self._open = OpenRequests(self._tokenizer, end_token_ids=self._end_token_ids, max_model_len=model.max_model_len)
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        config: EngineConfig,
+        max_model_len: int,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        transfer: WeightTransfer = "object_store",
+    ) -> None:
+        self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
+        self._end_token_ids = load_end_token_ids(model_path, tokenizer=self._tokenizer, revision=revision)
+        self._open = OpenRequests(self._tokenizer, end_token_ids=self._end_token_ids, max_model_len=max_model_len)
         self._in_process = config.tensor_parallel_size == 1
         self._policy_version = -1
         self._asleep: set[str] = set()  # memory that has left the GPU, by vLLM's names
-        model_config = load_model_config(path, revision=revision, trust_remote_code=trust_remote_code)
+        model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._tied = ties_embeddings(model_config)  # a tied head is sent under one name, whatever names the files have
-        self._names = tensor_names(path) - ({"lm_head.weight"} if self._tied else set())
+        self._names = tensor_names(model_path) - ({"lm_head.weight"} if self._tied else set())
         arguments = EngineArgs(
-            model=path,
+            model=model_path,
             revision=revision,
             trust_remote_code=trust_remote_code,
             skip_tokenizer_init=True,  # token ids in, token ids out
             generation_config="vllm",  # use only the run's sampling settings, not the model's recommended ones
             dtype=config.dtype,
             seed=0,  # of the engine's own random state; samples don't depend on it
-            max_model_len=model.max_model_len,
+            max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,
             # The default in an actor with a placement group is Ray's executor, which would request its own bundles.
@@ -159,16 +167,14 @@ class VLLMEngine:
             gpu_memory_utilization=config.gpu_memory_utilization,
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            weight_transfer_config=None
-            if model.transfer == "object_store"
-            else WeightTransferConfig(backend=model.transfer),
+            weight_transfer_config=None if transfer == "object_store" else WeightTransferConfig(backend=transfer),
         )
         if current_platform.is_cpu():
             _set_up_cpu(arguments, config=config, model_config=model_config)
         try:
             self.llm_engine = LLMEngine.from_engine_args(arguments)  # vLLM's own
         except ValueError as error:
-            raise ModelError(f"vLLM can't run {path!r}: {error}") from error
+            raise ModelError(f"vLLM can't run {model_path!r}: {error}") from error
         self.llm_engine.set_weight_version(str(self._policy_version))
         self._head_apart = all(self.llm_engine.collective_rpc(has_output_head))
         self._receiver = VLLMWeightReceiver(self.llm_engine, names=self._names)

@@ -7,7 +7,7 @@ import pytest
 from tiny_models import build_tiny_model, changed_weights, make_prompt
 
 from gvm_ray.config.run import EngineConfig
-from gvm_ray.types import ModelSpec, SamplingParameters
+from gvm_ray.types import SamplingParameters
 from tests.builders import sample_request
 
 pytest.importorskip("vllm")
@@ -49,7 +49,7 @@ def test_weights_come_back_before_they_are_replaced_and_the_cache_before_request
 
     monkeypatch.setattr(vllm.LLMEngine, "from_engine_args", FakeLLMEngine)
     path = build_tiny_model(tmp_path, tied=True)
-    engine = vllm.VLLMEngine(ModelSpec(path=path, max_model_len=64), config=ON_GPUS)
+    engine = vllm.VLLMEngine(path, config=ON_GPUS, max_model_len=64)
     fake: Any = engine.llm_engine
     assert fake.arguments.enable_sleep_mode
     assert fake.arguments.distributed_executor_backend == "mp"
@@ -89,7 +89,5 @@ def test_sleep_mode_is_off_where_nothing_sleeps(
 
     monkeypatch.setattr(vllm.LLMEngine, "from_engine_args", FakeLLMEngine)
     config = ON_GPUS.model_copy(update=changes)
-    engine: Any = vllm.VLLMEngine(
-        ModelSpec(path=build_tiny_model(tmp_path, tied=True), max_model_len=64), config=config
-    )
+    engine: Any = vllm.VLLMEngine(build_tiny_model(tmp_path, tied=True), config=config, max_model_len=64)
     assert not engine.llm_engine.arguments.enable_sleep_mode

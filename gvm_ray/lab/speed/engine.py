@@ -41,8 +41,7 @@ class BareVLLM:
     def __init__(self, model_path: str, config: EngineConfig) -> None:
         from gvm_ray.engines.vllm import VLLMEngine
 
-        model = ModelSpec(path=model_path, max_model_len=_MAX_MODEL_LEN)
-        self._engine: Any = VLLMEngine(model, config=config).llm_engine
+        self._engine: Any = VLLMEngine(model_path, config=config, max_model_len=_MAX_MODEL_LEN).llm_engine
 
     def run(self, prompts: Sequence[list[int]], num_samples: int) -> tuple[int, float]:
         """Draw `num_samples` samples of each prompt; return (tokens, seconds)."""

@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes: seconds in which each kind of work was under way."""
+"""A clock for the wall time of a run: seconds in which each kind of work was under way."""
 
 import time
 from collections.abc import Callable, Iterator

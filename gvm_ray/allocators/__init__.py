@@ -1,4 +1,4 @@
-"""Who gets how many samples: one file per strategy, its settings beside it."""
+"""Allocators: the number of samples of each prompt. One file per strategy, its settings beside it."""
 
 from typing import Annotated
 

@@ -50,7 +50,7 @@ def _estimator(options: argparse.Namespace) -> int:
 
 
 def describe_estimator(estimator: EstimatorConfig) -> str:
-    """What would be measured, in words."""
+    """The measurement that the settings ask for, in words."""
     num_warm_up = estimator.num_warm_up_prompts if estimator.warm_up_steps else 0
     return (
         f"{estimator.num_repeats} repeats of each, on {estimator.num_samples} samples of {estimator.num_prompts} "

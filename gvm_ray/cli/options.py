@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Commands(Protocol):
-    """What `ArgumentParser.add_subparsers` gives."""
+    """The result of `ArgumentParser.add_subparsers`."""
 
     def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser: ...
 

@@ -1,4 +1,4 @@
-"""Where a run's actors lie: the Ray cluster, GPUs that are shared or not, and how new weights travel between them."""
+"""Settings of the Ray cluster, of the placement on its GPUs, and of the weight transfer between them."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal

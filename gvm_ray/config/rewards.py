@@ -1,4 +1,4 @@
-"""What a response is worth, and the environment that answers the policy between its turns."""
+"""Settings of rewards, and of the environment that answers the policy between its turns."""
 
 from typing import Annotated, Literal
 

@@ -138,24 +138,22 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute importance weight x surrogate + kl_coefficient x KL - entropy_coefficient x entropy for each token.
 
-    The surrogate is the given one, or `clipped_surrogate`, or without `ratio` the plain likelihood -A x logprobs. All
-    log-probs are [B, T]: `old_logprobs` are the learner's own from before the batch's first update, `engine_logprobs`
-    those with which the tokens were sampled, `ref_logprobs` the reference policy's. `mask` is True at response tokens.
-    `importance` defines the weight, learner over engine, from `old_logprobs` and `engine_logprobs`; None leaves it out.
+    The surrogate is the given one, or `clipped_surrogate`, or without `ratio` the likelihood -A x logprobs. Log-probs are
+    [B, T]: `old_logprobs` the learner's from before the batch's first update, `engine_logprobs` those of sampling,
+    `ref_logprobs` the reference's; `mask` is True at response tokens. `importance` weights learner over engine, or None.
 
     Returns:
-        Losses [B, T], and detached diagnostics [B, T]: "ratio", "clip_fraction" (1 where the clip removed the gradient;
-        absent with a given surrogate), "kl" if kl_coefficient > 0, and the diagnostics of `importance_weights`.
+        Losses [B, T] and detached diagnostics [B, T]: "ratio"; without a given surrogate "clip_fraction" (1 where the clip
+        removed the gradient); "kl" if kl_coefficient > 0; and those of `importance_weights`.
 
-    Raises:
-        ValueError: the input of a requested term is None.
+    Raises ValueError where the input of a requested term is None.
     """
-    if surrogate is not None:
+    bounds: _Bounds = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
+    if surrogate is None:
+        loss, diagnostics = _surrogate(logprobs, old_logprobs, advantages, ratio=ratio, bounds=bounds)
+    else:
         loss = surrogate(logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
         diagnostics = {"ratio": _ratio(logprobs, old_logprobs).detach()}
-    else:
-        bounds: _Bounds = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
-        loss, diagnostics = _surrogate(logprobs, old_logprobs, advantages, ratio=ratio, bounds=bounds)
     if importance is not None:
         engine_logprobs = _required(engine_logprobs, "engine_logprobs", f"importance level {importance.level!r}")
         weights, measured = importance_weights(old_logprobs, engine_logprobs, correction=importance, mask=mask)

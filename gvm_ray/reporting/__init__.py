@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, each step's numbers, plots and a summary."""
+"""Records of a run: its folder, each step's numbers, plots and a summary."""
 
 from gvm_ray.reporting.plots import plot_accuracy, plot_allocation, write_plots
 from gvm_ray.reporting.reporter import REQUIRED_KEYS, Callback, CallbackSink, MetricsSink, Reporter

@@ -1,4 +1,4 @@
-"""What a run takes, before it starts: its actors, which of them share a GPU, and what fills that GPU's memory.
+"""The resources of a run, before it starts: its actors, those that share a GPU, and the contents of its memory.
 
 Arithmetic on settings and the model's widths: no cluster is asked and no large library imported. Whether the cluster
 has as many CPUs and GPUs is seen when the run connects to it.

@@ -1,4 +1,4 @@
-"""Where prompts come from: sources, templates, the set of a run and its stream."""
+"""Prompts: their sources and templates, the set of a run and its stream."""
 
 from gvm_ray.tasks.prompt_set import PromptReport, PromptSets, SourceReport, demonstrations, load_prompts, load_tasks
 from gvm_ray.tasks.prompt_stream import ShuffledPrompts

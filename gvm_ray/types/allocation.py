@@ -1,4 +1,4 @@
-"""What an allocator decides, and what it says of it."""
+"""An allocator's decisions, and its report of a finished step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Allocation:
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorTerms:
-    """What a finished step's allocation changes in the estimator of the gradient; a prompt without an entry keeps the
+    """Changes that a finished step's allocation makes in the gradient estimator; a prompt without an entry keeps the
     algorithm's own."""
 
     num_prompts: int  # that the estimator averages over
@@ -47,7 +47,7 @@ class EstimatorTerms:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AllocationReport:
-    """What an allocator says of one finished step."""
+    """An allocator's report of one finished step."""
 
     estimator: EstimatorTerms
     metrics: Metrics = field(default_factory=dict)  # allocation/min|max|zero|total, and the estimates behind them

@@ -1,8 +1,9 @@
-"""Sizes of files and functions, counted.
+"""Sizes of files and functions, counted, and the first words of docstrings.
 
 What outgrows these bounds is several things and wants several names; what is small and has one user belongs to it.
 """
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ ROOT = Path(__file__).parents[2]
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 MAX_LOOP_FUNCTION_LINES = 40
+
+# A docstring begins with the noun or verb that a reader searches for.
+INDIRECT = {"What", "Who", "Whose", "Which", "How", "Where", "Likewise"}
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 FILES = sorted(path for folder in ("gvm_ray", "examples", "tests") for path in (ROOT / folder).rglob("*.py"))
 
@@ -34,3 +39,10 @@ def test_file_and_its_functions_are_short(path: Path) -> None:
 
 def test_a_small_module_has_several_users() -> None:
     assert small_and_lonely() == [], "fewer than 40 lines and two importers: move them to where they are used"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gvm_ray").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_begin_with_a_noun_or_a_verb(path: Path) -> None:
+    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, DOCUMENTED)]
+    first_words = [(ast.get_docstring(node) or "-").split(maxsplit=1)[0] for node in nodes]
+    assert not INDIRECT & set(first_words)

@@ -1,1 +1,1 @@
-"""How good the gradient estimate of each allocator and weighting is at one fixed policy, against the true gradient."""
+"""Errors of the gradient estimate of each allocator and weighting, at a fixed policy, against the true gradient."""

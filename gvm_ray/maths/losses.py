@@ -138,13 +138,13 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute importance weight x surrogate + kl_coefficient x KL - entropy_coefficient x entropy for each token.
 
-    The surrogate is the given one, or `clipped_surrogate`, or without `ratio` the likelihood -A x logprobs. Log-probs are
+    The surrogate is the given one, or `clipped_surrogate`, or without `ratio` the likelihood -A x logprobs. Tensors are
     [B, T]: `old_logprobs` the learner's from before the batch's first update, `engine_logprobs` those of sampling,
-    `ref_logprobs` the reference's; `mask` is True at response tokens. `importance` weights learner over engine, or None.
+    `ref_logprobs` the reference's; `mask` is True at response tokens. `importance` weights learner over engine.
 
     Returns:
-        Losses [B, T] and detached diagnostics [B, T]: "ratio"; without a given surrogate "clip_fraction" (1 where the clip
-        removed the gradient); "kl" if kl_coefficient > 0; and those of `importance_weights`.
+        Losses [B, T] and detached diagnostics [B, T]: "ratio"; without a given surrogate "clip_fraction" (1 where the
+        clip removed the gradient); "kl" if kl_coefficient > 0; and those of `importance_weights`.
 
     Raises ValueError where the input of a requested term is None.
     """

@@ -17,7 +17,6 @@ from gvm_ray.types.arrays import (
     Metrics,
     Pooling,
 )
-from gvm_ray.types.model import ModelSpec
 from gvm_ray.types.rollouts import (
     Completion,
     FinishReason,
@@ -48,6 +47,7 @@ from gvm_ray.types.transfer import (
     FinishUpdate,
     JoinWorld,
     LiveWeights,
+    ModelSpec,
     ReceiveWeights,
     StartUpdate,
     TransferMember,

@@ -113,7 +113,7 @@ def test_a_peer_that_takes_long_is_told_of(tmp_path: Path, monkeypatch: pytest.M
 def test_a_peer_that_fails_or_is_not_there_is_named(tmp_path: Path) -> None:
     case = end_to_end.Case(model=tmp_path, prompts=tmp_path / "prompts.jsonl", num_steps=7)
     python = fake_python(tmp_path / "failing", "echo out", "echo 'no module named trl' >&2", "exit 3")
-    with pytest.raises(SystemFailure, match=r"TRL's run in .*failing' failed: no module named trl; trl_grpo\.py says"):
+    with pytest.raises(SystemFailure, match=r"TRL's run in .*failing' failed: no module named trl; see trl_grpo\.py"):
         end_to_end.run_trl(python, case)
     with pytest.raises(ConfigError, match="--trl-python '/nowhere/python' can't be run"):
         end_to_end.run_trl("/nowhere/python", case)

@@ -264,7 +264,7 @@ def test_reasoning_gym_tasks_carry_the_entry_that_their_scorer_needs():
         ("chain_summ", {}, "no task 'chain_summ'; did you mean 'chain_sum'"),
         ("chain_sum", {"bogus": 1}, "refuses parameters {'bogus': 1}.*it knows min_terms, max_terms"),
         ("chain_sum", {"min_terms": -1}, "min_terms must be positive"),
-        ("chain_sum", {"size": 3}, r"hold \['size'\]; write them beside parameters"),
+        ("chain_sum", {"size": 3}, r"contain \['size'\]; write them beside parameters"),
     ],
 )
 def test_reasoning_gym_mistakes(task, parameters, complaint):

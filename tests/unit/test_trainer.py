@@ -1,7 +1,7 @@
 """A run step by step: each update waits for its permission, and leaving early ends the run without another one."""
 
 import asyncio
-import signal
+import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -137,14 +137,34 @@ def test_a_failure_of_the_run_reaches_the_caller(monkeypatch: pytest.MonkeyPatch
 
 def test_an_interrupted_step_is_given_up(train: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C comes while the caller waits for a step, which then must not go on."""
+    has_begun = threading.Event()
 
     async def slow(self: FakeLearners, batch: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        await asyncio.sleep(60)
+        has_begun.set()
+        await asyncio.sleep(600)
 
-    monkeypatch.setattr(FakeLearners, "update", slow)
-    with pytest.raises(KeyboardInterrupt), Trainer(run_config()) as trainer:
-        trainer.step()
+    class Interrupted:
+        """A wait that Ctrl-C ends once the update is under way."""
+
+        def result(self) -> None:
+            assert has_begun.wait(timeout=60)
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    def wait(coroutine: Any, loop: asyncio.AbstractEventLoop) -> Interrupted:
+        loop.call_soon_threadsafe(loop.create_task, coroutine)
+        return Interrupted()
+
+    trainer = Trainer(run_config())
+
+    def interrupted() -> None:
+        with trainer:
+            monkeypatch.setattr(FakeLearners, "update", slow)
+            monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", wait)
+            trainer.step()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert num_updates(train) == 0
     assert trainer.step() is None
 

@@ -162,7 +162,7 @@ def test_other_weights_than_were_sent_are_never_sampled_from() -> None:
 
 async def _fail_in_receive(generator: Generator) -> None:
     generator.engine.fail_receive = True
-    with pytest.raises(TransferBroken, match="halfway into generator-3: RuntimeError: the connection was lost"):
+    with pytest.raises(TransferBroken, match="to generator-3 stopped halfway: RuntimeError: the connection was lost"):
         await generator.take(*ALL)
 
 

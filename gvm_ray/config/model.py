@@ -106,10 +106,13 @@ class LearnerConfig(Settings):
     dtype: DType = "float32"  # of the forward and backward pass; master weights and reductions stay float32
     # Prompt and response tokens of one forward pass on one rank, with the padding where micro-batches are padded.
     micro_batch_tokens: Count = 16384
-    # How samples stand in a micro-batch: as rows, padded to the longest, or packed end to end without padding. "auto"
-    # packs where the attention kernels compute each sample's part alone; on "sdpa" a packed micro-batch costs what one
-    # sample as long as all of it would.
-    packing: Literal["auto", "packed", "padded"] = "auto"
+    # How samples stand in a micro-batch: as rows, "padded" to the longest; "packed" end to end without padding; or
+    # "shared", packed with each prompt once and the responses to it behind it. "auto" shares prompts that several
+    # samples have, where a trial finds that the model's attention can do it, and else packs where the attention kernels
+    # compute each sample's part alone; on "sdpa" a packed micro-batch costs what one sample as long as all of it would.
+    # Passes that measure samples' gradient norms have every sample apart in any case. flash-attn shares nothing, nor
+    # does "auto" with `compile`.
+    packing: Literal["auto", "shared", "packed", "padded"] = "auto"
     # PyTorch's scaled_dot_product_attention; or, on GPUs and in bfloat16, PyTorch's torch.nn.attention.varlen, for
     # packed micro-batches only, or the package flash-attn (`make flash-attn`). "auto" takes flash-attn where it is
     # installed and can run, and else "sdpa".
@@ -137,6 +140,11 @@ class LearnerConfig(Settings):
             )
         if self.attention == "varlen" and self.packing == "padded":
             raise ValueError("attention='varlen' runs on packed micro-batches only; leave packing='padded' out")
+        if self.attention == "flash_attention_2" and self.packing == "shared":
+            raise ValueError(
+                "packing='shared' needs attention='varlen' or 'sdpa', and this is 'flash_attention_2'; write one of "
+                "these, or packing='packed'"
+            )
         return self
 
 

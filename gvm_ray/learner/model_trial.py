@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LENGTHS = ((3, 5), (5, 3), (2, 6))  # prompt and response tokens of the samples
 _SHARED_LENGTHS = ((3, (5, 1, 4)), (5, (3,)), (2, (6, 7)))  # prompt tokens, and those of its responses
+_ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}  # as transformers names layers
 _PROBE_VOCABULARY = 32
 _LARGEST_DIFFERENCE = 2e-3  # nats that rounding makes between two layouts of a deep model
 _LARGEST_SHARE = 1e-2  # that it makes of a gradient norm
@@ -179,8 +180,8 @@ def _sharing_refusal(policy: "PolicyModule", path: str | Path) -> str | None:
     """Why the responses to a prompt can't have it in common; None where a few random tokens show no difference."""
     causal_lm, device = policy.causal_lm, torch.device("cpu")
     told = f"the layers of {str(path)!r} ({type(causal_lm).__name__}) can't share prompts"
-    if getattr(causal_lm.config, "attn_temperature_tuning", False):  # Llama 4's, far beyond a few tokens
-        return f"{told}, for some of them count positions on their own"
+    if reading := _reads_by_place(causal_lm):
+        return f"{told}, for they have {reading}"
     prompts, samples = _random_samples(policy, lengths=[(prompt, 1) for prompt, _ in _SHARED_LENGTHS]), []
     for prompt, (_, lengths) in zip(prompts, _SHARED_LENGTHS, strict=True):
         responses = _random_samples(policy, lengths=[(1, length) for length in lengths], seed=len(samples) + 1)
@@ -195,6 +196,20 @@ def _sharing_refusal(policy: "PolicyModule", path: str | Path) -> str | None:
     if not difference <= _LARGEST_DIFFERENCE:
         return f"{told}, log-probs would differ by up to {difference:.2g} nats"
     return None
+
+
+def _reads_by_place(causal_lm: Any) -> str | None:
+    """What a model has, as far as that is known, that goes by places in a row instead of positions.
+
+    The trial finds it too, but for what takes effect beyond a few tokens, or very little with random weights.
+    """
+    config = causal_lm.config
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_TYPES)
+    if others:
+        return f"layers of type {others[0]!r}"
+    if any(isinstance(module, nn.Conv1d) for module in causal_lm.modules()):  # state spaces and linear attention
+        return "convolutions"
+    return "scores scaled by place" if getattr(config, "attn_temperature_tuning", False) else None  # Llama 4
 
 
 class _Output:

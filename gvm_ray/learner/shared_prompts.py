@@ -1,8 +1,8 @@
 """Rows in which a prompt stands once, with its responses behind it; and the attention inside such a row.
 
 A prompt attends to itself, a response to its prompt and to itself, both causally, and positions go on from the prompt's
-last in each of its responses. Segments (prompts and responses) of like sizes are padded to a tile, and a tile is one
-call of scaled_dot_product_attention: what is padded is attention alone, everything else works on the row as it is.
+last in each of its responses. Attention is computed in tiles of like sizes, padded, each of which is one call of
+scaled_dot_product_attention: what is padded is attention alone, everything else works on the row as it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,13 +27,17 @@ _KEPT_KEYS = 3  # copies of keys and values that are kept for the backward pass,
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tile:
-    """b segments of T queries, padded on their right; each has S keys, its prompt's on their right, then its own."""
+    """b sequences of T queries, padded on their right, and S keys each.
+
+    Causal, queries and keys are the same (T = S). Else they are a response's queries and, as keys, its prompt, padded
+    on its right, and the response.
+    """
 
     shape: tuple[int, int, int]  # b, T, S
     query_positions: Tensor  # [b, T] or, where all are the same, [1, T]
     key_positions: Tensor  # [b, S] or [1, S]
     inside: Tensor  # [b, S] or [1, S] bool, False at the padding of prompts
-    causal: bool  # T = S, and nothing but later keys is hidden
+    causal: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,21 +56,15 @@ class SharedRow:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Segment:
-    """A prompt, or a response behind its prompt, of at least one token."""
+class _Sequence:
+    """Places in the row of tokens that attend, causally, to those of a prompt and to themselves."""
 
-    start: int
-    length: int
-    prompt_start: int = 0
-    prompt_length: int = 0  # 0 of a prompt itself
+    prompt: NDArray[np.int64]  # may be none
+    own: NDArray[np.int64]  # at least one
 
     @property
-    def num_keys(self) -> int:
-        return self.prompt_length + self.length
-
     def keys(self) -> NDArray[np.int64]:
-        prompt = np.arange(self.prompt_start, self.prompt_start + self.prompt_length)
-        return np.concatenate([prompt, np.arange(self.start, self.start + self.length)])
+        return np.concatenate([self.prompt, self.own])
 
 
 def shared_row(
@@ -79,67 +77,84 @@ def shared_row(
         response_lengths: for each prompt, tokens of its responses; one without tokens takes no place.
         device: of the tensors.
     """
-    segments, start = [], 0
-    for prompt_length, lengths in zip(prompt_lengths, response_lengths, strict=True):
-        prompt = _Segment(start=start, length=prompt_length)
-        start += prompt_length
-        segments.append(prompt)
-        for length in lengths:
-            if length:
-                behind = {"prompt_start": prompt.start, "prompt_length": prompt_length}
-                segments.append(_Segment(start=start, length=length, **behind))
-            start += length
-    tiles = [_tile(members, device=device) for members in _divide(segments)]
+    segments, attending = _sequences(prompt_lengths, response_lengths)
+    num_tokens = sum(len(segment.own) for segment in segments)
+    tiles = [_tile(members, device=device) for members in _divide(attending)]
     query_index = np.concatenate([queries for _, queries, _ in tiles])
-    places = np.empty(start, dtype=np.int64)
-    places[query_index[::-1]] = np.arange(len(query_index))[::-1]  # padding repeats a token that stands before it
-    positions = np.concatenate([np.arange(s.prompt_length, s.num_keys) for s in segments])
-    lengths, keys = [s.length for s in segments], [s.num_keys for s in segments]
+    places = np.empty(num_tokens, dtype=np.int64)
+    places[query_index[::-1]] = np.arange(len(query_index))[::-1]  # of a token that comes again, as padding, the first
+    lengths, keys = [len(segment.own) for segment in segments], [len(segment.keys) for segment in segments]
     arrays = {
-        "position_ids": positions[np.newaxis],
+        "position_ids": np.concatenate([len(s.prompt) + np.arange(len(s.own)) for s in segments])[np.newaxis],
         "query_index": query_index,
         "key_index": np.concatenate([index for _, _, index in tiles]),
         "places": places,
         "segment_ends": np.array([0, *accumulate(lengths)], dtype=np.int32),
-        "segment_keys": np.concatenate([s.keys() for s in segments]),
+        "segment_keys": np.concatenate([segment.keys for segment in segments]),
         "segment_key_ends": np.array([0, *accumulate(keys)], dtype=np.int32),
     }
     tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return SharedRow(tiles=tuple(tile for tile, _, _ in tiles), longest=(max(lengths), max(keys)), **tensors)
 
 
-def _divide(segments: Sequence[_Segment]) -> list[list[_Segment]]:
-    """Segments by tile: of like sizes, and prompts apart from responses."""
-    tiles: list[list[_Segment]] = []
-    padded_to, exact = (0, 0), 0
-    for segment in sorted(segments, key=lambda s: (s.prompt_length, s.length), reverse=True):
-        members = tiles[-1] if tiles else []
-        length, prompt_length = max(padded_to[0], segment.length), padded_to[1]
-        scores = (len(members) + 1) * length * (length + prompt_length)
-        exact += segment.length * segment.num_keys
-        joins = bool(members) and bool(segment.prompt_length) == bool(prompt_length)
-        joins = joins and scores <= _PADDED_SHARE * exact + _SPARE_SCORES
-        if joins and (segment.prompt_length == prompt_length or scores <= _MOST_MASKED_SCORES):
-            members.append(segment)
-            padded_to = (length, prompt_length)
+def _sequences(
+    prompt_lengths: Sequence[int], response_lengths: Sequence[Sequence[int]]
+) -> tuple[list[_Sequence], list[_Sequence]]:
+    """The row's segments, prompts and responses, in their order; and the sequences whose attention is computed.
+
+    A response that is longer than its prompt attends together with it: as one causal sequence the two take fewer
+    scores than its own to all keys, and no mask. That is the prompt's own attention, too.
+    """
+    none = np.zeros(0, dtype=np.int64)
+    segments: list[_Sequence] = []
+    attending: list[_Sequence] = []
+    start = 0
+    for prompt_length, lengths in zip(prompt_lengths, response_lengths, strict=True):
+        starts = [*accumulate(lengths, initial=start + prompt_length)]
+        prompt = np.arange(start, start + prompt_length)
+        responses = [
+            _Sequence(prompt=prompt, own=np.arange(first, first + length))
+            for first, length in zip(starts, lengths, strict=False)
+            if length
+        ]
+        alone = _Sequence(prompt=none, own=prompt)
+        together = [_Sequence(prompt=none, own=r.keys) for r in responses if len(r.own) >= prompt_length]
+        segments += [alone, *responses]
+        attending += [*(together or [alone]), *(r for r in responses if len(r.own) < prompt_length)]
+        start = starts[-1]
+    return segments, attending
+
+
+def _divide(sequences: Sequence[_Sequence]) -> list[list[_Sequence]]:
+    """Sequences by tile: of like sizes, and those with a prompt's keys apart from the others."""
+    tiles: list[list[_Sequence]] = []
+    longest, exact = 0, 0
+    for sequence in sorted(sequences, key=lambda s: (len(s.prompt), len(s.own)), reverse=True):
+        members, length = tiles[-1] if tiles else [], len(sequence.own)
+        prompt_length = len(members[0].prompt) if members else 0  # the longest of them
+        padded = max(longest, length)
+        scores = (len(members) + 1) * padded * (padded + prompt_length)
+        exact += length * len(sequence.keys)
+        alike = bool(members) and bool(len(sequence.prompt)) == bool(prompt_length)
+        fits = len(sequence.prompt) == prompt_length or scores <= _MOST_MASKED_SCORES
+        if alike and fits and scores <= _PADDED_SHARE * exact + _SPARE_SCORES:
+            members.append(sequence)
+            longest = padded
         else:
-            tiles.append([segment])
-            padded_to, exact = (segment.length, segment.prompt_length), segment.length * segment.num_keys
+            tiles.append([sequence])
+            longest, exact = length, length * len(sequence.keys)
     return tiles
 
 
-def _tile(members: Sequence[_Segment], *, device: torch.device) -> tuple[Tile, NDArray[np.int64], NDArray[np.int64]]:
+def _tile(members: Sequence[_Sequence], *, device: torch.device) -> tuple[Tile, NDArray[np.int64], NDArray[np.int64]]:
     """A tile, and the places in the row of its queries and keys."""
-    lengths, prompt_lengths = (np.array([getattr(s, name) for s in members]) for name in ("length", "prompt_length"))
-    starts, prompt_starts = (np.array([getattr(s, name) for s in members]) for name in ("start", "prompt_start"))
-    length, prompt_length = int(lengths.max()), int(prompt_lengths.max())
-    own = starts[:, np.newaxis] + np.minimum(np.arange(length), lengths[:, np.newaxis] - 1)
-    slots = np.arange(prompt_length)
-    prompts = prompt_starts[:, np.newaxis] + np.minimum(slots, prompt_lengths[:, np.newaxis] - 1)
-    keys = np.concatenate([prompts, own], axis=1) if prompt_length else own
+    prompt_lengths = np.array([len(s.prompt) for s in members])
+    length, prompt_length = max(len(s.own) for s in members), int(prompt_lengths.max())
+    own = np.stack([_padded(s.own, length) for s in members])
+    keys = np.concatenate([np.stack([_padded(s.prompt, prompt_length) for s in members]), own], axis=1)
 
     distinct = prompt_lengths if (prompt_lengths != prompt_length).any() else prompt_lengths[:1]
-    own_positions = distinct[:, np.newaxis] + np.arange(length)
+    own_positions, slots = distinct[:, np.newaxis] + np.arange(length), np.arange(prompt_length)
     prompt_positions = np.broadcast_to(slots, (len(distinct), prompt_length))
     inside = np.concatenate([slots < distinct[:, np.newaxis], np.ones(own_positions.shape, dtype=np.bool_)], axis=1)
     arrays = {
@@ -150,6 +165,10 @@ def _tile(members: Sequence[_Segment], *, device: torch.device) -> tuple[Tile, N
     tensors: dict[str, Any] = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     shape = (len(members), length, prompt_length + length)
     return Tile(shape=shape, causal=not prompt_length, **tensors), own.reshape(-1), keys.reshape(-1)
+
+
+def _padded(places: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    return np.pad(places, (0, length - len(places)), mode="edge") if len(places) < length else places
 
 
 @dataclass(eq=False)

@@ -17,7 +17,6 @@ from gvm_ray.learner.shared_prompts import SharedRow, shared_row
 from gvm_ray.maths.packing import micro_batches, shared_micro_batches
 from gvm_ray.types import BoolArray, Demonstration, FloatArray, IntArray, RolloutGroup, TrainBatch
 
-
 _WORTHWHILE = 0.95  # sharing prompts leaves fewer than this share of the tokens
 
 
@@ -86,7 +85,7 @@ class SequenceBatch:
 
     @property
     def sample_indices(self) -> Tensor | None:
-        """[R, S] int64: which sample each packed token belongs to; None where each row is one. Not of shared prompts."""
+        """[R, S] int64: which sample each packed token belongs to; None where each row is one. Not of shared ones."""
         assert self.shared is None, "tokens of a shared prompt belong to several samples"
         if self.packed is None:
             return None

@@ -269,9 +269,14 @@ def shared_sdpa(
     if grouped and query.device.type != "cpu":  # with masks only the CPU's kernel takes fewer heads of keys as they are
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
         grouped = False
+    num_queries, num_keys = ([tile.shape[0] * tile.shape[place] for tile in row.tiles] for place in (1, 2))
     queries, keys, values = (
-        tensor[0].transpose(0, 1).index_select(0, index).split([tile.shape[0] * tile.shape[place] for tile in row.tiles])
-        for tensor, index, place in ((query, row.query_index, 1), (key, row.key_index, 2), (value, row.key_index, 2))
+        tensor[0].transpose(0, 1).index_select(0, index).split(sizes)
+        for tensor, index, sizes in (
+            (query, row.query_index, num_queries),
+            (key, row.key_index, num_keys),
+            (value, row.key_index, num_keys),
+        )
     )
     attended = []
     for index, (tile, *operands) in enumerate(zip(row.tiles, queries, keys, values, strict=True)):

@@ -108,9 +108,12 @@ class LearnerConfig(Settings):
     # Prompt and response tokens in one forward pass on one rank, including padding if micro-batches are padded.
     micro_batch_tokens: Count = 16384
     # The layout of a micro-batch: "padded" gives each sample a row, padded to the longest; "packed" puts samples end to
-    # end without padding. "auto" packs if the attention kernel computes each sample separately. With "sdpa", a packed
-    # micro-batch costs as much as one sample of its whole length.
-    packing: Literal["auto", "packed", "padded"] = "auto"
+    # end without padding; "shared" packs each prompt once, with its responses behind it. "auto" shares prompts that
+    # several samples have, if a trial shows that the model's attention can do it. Otherwise it packs if the attention
+    # kernel computes each sample separately: with "sdpa", a packed micro-batch costs as much as one sample of its whole
+    # length. Passes that measure gradient norms of samples never share. flash-attn doesn't share, nor does "auto" with
+    # `compile`.
+    packing: Literal["auto", "shared", "packed", "padded"] = "auto"
     # "sdpa" is PyTorch's scaled_dot_product_attention. On GPUs in bfloat16 there are also "varlen", PyTorch's
     # torch.nn.attention.varlen (packed micro-batches only), and the package flash-attn (`make flash-attn`). "auto"
     # takes flash-attn if it is installed and can run, else "sdpa".
@@ -140,6 +143,11 @@ class LearnerConfig(Settings):
             )
         if self.attention == "varlen" and self.packing == "padded":
             raise ValueError("attention='varlen' runs on packed micro-batches only; leave out packing='padded'")
+        if self.attention == "flash_attention_2" and self.packing == "shared":
+            raise ValueError(
+                "packing='shared' needs attention='varlen' or 'sdpa', not 'flash_attention_2'; write one of them, or "
+                "packing='packed'"
+            )
         return self
 
 

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.learner.shared_prompts import SharedRow
 
 AttentionKernels = Literal["sdpa", "varlen", "flash_attention_2"]
+Sharing = Literal["off", "try", "on"]  # of prompts: not at all, where the model's layers can do it, or all the same
 
 
 def resolve_attention(config: LearnerConfig, *, device_type: str) -> tuple[AttentionKernels, bool]:
@@ -22,7 +24,8 @@ def resolve_attention(config: LearnerConfig, *, device_type: str) -> tuple[Atten
     installed = on_gpu and is_flash_attn_2_available()
     kernels = config.attention
     if kernels == "auto":
-        kernels = "flash_attention_2" if installed and config.dtype == "bfloat16" else "sdpa"
+        flash = installed and config.dtype == "bfloat16" and config.packing != "shared"
+        kernels = "flash_attention_2" if flash else "sdpa"
     if kernels == "flash_attention_2" and not installed:
         raise ConfigError(
             f"learner.attention='flash_attention_2' needs the package flash-attn and a GPU (here: {device_type}); "
@@ -34,7 +37,18 @@ def resolve_attention(config: LearnerConfig, *, device_type: str) -> tuple[Atten
                 f"learner.attention='varlen' needs a GPU (here: {device_type}); write learner.attention = \"sdpa\""
             )
         register_varlen()
-    return kernels, kernels != "sdpa" if config.packing == "auto" else config.packing == "packed"
+    return kernels, kernels != "sdpa" if config.packing in ("auto", "shared") else config.packing == "packed"
+
+
+def resolve_sharing(config: LearnerConfig, kernels: AttentionKernels) -> Sharing:
+    """Whether micro-batches may hold a prompt once for all its responses.
+
+    flash-attn's kernels are left to packed samples, and compiled blocks whole.
+    """
+    if config.packing == "shared":
+        return "on"
+    able = kernels != "flash_attention_2" and not config.compile
+    return "try" if config.packing == "auto" and able else "off"
 
 
 def register_varlen() -> None:
@@ -53,14 +67,19 @@ def _varlen_attention(
     value: Tensor,
     attention_mask: None,
     *,
-    cu_seq_lens_q: Tensor,
-    max_length_q: int,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    shared_row: SharedRow | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """[1, N, heads, D] of a packed row: queries [1, heads, N, D], and keys and values with as many heads or fewer."""
+    """[1, N, heads, D] of a packed row: queries [1, heads, N, D], and keys and values with as many heads or fewer.
+
+    Of a row with shared prompts each segment is a sequence: a prompt, or a response with its prompt's keys before its
+    own. Where a sequence has more keys than queries, its queries are the last.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     if softcap is not None:
@@ -69,14 +88,20 @@ def _varlen_attention(
             'write learner.attention = "flash_attention_2" or "sdpa"'
         )
     queries, keys, values = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    ends, key_ends, longest, most_keys = cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q
+    if shared_row is not None:
+        keys, values = (tensor.index_select(0, shared_row.segment_keys) for tensor in (keys, values))
+        ends, key_ends = shared_row.segment_ends, shared_row.segment_key_ends
+        longest, most_keys = shared_row.longest
+    assert ends is not None
     attended = varlen_attn(
         queries,
         keys,
         values,
-        cu_seq_lens_q,
-        cu_seq_lens_q,
-        max_length_q,
-        max_length_q,
+        ends,
+        key_ends,
+        longest,
+        most_keys,
         scale=scaling,
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),  # causal: nothing to the right
         enable_gqa=True,

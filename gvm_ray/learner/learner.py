@@ -19,7 +19,13 @@ from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig
 from gvm_ray.learner.checkpoint import load_shards, save_shards
 from gvm_ray.learner.frozen_base import FrozenBase
-from gvm_ray.learner.kernels import AttentionKernels, process_group_backend, resolve_attention
+from gvm_ray.learner.kernels import (
+    AttentionKernels,
+    Sharing,
+    process_group_backend,
+    resolve_attention,
+    resolve_sharing,
+)
 from gvm_ray.learner.losses import CrossEntropy, MetricSums, MicroBatchLoss, PolicyLoss, TokenLoss
 from gvm_ray.learner.model_folder import write_model_folder
 from gvm_ray.learner.norms import PolicyMeasurements, TrainingGradientNorms
@@ -78,10 +84,12 @@ class Learner:
         self._attention: AttentionKernels
         self._attention, packed = resolve_attention(config.learner, device_type=self._device.type)
         self._layout = BatchLayout(max_tokens=config.learner.micro_batch_tokens, packed=packed, device=self._device)
-        self._policy = self._load(trainable=True)
+        self._policy = self._load(trainable=True, sharing=resolve_sharing(config.learner, self._attention))
+        self._layout = replace(self._layout, shared=self._policy.shares_prompts)
         self._base = FrozenBase(self._policy, dtype=config.learner.dtype) if config.learner.lora else None
         needed = token_loss.needs_reference
-        self._reference = self._load(trainable=False) if needed and self._base is None else None
+        alike: Sharing = "on" if self._layout.shared else "off"
+        self._reference = self._load(trainable=False, sharing=alike) if needed and self._base is None else None
         reference = self._base.logprobs if needed and self._base is not None else self._reference
         self._policy_loss = PolicyLoss(self._policy, reference=reference, token_loss=token_loss)
         self._optimizer = self._build_optimizer()
@@ -193,7 +201,8 @@ class Learner:
         Gradients are reduced after every micro-batch: keeping them whole until the last would save calls, but hold a
         full float32 copy of the model on every rank.
         """
-        for indices, micro_batch in self._layout.micro_batches(samples):
+        separate = norms is not None  # of a prompt that several samples read, none has a gradient of its own
+        for indices, micro_batch in self._layout.micro_batches(samples, separate=separate):
             members = [samples[i] for i in indices]
             with norms.collected(indices, micro_batch) if norms is not None else nullcontext():
                 value = loss(micro_batch, members, sums)
@@ -272,7 +281,7 @@ class Learner:
                 pass
         dist.barrier()
 
-    def _load(self, *, trainable: bool) -> PolicyModule:
+    def _load(self, *, trainable: bool, sharing: Sharing) -> PolicyModule:
         return load_policy(
             self._base_path,
             mesh=self._mesh,
@@ -280,6 +289,7 @@ class Learner:
             attention=self._attention,
             temperature=self._config.sampling.temperature,
             packed=self._layout.packed,
+            sharing=sharing,
             gradient_parameters=measured_parameters(self._config),
             trainable=trainable,
             seed=self._config.seed,

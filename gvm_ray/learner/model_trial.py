@@ -4,23 +4,30 @@ Model families process token ids and final hidden states differently. A differen
 train on wrong numbers.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from gvm_ray.exceptions import ModelError
-from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pack_samples, pad_samples
+from gvm_ray.learner.kernels import AttentionKernels, Sharing
+from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pack_samples, pad_samples, share_samples
+from gvm_ray.learner.shared_prompts import KERNELS, register_shared_sdpa
 from gvm_ray.maths.logprobs import OutputHead
 
 if TYPE_CHECKING:
     from gvm_ray.learner.policy import PolicyModule
 
 _LENGTHS = ((3, 5), (5, 3), (2, 6))  # prompt and response tokens of the samples
+_SHARED_LENGTHS = ((3, (5, 1, 4)), (5, (3,)), (2, (6, 7)))  # prompt tokens, and those of its responses
+_ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}  # as transformers names layers
 _PROBE_VOCABULARY = 32
 _LARGEST_DIFFERENCE = 2e-3  # nats; rounding differences between two layouts of a deep model stay below this
 _LARGEST_SHARE = 1e-2  # relative; rounding differences of a gradient norm stay below this
@@ -132,6 +139,79 @@ def check_gradient_norms(
         )
 
 
+def share_prompts(
+    policy: "PolicyModule", path: str | Path, *, kernels: AttentionKernels = "sdpa", sharing: Sharing | None = "on"
+) -> None:
+    """Have a policy take shared prompts, where its model's layers can do that. Of several ranks a collective call.
+
+    Args:
+        policy: a whole one, on the CPU.
+        path: of the model, for messages.
+        kernels: that it runs on, "sdpa" or "varlen".
+        sharing: "on" to insist, "try" to go without, and say so; None spares the trial.
+
+    Raises:
+        ModelError: `sharing` is "on", and log-probs would be wrong.
+    """
+    causal_lm = policy.causal_lm
+    register_shared_sdpa()
+    causal_lm.set_attn_implementation(KERNELS)  # can do what varlen's can, which run on GPUs alone
+    refusal = None if sharing is None else _agreed(_sharing_refusal(policy, path))
+    policy.shares_prompts = refusal is None
+    if refusal is not None or kernels != "sdpa":
+        causal_lm.set_attn_implementation(kernels)
+    if refusal is not None and sharing == "on":
+        raise ModelError(f'{refusal}; write learner.packing = "auto" or "padded"')
+    if refusal is not None and (not dist.is_initialized() or dist.get_rank() == 0):
+        logging.getLogger(__name__).warning("%s: prompts are read once for each of their responses", refusal)
+
+
+def _agreed(refusal: str | None) -> str | None:
+    """The refusal, on every rank if one has any: they must lay out samples alike."""
+    if not dist.is_initialized():
+        return refusal
+    refused = torch.tensor(float(refusal is not None))
+    dist.all_reduce(refused, op=dist.ReduceOp.MAX)
+    return refusal or ("on another rank the trial of shared prompts failed" if refused else None)
+
+
+@torch.no_grad()
+def _sharing_refusal(policy: "PolicyModule", path: str | Path) -> str | None:
+    """Why the responses to a prompt can't have it in common; None where a few random tokens show no difference."""
+    causal_lm, device = policy.causal_lm, torch.device("cpu")
+    told = f"the layers of {str(path)!r} ({type(causal_lm).__name__}) can't share prompts"
+    if reading := _reads_by_place(causal_lm):
+        return f"{told}, for they have {reading}"
+    prompts, samples = _random_samples(policy, lengths=[(prompt, 1) for prompt, _ in _SHARED_LENGTHS]), []
+    for prompt, (_, lengths) in zip(prompts, _SHARED_LENGTHS, strict=True):
+        responses = _random_samples(policy, lengths=[(1, length) for length in lengths], seed=len(samples) + 1)
+        samples += [replace(response, prompt_ids=prompt.prompt_ids) for response in responses]
+    try:
+        alone = [_own_logprobs(policy, sample) for sample in samples]
+        layouts = [policy(make(samples, device=device))[0] for make in (share_samples, pad_samples)]
+    except Exception as error:  # of a model's code, which may be of any kind
+        return f"{told} ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
+    rows = [(row, values) for logprobs in layouts for row, values in zip(logprobs, alone, strict=True)]
+    difference = max(float((row[: len(values)] - values).abs().max()) for row, values in rows)
+    if not difference <= _LARGEST_DIFFERENCE:
+        return f"{told}, log-probs would differ by up to {difference:.2g} nats"
+    return None
+
+
+def _reads_by_place(causal_lm: Any) -> str | None:
+    """What a model has, as far as that is known, that goes by places in a row instead of positions.
+
+    The trial finds it too, but for what takes effect beyond a few tokens, or very little with random weights.
+    """
+    config = causal_lm.config
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_TYPES)
+    if others:
+        return f"layers of type {others[0]!r}"
+    if any(isinstance(module, nn.Conv1d) for module in causal_lm.modules()):  # state spaces and linear attention
+        return "convolutions"
+    return "scores scaled by place" if getattr(config, "attn_temperature_tuning", False) else None  # Llama 4
+
+
 class _Output:
     """A backbone's output with nothing but hidden states."""
 
@@ -167,8 +247,10 @@ def _own_logprobs(policy: "PolicyModule", sample: TrainSample) -> Tensor:
     return logprobs.gather(-1, response.unsqueeze(-1)).squeeze(-1)
 
 
-def _random_samples(policy: "PolicyModule") -> Sequence[TrainSample]:
-    rng = np.random.default_rng(0)
+def _random_samples(
+    policy: "PolicyModule", *, lengths: Sequence[tuple[int, int]] = _LENGTHS, seed: int = 0
+) -> list[TrainSample]:
+    rng = np.random.default_rng(seed)
     vocab_size = len(policy.causal_lm.lm_head.weight)
     return [
         TrainSample(
@@ -176,5 +258,5 @@ def _random_samples(policy: "PolicyModule") -> Sequence[TrainSample]:
             response_ids=rng.integers(vocab_size, size=num_response).astype(np.int32),
             engine_logprobs=np.zeros(0, dtype=np.float32),
         )
-        for num_prompt, num_response in _LENGTHS
+        for num_prompt, num_response in lengths
     ]

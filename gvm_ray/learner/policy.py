@@ -19,9 +19,9 @@ from torch.distributed.tensor import DTensor
 
 from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ModelError
-from gvm_ray.learner.kernels import AttentionKernels
+from gvm_ray.learner.kernels import AttentionKernels, Sharing
 from gvm_ray.learner.lora import add_adapters, base_name, is_adapter, merged_tensor
-from gvm_ray.learner.model_trial import check_gradient_norms, check_logprobs, trial
+from gvm_ray.learner.model_trial import check_gradient_norms, check_logprobs, share_prompts, trial
 from gvm_ray.learner.sequences import SequenceBatch
 from gvm_ray.maths.gradient_norms import (
     HeadGradients,
@@ -40,7 +40,8 @@ class PolicyModule(nn.Module):
 
     Sharded parameters are whole only there, and the head belongs to the root. Attention is causal and padding stands on
     the right, so no token ever attends to padding and padded batches need no attention mask. `tied` says whether the
-    input embedding is the output head.
+    input embedding is the output head, `shares_prompts` whether micro-batches may hold a prompt once for several
+    responses.
     """
 
     causal_lm: Any  # transformers' classes share no typed base with `model`, `lm_head` and `config`
@@ -51,6 +52,7 @@ class PolicyModule(nn.Module):
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
         self.tied = self.causal_lm.lm_head.weight is self.causal_lm.get_input_embeddings().weight
+        self.shares_prompts = False
 
     @property
     def head(self) -> OutputHead:
@@ -72,7 +74,7 @@ class PolicyModule(nn.Module):
         hidden = self._hidden(batch)
         rows, columns = batch.mask.nonzero(as_tuple=True)
         logprobs, entropies = token_logprobs(
-            hidden.flatten(0, 1)[batch.first_state[rows] + columns],
+            hidden.flatten(0, 1)[batch.state_positions()[rows, columns]],
             self.head,
             batch.targets[rows, columns],
             temperature=temperature or self.temperature,
@@ -224,6 +226,7 @@ def load_policy(
     attention: AttentionKernels,
     temperature: float,
     packed: bool = False,
+    sharing: Sharing = "off",
     gradient_parameters: Collection[GradientParameters] = (),
     trainable: bool = True,
     seed: int = 0,
@@ -232,7 +235,8 @@ def load_policy(
 ) -> PolicyModule:
     """The causal LM of a Hugging Face folder or hub id, sharded over `mesh` block by block; master weights are float32.
 
-    With `settings.lora` only adapters, drawn from `seed`, are trainable. A trainable one is tried first (`try_policy`).
+    With `settings.lora` only adapters, drawn from `seed`, are trainable. A trainable one is tried first (`try_policy`,
+    `share_prompts`); another one takes `sharing` as it is.
 
     Raises:
         ModelError: it isn't a causal LM of the Llama layout, or its log-probs or gradient norms would be wrong.
@@ -242,6 +246,8 @@ def load_policy(
     policy = PolicyModule(causal_lm, temperature=temperature, chunk_tokens=settings.logprob_chunk_tokens)
     if trainable:
         try_policy(policy, path, packed=packed, gradient_parameters=gradient_parameters)
+    if sharing != "off":
+        share_prompts(policy, path, kernels=attention, sharing=sharing if trainable else None)
     policy.requires_grad_(trainable)
     if settings.lora is not None:
         add_adapters(causal_lm, settings.lora, seed=seed)

@@ -1,4 +1,7 @@
-"""What the learners train on, sample by sample, and the tensors of a micro-batch: padded rows, or one packed row."""
+"""What the learners train on, sample by sample, and the tensors of a micro-batch: padded rows, or one packed row.
+
+In a packed row samples stand end to end, or each prompt once with the responses to it behind it.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +13,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gvm_ray.maths.packing import micro_batches
+from gvm_ray.learner.shared_prompts import SharedRow, shared_row
+from gvm_ray.maths.packing import micro_batches, shared_micro_batches
 from gvm_ray.types import BoolArray, Demonstration, FloatArray, IntArray, RolloutGroup, TrainBatch
+
+_WORTHWHILE = 0.95  # sharing prompts leaves fewer than this share of the tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,20 +52,31 @@ class SequenceBatch:
     """A micro-batch of B samples, with responses of up to T tokens, in R rows of S tokens, each number at least 1.
 
     Padded, every sample is a row with 0 on its right (R = B). Packed, all are one row (R = 1, `packed`), and attention
-    is told where each begins. Positions count through all R x S.
+    is told where each begins. Shared, all are one row too (`shared`), in which samples of one prompt have it in common.
+    Positions count through all R x S.
     """
 
     input_ids: Tensor  # [R, S] int64, prompt then response
     targets: Tensor  # [B, T] int64 response tokens
     mask: Tensor  # [B, T] bool, True at response tokens that the policy sampled
     starts: Tensor  # [B] int64: position of the sample's first token
-    first_state: Tensor  # [B] int64: the hidden state at position first_state + t predicts response token t
+    first_state: Tensor  # [B] int64: position of the prompt's last token, whose state predicts the response's first
+    response_starts: Tensor  # [B] int64: position of the response's first token
     packed: PackedRow | None = None
+    shared: SharedRow | None = None
 
     @property
     def attention_arguments(self) -> dict[str, Any]:
         """What transformers' backbones need to keep packed samples apart; the flash kernels read the cu_seq_lens, the
-        others get a block-diagonal mask that is made of the position ids."""
+        others get a block-diagonal mask that is made of the position ids. Kernels for shared prompts read the row, and
+        the mask keeps transformers from making such a mask."""
+        if self.shared is not None:
+            everything = torch.ones_like(self.input_ids)
+            return {
+                "position_ids": self.shared.position_ids,
+                "attention_mask": everything,
+                "shared_row": self.shared,
+            }
         if self.packed is None:
             return {}
         ends, length = self.packed.cu_seqlens, self.packed.max_length
@@ -68,7 +85,8 @@ class SequenceBatch:
 
     @property
     def sample_indices(self) -> Tensor | None:
-        """[R, S] int64: which sample each packed token belongs to; None where each row is one."""
+        """[R, S] int64: which sample each packed token belongs to; None where each row is one. Not of shared ones."""
+        assert self.shared is None, "tokens of a shared prompt belong to several samples"
         if self.packed is None:
             return None
         lengths = self.packed.cu_seqlens.diff()
@@ -77,10 +95,13 @@ class SequenceBatch:
     def state_positions(self) -> Tensor:
         """[B, T] positions of the states that predict the response tokens; that of the first one at padding."""
         places = torch.arange(self.mask.shape[1], device=self.mask.device) * self.mask
-        return self.first_state.unsqueeze(1) + places
+        later = (self.response_starts - 1).unsqueeze(1) + places
+        return torch.where(places == 0, self.first_state.unsqueeze(1), later)
 
     def by_sample(self, values: Tensor) -> Tensor:
-        """[B, S', ...] of values [R, S, ...], each sample in a row of its own, with 0 behind packed ones."""
+        """[B, S', ...] of values [R, S, ...], each sample in a row of its own, with 0 behind packed ones. Not of shared
+        prompts."""
+        assert self.shared is None, "tokens of a shared prompt belong to several samples"
         if self.packed is None:
             return values
         places = torch.arange(self.packed.max_length, device=values.device)
@@ -96,15 +117,20 @@ class BatchLayout:
     max_tokens: int  # of a micro-batch; padding counts where there is any
     packed: bool
     device: torch.device
+    shared: bool = False  # prompts stand once in a micro-batch where that leaves fewer tokens
 
     def micro_batches(
-        self, samples: Sequence[TrainSample], *, by_sample: bool = False
+        self, samples: Sequence[TrainSample], *, separate: bool = False, by_sample: bool = False
     ) -> Iterator[tuple[NDArray[np.int64], SequenceBatch]]:
         """This rank's micro-batches, as many as on every other rank: which samples, and their tensors.
 
-        Trailing ones may be without samples. With `by_sample`, rows x the longest sample keep within the bound too,
-        for passes that call `SequenceBatch.by_sample` or `state_positions` on hidden states.
+        Trailing ones may be without samples. With `separate` every sample has its own copy of its prompt. With
+        `by_sample` too, and rows x the longest sample keep within the bound as well, for passes that call
+        `SequenceBatch.by_sample` or `state_positions` on hidden states.
         """
+        if self.shared and not (separate or by_sample) and sharing_pays(samples):
+            yield from self._shared_micro_batches(samples)
+            return
         lengths = np.array([sample.length for sample in samples], dtype=np.int64)
         ranks = micro_batches(
             lengths,
@@ -115,6 +141,34 @@ class BatchLayout:
         make = pack_samples if self.packed else pad_samples
         for indices in ranks[dist.get_rank()]:
             yield indices, make([samples[i] for i in indices], device=self.device)
+
+    def _shared_micro_batches(
+        self, samples: Sequence[TrainSample]
+    ) -> Iterator[tuple[NDArray[np.int64], SequenceBatch]]:
+        ranks = shared_micro_batches(
+            prompts_of(samples),
+            prompt_tokens=[len(s.prompt_ids) for s in samples],
+            response_tokens=[len(s.response_ids) for s in samples],
+            max_tokens=self.max_tokens,
+            num_ranks=dist.get_world_size(),
+        )
+        for indices in ranks[dist.get_rank()]:
+            yield indices, share_samples([samples[i] for i in indices], device=self.device)
+
+
+def prompts_of(samples: Sequence[TrainSample]) -> NDArray[np.int64]:
+    """[N] number of each sample's prompt, by its tokens, in the order of their first samples."""
+    numbers: dict[bytes, int] = {}
+    keys = (sample.prompt_ids.astype(np.int64).tobytes() for sample in samples)
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def sharing_pays(samples: Sequence[TrainSample]) -> bool:
+    """Whether reading each prompt once leaves clearly fewer tokens, in one micro-batch without bound."""
+    _, firsts = np.unique(prompts_of(samples), return_index=True)
+    total = sum(sample.length for sample in samples)
+    spared = sum(len(sample.prompt_ids) for sample in samples) - sum(len(samples[i].prompt_ids) for i in firsts)
+    return total - spared < _WORTHWHILE * total
 
 
 def pad_samples(samples: Sequence[TrainSample], *, device: torch.device) -> SequenceBatch:
@@ -138,34 +192,56 @@ def pack_samples(samples: Sequence[TrainSample], *, device: torch.device) -> Seq
     return _batch(samples, starts=starts, shape=(1, num_tokens), device=device, packed=packed)
 
 
+def share_samples(samples: Sequence[TrainSample], *, device: torch.device) -> SequenceBatch:
+    """The same in one row without padding, each prompt once; no samples at all give one token."""
+    numbers = prompts_of(samples)
+    groups = [np.flatnonzero(numbers == number) for number in range(int(numbers.max(initial=-1)) + 1)]
+    prompt_lengths = [len(samples[members[0]].prompt_ids) for members in groups] or [1]
+    response_lengths = [[len(samples[i].response_ids) for i in members] for members in groups] or [[]]
+    starts, responses = (np.zeros(max(len(samples), 1), dtype=np.int64) for _ in range(2))
+    num_tokens = 0
+    for members, prompt_length, lengths in zip(groups, prompt_lengths, response_lengths, strict=False):
+        starts[members] = num_tokens
+        responses[members] = num_tokens + prompt_length + np.cumsum([0, *lengths[:-1]])
+        num_tokens += prompt_length + sum(lengths)
+    row = shared_row(prompt_lengths, response_lengths, device=device)
+    shape = (1, max(num_tokens, 1))
+    return _batch(samples, starts=starts, responses=responses, shape=shape, device=device, shared=row)
+
+
 def _batch(
     samples: Sequence[TrainSample],
     *,
     starts: NDArray[np.int64],
     shape: tuple[int, int],
     device: torch.device,
+    responses: NDArray[np.int64] | None = None,
     packed: PackedRow | None = None,
+    shared: SharedRow | None = None,
 ) -> SequenceBatch:
-    """Samples written at `starts` into rows of a shape."""
+    """Samples written at `starts` into rows of a shape; responses at `responses`, or else behind their prompts."""
     input_ids = np.zeros(shape[0] * shape[1], dtype=np.int64)
     targets = np.zeros((len(starts), max([len(s.response_ids) for s in samples], default=1)), dtype=np.int64)
     first_state, mask = starts.copy(), np.zeros(targets.shape, dtype=np.bool_)
+    response_starts = starts + 1
     for row, sample in enumerate(samples):
         start, num_prompt, num_response = starts[row], len(sample.prompt_ids), len(sample.response_ids)
-        response = start + num_prompt
-        input_ids[start:response] = sample.prompt_ids
+        response = start + num_prompt if responses is None else responses[row]
+        input_ids[start : start + num_prompt] = sample.prompt_ids
         input_ids[response : response + num_response] = sample.response_ids
         targets[row, :num_response] = sample.response_ids
         mask[row, :num_response] = True if sample.sampled is None else sample.sampled
-        first_state[row] = response - 1
+        first_state[row], response_starts[row] = start + num_prompt - 1, response
     arrays = {
         "input_ids": input_ids.reshape(shape),
         "targets": targets,
         "mask": mask,
         "starts": starts,
         "first_state": first_state,
+        "response_starts": response_starts,
     }
-    return SequenceBatch(**{name: torch.from_numpy(a).to(device) for name, a in arrays.items()}, packed=packed)
+    tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    return SequenceBatch(**tensors, packed=packed, shared=shared)
 
 
 def pad_values(values: Sequence[NDArray[np.floating]], like: Tensor) -> Tensor:

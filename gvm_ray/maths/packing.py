@@ -29,7 +29,59 @@ def micro_batches(
         raise ValueError(f"max_tokens={max_tokens} and num_ranks={num_ranks} must be at least 1")
     longest_first = np.argsort(-lengths, kind="stable")
     shares = _spread(longest_first, lengths, num_parts=num_ranks)
-    ranks = [_fill(indices, lengths, max_tokens=max_tokens, packed=packed) for indices in shares]
+    return _as_many([_fill(indices, lengths, max_tokens=max_tokens, packed=packed) for indices in shares])
+
+
+def shared_micro_batches(
+    prompts: ArrayLike, *, prompt_tokens: ArrayLike, response_tokens: ArrayLike, max_tokens: int, num_ranks: int
+) -> list[list[NDArray[np.int64]]]:
+    """Indices of the samples of each micro-batch, for each rank, where samples of one prompt have it in common.
+
+    A prompt's samples stay together, longest response first, unless they exceed the bound, or ranks get more even
+    loads otherwise: then they are divided, and each part reads the prompt. Parts are spread and put into micro-batches
+    as `micro_batches` does it with samples.
+
+    Args:
+        prompts: [N] number of each sample's prompt.
+        prompt_tokens: [N] tokens of each sample's prompt.
+        response_tokens: [N] tokens of each sample's response.
+        max_tokens: bound on the tokens of a micro-batch, each prompt once; a longer sample stands alone.
+        num_ranks: number of learners.
+
+    Returns:
+        num_ranks lists of index arrays; no sample at all gives empty lists.
+    """
+    prompts = _token_counts(prompts, name="prompts")
+    lengths = _token_counts(prompt_tokens, name="prompt_tokens")
+    responses = _token_counts(response_tokens, name="response_tokens")
+    if max_tokens < 1 or num_ranks < 1:
+        raise ValueError(f"max_tokens={max_tokens} and num_ranks={num_ranks} must be at least 1")
+    order = np.lexsort((-responses, prompts))
+    groups = np.split(order, np.flatnonzero(np.diff(prompts[order])) + 1) if len(order) else []
+    share = -(-int(responses.sum() + sum(lengths[group[0]] for group in groups)) // num_ranks)
+    best: list[list[NDArray[np.int64]]] = []
+    least = np.inf
+    for most in (max_tokens, *([] if num_ranks == 1 else (share, share // 2, share // 4))):
+        parts = [part for group in groups for part in _divide(group, lengths, responses, most=min(most, max_tokens))]
+        sizes = np.array([lengths[part[0]] + responses[part].sum() for part in parts], dtype=np.int64)
+        shares = _spread(np.argsort(-sizes, kind="stable"), sizes, num_parts=num_ranks)
+        if (load := max(int(sizes[indices].sum()) for indices in shares)) < least:
+            ranks = [_fill(indices, sizes, max_tokens=max_tokens, packed=True) for indices in shares]
+            best = [[np.concatenate([parts[i] for i in batch]) for batch in batches] for batches in ranks]
+            least = load
+    return _as_many(best)
+
+
+def _divide(
+    group: NDArray[np.int64], lengths: NDArray[np.int64], responses: NDArray[np.int64], *, most: int
+) -> list[NDArray[np.int64]]:
+    """Samples of one prompt, by falling length, cut so that prompt and responses of a part keep within `most`."""
+    room = max(most - int(lengths[group[0]]), 1)
+    return _fill(group, responses, max_tokens=room, packed=True)
+
+
+def _as_many(ranks: list[list[NDArray[np.int64]]]) -> list[list[NDArray[np.int64]]]:
+    """The ranks' micro-batches, filled up with empty ones to equal numbers."""
     most = max(len(batches) for batches in ranks)
     return [batches + [np.zeros(0, dtype=np.int64)] * (most - len(batches)) for batches in ranks]
 

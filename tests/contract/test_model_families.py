@@ -10,9 +10,9 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from gvm_ray.exceptions import ModelError
-from gvm_ray.learner.model_trial import check_output
+from gvm_ray.learner.model_trial import check_output, share_prompts
 from gvm_ray.learner.policy import PolicyModule, output_head, sample_gradient_norms, try_policy
-from gvm_ray.learner.sequences import TrainSample, pad_samples
+from gvm_ray.learner.sequences import TrainSample, pad_samples, share_samples
 from gvm_ray.pretrained import check_layout, empty_causal_lm
 from gvm_ray.types import GradientParameters
 from tests.model_families import tiny_config, tiny_model
@@ -30,6 +30,14 @@ SUPPORTED = frozenset(
     qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen4_exp_text recurrent_gemma seed_oss smollm3
     solar_open stablelm starcoder2 vaultgemma youtu zamba zamba2 zaya
     """.split()  # noqa: SIM905  # as a list it would fill a page
+)
+# Of these, those whose responses can't share a prompt: layers that read along the row, or masks of their own.
+APART = frozenset(
+    """
+    axk2 bamba deepseek_v32 doge falcon_h1 glm_moe_dsa granitemoehybrid jamba kimi_linear lfm2 lfm2_moe llama4_text
+    minimax moshi nemotron nemotron_h olmo_hybrid qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp_text
+    recurrent_gemma stablelm zamba zamba2 zaya
+    """.split()  # noqa: SIM905
 )
 # Those that can't be made here, and why.
 NOT_MADE = {
@@ -120,3 +128,56 @@ def test_right_or_refused(family: str) -> None:
     else:
         assert family not in SUPPORTED, refusal
         assert re.search(r"without `model\.layers`|scaled_dot_product|its own logits differ", refusal), refusal
+
+
+def groups_of(causal_lm: Any) -> list[TrainSample]:
+    """Three prompts with one to three responses, longer and shorter than they are, and than windows of 4 tokens."""
+    vocab_size, rng = len(causal_lm.lm_head.weight), np.random.default_rng(2)
+    samples = []
+    for num_prompt, lengths in ((14, (9, 3, 17)), (8, (21,)), (3, (2, 6))):
+        prompt_ids = rng.integers(vocab_size, size=num_prompt).astype(np.int32)
+        for length in lengths:
+            ids = rng.integers(vocab_size, size=length).astype(np.int32)
+            none = np.zeros(0, dtype=np.float32)
+            samples.append(TrainSample(prompt_ids=prompt_ids, response_ids=ids, engine_logprobs=none))
+    return samples
+
+
+def narrowed(family: str) -> Any:
+    """The tiny model, with windows and chunks of 4 tokens where it has some."""
+    changes: dict[str, Any] = {}
+    if getattr(tiny_config(family), "sliding_window", None):
+        changes["sliding_window"] = 4
+    if getattr(tiny_config(family), "attention_chunk_size", None):
+        changes["attention_chunk_size"] = 4
+    return tiny_model(family, **changes)
+
+
+@pytest.mark.parametrize("family", sorted(SUPPORTED))
+def test_shared_prompts_are_right_or_not_taken(family: str) -> None:
+    policy = PolicyModule(narrowed(family), temperature=TEMPERATURE, chunk_tokens=5)
+    share_prompts(policy, family, sharing="try")
+    assert policy.shares_prompts == (family not in APART)
+    if not policy.shares_prompts:
+        assert policy.causal_lm.config._attn_implementation == "sdpa"
+        return
+    samples = groups_of(policy.causal_lm)
+    with torch.no_grad():
+        logprobs, _ = policy(share_samples(samples, device=torch.device("cpu")))
+        for row, sample in zip(logprobs, samples, strict=True):
+            own = own_logprobs(policy.causal_lm, sample)
+            torch.testing.assert_close(row[: len(sample.response_ids)], own, atol=1e-4, rtol=0.0)
+
+
+def test_chunked_attention_and_scores_scaled_by_place() -> None:
+    """Llama 4's chunks go by positions; its scale goes by places, which shows far beyond a trial's tokens only."""
+    causal_lm = tiny_model("llama4_text", attention_chunk_size=4, attn_temperature_tuning=False)
+    policy = PolicyModule(causal_lm, temperature=TEMPERATURE, chunk_tokens=5)
+    share_prompts(policy, "llama4_text")
+    samples = groups_of(causal_lm)
+    with torch.no_grad():
+        logprobs, _ = policy(share_samples(samples, device=torch.device("cpu")))
+    for row, sample in zip(logprobs, samples, strict=True):
+        with torch.no_grad():
+            own = own_logprobs(causal_lm, sample)
+        torch.testing.assert_close(row[: len(sample.response_ids)], own, atol=1e-4, rtol=0.0)

@@ -132,6 +132,26 @@ def test_update_equals_that_of_one_rank(
     _assert_published(result.weights, learner, tolerance=1e-5)
 
 
+def test_update_with_shared_prompts_equals_that_of_one_rank(
+    two_ranks: LearnerGroup, folder: Path, runner: asyncio.Runner
+) -> None:
+    learners, groups = two_ranks, ragged_groups()
+    algorithm = {"type": "grpo", "updates_per_batch": 2}
+    shared, padded = (
+        learner_config(
+            learner={"num_workers": ranks, "micro_batch_tokens": 45, "packing": packing, "optimizer": OPTIMIZER},
+            algorithm=algorithm,
+        )
+        for ranks, packing in ((2, "shared"), (1, "padded"))
+    )
+    runner.run(learners.reset(shared, base_path=str(folder / "base"), token_loss=LOSS))
+    result = runner.run(learners.update(batch_of(groups, refs=_put(groups), step=4)))
+    learner = _one_rank(folder / "base", config=padded)
+    expected = learner.update(batch_of(groups, step=4), groups)
+    assert result.metrics == pytest.approx(expected.metrics, rel=1e-5, abs=1e-5)
+    _assert_published(result.weights, learner, tolerance=1e-5)
+
+
 def test_gradient_norms_equal_those_of_one_rank(learners: LearnerGroup, folder: Path, runner: asyncio.Runner) -> None:
     groups = ragged_groups()
     outcomes = [GroupOutcome.of(group, ref=ref) for group, ref in zip(groups, _put(groups), strict=True)]

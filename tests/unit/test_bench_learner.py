@@ -36,11 +36,14 @@ def test_the_learner_and_the_bare_loop_end_with_the_same_weights(tmp_path: Path)
 
 def test_rows_have_a_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "LearnerCase", lambda **_: TINY)
+    monkeypatch.setattr(bench, "SHARED_CASES", (TINY,))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (row,) = bench.measure(BenchOptions(quick=True))
-    assert row.value > 0
-    assert row.floor is not None
-    assert row.ratio == row.value / row.floor
+    rows = bench.measure(BenchOptions(quick=True))
+    assert ["shared prompts" in row.name for row in rows] == [False, True]
+    for row in rows:
+        assert row.value > 0
+        assert row.floor is not None
+        assert row.ratio == row.value / row.floor
 
 
 def test_packed_micro_batches_beside_padded_ones_and_a_matrix_product(tmp_path: Path) -> None:

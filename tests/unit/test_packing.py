@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvm_ray.maths.packing import micro_batches, split_updates
+from gvm_ray.maths.packing import micro_batches, shared_micro_batches, split_updates
 
 
 def test_micro_batches_by_hand() -> None:
@@ -63,6 +63,56 @@ def test_updates_are_random_and_reproducible() -> None:
     assert split[0] != split[2]
 
 
+def _shared(
+    prompts: list[int], prompt_tokens: list[int], responses: list[int], *, max_tokens: int, num_ranks: int = 1
+) -> list[list[list[int]]]:
+    ranks = shared_micro_batches(
+        np.array(prompts, dtype=np.int64),
+        prompt_tokens=np.array([prompt_tokens[prompt] for prompt in prompts], dtype=np.int64),
+        response_tokens=np.array(responses, dtype=np.int64),
+        max_tokens=max_tokens,
+        num_ranks=num_ranks,
+    )
+    return [[batch.tolist() for batch in rank] for rank in ranks]
+
+
+def test_shared_micro_batches_by_hand() -> None:
+    prompts, lengths, responses = [0, 1, 0, 1, 0], [10, 4], [3, 5, 6, 2, 1]
+    # prompt 0: 10 + 6 + 3 + 1 = 20; prompt 1: 4 + 5 + 2 = 11
+    assert _shared(prompts, lengths, responses, max_tokens=31) == [[[2, 0, 4, 1, 3]]]
+    assert _shared(prompts, lengths, responses, max_tokens=30) == [[[2, 0, 4], [1, 3]]]
+    # prompt 0 is read twice: 10 + 6 + 3 = 19 and 10 + 1 = 11, as many as prompt 1's
+    assert _shared(prompts, lengths, responses, max_tokens=19) == [[[2, 0], [4], [1, 3]]]
+    assert _shared(prompts, lengths, responses, max_tokens=1) == [[[2], [0], [4], [1], [3]]]  # each exceeds the bound
+    assert _shared([], [], [], max_tokens=5, num_ranks=2) == [[], []]
+
+
+def test_a_prompt_is_read_on_two_ranks_where_that_evens_their_loads() -> None:
+    alone = _shared([0] * 4, [2], [10] * 4, max_tokens=100, num_ranks=2)
+    assert [sum(len(batch) for batch in rank) for rank in alone] == [2, 2]
+    # two prompts for two ranks: each stays whole
+    assert _shared([0, 1] * 4, [50, 50], [10] * 8, max_tokens=1000, num_ranks=2) == [[[0, 2, 4, 6]], [[1, 3, 5, 7]]]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=40),
+    st.lists(st.integers(1, 40), min_size=6, max_size=6),
+    st.integers(1, 150),
+    st.integers(1, 4),
+)
+def test_shared_micro_batches_keep_their_promises(
+    samples: list[tuple[int, int]], lengths: list[int], max_tokens: int, num_ranks: int
+) -> None:
+    prompts, responses = [prompt for prompt, _ in samples], [length for _, length in samples]
+    ranks = _shared(prompts, lengths, responses, max_tokens=max_tokens, num_ranks=num_ranks)
+    assert len(ranks) == num_ranks
+    assert len({len(rank) for rank in ranks}) == 1
+    assert sorted(i for rank in ranks for batch in rank for i in batch) == list(range(len(samples)))
+    for batch in (batch for rank in ranks for batch in rank):
+        held = sum(lengths[prompt] for prompt in {prompts[i] for i in batch}) + sum(responses[i] for i in batch)
+        assert held <= max_tokens or len(batch) == 1
+
+
 def test_refuses_impossible_layouts() -> None:
     with pytest.raises(ValueError, match="max_tokens=0"):
         micro_batches([1], max_tokens=0, num_ranks=1)
@@ -70,3 +120,5 @@ def test_refuses_impossible_layouts() -> None:
         split_updates([1], num_updates=0, rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match="lengths must be"):
         micro_batches([-1], max_tokens=4, num_ranks=1)
+    with pytest.raises(ValueError, match="num_ranks=0"):
+        _shared([0], [1], [1], max_tokens=1, num_ranks=0)

@@ -1,7 +1,8 @@
 """Benchmark of the learner's optimizer update against a bare PyTorch loop with the same model and micro-batches.
 
-The bare loop has no FSDP2, no metrics and no chunks of logits; both end with the same weights. On a GPU, packed
-micro-batches are also compared with padded ones, and an update's FLOP/s with those of one large matrix product.
+The bare loop has no FSDP2, no metrics and no chunks of logits; both end with the same weights. Micro-batches with shared
+prompts are compared with padded ones. On a GPU, packed ones are too, and an update's FLOP/s with those of one large
+matrix product.
 """
 
 import tempfile
@@ -57,6 +58,14 @@ GPU_CASE = LearnerCase(
 )
 
 
+# Lengths as those of problems at school, of short answers to them, and of longer ones.
+SHARED_CASES = (
+    LearnerCase(prompt_tokens=(64, 64), response_tokens=(53, 53), num_prompts=16),
+    LearnerCase(prompt_tokens=(70, 70), response_tokens=(16, 16), num_prompts=16),
+    LearnerCase(prompt_tokens=(150, 150), response_tokens=(128, 128), num_prompts=8),
+)
+
+
 def measure(options: BenchOptions) -> list[BenchRow]:
     """Measure tokens/s of one update in float32, with torch's number of threads; on a GPU, measure more cases."""
     case = LearnerCase(num_prompts=8) if options.quick else LearnerCase()
@@ -65,7 +74,7 @@ def measure(options: BenchOptions) -> list[BenchRow]:
     num_tokens = _num_tokens(groups)
     with tempfile.TemporaryDirectory() as folder:
         write_model(case, folder)
-        learner, loop = make_learner(case, folder), BareLoop(case, folder)
+        learner, loop = make_learner(case, folder, packing="padded"), BareLoop(case, folder)
     repeats = 3 if options.quick else 7
     ours_s, bare_s = compare(lambda: learner.update(batch, groups), lambda: loop.update(batch, groups), repeats=repeats)
     row = BenchRow(
@@ -75,10 +84,33 @@ def measure(options: BenchOptions) -> list[BenchRow]:
         floor=num_tokens / bare_s,
         floor_name="bare PyTorch loop",
     )
+    cases = (replace(each, num_prompts=4) for each in SHARED_CASES) if options.quick else SHARED_CASES
+    rows = [row, *(shared_row(each, repeats=repeats) for each in cases)]
     if not torch.cuda.is_available():
-        return [row]
+        return rows
     gpu_case = replace(GPU_CASE, num_prompts=4) if options.quick else GPU_CASE
-    return [row, *gpu_rows(gpu_case, device=torch.device("cuda"), repeats=repeats)]
+    return [*rows, *gpu_rows(gpu_case, device=torch.device("cuda"), repeats=repeats)]
+
+
+def shared_row(case: LearnerCase, *, repeats: int) -> BenchRow:
+    """An update whose micro-batches hold each prompt once, in tokens/s beside the same with a prompt for each response;
+    of both the tokens are those of the latter."""
+    groups = make_groups(case)
+    batch, num_tokens = make_batch(groups), _num_tokens(groups)
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(case, folder)
+        shared, padded = (make_learner(case, folder, packing=packing) for packing in ("shared", "padded"))
+    shared_s, padded_s = compare(
+        lambda: shared.update(batch, groups), lambda: padded.update(batch, groups), repeats=repeats
+    )
+    return BenchRow(
+        name=f"learner update with shared prompts, {case.samples_per_prompt} x ({case.prompt_tokens[1]} + "
+        f"{case.response_tokens[1]}) tokens",
+        value=num_tokens / shared_s,
+        unit="tokens/s",
+        floor=num_tokens / padded_s,
+        floor_name="a prompt for each response, padded",
+    )
 
 
 def gpu_rows(case: LearnerCase, *, device: torch.device, repeats: int) -> list[BenchRow]:
@@ -254,6 +286,7 @@ def _config(case: LearnerCase, *, packing: str) -> RunConfig:
             "model": {"type": "scratch"},
             "prompts": {"train": {"type": "arithmetic"}},
             "algorithm": {"type": "grpo"},
+            "allocator": {"type": "uniform"},  # needs no gradient norms, which the bare loop hasn't either
             "learner": {
                 "micro_batch_tokens": case.micro_batch_tokens,
                 "packing": packing,

@@ -9,7 +9,7 @@ from gvm_ray.exceptions import ConfigError
 from gvm_ray.learner.shared_prompts import SharedRow
 
 AttentionKernels = Literal["sdpa", "varlen", "flash_attention_2"]
-Sharing = Literal["off", "try", "on"]  # of prompts: not at all, where the model's layers can do it, or all the same
+Sharing = Literal["off", "try", "on"]  # of prompts: never, if the model can do it, or refuse a model that can't
 
 
 def resolve_attention(config: LearnerConfig, *, device_type: str) -> tuple[AttentionKernels, bool]:
@@ -43,7 +43,8 @@ def resolve_attention(config: LearnerConfig, *, device_type: str) -> tuple[Atten
 def resolve_sharing(config: LearnerConfig, kernels: AttentionKernels) -> Sharing:
     """Whether micro-batches may hold a prompt once for all its responses.
 
-    flash-attn's kernels are left to packed samples, and compiled blocks whole.
+    "auto" shares neither with flash-attn's kernels, which run on packed samples, nor with compiled blocks, which the
+    shared kernel would break up.
     """
     if config.packing == "shared":
         return "on"
@@ -77,8 +78,8 @@ def _varlen_attention(
 ) -> tuple[Tensor, None]:
     """[1, N, heads, D] of a packed row: queries [1, heads, N, D], and keys and values with as many heads or fewer.
 
-    Of a row with shared prompts each segment is a sequence: a prompt, or a response with its prompt's keys before its
-    own. Where a sequence has more keys than queries, its queries are the last.
+    In a row with shared prompts each segment is a sequence: a prompt, or a response with its prompt's keys before its
+    own. If a sequence has more keys than queries, the queries belong to the last keys.
     """
     from torch.nn.attention.varlen import varlen_attn
 

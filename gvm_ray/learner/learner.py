@@ -55,7 +55,7 @@ from gvm_ray.types import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchUpdate:
-    """What one batch's updates give back, on every rank."""
+    """The result of one batch's updates, on every rank."""
 
     metrics: Metrics
     gradient_norms: tuple[Float64Array, ...] = ()  # as in `UpdateResult`

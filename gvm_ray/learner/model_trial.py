@@ -142,13 +142,13 @@ def check_gradient_norms(
 def share_prompts(
     policy: "PolicyModule", path: str | Path, *, kernels: AttentionKernels = "sdpa", sharing: Sharing | None = "on"
 ) -> None:
-    """Have a policy take shared prompts, where its model's layers can do that. Of several ranks a collective call.
+    """Let a policy share prompts, if its model's layers can do it. A collective call of all ranks.
 
     Args:
-        policy: a whole one, on the CPU.
-        path: of the model, for messages.
-        kernels: that it runs on, "sdpa" or "varlen".
-        sharing: "on" to insist, "try" to go without, and say so; None spares the trial.
+        policy: the whole policy, on the CPU.
+        path: the model's path, for messages.
+        kernels: the attention kernels that it runs on, "sdpa" or "varlen".
+        sharing: "on" refuses a model that can't; "try" warns and goes without; None skips the trial.
 
     Raises:
         ModelError: `sharing` is "on", and log-probs would be wrong.
@@ -167,7 +167,7 @@ def share_prompts(
 
 
 def _agreed(refusal: str | None) -> str | None:
-    """The refusal, on every rank if one has any: they must lay out samples alike."""
+    """A refusal on every rank if any rank has one: all must lay out samples alike."""
     if not dist.is_initialized():
         return refusal
     refused = torch.tensor(float(refusal is not None))
@@ -177,7 +177,7 @@ def _agreed(refusal: str | None) -> str | None:
 
 @torch.no_grad()
 def _sharing_refusal(policy: "PolicyModule", path: str | Path) -> str | None:
-    """Why the responses to a prompt can't have it in common; None where a few random tokens show no difference."""
+    """The reason why responses can't share a prompt; None if a few random tokens show no difference."""
     causal_lm, device = policy.causal_lm, torch.device("cpu")
     told = f"the layers of {str(path)!r} ({type(causal_lm).__name__}) can't share prompts"
     if reading := _reads_by_place(causal_lm):
@@ -199,9 +199,9 @@ def _sharing_refusal(policy: "PolicyModule", path: str | Path) -> str | None:
 
 
 def _reads_by_place(causal_lm: Any) -> str | None:
-    """What a model has, as far as that is known, that goes by places in a row instead of positions.
+    """A known part of the model that depends on places in the row instead of positions; None if there is none.
 
-    The trial finds it too, but for what takes effect beyond a few tokens, or very little with random weights.
+    The trial finds such parts too, unless they take effect only after many tokens, or hardly any with random weights.
     """
     config = causal_lm.config
     others = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_TYPES)

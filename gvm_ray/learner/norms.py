@@ -1,4 +1,4 @@
-"""What the learners measure of a policy without training on it, and gradient norms that training gives by the way."""
+"""Measurements of a policy without training, and gradient norms measured during training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

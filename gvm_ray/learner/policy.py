@@ -208,7 +208,7 @@ def sample_gradient_norms(policy: PolicyModule, batch: SequenceBatch, *, paramet
 def embedding_row_gradients(
     policy: PolicyModule, batch: SequenceBatch, *, square_norms: bool
 ) -> tuple[Tensor, HeadGradients, Tensor]:
-    """What `response_gradients` gives, and the objectives' gradients [R, S, H] at each position's embedding row."""
+    """The result of `response_gradients`, and the objectives' gradients [R, S, H] at each position's embedding row."""
     embedding: Any = policy.causal_lm.get_input_embeddings()
     shape = (*batch.input_ids.shape, embedding.embedding_dim)
     offset = torch.zeros(shape, device=batch.input_ids.device, requires_grad=True)
@@ -233,13 +233,13 @@ def load_policy(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PolicyModule:
-    """The causal LM of a Hugging Face folder or hub id, sharded over `mesh` block by block; master weights are float32.
+    """Load the causal LM of a Hugging Face folder or hub id, sharded over `mesh` by block; master weights are float32.
 
-    With `settings.lora` only adapters, drawn from `seed`, are trainable. A trainable one is tried first (`try_policy`,
-    `share_prompts`); another one takes `sharing` as it is.
+    With `settings.lora` only adapters, drawn from `seed`, are trainable. A trainable policy is tried first
+    (`try_policy`, `share_prompts`); another takes `sharing` without a trial.
 
     Raises:
-        ModelError: it isn't a causal LM of the Llama layout, or its log-probs or gradient norms would be wrong.
+        ModelError: the model isn't a causal LM of the Llama layout, or its log-probs or gradient norms would be wrong.
         ConfigError: `settings.lora` names layers that the model doesn't have.
     """
     causal_lm = load_causal_lm(path, revision=revision, trust_remote_code=trust_remote_code, attention=attention)
@@ -256,6 +256,12 @@ def load_policy(
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for block in causal_lm.model.layers:
             block.training = True  # as transformers wants it; what is inside stays as it is, without dropout
+    _shard(policy, mesh=mesh, settings=settings)
+    return policy
+
+
+def _shard(policy: PolicyModule, *, mesh: DeviceMesh, settings: LearnerConfig) -> None:
+    """Shard a whole policy block by block; its blocks are compiled first where the settings say so."""
     placement: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
@@ -264,14 +270,13 @@ def load_policy(
     }
     if settings.cpu_offload:
         placement["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
-    for block in causal_lm.model.layers:
+    for block in policy.causal_lm.model.layers:
         if settings.compile:
             _compile(block)
         fully_shard(block, **placement)
     fully_shard(policy, **placement)
     for method in ("prompt_states", "response_gradients", "tied_inner_products"):
         register_fsdp_forward_method(policy, method)
-    return policy
 
 
 def _compile(block: Any) -> None:

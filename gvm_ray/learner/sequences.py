@@ -1,6 +1,6 @@
-"""What the learners train on, sample by sample, and the tensors of a micro-batch: padded rows, or one packed row.
+"""Training samples, and the tensors of a micro-batch: padded rows, or one packed row.
 
-In a packed row samples stand end to end, or each prompt once with the responses to it behind it.
+A packed row holds samples end to end, or each prompt once with its responses behind it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ class TrainSample:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedRow:
-    """Where B samples of N tokens stand in one row, end to end and without padding."""
+    """Positions of B samples, N tokens in all, in one row, end to end and without padding."""
 
     position_ids: Tensor  # [1, N] int64 of each token within its sample, from 0
     cu_seqlens: Tensor  # [B + 1] int32: sample b is at cu_seqlens[b] ... cu_seqlens[b + 1] - 1
@@ -51,9 +51,9 @@ class PackedRow:
 class SequenceBatch:
     """A micro-batch of B samples, with responses of up to T tokens, in R rows of S tokens, each number at least 1.
 
-    Padded, every sample is a row with 0 on its right (R = B). Packed, all are one row (R = 1, `packed`), and attention
-    is told where each begins. Shared, all are one row too (`shared`), in which samples of one prompt have it in common.
-    Positions count through all R x S.
+    Padded: every sample is a row with 0 on its right (R = B). Packed: all are one row (R = 1, `packed`), and attention
+    knows where each begins. Shared: all are one row (`shared`) that holds each prompt once for all its samples.
+    Positions are counted through all R x S.
     """
 
     input_ids: Tensor  # [R, S] int64, prompt then response
@@ -67,9 +67,9 @@ class SequenceBatch:
 
     @property
     def attention_arguments(self) -> dict[str, Any]:
-        """What transformers' backbones need to keep packed samples apart; the flash kernels read the cu_seq_lens, the
-        others get a block-diagonal mask that is made of the position ids. Kernels for shared prompts read the row, and
-        the mask keeps transformers from making such a mask."""
+        """Arguments of transformers' backbones that keep packed samples apart. Flash kernels read the cu_seq_lens; the
+        others get a block-diagonal mask, made from the position ids. Kernels for shared prompts read the row; the mask
+        of ones keeps transformers from making a block-diagonal one."""
         if self.shared is not None:
             everything = torch.ones_like(self.input_ids)
             return {
@@ -85,7 +85,7 @@ class SequenceBatch:
 
     @property
     def sample_indices(self) -> Tensor | None:
-        """[R, S] int64: which sample each packed token belongs to; None where each row is one. Not of shared ones."""
+        """[R, S] int64 index of each packed token's sample; None if each row is a sample. Not for shared prompts."""
         assert self.shared is None, "tokens of a shared prompt belong to several samples"
         if self.packed is None:
             return None
@@ -99,7 +99,7 @@ class SequenceBatch:
         return torch.where(places == 0, self.first_state.unsqueeze(1), later)
 
     def by_sample(self, values: Tensor) -> Tensor:
-        """[B, S', ...] of values [R, S, ...], each sample in a row of its own, with 0 behind packed ones. Not of shared
+        """[B, S', ...] of values [R, S, ...], each sample in its own row, with 0 behind packed ones. Not for shared
         prompts."""
         assert self.shared is None, "tokens of a shared prompt belong to several samples"
         if self.packed is None:
@@ -112,7 +112,7 @@ class SequenceBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLayout:
-    """How a rank lays out samples for its forward and backward passes."""
+    """Layout of a rank's samples for its forward and backward passes."""
 
     max_tokens: int  # of a micro-batch; padding counts where there is any
     packed: bool
@@ -122,11 +122,11 @@ class BatchLayout:
     def micro_batches(
         self, samples: Sequence[TrainSample], *, separate: bool = False, by_sample: bool = False
     ) -> Iterator[tuple[NDArray[np.int64], SequenceBatch]]:
-        """This rank's micro-batches, as many as on every other rank: which samples, and their tensors.
+        """Indices and tensors of this rank's micro-batches, as many as on every other rank.
 
-        Trailing ones may be without samples. With `separate` every sample has its own copy of its prompt. With
-        `by_sample` too, and rows x the longest sample keep within the bound as well, for passes that call
-        `SequenceBatch.by_sample` or `state_positions` on hidden states.
+        The last ones may be empty. With `separate`, every sample has its own copy of its prompt; with `by_sample` too,
+        and rows x the longest sample stay within the bound as well, for passes that call `SequenceBatch.by_sample` or
+        `state_positions` on hidden states.
         """
         if self.shared and not (separate or by_sample) and sharing_pays(samples):
             yield from self._shared_micro_batches(samples)
@@ -157,14 +157,14 @@ class BatchLayout:
 
 
 def prompts_of(samples: Sequence[TrainSample]) -> NDArray[np.int64]:
-    """[N] number of each sample's prompt, by its tokens, in the order of their first samples."""
+    """[N] index of each sample's prompt, by its tokens, in order of first appearance."""
     numbers: dict[bytes, int] = {}
     keys = (sample.prompt_ids.astype(np.int64).tobytes() for sample in samples)
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def sharing_pays(samples: Sequence[TrainSample]) -> bool:
-    """Whether reading each prompt once leaves clearly fewer tokens, in one micro-batch without bound."""
+    """Whether reading each prompt once saves at least 5 % of the tokens, in a single micro-batch of any size."""
     _, firsts = np.unique(prompts_of(samples), return_index=True)
     total = sum(sample.length for sample in samples)
     spared = sum(len(sample.prompt_ids) for sample in samples) - sum(len(samples[i].prompt_ids) for i in firsts)
@@ -193,7 +193,7 @@ def pack_samples(samples: Sequence[TrainSample], *, device: torch.device) -> Seq
 
 
 def share_samples(samples: Sequence[TrainSample], *, device: torch.device) -> SequenceBatch:
-    """The same in one row without padding, each prompt once; no samples at all give one token."""
+    """Tensors of the samples in one row without padding, each prompt once; without samples, one token."""
     numbers = prompts_of(samples)
     groups = [np.flatnonzero(numbers == number) for number in range(int(numbers.max(initial=-1)) + 1)]
     prompt_lengths = [len(samples[members[0]].prompt_ids) for members in groups] or [1]
@@ -219,7 +219,7 @@ def _batch(
     packed: PackedRow | None = None,
     shared: SharedRow | None = None,
 ) -> SequenceBatch:
-    """Samples written at `starts` into rows of a shape; responses at `responses`, or else behind their prompts."""
+    """Write samples at `starts` into rows of a shape, responses at `responses` or else behind their prompts."""
     input_ids = np.zeros(shape[0] * shape[1], dtype=np.int64)
     targets = np.zeros((len(starts), max([len(s.response_ids) for s in samples], default=1)), dtype=np.int64)
     first_state, mask = starts.copy(), np.zeros(targets.shape, dtype=np.bool_)

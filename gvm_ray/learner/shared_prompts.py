@@ -1,8 +1,8 @@
-"""Rows in which a prompt stands once, with its responses behind it; and the attention inside such a row.
+"""Rows that hold each prompt once with its responses behind it, and the attention within such a row.
 
-A prompt attends to itself, a response to its prompt and to itself, both causally, and positions go on from the prompt's
-last in each of its responses. Attention is computed in tiles of like sizes, padded, each of which is one call of
-scaled_dot_product_attention: what is padded is attention alone, everything else works on the row as it is.
+A prompt attends to itself, a response to its prompt and to itself, both causally. Each response's positions continue
+from its prompt's last. Attention is computed in tiles: sequences of similar sizes, padded, in one call of
+scaled_dot_product_attention. Only attention is padded; everything else works on the row itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ _KEPT_KEYS = 3  # copies of keys and values that are kept for the backward pass,
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tile:
-    """b sequences of T queries, padded on their right, and S keys each.
+    """b sequences of T queries, padded on the right, and S keys each.
 
-    Causal, queries and keys are the same (T = S). Else they are a response's queries and, as keys, its prompt, padded
-    on its right, and the response.
+    In a causal tile, queries and keys are the same tokens (T = S). Otherwise the queries are a response, and the keys
+    its prompt, padded on the right, and the response.
     """
 
     shape: tuple[int, int, int]  # b, T, S
@@ -42,7 +42,7 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SharedRow:
-    """Where prompts and their responses stand in a row of N tokens, and the tiles that its attention is computed in."""
+    """A row of N tokens with shared prompts: positions, and the tiles in which its attention is computed."""
 
     position_ids: Tensor  # [1, N] int64 of each token within its sample, from 0
     tiles: tuple[Tile, ...]
@@ -57,7 +57,7 @@ class SharedRow:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Sequence:
-    """Places in the row of tokens that attend, causally, to those of a prompt and to themselves."""
+    """Places in the row of tokens that attend causally to a prompt and to themselves."""
 
     prompt: NDArray[np.int64]  # may be none
     own: NDArray[np.int64]  # at least one
@@ -70,11 +70,11 @@ class _Sequence:
 def shared_row(
     prompt_lengths: Sequence[int], response_lengths: Sequence[Sequence[int]], *, device: torch.device
 ) -> SharedRow:
-    """The row of prompts, each with the responses behind it.
+    """Lay out a row of prompts, each with its responses behind it.
 
     Args:
         prompt_lengths: tokens of each prompt, at least 1.
-        response_lengths: for each prompt, tokens of its responses; one without tokens takes no place.
+        response_lengths: tokens of each prompt's responses; an empty response takes no place.
         device: of the tensors.
     """
     segments, attending = _sequences(prompt_lengths, response_lengths)
@@ -100,10 +100,10 @@ def shared_row(
 def _sequences(
     prompt_lengths: Sequence[int], response_lengths: Sequence[Sequence[int]]
 ) -> tuple[list[_Sequence], list[_Sequence]]:
-    """The row's segments, prompts and responses, in their order; and the sequences whose attention is computed.
+    """The row's segments (prompts and responses) in order, and the sequences whose attention is computed.
 
-    A response that is longer than its prompt attends together with it: as one causal sequence the two take fewer
-    scores than its own to all keys, and no mask. That is the prompt's own attention, too.
+    A response at least as long as its prompt attends together with it: one causal sequence of both needs fewer scores
+    than the response's queries over all keys, and no mask. It includes the prompt's own attention.
     """
     none = np.zeros(0, dtype=np.int64)
     segments: list[_Sequence] = []
@@ -126,7 +126,7 @@ def _sequences(
 
 
 def _divide(sequences: Sequence[_Sequence]) -> list[list[_Sequence]]:
-    """Sequences by tile: of like sizes, and those with a prompt's keys apart from the others."""
+    """Group sequences of similar sizes into tiles; those with a prompt's keys apart from the others."""
     tiles: list[list[_Sequence]] = []
     longest, exact = 0, 0
     for sequence in sorted(sequences, key=lambda s: (len(s.prompt), len(s.own)), reverse=True):
@@ -147,7 +147,7 @@ def _divide(sequences: Sequence[_Sequence]) -> list[list[_Sequence]]:
 
 
 def _tile(members: Sequence[_Sequence], *, device: torch.device) -> tuple[Tile, NDArray[np.int64], NDArray[np.int64]]:
-    """A tile, and the places in the row of its queries and keys."""
+    """A tile, and the places of its queries and keys in the row."""
     prompt_lengths = np.array([len(s.prompt) for s in members])
     length, prompt_length = max(len(s.own) for s in members), int(prompt_lengths.max())
     own = np.stack([_padded(s.own, length) for s in members])
@@ -173,9 +173,9 @@ def _padded(places: NDArray[np.int64], length: int) -> NDArray[np.int64]:
 
 @dataclass(eq=False)
 class Pattern:
-    """Which positions a kind of layer lets attend to which: all before, or a window or chunk of them.
+    """Attention pattern of a kind of layer: all earlier positions, or a window or chunk of them.
 
-    It stands for the masks, which depend on a row's tiles, and keeps them for all layers of the kind.
+    It takes the place of a mask, which depends on the row's tiles, and caches the tiles' masks for all such layers.
     """
 
     function: Callable[..., Tensor] | None  # of transformers, (batch, head, query position, key position); None: all
@@ -199,7 +199,7 @@ class Pattern:
 
 
 def register_shared_sdpa() -> None:
-    """Make `KERNELS` known to transformers: SDPA as ever, and `shared_sdpa` for rows with shared prompts."""
+    """Register `KERNELS` with transformers: plain SDPA, and `shared_sdpa` for rows with shared prompts."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(KERNELS, _attention)
@@ -214,7 +214,7 @@ def _mask_or_pattern(
     kv_length: int,
     **arguments: Any,
 ) -> Any:
-    """What each layer gets as its mask. Only rows with shared prompts come with an attention mask, of ones."""
+    """The mask or pattern of each layer. Only rows with shared prompts come with an attention mask, of ones."""
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
     if attention_mask is None:
@@ -255,14 +255,14 @@ def _attention(
 def shared_sdpa(
     query: Tensor, key: Tensor, value: Tensor, row: SharedRow, pattern: Pattern, scaling: float | None = None
 ) -> Tensor:
-    """Attention [1, N, heads, D'] inside a row with shared prompts, tile by tile.
+    """Attention [1, N, heads, D'] within a row with shared prompts, tile by tile.
 
     Args:
         query: [1, heads, N, D].
         key: [1, heads or a divisor of them, N, D].
         value: [1, as many as keys, N, D'].
         row: where prompts and responses stand.
-        pattern: what attends to what.
+        pattern: the positions that attend to each other.
         scaling: of scores; None takes D^-1/2.
     """
     grouped = query.shape[1] != key.shape[1]

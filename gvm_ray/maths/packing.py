@@ -1,4 +1,4 @@
-"""How samples are divided into micro-batches, and demonstrations into batches."""
+"""Division of samples into micro-batches, and of demonstrations into batches."""
 
 import heapq
 
@@ -35,11 +35,11 @@ def micro_batches(
 def shared_micro_batches(
     prompts: ArrayLike, *, prompt_tokens: ArrayLike, response_tokens: ArrayLike, max_tokens: int, num_ranks: int
 ) -> list[list[NDArray[np.int64]]]:
-    """Indices of the samples of each micro-batch, for each rank, where samples of one prompt have it in common.
+    """Indices of the samples of each micro-batch, for each rank, if samples of one prompt share it.
 
-    A prompt's samples stay together, longest response first, unless they exceed the bound, or ranks get more even
-    loads otherwise: then they are divided, and each part reads the prompt. Parts are spread and put into micro-batches
-    as `micro_batches` does it with samples.
+    A prompt's samples stay together, longest response first, unless they exceed the bound or a division gives the ranks
+    more even loads. Then each part reads the prompt again. Parts are divided among ranks and micro-batches as
+    `micro_batches` divides samples.
 
     Args:
         prompts: [N] number of each sample's prompt.
@@ -75,13 +75,13 @@ def shared_micro_batches(
 def _divide(
     group: NDArray[np.int64], lengths: NDArray[np.int64], responses: NDArray[np.int64], *, most: int
 ) -> list[NDArray[np.int64]]:
-    """Samples of one prompt, by falling length, cut so that prompt and responses of a part keep within `most`."""
+    """Cut the samples of one prompt, longest first, into parts of at most `most` tokens with the prompt."""
     room = max(most - int(lengths[group[0]]), 1)
     return _fill(group, responses, max_tokens=room, packed=True)
 
 
 def _as_many(ranks: list[list[NDArray[np.int64]]]) -> list[list[NDArray[np.int64]]]:
-    """The ranks' micro-batches, filled up with empty ones to equal numbers."""
+    """Append empty micro-batches until all ranks have the same number."""
     most = max(len(batches) for batches in ranks)
     return [batches + [np.zeros(0, dtype=np.int64)] * (most - len(batches)) for batches in ranks]
 

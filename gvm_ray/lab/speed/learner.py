@@ -1,7 +1,7 @@
 """Benchmark of the learner's optimizer update against a bare PyTorch loop with the same model and micro-batches.
 
-The bare loop has no FSDP2, no metrics and no chunks of logits; both end with the same weights. Micro-batches with shared
-prompts are compared with padded ones. On a GPU, packed ones are too, and an update's FLOP/s with those of one large
+The bare loop has no FSDP2, no metrics and no chunks of logits; both end with the same weights. Micro-batches with
+shared prompts are compared with padded ones; on a GPU packed ones too, and an update's FLOP/s with those of one large
 matrix product.
 """
 
@@ -58,7 +58,7 @@ GPU_CASE = LearnerCase(
 )
 
 
-# Lengths as those of problems at school, of short answers to them, and of longer ones.
+# Lengths of school problems with short answers, and of longer ones.
 SHARED_CASES = (
     LearnerCase(prompt_tokens=(64, 64), response_tokens=(53, 53), num_prompts=16),
     LearnerCase(prompt_tokens=(70, 70), response_tokens=(16, 16), num_prompts=16),
@@ -93,8 +93,10 @@ def measure(options: BenchOptions) -> list[BenchRow]:
 
 
 def shared_row(case: LearnerCase, *, repeats: int) -> BenchRow:
-    """An update whose micro-batches hold each prompt once, in tokens/s beside the same with a prompt for each response;
-    of both the tokens are those of the latter."""
+    """Measure an update that reads each prompt once against one that reads it once per response, in tokens/s.
+
+    Both count the tokens of the latter.
+    """
     groups = make_groups(case)
     batch, num_tokens = make_batch(groups), _num_tokens(groups)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,23 +16,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "ARCHITECTURE.md"
 MIN_LINES = 40
-# A part that a setting or a command line names is a file of its own by design, however short.
-STRATEGIES = (
-    "gvm_ray/algorithms/grpo.py",
-    "gvm_ray/algorithms/raft.py",
-    "gvm_ray/allocators/custom.py",
-    "gvm_ray/allocators/gvm*.py",
-    "gvm_ray/allocators/rivals/*.py",
-    "gvm_ray/allocators/uniform.py",
-    "gvm_ray/engines/transformers.py",
-    "gvm_ray/engines/vllm.py",
-    "gvm_ray/rewards/exact.py",
-    "gvm_ray/rewards/format.py",
-    "gvm_ray/rewards/function.py",
-    "gvm_ray/rewards/math_verify.py",
-    "gvm_ray/rewards/reasoning_gym.py",
-    "gvm_ray/tasks/sources/*.py",
-)
+# A part that a setting names is a file of its own by design, however short: every file of these folders but those that
+# the parts share.
+STRATEGIES = {
+    "gvm_ray/algorithms": ("base", "loss"),
+    "gvm_ray/allocators": ("base", "driver", "memory", "predictor", "selection"),
+    "gvm_ray/allocators/rivals": (),
+    "gvm_ray/engines": ("open_requests", "server", "turns", "weight_receiver"),
+    "gvm_ray/rewards": (
+        "answer_pairs",
+        "answer_rules",
+        "exact_values",
+        "sandbox",
+        "sandbox_child",
+        "sandbox_messages",
+        "votes",
+    ),
+    "gvm_ray/tasks/sources": (),
+}
 
 
 def function_lengths(source: str) -> dict[str, int]:
@@ -68,7 +69,8 @@ class Module:
     @property
     def is_strategy(self) -> bool:
         """Whether a setting names it."""
-        return any(self.path.relative_to(ROOT).match(pattern) for pattern in STRATEGIES)
+        shared = STRATEGIES.get(str(self.path.parent.relative_to(ROOT)))
+        return shared is not None and self.path.stem not in ("__init__", *shared)
 
 
 def modules() -> dict[str, Module]:

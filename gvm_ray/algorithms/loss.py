@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gvm_ray.config.strategy import AlgorithmSettings, ImportanceConfig, LossConfig, RaftConfig
+from gvm_ray.config.strategy import AlgorithmSettings, ImportanceConfig, LossConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.maths.losses import ImportanceCorrection, KLKind, policy_loss
 from gvm_ray.settings import import_object
@@ -88,7 +88,7 @@ class AlgorithmLoss:
             ConfigError: the settings name a function that can't be imported or doesn't return a loss per token.
         """
         return cls(
-            ratio=not isinstance(config, RaftConfig),
+            ratio=config.has_ratio,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip,

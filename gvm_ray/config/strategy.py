@@ -1,6 +1,6 @@
 """Settings of the learning algorithm: advantages, loss, KL and importance weights."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -53,6 +53,14 @@ class LossConfig(Settings):
 
 
 class _AlgorithmBase(Settings):
+    # Facts of an algorithm that other parts of a run have to agree with.
+    group_baseline: ClassVar[bool] = (
+        False  # of a prompt's other samples: a sample alone teaches nothing
+    )
+    divides_by_accept_rates: ClassVar[bool] = False  # with weighting "inverse"
+    mixes_prompts: ClassVar[bool] = False  # a sample's advantage depends on other prompts of the batch
+    has_ratio: ClassVar[bool] = True  # the loss has an importance ratio, which is clipped
+
     # The estimator's weighting, separate from allocation. "inverse" (arXiv 2505.02391, Lemma 1) needs an allocator that
     # knows accept rates independent of the samples; if no sample is rejected, as with a baseline, it equals
     # "prompt_mean".
@@ -70,18 +78,22 @@ class _AlgorithmBase(Settings):
 class RaftConfig(_AlgorithmBase):
     """RAFT (arXiv 2304.06767): log-likelihood of the accepted samples, no importance ratio."""
 
+    divides_by_accept_rates = True
+    has_ratio = False
     type: Literal["raft"] = "raft"
 
 
 class RaftPlusPlusConfig(_AlgorithmBase):
     """RAFT++ (arXiv 2504.11343): accepted samples only, with token-level importance ratio and clipping."""
 
+    divides_by_accept_rates = True
     type: Literal["raft++"] = "raft++"
 
 
 class GRPOConfig(_AlgorithmBase):
     """GRPO (arXiv 2402.03300): advantages (r - mean) / (std + epsilon) within the group."""
 
+    group_baseline = True
     type: Literal["grpo"] = "grpo"
     epsilon: Positive = 1e-6
 
@@ -89,18 +101,21 @@ class GRPOConfig(_AlgorithmBase):
 class DrGRPOConfig(_AlgorithmBase):
     """Dr. GRPO (arXiv 2503.20783): advantages r - mean, without normalisation by std or length."""
 
+    group_baseline = True
     type: Literal["dr_grpo"] = "dr_grpo"
 
 
 class RLOOConfig(_AlgorithmBase):
     """RLOO (arXiv 2402.14740): the baseline of a sample is the mean of the others in its group."""
 
+    group_baseline = True
     type: Literal["rloo"] = "rloo"
 
 
 class ReinforcePlusPlusConfig(_AlgorithmBase):
     """REINFORCE++ (arXiv 2501.03262): rewards normalised over the whole batch."""
 
+    mixes_prompts = True
     type: Literal["reinforce++"] = "reinforce++"
     epsilon: Positive = 1e-6
 
@@ -108,6 +123,7 @@ class ReinforcePlusPlusConfig(_AlgorithmBase):
 class CustomAlgorithmConfig(_AlgorithmBase):
     """Any importable `module:Class` that satisfies `protocols.Algorithm`; the token loss is the built-in one."""
 
+    mixes_prompts = True  # as far as is known
     type: Literal["custom"] = "custom"
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments besides config and accept_threshold
@@ -132,7 +148,7 @@ def check_baselines(allocator: AllocatorConfig, algorithm: AlgorithmSettings, ru
         ValueError: what is wrong, and what to write instead.
     """
     smallest, switch = allocator.smallest_group(run), allocator.baseline_setting
-    if not isinstance(algorithm, GRPOConfig | DrGRPOConfig | RLOOConfig) or smallest is None or smallest.value >= 2:
+    if not algorithm.group_baseline or smallest is None or smallest.value >= 2:
         return
     if switch is not None and getattr(allocator, switch):
         return
@@ -149,7 +165,7 @@ def check_accept_rates(allocator: AllocatorConfig, algorithm: AlgorithmSettings)
     Raises:
         ValueError: what is wrong, and what to write instead.
     """
-    divides = isinstance(algorithm, RaftConfig | RaftPlusPlusConfig) and algorithm.weighting == "inverse"
+    divides = algorithm.divides_by_accept_rates and algorithm.weighting == "inverse"
     if not divides or allocator.knows_accept_rates:
         return
     kind = getattr(allocator, "type", "")

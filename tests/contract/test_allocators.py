@@ -94,6 +94,7 @@ def sample(
             replace(
                 outcome(prompt_id, rewards, first_index=drawn[prompt_id]),
                 rewards=rewards,  # itself, which is read-only
+                num_tokens=rng.integers(1, 50, size=count).astype(np.int32),
                 gradient_norms=norms if allocation.needs_gradient_norms else None,
             )
         )
@@ -228,10 +229,12 @@ def test_its_memory_survives_json_and_it_goes_on_alike(config) -> None:
     resumed = AllocationDriver.of(config, accept_threshold=0.5)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == allocator.state_dict() == state
-    again = [
-        run_block(each, config, rate=RATES["mixed"], size=8, budget=64, first=100) for each in (allocator, resumed)
-    ]
-    assert again[0] == again[1]
+    for first in (0, 100):  # prompts that are known, and new ones
+        again = [
+            run_block(each, config, rate=RATES["mixed"], size=8, budget=64, first=first)
+            for each in (allocator, resumed)
+        ]
+        assert again[0] == again[1]
     assert resumed.state_dict() == allocator.state_dict()
 
 

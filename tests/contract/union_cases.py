@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from pydantic import ValidationError
+
 from gvm_ray.settings import Settings
 
 
@@ -15,8 +17,15 @@ def every_variant(union: Any, own: Mapping[str, Settings]) -> dict[str, Any]:
     """Settings by name: one's own cases, and the defaults of every class that has none among them.
 
     Raises:
-        ValidationError: a class without a case has settings that must be written: give it one.
+        ValueError: a class without a case has settings that must be written.
     """
     covered = {type(settings) for settings in own.values()}
-    defaults = [variant() for variant in variants(union) if variant not in covered]
-    return {**own, **{settings.model_dump()["type"]: settings for settings in defaults}}
+    missing = [variant for variant in variants(union) if variant not in covered]
+    return {**own, **{variant.model_fields["type"].default: _defaults(variant) for variant in missing}}
+
+
+def _defaults(variant: type[Settings]) -> Settings:
+    try:
+        return variant()
+    except ValidationError as error:
+        raise ValueError(f"{variant.__name__} has settings without a default: add a case of its own here") from error

@@ -1,12 +1,14 @@
 """What an algorithm needs of the allocator: samples to compare a sample with, and accept rates to divide by."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from gvm_ray.allocators import AllocatorSettings
 from gvm_ray.config import parse_config
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.settings import Settings
+from tests.contract.union_cases import variants
 
 RUN: dict[str, Any] = {
     "name": "baselines",
@@ -78,38 +80,22 @@ def test_groups_of_one_are_taken_where_something_else_is(algorithm: str, setting
     assert config.algorithm.type == algorithm
 
 
-KNOW_ACCEPT_RATES = {
-    "gvm",
-    "gvm_pool",
-    "gvm_online",
-    "neyman",
-    "reinforce_ada_est",
-    "vip",
-    "knapsack",
-    "cures",
-    "speed",
-    "mopps",
-    "offline_filter",
-    "custom",
-}
+KNOW_NO_ACCEPT_RATES = {"uniform", "greso", "dapo", "pods", "reinforce_ada_seq"}
 
 
-@pytest.mark.parametrize(
-    "allocator", [m.model_fields["type"].default for m in get_args(get_args(AllocatorSettings)[0])]
-)
+@pytest.mark.parametrize("variant", variants(AllocatorSettings), ids=lambda each: each.model_fields["type"].default)
 @pytest.mark.parametrize("algorithm", ["raft", "raft++"])
-def test_inverse_weighting_needs_accept_rates_from_elsewhere(algorithm: str, allocator: str) -> None:
-    settings: dict[str, Any] = {"type": allocator, "candidates_per_step": 64}
-    if allocator in ("uniform", "gvm", "gvm_online", "neyman", "dapo", "pods", "vip", "knapsack") or "ada" in allocator:
-        settings.pop("candidates_per_step")
-    if allocator == "speed":
-        settings |= {"candidates_per_step": 8}
+def test_inverse_weighting_needs_accept_rates_from_elsewhere(algorithm: str, variant: type[Settings]) -> None:
+    allocator = variant.model_fields["type"].default
+    settings: dict[str, Any] = {"type": allocator}
+    if "candidates_per_step" in variant.model_fields and allocator != "dapo":
+        settings |= {"candidates_per_step": 8 if allocator == "speed" else 64}
     if allocator == "custom":
-        settings |= {"path": "examples.custom_allocator:FewerForSolved"}
+        settings |= {"path": "examples.custom_allocator:FewerForSolved", "candidates_per_step": 64}
     run = {**RUN, "allocator": settings}
     assert parse_config({**run, "algorithm": {"type": algorithm}}).allocator.type == allocator
     inverse = {**run, "algorithm": {"type": algorithm, "weighting": "inverse"}}
-    if allocator in KNOW_ACCEPT_RATES:
+    if allocator not in KNOW_NO_ACCEPT_RATES:
         assert parse_config(inverse).algorithm.weighting == "inverse"
     else:
         with pytest.raises(ConfigError, match=rf"'inverse' divides .*type='{allocator}' has none .*; write .*gvm_pool"):

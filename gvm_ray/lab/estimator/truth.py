@@ -10,7 +10,6 @@ from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.allocators.gvm_pool import GVMOnlineAllocatorConfig, GVMPoolAllocatorConfig, NeymanAllocatorConfig, score
 from gvm_ray.allocators.predictor import PromptEstimates
 from gvm_ray.config import RunConfig
-from gvm_ray.config.strategy import CustomAlgorithmConfig, ReinforcePlusPlusConfig
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.estimator.moments import GroupCoefficients, GroupMoments, PromptGradients, SampleSizes
 from gvm_ray.lab.estimator.pool import SamplePool
@@ -82,8 +81,7 @@ def exact_moments(
         max_samples: largest n.
     """
     values = _binary_rewards(config, pool)
-    whole_batch = isinstance(config.algorithm, ReinforcePlusPlusConfig | CustomAlgorithmConfig)
-    if values is None or whole_batch or config.algorithm.weighting != "prompt_mean":
+    if values is None or config.algorithm.mixes_prompts or config.algorithm.weighting != "prompt_mean":
         return None
     return GroupMoments(
         group_coefficients(config, max_samples=max_samples, rewards=values),

@@ -253,9 +253,7 @@ def load_policy(
         add_adapters(causal_lm, settings.lora, seed=seed)
     policy.eval()  # dropout would make two passes over the same tokens disagree
     if settings.activation_checkpointing and trainable:
-        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for block in causal_lm.model.layers:
-            block.training = True  # as transformers wants it; what is inside stays as it is, without dropout
+        _checkpoint_blocks(causal_lm)
     placement: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
@@ -272,6 +270,12 @@ def load_policy(
     for method in ("prompt_states", "response_gradients", "tied_inner_products"):
         register_fsdp_forward_method(policy, method)
     return policy
+
+
+def _checkpoint_blocks(causal_lm: Any) -> None:
+    causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for block in causal_lm.model.layers:
+        block.training = True  # as transformers wants it; what is inside stays as it is, without dropout
 
 
 def _compile(block: Any) -> None:

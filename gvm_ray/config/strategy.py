@@ -54,9 +54,7 @@ class LossConfig(Settings):
 
 class _AlgorithmBase(Settings):
     # Facts of an algorithm that other parts of a run have to agree with.
-    group_baseline: ClassVar[bool] = (
-        False  # of a prompt's other samples: a sample alone teaches nothing
-    )
+    group_baseline: ClassVar[bool] = False  # of a prompt's other samples: a sample alone teaches nothing
     divides_by_accept_rates: ClassVar[bool] = False  # with weighting "inverse"
     mixes_prompts: ClassVar[bool] = False  # a sample's advantage depends on other prompts of the batch
     has_ratio: ClassVar[bool] = True  # the loss has an importance ratio, which is clipped

@@ -1,9 +1,9 @@
 """Checkpoints on disk, one folder each, complete or absent; and what a run that goes on must share with its beginning.
 
 ``step_000010/`` holds ``state.json`` (step, prompt cursor, allocator memory, costs), ``prompt_states.npz`` (hidden
-states that the allocator still needs, if any), ``config.json``, ``learner/`` (sharded model and optimizer) and
-``manifest.json`` (size and SHA-256 of all these). It is written under a temporary name and renamed when it is on the
-disk, so that a crash while saving leaves the last good checkpoint.
+states or embeddings that the allocator still needs, if any), ``config.json``, ``learner/`` (sharded model and
+optimizer) and ``manifest.json`` (size and SHA-256 of all these). It is written under a temporary name and renamed when
+it is on the disk, so that a crash while saving leaves the last good checkpoint.
 """
 
 import asyncio

@@ -16,6 +16,10 @@ from gvm_ray.exceptions import ModelError, likely_paths, may_be_hub_id
 _COUNTED = ("[!.]*", "*chat_templates/[!.]*")  # transformers also reads additional_chat_templates/
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
 _EMBEDDING_AND_HEAD = ("embed_tokens.weight", "lm_head.weight")
+_FILES_AND_INDICES = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 _REASON_CHARACTERS = 300  # of a library's message, which can be pages long
 _WRITE_FOLDER = (
     "write model.path as a folder with config.json, weights and tokenizer files, or as a hub id that this machine can "
@@ -85,29 +89,73 @@ def _equal(first: Any, second: Any) -> bool:
     return first.shape == second.shape and first.float().equal(second.float())
 
 
+def stored_tensors(path: str | Path, *, revision: str | None = None) -> dict[str, Callable[[], Any]]:
+    """Functions that read the tensors of a model folder or hub id, by name. Files that aren't cached are fetched.
+
+    Of a sharded hub id only the shards are fetched whose tensors are read.
+
+    Raises:
+        ModelError: a file is missing or damaged; the functions raise it too.
+    """
+    if Path(path).is_dir():
+        return _stored_tensors(Path(path))
+    for single, index in _FILES_AND_INDICES:
+        if (file := _hub_file(path, single, revision=revision)) is not None:
+            return _tensors_in(file, path)
+        if (file := _hub_file(path, index, revision=revision)) is not None:
+            with model_errors("index of the weights", path):
+                shards = json.loads(file.read_bytes())["weight_map"]
+            return {name: partial(_read_of_hub, path, name, shard, revision) for name, shard in shards.items()}
+    return {}
+
+
+def _read_of_hub(path: str | Path, name: str, shard: str, revision: str | None) -> Any:
+    file = _hub_file(path, shard, revision=revision)
+    if file is None:
+        raise ModelError(f"{shard!r}, a file of the weights of {str(path)!r}, is neither in the cache nor on the hub")
+    return _tensors_in(file, path)[name]()
+
+
+def _hub_file(path: str | Path, name: str, *, revision: str | None) -> Path | None:
+    """The file of a hub id, from the cache or the hub; None if neither has it."""
+    from transformers.utils.hub import cached_file
+
+    with model_errors(f"weights (file {name!r})", path):
+        file = cached_file(
+            path,
+            name,
+            revision=revision or "main",
+            _raise_exceptions_for_connection_errors=False,  # without network, use the cache
+            _raise_exceptions_for_missing_entries=False,
+        )
+    return None if file is None else Path(file)
+
+
 def _stored_tensors(folder: Path) -> dict[str, Callable[[], Any]]:
     """Functions that read the tensors of a model folder, by name."""
+    found: dict[str, Callable[[], Any]] = {}
+    for file in _weight_files(folder):
+        found |= _tensors_in(file, folder)
+    return found
+
+
+def _tensors_in(file: Path, path: str | Path) -> dict[str, Callable[[], Any]]:
+    """Functions that read the tensors of one file of the model at `path`, by name."""
     import torch
     from safetensors import safe_open
 
-    found: dict[str, Callable[[], Any]] = {}
-    for file in _weight_files(folder):
-        with model_errors(f"weights (file {file.name!r} is missing or damaged; fetch it again)", folder):
-            if file.suffix == ".safetensors":
-                tensors = safe_open(file, framework="pt")
-                found |= {name: partial(tensors.get_tensor, name) for name in tensors.keys()}  # noqa: SIM118
-            else:  # with the newer, zipped format, a tensor is read only when it is used
-                weights = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-                found |= {name: partial(weights.get, name) for name in weights}
-    return found
+    with model_errors(f"weights (file {file.name!r} is missing or damaged; fetch it again)", path):
+        if file.suffix == ".safetensors":
+            tensors = safe_open(file, framework="pt")
+            return {name: partial(tensors.get_tensor, name) for name in tensors.keys()}  # noqa: SIM118
+        # With the newer, zipped format, a tensor is read only when it is used.
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+        return {name: partial(weights.get, name) for name in weights}
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """The files of a model folder from which transformers reads weights."""
-    for single, index in (
-        ("model.safetensors", "model.safetensors.index.json"),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ):
+    for single, index in _FILES_AND_INDICES:
         if (folder / single).is_file():
             return [folder / single]
         if files := _indexed(folder, index):

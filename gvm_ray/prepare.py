@@ -25,6 +25,7 @@ from gvm_ray.pretrained import (
     check_published_names,
     check_vocabulary,
     empty_causal_lm,
+    find_embeddings,
     load_end_token_ids,
     load_generation_config,
     load_model_config,
@@ -167,6 +168,8 @@ def _try_training(
         check_target_modules(causal_lm, config.learner.lora)
     if kind == "vllm":
         check_published_names(causal_lm, base.path)
+    if config.prompt_states == "embedding" and Path(base.path).is_dir():  # a hub id's weights may not be here yet
+        find_embeddings(causal_lm, base.path)
     generation_config, left_out = load_generation_config(base.path, revision=base.revision)
     try_model_folder(
         causal_lm,

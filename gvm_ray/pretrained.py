@@ -4,14 +4,15 @@ Broken files make the libraries raise all kinds of errors; each becomes a ModelE
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from gvm_ray.exceptions import ModelError
 from gvm_ray.maths.memory import ModelSizes
-from gvm_ray.model_files import model_errors, tensor_names
+from gvm_ray.model_files import model_errors, stored_tensors, tensor_names
+from gvm_ray.types import FloatArray, IntArray
 
 _WIDTHS = ("num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
 _USE_FAMILY = "use a text model of the Llama, Qwen2, Qwen3, Gemma or Mistral family"
@@ -257,6 +258,72 @@ def check_layout(causal_lm: Any, path: str | Path) -> None:
             f"{str(path)!r} holds a {type(causal_lm).__name__} without `model.layers`, a linear `lm_head` and a table "
             f"of input embeddings; {_USE_FAMILY}"
         )
+
+
+def read_embeddings(
+    path: str | Path, token_ids: IntArray, *, revision: str | None = None, trust_remote_code: bool = False
+) -> FloatArray:
+    """The input embeddings [U, E] of some tokens, in float32, from the weight files alone: no model is built.
+
+    They are the table's rows; factors by which some families multiply them aren't applied.
+
+    Args:
+        path: the model folder, or a hub id.
+        token_ids: [U] of the tokens.
+        revision: of a hub id; None takes the newest.
+        trust_remote_code: run the model's own code, which tells the table's name.
+
+    Raises:
+        ModelError: the table can't be found or read.
+    """
+    import torch
+
+    model_config = load_model_config(path, revision=revision, trust_remote_code=trust_remote_code)
+    causal_lm = empty_causal_lm(model_config, trust_remote_code=trust_remote_code)
+    read = find_embeddings(causal_lm, path, revision=revision)
+    with model_errors("input embeddings", path):
+        return read()[torch.from_numpy(token_ids.astype("int64"))].float().numpy()
+
+
+def find_embeddings(causal_lm: Any, path: str | Path, *, revision: str | None = None) -> Callable[[], Any]:
+    """A function that reads the table of input embeddings [V, E] from the weight files of a folder or hub id.
+
+    Files may name it otherwise than the model: without the model's prefix, below another one, or, if the output head
+    is tied to it, by the head's name.
+
+    Args:
+        causal_lm: the model, with or without weights.
+        path: its folder, or its hub id.
+        revision: of a hub id; None takes the newest.
+
+    Raises:
+        ModelError: no tensor in the files has such a name, or the function finds another shape than the model's.
+    """
+    table = causal_lm.get_input_embeddings().weight
+    names = [name for name, each in causal_lm.named_parameters(remove_duplicate=False) if each is table]
+    stored = stored_tensors(path, revision=revision)
+    endings = [".".join(name.split(".")[-2:]) for name in names]
+    known = [name for name in names if name in stored]
+    similar = [
+        min((name for name in stored if f".{name}".endswith(f".{end}")), key=len, default=None) for end in endings
+    ]
+    found = next((name for name in (*known, *similar) if name is not None), None)
+    if found is None:
+        raise ModelError(
+            f"the weights of {str(path)!r} have no table of input embeddings {names[0]!r}, which allocator.states = "
+            '"embedding" takes; put the model\'s own weights there, or write allocator.states = "none"'
+        )
+
+    def read() -> Any:
+        values = stored[found]()
+        if values.shape != table.shape:
+            raise ModelError(
+                f"the table of input embeddings {found!r} of {str(path)!r} has the shape {list(values.shape)}, and the "
+                f"model's has {list(table.shape)}; put the model's own weights there"
+            )
+        return values
+
+    return read
 
 
 def check_not_quantized(model_config: Any) -> None:

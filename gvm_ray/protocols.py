@@ -147,7 +147,7 @@ class Allocator(Protocol):
 
 
 class PromptStateSource(Protocol):
-    """The policy's hidden states of prompts; a forward pass computes those that aren't cached."""
+    """Numbers to predict from: the policy's hidden states of prompts, by forward passes, or means of embeddings."""
 
     async def of(self, prompts: Sequence[Prompt], *, step: int) -> tuple[FloatArray | None, int]:
         """States [P, F], or None if the run asks for none, and the number of prompt tokens run through the model."""

@@ -24,9 +24,10 @@ from gvm_ray.evaluation.evaluator import EvaluationBeside, HeldOutEvaluator
 from gvm_ray.ledger import SampleTexts
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
-from gvm_ray.prepare import Prepared
-from gvm_ray.prompt_states import CachedPromptStates
-from gvm_ray.protocols import Allocator, Checkpoints, Evaluator, Learners, RolloutPools, StepLog
+from gvm_ray.prepare import BaseModel, Prepared
+from gvm_ray.pretrained import read_embeddings
+from gvm_ray.prompt_states import CachedPromptStates, EmbeddingRows, EmbeddingStates
+from gvm_ray.protocols import Allocator, Checkpoints, Evaluator, Learners, PromptStateSource, RolloutPools, StepLog
 from gvm_ray.reporting import Reporter
 from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.stop_request import StopRequest
@@ -48,10 +49,12 @@ def assemble(
     texts: SampleTexts | None = None,
     beside: EvaluationBeside | None = None,
     stop: StopRequest | None = None,
+    embeddings: EmbeddingRows | None = None,
 ) -> System:
     """Combine the given parts with the prompt stream, prompt states and algorithm into the system that the loop runs.
 
-    Without `checkpoints` none are written.
+    Without `checkpoints` none are written. `embeddings`, of the starting policy, are needed by
+    `allocator.states = "embedding"` alone.
     """
     return System(
         prompts=ShuffledPrompts(
@@ -61,7 +64,7 @@ def assemble(
             # One allocation must not name a prompt twice.
             unique_within=min(config.candidates_per_step * config.block_steps, len(prompts)),
         ),
-        states=CachedPromptStates(learners=learners, config=config.prompt_states),
+        states=_prompt_states(config, prompts, learners, embeddings),
         allocator=allocator,
         pools=pools,
         learners=learners,
@@ -72,6 +75,27 @@ def assemble(
         texts=texts or SampleTexts(),
         beside=beside,
         stop=stop or StopRequest(),
+    )
+
+
+def _prompt_states(
+    config: RunConfig, prompts: Sequence[Prompt], learners: Learners, embeddings: EmbeddingRows | None
+) -> PromptStateSource:
+    if config.prompt_states == "embedding":
+        assert embeddings is not None, 'allocator.states = "embedding" in a system without a model'
+        return EmbeddingStates(prompts=prompts, read=embeddings)
+    return CachedPromptStates(learners=learners, config=config.prompt_states)
+
+
+def embeddings_of(base: BaseModel) -> EmbeddingRows:
+    """The input embeddings of the starting policy; of the warm start's result if there is one, which must exist when
+    they are read."""
+    warm = base.warm_start_folder
+    return partial(
+        read_embeddings,
+        base.path if warm is None else warm,
+        revision=base.revision if warm is None else None,
+        trust_remote_code=base.trust_remote_code,
     )
 
 
@@ -122,6 +146,7 @@ async def launched(
             beside=eval_pools
             and EvaluationBeside(make_evaluator(config, prepared, eval_pools), eval_pools, log=log.log_evaluation),
             stop=stop,
+            embeddings=embeddings_of(prepared.base),
         )
         start = await starting_state(system, restored=restored)
         await pools.publish(await learners.weights(start.policy_version))

@@ -21,6 +21,7 @@ from gvm_ray.types import (
     GroupOutcome,
     GroupRef,
     Histograms,
+    IntArray,
     Metrics,
     Pooling,
     Prompt,
@@ -190,6 +191,11 @@ class FakeEvaluator:
         return {"eval/accuracy": 0.5}
 
 
+def fake_embeddings(token_ids: IntArray) -> FloatArray:
+    """[U, 80] rows, each drawn by its token's number."""
+    return np.array([np.random.default_rng(id_).standard_normal(80, dtype=np.float32) for id_ in token_ids])
+
+
 def make_system(config: RunConfig) -> tuple[System, FakePools, FakeLearners, Records]:
     prompts = [prompt(i, text=str(i), token_ids=[i]) for i in range(24)]
     pools, learners, records = FakePools(), FakeLearners(), Records()
@@ -203,6 +209,7 @@ def make_system(config: RunConfig) -> tuple[System, FakePools, FakeLearners, Rec
         evaluator=FakeEvaluator(),
         log=records,
         checkpoints=records,
+        embeddings=fake_embeddings,
     )
     return system, pools, learners, records
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import Field, WrapValidator
 
 from gvm_ray.allocators.memory import PromptMemory
 from gvm_ray.settings import Count, Settings
@@ -21,7 +21,9 @@ from gvm_ray.types import (
     GradientParameters,
     GroupOutcome,
     Metrics,
+    Pooling,
     Prompt,
+    StatesKind,
     TrainedNorms,
 )
 
@@ -31,17 +33,44 @@ GroupSize = Annotated[int, Field(ge=2)]  # a single sample has no reward varianc
 class PromptStatesConfig(Settings):
     """Hidden states of the candidates: one forward pass over each prompt, charged, and repeated once they are old.
 
-    With `states = "none"` an allocator predicts without them, and pays nothing for its candidates.
+    In place of this table, `states = "embedding"` takes the mean of the starting policy's input embeddings over the
+    prompt's tokens (of wide ones the first 64 principal components): a look-up, made once for the run and not charged.
+    With `states = "none"` an allocator predicts from neither. In both cases candidates cost nothing.
     """
 
-    pooling: Literal["mean", "last", "both"] = "mean"  # over the prompt's tokens, in the last layer
+    pooling: Pooling = "mean"  # over the prompt's tokens, in the last layer
     refresh_steps: Count = 20  # a prompt's states are reused for this many steps
 
 
-# TOML has no null, so settings say "none".
-OptionalPromptStates = Annotated[
-    PromptStatesConfig | None, BeforeValidator(lambda value: None if value == "none" else value)
-]
+PromptStates = PromptStatesConfig | Literal["embedding"]
+
+
+def _states(value: Any, union: Any) -> PromptStates | None:
+    """The setting's value, without the union's own validator, whose errors are about every member."""
+    if value is None or value == "none":  # TOML has no null
+        return None
+    if value == "embedding" or isinstance(value, PromptStatesConfig):
+        return value
+    if isinstance(value, Mapping):
+        return PromptStatesConfig.model_validate(value)
+    raise ValueError('takes "embedding", "none", or a table of pooling and refresh_steps')
+
+
+def _some_states(value: Any, union: Any) -> PromptStates:
+    """The same for allocators that predict from nothing else."""
+    states = _states(value, union)
+    if states is None:
+        raise ValueError('takes "embedding", or a table of pooling and refresh_steps: this allocator needs states')
+    return states
+
+
+OptionalPromptStates = Annotated[PromptStates | None, WrapValidator(_states)]
+RequiredPromptStates = Annotated[PromptStates, WrapValidator(_some_states)]
+
+
+def states_kind(states: PromptStates | None) -> StatesKind | None:
+    """The kind of states that a setting asks for; None for none."""
+    return states.pooling if isinstance(states, PromptStatesConfig) else states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +91,7 @@ class Needs:
     """Inputs that a run provides for an allocator."""
 
     candidates: int  # prompts in a step's `Step`; an allocator that doesn't select samples all of them
-    states: PromptStatesConfig | None = None  # hidden states of the candidates
+    states: PromptStates | None = None  # hidden states of the candidates, or their input embeddings
     training_norms: bool = False  # gradient norms of every sample, measured in training
     pilot_norms: GradientParameters | None = None  # parameters whose gradient norm is measured for each pilot
     block_steps: int = 1  # steps that share one allocation
@@ -172,7 +201,7 @@ class Step:
     # Prompts of the later steps of the same block, if steps share one allocation. A round may sample them too; these
     # samples are kept for their step.
     upcoming: Sequence[Prompt] = ()
-    states: FloatArray | None = None  # [P, F] the policy's hidden states, if the settings ask for them
+    states: FloatArray | None = None  # [P, F] hidden states, or mean input embeddings, if the settings ask for them
 
     @cached_property
     def ids(self) -> list[str]:

@@ -191,7 +191,7 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
     score: Score = "norm_neyman"
     # Number of candidates in a step, or the whole training set if it is smaller. None = 16 prompts_per_step, or fewer,
     # so that prefilling them costs no more than the step's samples (if all prompts and responses have max_tokens), but
-    # at least twice the number of groups. Without states, candidates are free: 1024 or more.
+    # at least twice the number of groups. Without hidden states, candidates are free: 1024 or more.
     candidates_per_step: Count | None = None
     group_size: Count = 4  # a prompt gets no samples, or at least this many
     max_samples: Count | None = None
@@ -208,7 +208,7 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
         budget = run.prompts_per_step * run.samples_per_prompt
         fewest = max(run.prompts_per_step, 2 * (budget // self.group_size))  # with fewer there is nothing to select
         most = max(_CANDIDATES_PER_PROMPT * run.prompts_per_step, fewest)
-        if self.states is None:
+        if not isinstance(self.states, PromptStatesConfig):
             return max(most, _FREE_CANDIDATES)
         if not run.prefill_price:
             return most

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from gvm_ray.allocators import AllocatorSettings
-from gvm_ray.allocators.base import Needs, PromptStatesConfig, RunShape
+from gvm_ray.allocators.base import Needs, PromptStates, RunShape
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config.cluster import ClusterConfig, TransferSituation, WeightSyncConfig, check_gpus, choose_transfer
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
@@ -198,8 +198,8 @@ class RunConfig(Settings):
         return self.learner.max_skipped_updates or 3 * self.algorithm.updates_per_batch
 
     @property
-    def prompt_states(self) -> PromptStatesConfig | None:
-        """The hidden states of prompts that the allocator needs; None if it needs none."""
+    def prompt_states(self) -> PromptStates | None:
+        """The hidden states or embeddings of prompts that the allocator needs; None if it needs neither."""
         return self.needs.states
 
     @property

@@ -1,7 +1,9 @@
-"""Statistics of accept rates, and of the calibration of predictions."""
+"""Statistics of accept rates, of the calibration of predictions, and of features."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+_NO_VARIANCE = 1e-10  # of the largest variance: rounding of rows in single precision
 
 
 def beta_posterior_mean(
@@ -90,6 +92,33 @@ def rank_correlation(predicted: ArrayLike, outcomes: ArrayLike) -> float:
     from scipy.stats import rankdata  # imported here, because settings import this module and scipy is slow to load
 
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+
+
+def principal_components(
+    rows: NDArray[np.float64], *, most: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Compute the centre [E] of N >= 1 rows [N, E], K >= 1 principal directions [E, K], and the variances [K] along
+    them.
+
+    Directions are of length 1, those with the largest variance first, and the entry of each that is largest in
+    magnitude is positive. K is `most`, or less if the rows vary in fewer directions.
+    """
+    from scipy.linalg import eigh  # imported here, as in `rank_correlation`
+
+    centre = rows.mean(axis=0)
+    centred = rows - centre
+    by_row = len(centred) < centred.shape[1]  # the smaller of two matrices with the same positive eigenvalues
+    gram = centred @ centred.T if by_row else centred.T @ centred
+    first = max(len(gram) - most, 0)
+    values, vectors = eigh(gram, subset_by_index=(first, len(gram) - 1))
+    values, vectors = values[::-1].clip(min=0.0), vectors[:, ::-1]
+    num_kept = max(int(np.count_nonzero(values > _NO_VARIANCE * values[0])), 1)
+    values, vectors = values[:num_kept], vectors[:, :num_kept]
+    directions = centred.T @ vectors if by_row else vectors
+    lengths = np.linalg.norm(directions, axis=0)
+    directions = directions / np.where(lengths > 0, lengths, 1.0)
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
+    return centre, np.where(largest < 0, -directions, directions), values / len(rows)
 
 
 def _pairs(predicted: ArrayLike, outcomes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

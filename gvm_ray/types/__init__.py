@@ -16,6 +16,7 @@ from gvm_ray.types.arrays import (
     IntArray,
     Metrics,
     Pooling,
+    StatesKind,
 )
 from gvm_ray.types.rollouts import (
     Completion,
@@ -91,6 +92,7 @@ __all__ = [
     "SampleText",
     "SamplingParameters",
     "StartUpdate",
+    "StatesKind",
     "TrainBatch",
     "TrainGroup",
     "TrainedNorms",

@@ -14,5 +14,6 @@ BoolArray = NDArray[np.bool_]
 
 GradientParameters = Literal["embed_tokens", "lm_head"]  # the matrix in which a gradient is measured
 Pooling = Literal["mean", "last", "both"]  # of a prompt's hidden states
+StatesKind = Pooling | Literal["embedding"]  # pooled hidden states, or the mean of the input embeddings
 Metrics = dict[str, float]
 Histograms = Mapping[str, Float64Array]

@@ -83,6 +83,10 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
             "at most 1,024 prompts x 64 tokens = 65,536 per step, charged as 19,661; at most 8,192 tokens are "
             "generated; a lower allocator.candidates_per_step saves most of it",
         ),
+        (
+            ["allocator.states=embedding"],
+            "none: input embeddings of at most 1,024 prompts per step are looked up",
+        ),
     ],
 )
 def test_a_dry_run_says_what_a_step_prefills(

@@ -17,6 +17,7 @@ from gvm_ray.allocators.base import (
     Needs,
     PromptStatesConfig,
     Report,
+    RequiredPromptStates,
     Rounds,
     RunShape,
     Step,
@@ -42,7 +43,7 @@ class VIPAllocatorConfig(BoundedAllocatorConfig):
     baseline: Literal["grpo", "rloo"] = "grpo"
     min_samples: Annotated[int, Field(ge=2)] = 4
     max_samples: Count = 32
-    states: PromptStatesConfig = PromptStatesConfig()
+    states: RequiredPromptStates = PromptStatesConfig()
     window: Count = 512  # number of latest observations, one per visit of a prompt; fitting time grows with its cube
     prior_accept_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5  # prediction far from all observations
     prior_std: Positive = 2.0  # of the logit of the accept rate; 2 = most rates lie between 2 % and 98 %

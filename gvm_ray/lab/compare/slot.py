@@ -29,7 +29,15 @@ from gvm_ray.maths.statistics import brier_score, reliability_bins
 from gvm_ray.model_files import model_files, weights_digest
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared, check_date, find_base_model, prepare
-from gvm_ray.system import assemble, learner_group, make_evaluator, start_allocator, start_pools, warm_start
+from gvm_ray.system import (
+    assemble,
+    embeddings_of,
+    learner_group,
+    make_evaluator,
+    start_allocator,
+    start_pools,
+    warm_start,
+)
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
 from gvm_ray.types import CheckpointState, Float64Array, Histograms, Metrics, SampleText
 
@@ -228,6 +236,7 @@ class Slot:
                 allocator=allocator,
                 evaluator=evaluator,
                 log=log,
+                embeddings=embeddings_of(prepared.base),
             )
             warm.clock.restart()
             log.add(0, await evaluator.evaluate())

@@ -14,8 +14,8 @@ from gvm_ray.types import (
     GroupRef,
     IndexArray,
     IntArray,
-    Pooling,
     Prompt,
+    StatesKind,
 )
 
 
@@ -39,7 +39,7 @@ class SamplePool:
     gradients: FloatArray  # [V, D] of ln pi(response), projected
     pilot_norms: Mapping[GradientParameters, Float64Array]  # [U] norms, by the parameters in which they are measured
     training_norms: Float64Array  # [U]
-    states: Mapping[Pooling, FloatArray]  # [P, F]
+    states: Mapping[StatesKind, FloatArray]  # [P, F]
 
     def draw(self, prompt: int, *, num: int, first_index: int, rng: np.random.Generator) -> GroupOutcome:
         """Draw `num` samples of a prompt. The outcome's ref holds their indices into the responses."""

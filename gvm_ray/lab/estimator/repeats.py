@@ -7,6 +7,7 @@ import numpy as np
 
 from gvm_ray.algorithms import create_algorithm
 from gvm_ray.allocators import AllocationDriver
+from gvm_ray.allocators.base import states_kind
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
@@ -114,7 +115,7 @@ class _ArmSteps:
         shown = min(config.candidates_per_step, len(prompts))
         chosen = np.sort(self._rng.choice(prompts, size=shown, replace=False)) if shown < len(prompts) else prompts
         budget = min(config.prompts_per_step, len(prompts)) * config.samples_per_prompt
-        pooling = config.prompt_states and config.prompt_states.pooling
+        kind = states_kind(config.prompt_states)
         drawn = dict.fromkeys((self._pool.prompts[index].prompt_id for index in chosen), 0)
         kept: list[GroupOutcome] = []
         num_tokens = num_rounds = 0
@@ -122,7 +123,7 @@ class _ArmSteps:
             [self._pool.prompts[index] for index in chosen],
             step=step,
             budget=budget,
-            states=self._pool.states[pooling][chosen] if pooling else None,
+            states=self._pool.states[kind][chosen] if kind else None,
         )
         while allocation.total:
             outcomes = self._draw(allocation.counts, drawn)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.algorithms import token_loss
+from gvm_ray.allocators.base import states_kind
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DataError
@@ -27,8 +28,10 @@ from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples, p
 from gvm_ray.maths.gradient_norms import embedding_gradient_square_norms
 from gvm_ray.maths.packing import demonstration_batches
 from gvm_ray.prepare import Prepared, check_date, prepare
+from gvm_ray.prompt_states import EmbeddingStates
 from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.rewards.sandbox import Scored
+from gvm_ray.system import embeddings_of
 from gvm_ray.tasks.prompt_set import demonstrations
 from gvm_ray.types import (
     Completion,
@@ -41,6 +44,7 @@ from gvm_ray.types import (
     Prompt,
     SampleRequest,
     SamplingParameters,
+    StatesKind,
     sample_seed,
 )
 
@@ -127,7 +131,7 @@ def draw_pool(
     num_target_rows = 1 + max(int(own.max()) for own in responses.samples[:num_targets])
     parameters: set[GradientParameters] = {"embed_tokens"}
     parameters |= {arm.needs.pilot_norms for arm in arms if arm.needs.pilot_norms is not None}
-    poolings: set[Pooling] = {arm.prompt_states.pooling for arm in arms if arm.prompt_states is not None}
+    embeddings = EmbeddingStates(prompts=prepared.prompts.train, read=embeddings_of(prepared.base))
     return SamplePool(
         prompts=prompts,
         num_targets=num_targets,
@@ -138,8 +142,21 @@ def draw_pool(
         gradients=measure.projected(train_samples[:num_target_rows]),
         pilot_norms={name: measure.pilot_norms(train_samples, parameters=name) for name in parameters},
         training_norms=measure.training_norms(train_samples),
-        states={name: measure.prompt_states([p.token_ids for p in prompts], pooling=name) for name in poolings},
+        states=states_of(arms, prompts, measure, embeddings),
     )
+
+
+def states_of(
+    arms: Sequence[RunConfig], prompts: Sequence[Prompt], measure: "ScoreGradients", embeddings: EmbeddingStates
+) -> dict[StatesKind, FloatArray]:
+    """The states [P, F] of the prompts, of each kind that an arm asks for."""
+    states: dict[StatesKind, FloatArray] = {}
+    for kind in {states_kind(arm.prompt_states) for arm in arms}:
+        if kind == "embedding":
+            states[kind] = embeddings.means(prompts)
+        elif kind is not None:
+            states[kind] = measure.prompt_states([prompt.token_ids for prompt in prompts], pooling=kind)
+    return states
 
 
 def _chosen_prompts(estimator: EstimatorConfig, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:

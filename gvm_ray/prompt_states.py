@@ -73,8 +73,7 @@ class EmbeddingStates:
 
     prompts: Sequence[Prompt]  # all that may be asked for: the training set
     read: EmbeddingRows  # called once, with their distinct tokens; never after a resume
-    _token_ids: IntArray | None = None  # [U], sorted
-    _rows: FloatArray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))  # [U, F]
+    _table: tuple[IntArray, FloatArray] | None = None  # token ids [U], sorted, and their rows [U, F]
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def of(self, prompts: Sequence[Prompt], *, step: int) -> tuple[FloatArray, int]:
@@ -84,8 +83,8 @@ class EmbeddingStates:
             ModelError: the embeddings can't be read.
         """
         async with self._reading:  # steps that overlap wait for the first one's reading
-            if self._token_ids is None:
-                await asyncio.to_thread(self._prepare)
+            if self._table is None:
+                self._table = await asyncio.to_thread(self._read_table)
         return self.means(prompts), 0
 
     def means(self, prompts: Sequence[Prompt]) -> FloatArray:
@@ -94,21 +93,21 @@ class EmbeddingStates:
         Raises:
             ModelError: the embeddings can't be read.
         """
-        if self._token_ids is None:
-            self._prepare()
-        return np.stack([_mean(prompt, self._token_ids, self._rows) for prompt in prompts])
+        if self._table is None:
+            self._table = self._read_table()
+        return np.stack([_mean(prompt, *self._table) for prompt in prompts])
 
     def state_dict(self, *, step: int) -> dict[str, NDArray[Any]]:
         """`token_ids` [U] and their `rows` [U, F]; empty before the first states were asked for."""
-        return {} if self._token_ids is None else {"token_ids": self._token_ids, "rows": self._rows}
+        return {} if self._table is None else dict(zip(("token_ids", "rows"), self._table, strict=True))
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Restore the rows from `state_dict`: reading them again needs a model that may be gone (a warm start's), and
         another machine would round otherwise."""
         if state:
-            self._token_ids, self._rows = state["token_ids"], state["rows"]
+            self._table = state["token_ids"], state["rows"]
 
-    def _prepare(self) -> None:
+    def _read_table(self) -> tuple[IntArray, FloatArray]:
         """Read the embeddings of the tokens that occur, and project them."""
         token_ids = _distinct_tokens(self.prompts)
         rows = self.read(token_ids)
@@ -118,7 +117,7 @@ class EmbeddingStates:
             centre, directions, variances = principal_components(means, most=_MAX_COLUMNS)
             scaled = directions / np.sqrt(variances[0] or 1.0)
             rows = (rows @ scaled.astype(np.float32) - centre @ scaled).astype(np.float32)
-        self._token_ids, self._rows = token_ids, rows
+        return token_ids, rows
 
 
 def _distinct_tokens(prompts: Sequence[Prompt]) -> IntArray:

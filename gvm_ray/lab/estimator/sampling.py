@@ -151,7 +151,8 @@ def states_of(
 ) -> dict[StatesKind, FloatArray]:
     """The states [P, F] of the prompts, of each kind that an arm asks for."""
     states: dict[StatesKind, FloatArray] = {}
-    for kind in {states_kind(arm.prompt_states) for arm in arms}:
+    kinds: set[StatesKind | None] = {states_kind(arm.prompt_states) for arm in arms}
+    for kind in kinds:
         if kind == "embedding":
             states[kind] = embeddings.means(prompts)
         elif kind is not None:

@@ -215,16 +215,7 @@ def start_pools(
         prefix: of the actors' names.
     """
     return SamplingPools(
-        generators=GeneratorPool(
-            config.engine.model_copy(update={"sleep": config.generators_sleep}),
-            kind=kind,
-            model=model,
-            max_tokens=config.sampling.max_tokens,
-            context=context,
-            placement=config.cluster.placement,
-            source=source,
-            name=f"{prefix}generator",
-        ),
+        generators=_generators(config, model, kind=kind, context=context, source=source, name=f"{prefix}generator"),
         rewards=RewardPool(
             config.rewards,
             max_tokens=config.sampling.max_tokens,
@@ -247,17 +238,40 @@ def pools_of_evaluation(
     if not (number := config.evaluation.num_generators):
         return None
     context = replace(context, clock=PhaseClock())  # its time must not count as training time
-    generators = GeneratorPool(
-        config.engine.model_copy(update={"num_generators": number, "sleep": config.generators_sleep}),
+    generators = _generators(
+        config,
+        replace(prepared.model, transfer="object_store"),
         kind=prepared.engine_kind,
-        model=replace(prepared.model, transfer="object_store"),
+        context=context,
+        source=source,
+        name="evaluation-generator",
+        num_generators=number,
+    )
+    return SamplingPools(generators=generators, rewards=pools.rewards, clock=context.clock)
+
+
+def _generators(
+    config: RunConfig,
+    model: ModelSpec,
+    *,
+    kind: EngineKind,
+    context: RunContext,
+    source: WeightSource | None,
+    name: str,
+    num_generators: int | None = None,
+) -> GeneratorPool:
+    """Request a pool of `num_generators`; None takes the number in [engine]."""
+    number = config.engine.num_generators if num_generators is None else num_generators
+    return GeneratorPool(
+        config.engine.model_copy(update={"num_generators": number, "sleep": config.generators_sleep}),
+        kind=kind,
+        model=model,
         max_tokens=config.sampling.max_tokens,
         context=context,
         placement=config.cluster.placement,
         source=source,
-        name="evaluation-generator",
+        name=name,
     )
-    return SamplingPools(generators=generators, rewards=pools.rewards, clock=context.clock)
 
 
 async def start_learners(

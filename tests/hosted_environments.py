@@ -21,24 +21,65 @@ START: dict[str, Any] = {
 SECRETS = ("4", "7", "0")
 
 
+def right(completion: Any, answer: str) -> float:
+    """1 if the answer is said anywhere."""
+    said = completion if isinstance(completion, str) else " ".join(each["content"] for each in completion)
+    return float(answer in said)
+
+
+def short(completion: Any) -> float:
+    """More for a shorter last message."""
+    text = completion if isinstance(completion, str) else completion[-1]["content"]
+    return 1.0 / (1 + len(text))
+
+
+def broken(completion: Any) -> float:
+    """A judge that can't be reached."""
+    raise RuntimeError("no judge today")
+
+
+def ranked(completions: Any) -> list[float]:
+    """A reward of a whole group."""
+    return [0.0 for _ in completions]
+
+
 def load_environment(kind: str, num_rows: int = 3, evaluation: bool = False) -> Any:
     """The environment of a kind, as `verifiers.load_environment` asks for it."""
     import verifiers as vf
     from datasets import Dataset
 
-    def right(completion: Any, answer: str) -> float:
-        said = completion if isinstance(completion, str) else " ".join(each["content"] for each in completion)
-        return float(answer in said)
+    rows = [
+        {"question": f"Guess digit {n}.", "answer": SECRETS[n % 3], "info": {"hint": "a digit"}}
+        for n in range(num_rows)
+    ]
+    more: dict[str, Any] = {"eval_dataset": Dataset.from_list(rows[:1])} if evaluation else {}
+    data = {"dataset": Dataset.from_list(rows), **more}
+    rubric = vf.Rubric(funcs=[right, short], weights=[1.0, 0.5])
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+    match kind:
+        case "single":
+            return vf.SingleTurnEnv(**data, system_prompt="Be brief.", rubric=rubric)
+        case "guess":
+            return _guess_class()(**data, rubric=rubric, max_turns=5)
+        case "completion":
+            texts = Dataset.from_list([{"prompt": "2+2=", "answer": "4"}])
+            return vf.SingleTurnEnv(dataset=texts, message_type="completion", rubric=rubric)
+        case "broken":
+            return vf.SingleTurnEnv(**data, rubric=vf.RubricGroup([rubric, vf.Rubric(funcs=[broken])]))
+        case "ranked":
+            return vf.SingleTurnEnv(**data, rubric=vf.Rubric(funcs=[ranked]))
+        case "tools":
+            return vf.ToolEnv(**data, tools=[], rubric=rubric)
+        case "pictures":
+            return vf.SingleTurnEnv(dataset=Dataset.from_list([{"prompt": [picture], "answer": "4"}]), rubric=rubric)
+        case "group":
+            inner = [vf.SingleTurnEnv(**data, rubric=vf.Rubric(funcs=[f])) for f in (right, short)]
+            return vf.EnvGroup(envs=inner, env_names=["first", "second"])
+    raise ValueError(f"no kind {kind!r}")
 
-    def short(completion: Any) -> float:
-        text = completion if isinstance(completion, str) else completion[-1]["content"]
-        return 1.0 / (1 + len(text))
 
-    def broken(completion: Any) -> float:
-        raise RuntimeError("no judge today")
-
-    def ranked(completions: Any) -> list[float]:
-        return [0.0 for _ in completions]
+def _guess_class() -> Any:
+    import verifiers as vf
 
     class Guess(vf.MultiTurnEnv):
         """Says higher or lower until the digit is guessed."""
@@ -56,34 +97,7 @@ def load_environment(kind: str, num_rows: int = 3, evaluation: bool = False) -> 
             word = "higher" if said < state["answer"] else "lower"
             return [{"role": "user", "content": f"{word} ({state['guesses']})"}]
 
-    rows = [
-        {"question": f"Guess digit {n}.", "answer": SECRETS[n % 3], "info": {"hint": "a digit"}}
-        for n in range(num_rows)
-    ]
-    more: dict[str, Any] = {"eval_dataset": Dataset.from_list(rows[:1])} if evaluation else {}
-    data = {"dataset": Dataset.from_list(rows), **more}
-    rubric = vf.Rubric(funcs=[right, short], weights=[1.0, 0.5])
-    match kind:
-        case "single":
-            return vf.SingleTurnEnv(**data, system_prompt="Be brief.", rubric=rubric)
-        case "guess":
-            return Guess(**data, rubric=rubric, max_turns=5)
-        case "completion":
-            texts = Dataset.from_list([{"prompt": "2+2=", "answer": "4"}])
-            return vf.SingleTurnEnv(dataset=texts, message_type="completion", rubric=rubric)
-        case "broken":
-            return vf.SingleTurnEnv(**data, rubric=vf.RubricGroup([rubric, vf.Rubric(funcs=[broken])]))
-        case "ranked":
-            return vf.SingleTurnEnv(**data, rubric=vf.Rubric(funcs=[ranked]))
-        case "tools":
-            return vf.ToolEnv(**data, tools=[], rubric=rubric)
-        case "pictures":
-            picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
-            return vf.SingleTurnEnv(dataset=Dataset.from_list([{"prompt": [picture], "answer": "4"}]), rubric=rubric)
-        case "group":
-            inner = [vf.SingleTurnEnv(**data, rubric=vf.Rubric(funcs=[f])) for f in (right, short)]
-            return vf.EnvGroup(envs=inner, env_names=["first", "second"])
-    raise ValueError(f"no kind {kind!r}")
+    return Guess
 
 
 class GuessGame(gymnasium.Env[str, str]):

@@ -89,6 +89,8 @@ def prepare(
     Raises:
         UserError: a setting, file, model or data row is wrong.
     """
+    if learners:
+        _check_micro_batch(config)
     engine_kind = resolve_engine(config.engine)
     transfer = _transfer(config, engine_kind) if learners else "object_store"
     create_reward(config.rewards)
@@ -229,6 +231,17 @@ def _check_context_length(model_config: Any, max_model_len: int) -> None:
         raise ConfigError(
             f"prompts.max_tokens + sampling.max_tokens = {max_model_len} is more than the model's context of {limit} "
             f"tokens; lower one of them"
+        )
+
+
+def _check_micro_batch(config: RunConfig) -> None:
+    """Refuse a micro-batch that the longest sample exceeds: the memory plan counts on the bound."""
+    bound, prompt, response = config.learner.micro_batch_tokens, config.prompts.max_tokens, config.sampling.max_tokens
+    if bound < prompt + response:
+        raise ConfigError(
+            f"learner.micro_batch_tokens={bound} is below the {prompt + response} tokens of one prompt and its longest "
+            f"response, prompts.max_tokens={prompt} + sampling.max_tokens={response}, and a sample isn't divided; write "
+            f"learner.micro_batch_tokens={prompt + response} or more, or lower one of the other two"
         )
 
 

@@ -240,8 +240,8 @@ def _check_micro_batch(config: RunConfig) -> None:
     if bound < prompt + response:
         raise ConfigError(
             f"learner.micro_batch_tokens={bound} is below the {prompt + response} tokens of one prompt and its longest "
-            f"response, prompts.max_tokens={prompt} + sampling.max_tokens={response}, and a sample isn't divided; write "
-            f"learner.micro_batch_tokens={prompt + response} or more, or lower one of the other two"
+            f"response, prompts.max_tokens={prompt} + sampling.max_tokens={response}, and a sample isn't divided; "
+            f"write learner.micro_batch_tokens={prompt + response} or more, or lower one of the other two"
         )
 
 

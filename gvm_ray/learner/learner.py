@@ -110,14 +110,15 @@ class Learner:
         Where the run asks for `training_gradient_norms`, each sample's norm is that of the gradient of
         sum_t token_loss_t, without its weight, at the input embedding and under the weights of its own update. That is
         |advantage| x |gradient of sum_t ratio_t|, plus what importance weights, KL and entropy make of it; a token that
-        is clipped adds nothing. Where prompts are shared, only the allocator's `norm_samples` of each prompt are measured.
+        is clipped adds nothing. Where prompts are shared, only `norm_samples` of each prompt and class are measured.
 
         Raises:
             TrainingDiverged: `max_skipped_updates` in a row had a gradient that isn't finite.
         """
         samples = samples_of_batch(batch, groups)
         num_parts = self._config.algorithm.updates_per_batch
-        if num_parts > 1:  # with one update the policy is the old policy: the training pass itself gives its log-probs
+        if num_parts > 1 and self._config.algorithm.old_logprobs == "learner":
+            # With one update the policy is the old policy: the training pass itself gives its log-probs.
             old = self._measure.logprobs(samples)
             samples = [replace(sample, old_logprobs=values) for sample, values in zip(samples, old, strict=True)]
         rng = np.random.default_rng((self._config.seed, batch.step))

@@ -1,5 +1,6 @@
 """Token losses of policy optimisation, and the importance weights that correct for the engine's probabilities."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -129,6 +130,7 @@ def policy_loss(
     surrogate: Surrogate | None = None,
     engine_logprobs: Tensor | None = None,
     importance: ImportanceCorrection | None = None,
+    old_is_engine: bool = False,
     mask: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
     kl_coefficient: float = 0.0,
@@ -140,7 +142,10 @@ def policy_loss(
 
     The surrogate is the given one, or `clipped_surrogate`, or without `ratio` the likelihood -A x logprobs. Tensors are
     [B, T]: `old_logprobs` the learner's from before the batch's first update, `engine_logprobs` those of sampling,
-    `ref_logprobs` the reference's; `mask` is True at response tokens. `importance` weights learner over engine.
+    `ref_logprobs` the reference's; `mask` is True at response tokens. `importance` weights old over engine. With
+    `old_is_engine` the engine's log-probs are the old ones of the surrogate, and `old_logprobs` those of the policy
+    being updated: its ratio, which decides what is clipped, is then the importance weight without bounds, and the
+    bounded weight takes its place in the gradient.
 
     Returns:
         Losses [B, T] and detached diagnostics [B, T]: "ratio"; without a given surrogate "clip_fraction" (1 where the
@@ -150,7 +155,10 @@ def policy_loss(
     """
     bounds: _Bounds = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
     if surrogate is None:
-        loss, diagnostics = _surrogate(logprobs, old_logprobs, advantages, ratio=ratio, bounds=bounds)
+        before = old_logprobs
+        if old_is_engine:
+            before = _required(engine_logprobs, "engine_logprobs", "old_is_engine")
+        loss, diagnostics = _surrogate(logprobs, before, advantages, ratio=ratio, bounds=bounds)
     else:
         loss = surrogate(logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
         diagnostics = {"ratio": _ratio(logprobs, old_logprobs).detach()}
@@ -158,6 +166,8 @@ def policy_loss(
         engine_logprobs = _required(engine_logprobs, "engine_logprobs", f"importance level {importance.level!r}")
         weights, measured = importance_weights(old_logprobs, engine_logprobs, correction=importance, mask=mask)
         loss, diagnostics = loss * weights, diagnostics | measured
+        if old_is_engine and ratio:
+            loss = loss / diagnostics["ratio"].clamp(min=math.exp(-MAX_LOG_RATIO))
     if kl_coefficient > 0:
         ref_logprobs = _required(ref_logprobs, "ref_logprobs", f"kl_coefficient={kl_coefficient}")
         kl = kl_estimate(logprobs, ref_logprobs, kind=kl_kind)

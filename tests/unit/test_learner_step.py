@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from gvm_ray.algorithms import token_loss
 from gvm_ray.exceptions import CheckpointError, ModelError
 from gvm_ray.learner.learner import Learner
-from gvm_ray.types import Metrics, TrainBatch
+from gvm_ray.learner.norms import PolicyMeasurements
+from gvm_ray.types import Metrics, RolloutGroup, TrainBatch
 from tests.learner_cases import (
     OPTIMIZER,
     SurrogateLoss,
@@ -129,6 +131,32 @@ def test_importance_weights_correct_for_what_the_engine_sampled_with(base: str) 
 def test_later_updates_of_a_batch_see_the_ratio_move(base: str) -> None:
     learner, groups = _learner(base, algorithm={"type": "grpo", "updates_per_batch": 3}), ragged_groups()
     assert learner.update(batch_of(groups), groups).metrics["ratio"] != pytest.approx(1, abs=1e-3)
+
+
+def test_the_engine_s_log_probs_spare_the_pass_of_the_old_ones(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If they are the learner's own, and nothing is clipped, the updates are the same."""
+    groups = ragged_groups()
+    completions = [
+        [replace(c, logprobs=reference_logprobs(base, group, i, temperature=0.7).numpy()) for i, c in enumerate(cs)]
+        for group in groups
+        for cs in [group.completions]
+    ]
+    own = [
+        RolloutGroup.of(group.prompt, tuple(cs), rewards=group.rewards)
+        for group, cs in zip(groups, completions, strict=True)
+    ]
+    results = []
+    for old in ("learner", "engine"):
+        if old == "engine":
+            monkeypatch.setattr(PolicyMeasurements, "logprobs", None)
+        algorithm = {"type": "grpo", "updates_per_batch": 3, "old_logprobs": old, "clip_low": 0.99, "clip_high": 99.0}
+        config = learner_config(algorithm=algorithm | {"importance": {"cap": 99.0}})
+        learner = Learner(config, base_path=base, token_loss=token_loss(config.algorithm))
+        results.append((learner.update(batch_of(own), own).metrics, _weights(learner)))
+    (metrics, weights), (expected, expected_weights) = results
+    assert metrics["ratio"] == pytest.approx(expected["ratio"], rel=1e-4)
+    assert metrics["ratio"] != 1
+    assert _largest_difference(weights, expected_weights) < 1e-5
 
 
 def test_an_empty_batch_is_skipped_and_counted(base: str) -> None:

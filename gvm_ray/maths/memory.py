@@ -79,6 +79,7 @@ def learner_bytes(
     activation_checkpointing: bool,
     adapter_rank: int | None = None,
     shared_prompts: SharedPromptSizes | None = None,
+    sharded: bool = True,
 ) -> LearnerBytes:
     """Compute the peak memory of a rank, in the backward pass of a full micro-batch.
 
@@ -97,6 +98,7 @@ def learner_bytes(
         activation_checkpointing: whether only the inputs of blocks are kept, and blocks recomputed one at a time.
         adapter_rank: rank of LoRA adapters; only these are then trained, and the base weights serve as reference.
         shared_prompts: sizes of the attention with shared prompts; None where none are shared.
+        sharded: whether weights are gathered for a pass; a single rank can hold them whole.
     """
     adapters = 0 if adapter_rank is None else sizes.adapter_parameters(adapter_rank)
     trained, has_reference = adapters or sizes.num_parameters, has_reference and not adapters
@@ -115,7 +117,7 @@ def learner_bytes(
         gradients=trained_shard,
         optimizer_moments=2 * trained_shard,
         reference_weights=shard * has_reference,
-        gathered_weights=gathered,
+        gathered_weights=gathered * sharded,
         activations=micro_batch_tokens * kept * value_bytes,
         shared_prompts=micro_batch_tokens * copied * value_bytes,
         # In float32: two chunks of distributions kept for the backward pass, and of the chunk at work the logits and

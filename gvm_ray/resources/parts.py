@@ -72,6 +72,7 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
         activation_checkpointing=learner.activation_checkpointing,
         adapter_rank=learner.lora.rank if learner.lora is not None else None,
         shared_prompts=_shared_prompt_sizes(config),
+        sharded=learner.shards,
     )
     # Offloaded shards are in main memory, and aren't counted there because they are spread over the nodes.
     counts = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
 
 from gvm_ray.algorithms import token_loss
@@ -69,6 +70,20 @@ def test_update_equals_one_written_by_hand(base: str) -> None:
     assert metrics["ratio"] == 1
     expected = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     assert _largest_difference(_weights(learner), expected) < 1e-5
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2}}], ids=["all weights", "adapters"])
+def test_a_rank_alone_holds_whole_weights_and_trains_them_as_shards(base: str, settings: dict) -> None:
+    groups, results = ragged_groups(), []
+    for num_workers in (1, 2):  # the second as one of two, which are both this process
+        config = {"optimizer": OPTIMIZER, "micro_batch_tokens": 60, "num_workers": num_workers, **settings}
+        learner = _learner(base, loss=SurrogateLoss(kl_coefficient=0.1, needs_entropy=True), learner=config)
+        assert isinstance(learner.policy, FSDPModule) == (num_workers == 2)
+        metrics = [learner.update(batch_of(groups, step=step), groups).metrics for step in range(2)]
+        results.append((metrics, _weights(learner)))
+    (metrics, weights), (expected, expected_weights) = results
+    assert metrics == expected
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected_weights.items())
 
 
 @pytest.mark.parametrize("updates", [1, 3])

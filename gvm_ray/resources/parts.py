@@ -63,9 +63,7 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
     num_bytes = learner_bytes(
         sizes,
         num_ranks=learner.num_workers,
-        micro_batch_tokens=max(
-            learner.micro_batch_tokens, _max_model_len(config)
-        ),  # a longer sample gets its own micro-batch
+        micro_batch_tokens=learner.micro_batch_tokens,
         chunk_tokens=learner.logprob_chunk_tokens,
         value_bytes=_VALUE_BYTES[learner.dtype],
         has_reference=config.algorithm.kl.coefficient > 0,
@@ -86,7 +84,7 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
         sharded = f"spread it over more GPUs (learner.num_workers={learner.num_workers}), or {smaller}"
         if not learner.cpu_offload:
             sharded += ", or write learner.cpu_offload=true"
-    activations = f"lower learner.micro_batch_tokens={learner.micro_batch_tokens}"
+    fewer_tokens = activations = f"lower learner.micro_batch_tokens={learner.micro_batch_tokens}"
     if not learner.activation_checkpointing:
         activations += ", or write learner.activation_checkpointing=true"
     remedies = {

@@ -85,8 +85,7 @@ def learner_bytes(
 
     Float32 master weights, gradients, two Adam moments, and the weights of a frozen reference are sharded over the
     ranks. The root (embedding and head) and two blocks, the second one prefetched, are gathered: weights and gradients
-    in the dtype of the passes, and gradients again in float32 for their reduction. The root of a reference is gathered
-    too.
+    in the dtype of the passes, and gradients again in float32 for their reduction. So is the root of a reference.
 
     Args:
         sizes: sizes of the model.
@@ -103,14 +102,10 @@ def learner_bytes(
     adapters = 0 if adapter_rank is None else sizes.adapter_parameters(adapter_rank)
     trained, has_reference = adapters or sizes.num_parameters, has_reference and not adapters
     shard, trained_shard = (-(-4 * count // num_ranks) for count in (sizes.num_parameters, trained))
-    root = sizes.embedding_parameters
-    of_gradients = 0 if adapters else value_bytes + 4
+    root, of_gradients = sizes.embedding_parameters, 0 if adapters else value_bytes + 4
     gathered = (root + 2 * sizes.block_parameters) * (value_bytes + of_gradients) + has_reference * root * value_bytes
     inputs, block = sizes.hidden_size, _block_values(sizes)
-    copied = 0
-    if shared_prompts is not None:
-        num_keeping = 1 if activation_checkpointing else sizes.num_layers
-        copied = _copied_values(sizes, shared_prompts, num_keeping=num_keeping)
+    copied = _copied_values(sizes, shared_prompts, activation_checkpointing)
     kept = sizes.num_layers * inputs + block if activation_checkpointing else sizes.num_layers * block
     return LearnerBytes(
         master_weights=shard + -(-4 * adapters // num_ranks),
@@ -120,8 +115,7 @@ def learner_bytes(
         gathered_weights=gathered * sharded,
         activations=micro_batch_tokens * kept * value_bytes,
         shared_prompts=micro_batch_tokens * copied * value_bytes,
-        # In float32: two chunks of distributions kept for the backward pass, and of the chunk at work the logits and
-        # their distribution. In the dtype of the passes: the logits and their gradient.
+        # In float32: two chunks of kept distributions, and of a third logits and distribution. Else as in the passes.
         logits=(4 * 4 + 2 * value_bytes) * min(chunk_tokens, micro_batch_tokens) * sizes.vocab_size,
     )
 
@@ -138,13 +132,16 @@ def _block_values(sizes: ModelSizes) -> int:
     return norms + attention + 4 * sizes.feed_forward_size
 
 
-def _copied_values(sizes: ModelSizes, shared: SharedPromptSizes, *, num_keeping: int) -> int:
+def _copied_values(sizes: ModelSizes, shared: SharedPromptSizes | None, activation_checkpointing: bool) -> int:
     """The number of values per token that attention with shared prompts takes besides those of `_block_values`.
 
     Keys and values are copied behind every response, and the output, padded, is kept besides the row's own. The block
     at work has all its copies. One mask serves all blocks.
     """
+    if shared is None:
+        return 0
     width = 2 * (sizes.query_size if shared.whole_heads else sizes.key_value_size)
+    num_keeping = 1 if activation_checkpointing else sizes.num_layers
     kept = num_keeping * (sizes.query_size + shared.kept_copies * width)
     return math.ceil(kept + max(shared.most_copies - shared.kept_copies, 0) * width) + shared.mask_keys
 

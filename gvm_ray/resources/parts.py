@@ -91,8 +91,7 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
         "reference_weights": f"write algorithm.kl.coefficient=0, or {sharded}",
         "gathered_weights": smaller,
         "activations": activations,
-        "shared_prompts": f"lower learner.micro_batch_tokens={learner.micro_batch_tokens}, or write "
-        'learner.packing="padded"',
+        "shared_prompts": f'{fewer_tokens}, or write learner.packing="padded"',
         "logits": f"lower learner.logprob_chunk_tokens={learner.logprob_chunk_tokens}",
     }
     parts = [

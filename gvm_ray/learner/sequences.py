@@ -110,7 +110,7 @@ class SequenceBatch:
         return torch.where(inside.view(*inside.shape, *[1] * (rows.ndim - 2)), rows, 0)
 
     def pooled(self, hidden: Tensor, *, pooling: Pooling) -> Tensor:
-        """[B, F] of states [R, S, H] at the tokens of `prompt_samples`: their mean, the last one, or both end to end."""
+        """[B, F] of states [R, S, H] at the tokens of `prompt_samples`: their mean, the last one, or both."""
         prompt_lengths = self.first_state - self.starts + 1
         if self.shared is None:
             hidden, last = self.by_sample(hidden), (prompt_lengths - 1).unsqueeze(1)

@@ -155,9 +155,9 @@ def _linear_piece(
     """Find the neighbours in `levels` between which clip(level * weights, floor, ceiling) sums to `total`.
 
     The sum rises with the level, and is linear between the `levels`, at which prompts leave their floor or meet their
-    ceiling. The secant method finds the piece in about six sums, whatever their number, and only levels that may still
-    lie in it are looked at again: nothing is sorted. If it converges slowly, for example on a plateau that is flat up to
-    rounding, bisection takes over.
+    ceiling. The secant method finds the piece in about six sums, whatever their number, and looks again only at levels
+    that may still lie in it, so that nothing is sorted. If it converges slowly, for example on a plateau that is flat
+    up to rounding, bisection takes over.
     """
     below, above = levels.min(), levels.max()
     inside = levels[(levels > below) & (levels < above)]

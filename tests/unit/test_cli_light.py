@@ -83,8 +83,8 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
         (
             ["allocator.candidates_per_step=1024"],
             "at most 1,024 prompts x 64 tokens = 65,536 per step, charged as 19,661; at most 8,192 tokens are "
-            "generated; what all prompts begin with is read and charged once in a micro-batch, if the model's attention "
-            "can; a lower allocator.candidates_per_step saves most of it",
+            "generated; what all prompts begin with is read and charged once in a micro-batch, if the model's "
+            "attention can; a lower allocator.candidates_per_step saves most of it",
         ),
         (
             ["learner.packing=padded"],

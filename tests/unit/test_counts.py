@@ -1,4 +1,4 @@
-"""Counts as arrays with ids: a mapping like any other, made from one, and one that a plan makes without dictionaries."""
+"""Counts as arrays with ids: a mapping like any other, made from one, and made in a plan without dictionaries."""
 
 import pickle
 from collections.abc import Mapping

@@ -35,7 +35,7 @@ GroupSize = Annotated[int, Field(ge=2)]  # a single sample has no reward varianc
 class PromptStatesConfig(Settings):
     """Hidden states of the candidates: one forward pass over each prompt, charged, and repeated once they are old.
 
-    What all prompts of a pass begin with is read and charged once in a micro-batch, if `learner.packing` shares prompts.
+    What all prompts of a pass begin with is read and charged once in a micro-batch, where the learner shares prompts.
 
     In place of this table, `states = "embedding"` takes the mean of the starting policy's input embeddings over the
     prompt's tokens (of wide ones the first 64 principal components): a look-up, made once for the run and not charged.

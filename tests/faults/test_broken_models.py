@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from gvm_ray.config import parse_config
@@ -109,6 +112,36 @@ def test_found_before_an_actor_starts(folder: Path, spoil: Spoil, expected: str)
     with pytest.raises(ModelError, match=expected) as error:
         prepared(folder)
     assert str(folder) in str(error.value)
+
+
+def refused_gguf(path: str | Path) -> str:
+    """The message for a model in GGUF; the part before the lines of code."""
+    with pytest.raises(ModelError) as error:
+        prepared(Path(path))
+    message, code = str(error.value).split(":\n", 1)
+    compile(dedent(code), "code", "exec")
+    for name in re.findall(r"\b(Auto\w+|GgufConfig)\b", code):
+        assert hasattr(transformers, name)
+    assert "model in GGUF" in message
+    return str(error.value)
+
+
+def test_a_model_in_gguf_is_refused_with_its_conversion(tmp_path: Path) -> None:
+    folder = tmp_path / "TINY-GGUF"
+    folder.mkdir()
+    (folder / "tiny.Q4_1.gguf").write_bytes(b"GGUF")
+    (folder / "config.json").write_text("{}")
+    for path in (folder, folder / "tiny.Q4_1.gguf"):
+        message = refused_gguf(path)
+        assert repr(str(path)) in message
+        assert f"source, file, made = {str(folder)!r}, 'tiny.Q4_1.gguf', {str(folder / 'tiny.Q4_1')!r}" in message
+    assert "source, file, made = 'owner/Tiny-GGUF', 'NAME.gguf', 'Tiny'" in refused_gguf("owner/Tiny-GGUF")
+
+
+def test_weights_beside_a_gguf_file_are_taken(folder: Path) -> None:
+    named = folder.rename(folder.with_name("tiny-gguf"))
+    (named / "tiny.gguf").write_bytes(b"GGUF")
+    prepared(named)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ sampling = {{ max_tokens = 12 }}
 engine = {{ type = "transformers", max_num_seqs = 16 }}
 allocator = {{ type = "uniform" }}
 algorithm = {{ type = "grpo" }}
+learner = {{ micro_batch_tokens = 1024 }}
 checkpoint = {{ every_steps = 1 }}
 reporting = {{ progress = false }}
 

@@ -30,6 +30,6 @@ def test_shared_and_padded_prompts_give_the_same_update(
         assert learner.policy.shares_prompts == (packing == "shared")
         metrics.append(learner.update(batch_of(config, groups), groups).metrics)
         after.append({name: tensor.clone() for name, tensor in learner.named_full_tensors()})
-    assert metrics[0] == pytest.approx(metrics[1], abs=1e-4, rel=1e-4)
+    assert metrics[0] == pytest.approx(metrics[1], abs=3e-4, rel=3e-4)
     assert metrics[0]["num_updates"] == algorithm.get("updates_per_batch", 1)
     assert distance(after[0], after[1]) < 1e-3 * distance(after[1], weights)

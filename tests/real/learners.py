@@ -21,10 +21,9 @@ def config_of(folder: str, *, algorithm: Mapping[str, Any], **learner: Any) -> R
     )
 
 
-def learner_of(config: RunConfig) -> Learner:
+def learner_of(config: RunConfig, folder: str) -> Learner:
     """One rank with all of the model."""
-    path = config.model.model_dump()["path"]
-    return Learner(config, base_path=path, token_loss=token_loss(config.algorithm))
+    return Learner(config, base_path=folder, token_loss=token_loss(config.algorithm))
 
 
 def batch_of(config: RunConfig, groups: Sequence[RolloutGroup]) -> TrainBatch:

@@ -116,7 +116,7 @@ def trained(
 ) -> Trained:
     exported = tmp_path_factory.mktemp("exported")
     config = config_of(folder, algorithm={"type": "grpo"}, lora={"rank": 8})
-    learner = learner_of(config)
+    learner = learner_of(config, folder)
     assert learner.update(batch_of(config, groups), groups).metrics["num_updates"] == 1
     learner.export(str(exported))
     model: Any = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)

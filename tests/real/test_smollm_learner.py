@@ -26,7 +26,7 @@ def test_shared_and_padded_prompts_give_the_same_update(
     metrics, after = [], []
     for packing in ("shared", "padded"):
         config = config_of(folder, algorithm=algorithm, packing=packing)
-        learner = learner_of(config)
+        learner = learner_of(config, folder)
         assert learner.policy.shares_prompts == (packing == "shared")
         metrics.append(learner.update(batch_of(config, groups), groups).metrics)
         after.append({name: tensor.clone() for name, tensor in learner.named_full_tensors()})

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import socket
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import DeadlineExceeded, ResourceError, obstacle_to_writing
 from gvm_ray.failure_log import details
-from gvm_ray.resources import ActorGroup, actor_groups
+from gvm_ray.resources import ActorGroup, Machines, actor_groups, this_machine
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,21 @@ def check_nodes(config: RunConfig, *, gpus_by_node: Sequence[float]) -> None:
             f"{config.engine.tensor_parallel_size}), and the cluster's largest node has {largest:g}; write "
             f"engine.tensor_parallel_size and engine.gpus_per_generator of at most {largest:g}, or use larger nodes"
         )
+
+
+def find_machines() -> Machines:
+    """The machines of the cluster that this process is connected to; those without CPUs for actors don't count.
+
+    A node's logical CPUs stand for its cores. On this machine they may be more than that, so its cores are counted.
+    """
+    cores: Counter[str] = Counter()
+    for node in ray.nodes():
+        if node["Alive"] and (cpus := node["Resources"].get("CPU", 0.0)):
+            cores[node["NodeManagerAddress"]] += cpus
+    here = ray.util.get_node_ip_address()
+    if here in cores:
+        cores[here] = min(cores[here], this_machine().cores)
+    return Machines(number=max(len(cores), 1), cores=max(int(min(cores.values(), default=1)), 1))
 
 
 def namespace_of(config: RunConfig) -> str:

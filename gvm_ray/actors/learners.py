@@ -157,7 +157,7 @@ class LearnerGroup(LearnerCommands):
     def _fit(self, loop: asyncio.AbstractEventLoop, nodes: Sequence[str]) -> None:
         outcome: BaseException | None = None
         try:
-            setup = RankSetup(learner=self._setup, mailbox=self._mailbox)
+            setup = RankSetup(learner=self._setup, mailbox=self._mailbox, num_threads=self._context.threads.rank)
             rank_trainer(setup, run_dir=self._run_dir, nodes=nodes).fit()
         except BaseException as error:
             outcome = error

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gvm_ray.actors.cluster import find_machines
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.pools import SamplingPools
@@ -29,6 +30,7 @@ from gvm_ray.maths.statistics import brier_score, reliability_bins
 from gvm_ray.model_files import model_files, weights_digest
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared, check_date, find_base_model, prepare
+from gvm_ray.resources import plan_threads
 from gvm_ray.system import (
     assemble,
     embeddings_of,
@@ -173,7 +175,10 @@ class SharedPrompts:
 class Slot:
     """Makes planned runs, one at a time."""
 
-    def __init__(self, number: int, *, folder: Path, load: Callable[..., PromptSets] = load_prompts) -> None:
+    def __init__(
+        self, number: int, *, num_slots: int, folder: Path, load: Callable[..., PromptSets] = load_prompts
+    ) -> None:
+        self._num_slots = num_slots  # of the comparison, which divide the machine's cores
         self._prefix = f"slot-{number}-"
         self._folder = folder / f"slot-{number}"
         self._bases = folder / "bases"  # shared by all slots, so that runs of one base start from the same weights
@@ -277,7 +282,8 @@ class Slot:
         if self._warm is not None and self._warm.key == key:
             return self._warm
         await self.close()
-        context = RunContext.of(config)
+        threads = plan_threads(config, find_machines(), num_runs=self._num_slots)
+        context = RunContext.of(config, threads=threads)
         pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context, prefix=self._prefix)
         learners = learner_group(config, prepared, pools, run_dir=self._folder, context=context)
         self._warm = _Warm(key=key, pools=pools, learners=learners, clock=context.clock)

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gvm_ray.actors.cluster import check_home, connected, find_machines, names_are_free
+from gvm_ray.actors.cluster import check_home, connected, find_threads, names_are_free
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.pools import fetch_groups
@@ -39,7 +39,7 @@ from gvm_ray.reporting import (
     write_summary,
 )
 from gvm_ray.reporting.run_folder import json_text
-from gvm_ray.resources import Threads, plan_threads
+from gvm_ray.resources import Threads
 from gvm_ray.rewards.votes import merged_votes
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.system import Launched, launched, make_evaluator, start_pools
@@ -110,7 +110,7 @@ def opened(
     with connected(config, ray_log=folder.ray_log) as dashboard:
         if dashboard:
             print(f"dashboard http://{dashboard} (`ray get-auth-token` prints its token)", flush=True)
-        job.threads = plan_threads(config, find_machines())
+        job.threads = find_threads(config)
         print(f"threads: {job.threads.rank} of a learner rank, {job.threads.generator} of a generator", flush=True)
         yield job
 
@@ -331,7 +331,7 @@ def _close(folder: RunFolder, start: CheckpointState, base_accuracy: float | Non
 
 
 async def _evaluate(config: RunConfig, prepared: Prepared) -> EvaluationResult:
-    context = RunContext.of(config, threads=plan_threads(config, find_machines(), learners=False))
+    context = RunContext.of(config, threads=find_threads(config, learners=False))
     pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context)
     try:
         await pools.start()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gvm_ray.actors.cluster import connected, find_machines
+from gvm_ray.actors.cluster import connected, find_threads
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.pools import fetch_groups
 from gvm_ray.benchmarks.results import BenchmarkReport, BenchmarkResult, ModelResult, PromptSamples
@@ -18,7 +18,6 @@ from gvm_ray.exceptions import ConfigError
 from gvm_ray.model_files import model_files
 from gvm_ray.prepare import Prepared, prepare, with_date
 from gvm_ray.reporting.run_folder import RAY_LOG
-from gvm_ray.resources import plan_threads
 from gvm_ray.run import evaluation_config, run_to_end
 from gvm_ray.system import make_evaluator, start_pools
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
@@ -239,8 +238,8 @@ def _shown_settings(model: CheckedModel) -> dict[str, Any]:
 
 
 async def _sample(model: CheckedModel) -> None:
-    prepared, threads = model.prepared, plan_threads(model.config, find_machines(), learners=False)
-    context = RunContext.of(model.config, threads=threads)
+    prepared = model.prepared
+    context = RunContext.of(model.config, threads=find_threads(model.config, learners=False))
     pools = start_pools(
         model.config, prepared.model, kind=prepared.engine_kind, context=context, prefix=f"{model.name}-"
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gvm_ray.actors.cluster import find_machines
+from gvm_ray.actors.cluster import find_threads
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.pools import SamplingPools
@@ -30,7 +30,6 @@ from gvm_ray.maths.statistics import brier_score, reliability_bins
 from gvm_ray.model_files import model_files, weights_digest
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.prepare import Prepared, check_date, find_base_model, prepare
-from gvm_ray.resources import plan_threads
 from gvm_ray.system import (
     assemble,
     embeddings_of,
@@ -282,8 +281,7 @@ class Slot:
         if self._warm is not None and self._warm.key == key:
             return self._warm
         await self.close()
-        threads = plan_threads(config, find_machines(), num_runs=self._num_slots)
-        context = RunContext.of(config, threads=threads)
+        context = RunContext.of(config, threads=find_threads(config, num_runs=self._num_slots))
         pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context, prefix=self._prefix)
         learners = learner_group(config, prepared, pools, run_dir=self._folder, context=context)
         self._warm = _Warm(key=key, pools=pools, learners=learners, clock=context.clock)

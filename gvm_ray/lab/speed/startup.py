@@ -121,12 +121,11 @@ def _start(config: RunConfig) -> dict[str, float]:
 
 
 async def _start_parts(config: RunConfig, prepared: Any, run_dir: Path, phases: _Phases) -> None:
-    from gvm_ray.actors.cluster import find_machines
+    from gvm_ray.actors.cluster import find_threads
     from gvm_ray.actors.context import RunContext
-    from gvm_ray.resources import plan_threads
     from gvm_ray.system import learner_group, start_pools
 
-    context = RunContext.of(config, threads=plan_threads(config, find_machines()))
+    context = RunContext.of(config, threads=find_threads(config))
     pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context)
     learners = learner_group(config, prepared, pools, run_dir=run_dir, context=context)
     try:

@@ -32,8 +32,6 @@ from gvm_ray.actors.weight_sync import ask_members, free_endpoint, publish
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ActorFailure, ConfigError, SystemFailure, UserError
-from gvm_ray.learner.kernels import process_group_backend
-from gvm_ray.learner.losses import TokenLoss
 from gvm_ray.resources import logical_cpus, rank_gpus
 from gvm_ray.types import (
     Delivery,
@@ -48,8 +46,9 @@ from gvm_ray.types import (
     WeightTransfer,
 )
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they import torch, which the processes of the mailbox and the allocator do without
     from gvm_ray.learner.learner import Learner
+    from gvm_ray.learner.losses import TokenLoss
     from gvm_ray.learner.transfer import WeightSender
 
 
@@ -59,7 +58,7 @@ class LearnerSetup:
 
     config: RunConfig
     base_path: str
-    token_loss: TokenLoss
+    token_loss: "TokenLoss"
     transfer: WeightTransfer = "object_store"
 
 
@@ -259,7 +258,7 @@ _NODE_ID = "ray.io/node-id"  # a label that Ray gives every node
 
 
 def learner_setup(
-    config: RunConfig, *, base_path: str, token_loss: TokenLoss, transfer: WeightTransfer
+    config: RunConfig, *, base_path: str, token_loss: "TokenLoss", transfer: WeightTransfer
 ) -> LearnerSetup:
     """The `LearnerSetup` of a run; a local base path is made absolute."""
     path = absolute(base_path) if Path(base_path).is_dir() else base_path  # a hub id stays
@@ -307,6 +306,8 @@ def rank_trainer(setup: RankSetup, *, run_dir: str, nodes: Sequence[str] = ()) -
     """
     from ray.train import FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from gvm_ray.learner.kernels import process_group_backend
 
     class Trainer(TorchTrainer):
         """TorchTrainer without two actors that the ranks don't need, for which Ray has no setting.

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -44,12 +45,16 @@ class GeneratorActor:
         model: ModelSpec,
         config: EngineConfig,
         bundles: Sequence[float],
+        num_threads: int,
     ) -> None:
         self._name = name
 
         # Created by the first call: an error raised here would reach the caller only as the actor's death.
         def create() -> Engine:
             show_group_gpus(bundles)
+            # The engine's libraries read it when they are imported, which is now. In Ray's runtime_env it would take a
+            # new process, instead of one that is waiting.
+            os.environ["OMP_NUM_THREADS"] = str(num_threads)
             return create_engine(kind, model, config=config)
 
         self._server = EngineServer(create, in_flight=config.in_flight)

@@ -44,8 +44,7 @@ class GeneratorClient(WatchedActor):
             # On CPUs they have the cores of all machines.
             **({"scheduling_strategy": "SPREAD"} if self._gpus is None else self._gpus.options),
             max_restarts=-1,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
-        ).remote(name, kind=kind, model=model, config=config, bundles=tuple(bundles))
+        ).remote(name, kind=kind, model=model, config=config, bundles=tuple(bundles), num_threads=num_threads)
         super().__init__(name, actor)
         self.member = TransferMember(name=name, actor=actor, num_workers=config.tensor_parallel_size)
 

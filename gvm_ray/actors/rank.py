@@ -32,7 +32,7 @@ from gvm_ray.actors.weight_sync import ask_members, free_endpoint, publish
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ActorFailure, ConfigError, SystemFailure, UserError
-from gvm_ray.resources import logical_cpus, rank_gpus
+from gvm_ray.resources import logical_cpus, rank_gpus, thread_variables
 from gvm_ray.types import (
     Delivery,
     Demonstration,
@@ -79,11 +79,9 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
     alike, isn't raised again: the driver shows it, and a traceback would only hide it.
     """
     import ray.train
-    import torch
     from ray.train.torch import get_device
 
     rank, mailbox, learner = ray.train.get_context().get_world_rank(), setup["rank"].mailbox, setup["rank"].learner
-    torch.set_num_threads(setup["rank"].num_threads)
     doing = "starting"
     context = ray.get_runtime_context()
     identity = RankIdentity(actor=context.current_actor, node=ray.util.get_node_ip_address(), pid=os.getpid())
@@ -337,5 +335,6 @@ def rank_trainer(setup: RankSetup, *, run_dir: str, nodes: Sequence[str] = ()) -
             storage_path=str(Path(run_dir).absolute()),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": thread_variables(setup.num_threads)},
         ),
     )

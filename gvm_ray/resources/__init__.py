@@ -15,7 +15,7 @@ from gvm_ray.resources.hardware import (
 )
 from gvm_ray.resources.parts import sizes_of_settings
 from gvm_ray.resources.plan import ActorGroup, Device, ResourcePlan, actor_groups, plan_resources
-from gvm_ray.resources.threads import Machines, Threads, plan_threads
+from gvm_ray.resources.threads import Machines, Threads, plan_threads, thread_variables
 
 __all__ = [
     "ActorGroup",
@@ -33,5 +33,6 @@ __all__ = [
     "plan_threads",
     "rank_gpus",
     "sizes_of_settings",
+    "thread_variables",
     "this_machine",
 ]

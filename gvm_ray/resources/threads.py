@@ -78,6 +78,16 @@ def plan_threads(
     )
 
 
+def thread_variables(num_threads: int) -> dict[str, str]:
+    """Variables with which an actor's process is to import its libraries, so that they have this many threads.
+
+    By default OpenMP's threads wait for each other by spinning, which is a waste if another program needs the core, and
+    ruinous if that program is in the way of the thread that they wait for. Here they sleep, unless the user has set
+    OMP_WAIT_POLICY.
+    """
+    return {_VARIABLE: str(num_threads), "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
+
+
 def _wished(environment: Mapping[str, str]) -> int | None:
     """The value of OMP_NUM_THREADS; the first one of a list, which is for nested parallelism."""
     text = environment.get(_VARIABLE, "").strip()

@@ -33,6 +33,6 @@ __all__ = [
     "plan_threads",
     "rank_gpus",
     "sizes_of_settings",
-    "thread_variables",
     "this_machine",
+    "thread_variables",
 ]

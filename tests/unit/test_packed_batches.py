@@ -148,7 +148,7 @@ def test_gradient_norms_of_samples(base: str, parameters: Any) -> None:
 @pytest.mark.parametrize("pooling", ["mean", "last", "both"])
 def test_prompt_states(base: str, pooling: Pooling) -> None:
     states = [
-        _learner(base, settings=settings | {"micro_batch_tokens": 30}).prompt_states(_prompts(), pooling=pooling)
+        _learner(base, settings=settings | {"micro_batch_tokens": 30}).prompt_states(_prompts(), pooling=pooling)[0]
         for settings in (PACKED, PADDED)
     ]
     np.testing.assert_allclose(*states, atol=1e-5)

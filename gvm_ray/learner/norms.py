@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gvm_ray.learner.policy import PolicyModule, looked_up_gradients, reshard, sample_gradient_norms
-from gvm_ray.learner.sequences import BatchLayout, SequenceBatch, TrainSample, prompt_sample
+from gvm_ray.learner.sequences import BatchLayout, SequenceBatch, TrainSample, prompt_samples
 from gvm_ray.maths.gradient_norms import embedding_gradient_square_norms
 from gvm_ray.types import BoolArray, Float64Array, FloatArray, GradientParameters, IntArray, Pooling, TrainBatch
 
@@ -51,15 +51,21 @@ class PolicyMeasurements:
         return self._gathered(norms)
 
     @torch.no_grad()
-    def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> FloatArray:
-        """[P, F] pooled final hidden states of prompts of at least one token; see `PolicyModule.prompt_states`."""
+    def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> tuple[FloatArray, int]:
+        """[P, F] pooled final hidden states of prompts of at least one token (see `PolicyModule.prompt_states`), and
+        the number of tokens that were run through the model for them.
+
+        Where the layout may share prompts, a prefix that all have in common is read once in each micro-batch. Gradient
+        norms don't share it: of tokens that several samples read, none has a gradient of its own.
+        """
         width = self._policy.causal_lm.config.hidden_size * (2 if pooling == "both" else 1)
-        states = self._zeros(len(token_ids), width)
-        samples = [prompt_sample(ids) for ids in token_ids]
-        for indices, batch in self._layout.micro_batches(samples, by_sample=True):
+        states, num_tokens = self._zeros(len(token_ids), width), self._zeros(1, dtype=torch.float64)
+        samples, prefix = prompt_samples(token_ids, shared=self._layout.shared)
+        for indices, batch in self._layout.micro_batches(samples, by_sample=not prefix):
             pooled = self._policy.prompt_states(batch, pooling=pooling)
             states[torch.from_numpy(indices).to(self._device)] = pooled[: len(indices)]
-        return self._gathered(states)
+            num_tokens += sum(samples[i].length for i in indices) - prefix * max(len(indices) - 1, 0)
+        return self._gathered(states), int(self._gathered(num_tokens)[0])
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)

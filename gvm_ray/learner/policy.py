@@ -91,15 +91,7 @@ class PolicyModule(nn.Module):
 
         Their mean, the last one, or both end to end, mean first (F is the hidden size H, or 2H for both).
         """
-        hidden = batch.by_sample(self._hidden(batch).float())
-        last = (batch.first_state - batch.starts).unsqueeze(1)  # [B, 1] place of the prompt's last token in it
-        pooled = []
-        if pooling != "last":
-            inside = torch.arange(hidden.shape[1], device=hidden.device) <= last
-            pooled.append(torch.where(inside.unsqueeze(-1), hidden, 0.0).sum(1) / (last + 1))
-        if pooling != "mean":
-            pooled.append(hidden.take_along_dim(last.unsqueeze(-1), dim=1).squeeze(1))
-        return torch.cat(pooled, dim=-1)
+        return batch.pooled(self._hidden(batch).float(), pooling=pooling)
 
     def response_gradients(
         self, batch: SequenceBatch, *, square_norms: bool, offset: Tensor | None = None

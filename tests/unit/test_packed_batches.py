@@ -102,7 +102,7 @@ def test_prompt_states(base: str, pooling: Pooling) -> None:
     states = [
         learner_with(base, norms=True, settings=settings | {"micro_batch_tokens": 30}).prompt_states(
             _prompts(), pooling=pooling
-        )
+        )[0]
         for settings in (PACKED, PADDED)
     ]
     np.testing.assert_allclose(*states, atol=1e-5)

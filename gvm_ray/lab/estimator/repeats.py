@@ -163,5 +163,5 @@ class _ArmSteps:
                     np.nan,
                 ),
             )
-            for group, chosen in zip(batch.groups, np.split(measured, ends), strict=True)
+            for group, chosen in zip(batch.groups, np.split(measured, ends), strict=False)  # one part of no groups
         ]

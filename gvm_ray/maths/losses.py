@@ -147,9 +147,8 @@ def policy_loss(
 
     Returns:
         Losses [B, T] and detached diagnostics [B, T]: "ratio"; without a given surrogate "clip_fraction" (1 where the
-        clip removed the gradient); "kl" if kl_coefficient > 0; and those of `importance_weights`.
-
-    Raises ValueError where the input of a requested term is None.
+        clip removed the gradient); "kl" if kl_coefficient > 0; and those of `importance_weights`. Raises
+        ValueError where the input of a requested term is None.
     """
     bounds: _Bounds = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
     before = engine_logprobs if old_is_engine and engine_logprobs is not None else old_logprobs

@@ -201,12 +201,14 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
         return None
     # The cache can't tell whether a function's data has changed.
     by_function = any(
-        isinstance(source, FunctionSourceConfig) for source in (config.prompts.train, config.prompts.eval)
+        isinstance(source, FunctionSourceConfig) for source in (config.demonstrated.train, config.prompts.eval)
     )
     if not config.warm_start.cache or by_function:
         return run_dir / "warm_start"
     cache = os.environ.get("GVM_RAY_CACHE") or os.path.expanduser("~/.cache/gvm_ray")
-    key = warm_start_key(config.model, prompts=config.prompts, warm_start=config.warm_start, dtype=config.learner.dtype)
+    key = warm_start_key(
+        config.model, prompts=config.demonstrated, warm_start=config.warm_start, dtype=config.learner.dtype
+    )
     folder = Path(cache) / "warm_start" / key
     if not folder.is_dir() and (obstacle := obstacle_to_writing(folder.parent)):
         raise ConfigError(

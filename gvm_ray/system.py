@@ -294,11 +294,12 @@ async def warm_start(config: RunConfig, prepared: Prepared, learners: LearnerGro
     """Learn from demonstrations and cache the result; does nothing if not configured or if a cached result exists."""
     if config.warm_start is not None and prepared.base.warm_start_folder is not None:
         examples = demonstrations(
-            config.prompts,
+            config.demonstrated,
             prepared.tokenizer,
             num=config.warm_start.num_demonstrations,
             seed=config.warm_start.seed,
             end_token_ids=prepared.end_token_ids,
+            source_name=config.demonstration_source,
         )
         on_progress = _warm_start_lines(config.warm_start.num_updates, by_time=config.reporting.progress)
         await learners.warm_start(examples, on_progress=on_progress)

@@ -188,6 +188,17 @@ class RunConfig(Settings):
         )
 
     @property
+    def demonstrated(self) -> PromptsConfig:
+        """The prompts whose rationales the warm start learns, as `train`."""
+        source = None if self.warm_start is None else self.warm_start.source
+        return self.prompts if source is None else self.prompts.model_copy(update={"train": source})
+
+    @property
+    def demonstration_source(self) -> str:
+        """The name of the setting with the warm start's problems, for messages."""
+        return "prompts.train" if self.demonstrated is self.prompts else "warm_start.source"
+
+    @property
     def generators_sleep(self) -> bool:
         """True if generators free their shared GPUs while the learners work."""
         return self.cluster.placement == "colocated" and self.engine.sleep
@@ -255,13 +266,13 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _warm_start_has_rationales(self) -> "RunConfig":
-        source = self.prompts.train
+        source, name = self.demonstrated.train, self.demonstration_source
         if self.warm_start is None or isinstance(source, ChainSourceConfig):
             return self
         setting = "rationale_format" if isinstance(source, ReasoningGymSourceConfig) else "rationale_field"
         if getattr(source, setting) is None:
             raise ValueError(
-                f"warm_start needs reference rationales, and prompts.train ({source.type!r}) names none; "
-                f"write prompts.train.{setting} = '...', or remove [warm_start]"
+                f"warm_start needs reference rationales, and {name} ({source.type!r}) names none; "
+                f"write {name}.{setting} = '...', or remove [warm_start]"
             )
         return self

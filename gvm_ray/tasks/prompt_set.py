@@ -254,6 +254,7 @@ def demonstrations(
     num: int,
     seed: int,
     end_token_ids: Collection[int] = (),
+    source_name: str = "prompts.train",
 ) -> list[Demonstration]:
     """Draw `num` demonstrations from the training source, none on an evaluation problem, the same for the same seed.
 
@@ -279,7 +280,7 @@ def demonstrations(
     tokenized = _tokenized(tasks, config=config, tokenizer=tokenizer, end_token_id=end)
     if not tokenized:
         raise DataError(
-            f"prompts.train ({config.train.type!r}) gives no demonstration: {len(tasks)} of its tasks have a reference "
+            f"{source_name} ({config.train.type!r}) gives no demonstration: {len(tasks)} of its tasks have a reference "
             f"rationale, and no prompt of these has at most max_tokens={config.max_tokens} tokens; write "
             "rationale_field = '...', or a larger prompts.max_tokens"
         )

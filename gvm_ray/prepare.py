@@ -10,7 +10,7 @@ from typing import Any
 from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
-from gvm_ray.config.prompts import FunctionSourceConfig
+from gvm_ray.config.prompts import FunctionSourceConfig, GeneratedSourceConfig
 from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.exceptions import ConfigError, DataError, obstacle_to_writing
@@ -35,6 +35,7 @@ from gvm_ray.pretrained import (
 from gvm_ray.resources import find_hardware, plan_resources
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
+from gvm_ray.tasks.demonstrations import RationaleReport, check_rationales
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
 from gvm_ray.tasks.templates import reads_date
 from gvm_ray.types import ModelSpec, WeightTransfer
@@ -56,6 +57,7 @@ class Prepared:
 
     base: BaseModel
     prompts: PromptSets
+    rationales: RationaleReport | None = None  # of the warm start to come; None without one, or if they are generated
     tokenizer: Any
     engine_kind: EngineKind
     max_model_len: int  # prompt and response tokens
@@ -117,6 +119,7 @@ def prepare(
     return Prepared(
         base=base,
         prompts=prompts,
+        rationales=_rationales(config, base) if learners else None,
         tokenizer=tokenizer,
         end_token_ids=load_end_token_ids(base.path, tokenizer=tokenizer, revision=base.revision),
         engine_kind=engine_kind,
@@ -234,6 +237,12 @@ def _check_context_length(model_config: Any, max_model_len: int) -> None:
         )
 
 
+def _rationales(config: RunConfig, base: BaseModel) -> RationaleReport | None:
+    if base.warm_start_folder is None or isinstance(config.demonstrated.train, GeneratedSourceConfig):
+        return None
+    return check_rationales(config.demonstrated)
+
+
 def _check_batch(config: RunConfig, num_train_prompts: int) -> None:
     needed = config.prompts_per_step * config.block_steps
     if needed > num_train_prompts:
@@ -249,6 +258,7 @@ def report_lines(prepared: Prepared) -> Sequence[str]:
     """Lines for the console about the loaded prompts, the model and the engine."""
     return [
         *prepared.prompts.report.lines(),
+        *([] if prepared.rationales is None else prepared.rationales.lines("warm start")),
         f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),
         f"engine {prepared.engine_kind}, weights by {prepared.transfer}",
         *_left_out_lines(prepared),

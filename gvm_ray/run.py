@@ -20,6 +20,7 @@ from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_sett
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
+from gvm_ray.evaluation.evaluator import AcceptRates
 from gvm_ray.exceptions import CheckpointError, DataError
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.loop import StepResult, is_over
@@ -299,7 +300,8 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
 async def _base_accuracy(run: Launched, folder: RunFolder, reporter: Reporter) -> float | None:
     """Accuracy of the starting policy, if known: measured at step 0, and read from the folder by a resumed run."""
     if run.start.step == 0:
-        reporter.log_base_evaluation(await run.evaluator.evaluate())
+        rates = AcceptRates.of(await run.trial.sample(), run.trial)
+        reporter.log_base_evaluation(await run.evaluator.evaluate(), notes=rates.lines())
     return folder.read_base_accuracy()
 
 

@@ -20,7 +20,7 @@ from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.checkpoints import CheckpointFolder, NoCheckpoints, RestoredCheckpoint
 from gvm_ray.config import RunConfig
 from gvm_ray.engines import EngineKind
-from gvm_ray.evaluation.evaluator import EvaluationBeside, HeldOutEvaluator
+from gvm_ray.evaluation.evaluator import EvaluationBeside, HeldOutEvaluator, spread
 from gvm_ray.ledger import SampleTexts
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
@@ -31,7 +31,7 @@ from gvm_ray.protocols import Allocator, Checkpoints, Evaluator, Learners, Promp
 from gvm_ray.reporting import Reporter
 from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.stop_request import StopRequest
-from gvm_ray.tasks.prompt_set import demonstrations
+from gvm_ray.tasks.demonstrations import demonstrations
 from gvm_ray.tasks.prompt_stream import ShuffledPrompts
 from gvm_ray.types import CheckpointState, Metrics, ModelSpec, Prompt, SamplingParameters
 
@@ -99,6 +99,9 @@ def embeddings_of(base: BaseModel) -> EmbeddingRows:
     )
 
 
+_FEWEST_TRIALS = 4  # samples of a prompt that show an accept rate
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launched:
     """A running system and the state its loop starts from."""
@@ -107,6 +110,7 @@ class Launched:
     start: CheckpointState
     learners: RecoveringLearners
     evaluator: HeldOutEvaluator
+    trial: HeldOutEvaluator  # samples training prompts before the first step
 
 
 @asynccontextmanager
@@ -150,7 +154,14 @@ async def launched(
         )
         start = await starting_state(system, restored=restored)
         await pools.publish(await learners.weights(start.policy_version))
-        yield Launched(system=system, start=start, learners=learners, evaluator=evaluator)
+        trial = replace(
+            evaluator,
+            prompts=spread(prepared.prompts.train, config.evaluation.base_prompts),
+            sampling=SamplingParameters(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens),
+            num_samples=max(config.samples_per_prompt, _FEWEST_TRIALS),
+            progress=None,
+        )
+        yield Launched(system=system, start=start, learners=learners, evaluator=evaluator, trial=trial)
     finally:
         await learners.stop()
         for fleet in fleets:

@@ -80,6 +80,9 @@ class EvaluationConfig(Settings):
     num_samples: Count = 1  # k of avg@k
     temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # total probability of the tokens that may be sampled
+    # Training prompts sampled before the first step, samples_per_prompt times each (at least 4), for the accept rates
+    # that the run starts from. A starting policy that solves none or all of them gets a warning. 0 = none.
+    base_prompts: NonNegativeCount = 32
 
 
 class CheckpointConfig(Settings):

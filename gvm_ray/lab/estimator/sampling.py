@@ -32,7 +32,7 @@ from gvm_ray.prompt_states import EmbeddingStates
 from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.rewards.sandbox import Scored
 from gvm_ray.system import embeddings_of
-from gvm_ray.tasks.prompt_set import demonstrations
+from gvm_ray.tasks.demonstrations import demonstrations
 from gvm_ray.types import (
     Completion,
     Float64Array,

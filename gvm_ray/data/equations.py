@@ -1,8 +1,8 @@
 r"""Word problems whose solution is an equation, as SVAMP and MAWPS publish them, with rationales to learn from.
 
-SVAMP (arXiv 2103.07191) has a problem in two fields and an equation in brackets, `( 8.0 - 5.0 )`. In its repository MAWPS
-and ASDiv-A (arXiv 2106.15772) have `number0` and so on in place of the numbers, and an equation in prefix notation,
-`- number0 number1`. Both become `8 - 5 = \boxed{3}`.
+SVAMP (arXiv 2103.07191) has a problem in two fields and an equation in brackets, `( 8.0 - 5.0 )`. In its repository
+MAWPS and ASDiv-A (arXiv 2106.15772) have `number0` and so on in place of the numbers, and an equation in prefix
+notation, `- number0 number1`. Both become `8 - 5 = \boxed{3}`.
 """
 
 import re

@@ -78,14 +78,13 @@ class AcceptRates:
     """Accept rates of a policy on some training prompts."""
 
     rates: Float64Array  # [P] of the prompts with a scored sample
-    num_samples: int  # of each prompt
+    num_samples: int  # scored ones, of all prompts
 
     @classmethod
-    def of(cls, outcomes: Sequence[GroupOutcome], evaluator: HeldOutEvaluator) -> "AcceptRates":
-        """The rates among the scored samples that the evaluator drew."""
-        threshold = evaluator.accept_threshold
-        rates = [(o.rewards[o.scored] >= threshold).mean() for o in outcomes if o.scored.any()]
-        return cls(rates=np.array(rates, dtype=np.float64), num_samples=evaluator.num_samples)
+    def of(cls, outcomes: Sequence[GroupOutcome], *, accept_threshold: float) -> "AcceptRates":
+        """The rates among the scored samples."""
+        rates = [(o.rewards[o.scored] >= accept_threshold).mean() for o in outcomes if o.scored.any()]
+        return cls(rates=np.array(rates, dtype=np.float64), num_samples=sum(int(o.scored.sum()) for o in outcomes))
 
     def lines(self) -> list[str]:
         """Lines to print: a histogram, and a warning if no prompt or every prompt is solved each time."""
@@ -96,7 +95,7 @@ class AcceptRates:
         counts = [(self.rates == 0).sum(), *quarters, (self.rates == 1).sum()]
         histogram = "  ".join(f"{name}: {count}" for name, count in zip(_BINS, counts, strict=True))
         lines = [
-            f"base accept rates of {self.rates.size} training prompts, {self.num_samples} samples each: mean "
+            f"base accept rates of {self.rates.size} training prompts, {self.num_samples} samples: mean "
             f"{self.rates.mean():.3f}  |  {histogram}"
         ]
         if self.rates.max() == 0:
@@ -119,7 +118,7 @@ def spread(prompts: Sequence[Prompt], number: int) -> Sequence[Prompt]:
     return tuple(prompts[index] for index in kept)
 
 
-_BINS = ("0", "to .25", "to .5", "to .75", "below 1", "1")
+_BINS = ("0", "below .25", "below .5", "below .75", "below 1", "1")
 
 logger = logging.getLogger(__name__)
 

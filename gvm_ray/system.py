@@ -154,14 +154,13 @@ async def launched(
         )
         start = await starting_state(system, restored=restored)
         await pools.publish(await learners.weights(start.policy_version))
-        trial = replace(
-            evaluator,
-            prompts=spread(prepared.prompts.train, config.evaluation.base_prompts),
-            sampling=SamplingParameters(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens),
-            num_samples=max(config.samples_per_prompt, _FEWEST_TRIALS),
-            progress=None,
+        yield Launched(
+            system=system,
+            start=start,
+            learners=learners,
+            evaluator=evaluator,
+            trial=trial_of_base(config, prepared, evaluator),
         )
-        yield Launched(system=system, start=start, learners=learners, evaluator=evaluator, trial=trial)
     finally:
         await learners.stop()
         for fleet in fleets:
@@ -329,6 +328,17 @@ def _warm_start_lines(num_updates: int, *, by_time: bool) -> Callable[[int, Metr
             print(f"warm start {done}/{num_updates}  {loss}", flush=True)
 
     return on_progress
+
+
+def trial_of_base(config: RunConfig, prepared: Prepared, evaluator: HeldOutEvaluator) -> HeldOutEvaluator:
+    """Samples some training prompts as training does, on the same pools."""
+    return replace(
+        evaluator,
+        prompts=spread(prepared.prompts.train, config.evaluation.base_prompts),
+        sampling=SamplingParameters(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens),
+        num_samples=max(config.samples_per_prompt, _FEWEST_TRIALS),
+        progress=None,
+    )
 
 
 def sample_texts(config: RunConfig) -> SampleTexts:

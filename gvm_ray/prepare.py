@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
@@ -37,8 +39,9 @@ from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
 from gvm_ray.tasks.demonstrations import RationaleReport, check_rationales
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
+from gvm_ray.tasks.rows import Task
 from gvm_ray.tasks.templates import reads_date
-from gvm_ray.types import ModelSpec, WeightTransfer
+from gvm_ray.types import Completion, ModelSpec, Prompt, WeightTransfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +243,26 @@ def _check_context_length(model_config: Any, max_model_len: int) -> None:
 def _rationales(config: RunConfig, base: BaseModel) -> RationaleReport | None:
     if base.warm_start_folder is None or isinstance(config.demonstrated.train, GeneratedSourceConfig):
         return None
-    return check_rationales(config.demonstrated)
+    judged = all(term.type in ("math_verify", "exact") for term in config.rewards.terms)  # takes milliseconds
+    return check_rationales(config.demonstrated, is_right=_judge(config) if judged else None)
+
+
+def _judge(config: RunConfig) -> Callable[[Task], bool]:
+    """The run's reward of a task's rationale as if it were a response."""
+    reward, none = create_reward(config.rewards), np.zeros(0, dtype=np.int32)
+
+    def is_right(task: Task) -> bool:
+        prompt = Prompt(prompt_id=task.prompt_id, text=task.problem, token_ids=none, answer=task.answer)
+        rationale = Completion(
+            token_ids=none,
+            logprobs=none.astype(np.float32),
+            policy_versions=none,
+            finish_reason="stop",
+            text=task.rationale or "",
+        )
+        return reward(prompt, rationale) >= config.rewards.accept_threshold
+
+    return is_right
 
 
 def _check_batch(config: RunConfig, num_train_prompts: int) -> None:

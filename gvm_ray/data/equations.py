@@ -2,7 +2,8 @@ r"""Word problems whose solution is an equation, as SVAMP and MAWPS publish them
 
 SVAMP (arXiv 2103.07191) has a problem in two fields and an equation in brackets, `( 8.0 - 5.0 )`. In its repository
 MAWPS and ASDiv-A (arXiv 2106.15772) have `number0` and so on in place of the numbers, and an equation in prefix
-notation, `- number0 number1`. Both become `8 - 5 = \boxed{3}`.
+notation, `- number0 number1`. Both become `\boxed{8 - 5}`: to answer with an equation, which is then worked out, is how
+these data are used, and leaves the arithmetic to the grader.
 """
 
 import re
@@ -69,7 +70,7 @@ def _solved(row: Mapping[str, Any], *, problem: str, tree: Tree) -> dict[str, An
         **row,
         "problem": problem,
         "answer": answer,
-        "rationale": f"{_infix_text(tree)} = \\boxed{{{answer}}}" if _gives(tree, answer) else None,
+        "rationale": f"\\boxed{{{_infix_text(tree)}}}" if _gives(tree, answer) else None,
         "num_operations": _num_operations(tree),
     }
 

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,43 +22,52 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _SEPARATOR = re.compile(r"(?<=\d),(?=\d{3})")
 _LONGEST_ANSWER = 200  # characters
+_MOST_CHECKED = 2000  # a judge takes milliseconds for each
 _LAYOUT = re.compile(r"[\s$]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RationaleReport:
-    """Counts of a source's rationales, and the ids of those that don't contain their gold answer."""
+    """Counts of a source's rationales, and the ids of those that don't give their gold answer."""
 
     num: int
+    num_checked: int
     without_answer_ids: tuple[str, ...] = ()
 
     def lines(self, name: str) -> list[str]:
-        """Lines to print: the number of rationales, and a warning if some lack their answer."""
+        """Lines to print: the number of rationales, and a warning if some don't give their answer."""
         lines = [f"{name}: {self.num} rationales to learn from"]
         if ids := self.without_answer_ids:
+            checked = "" if self.num_checked == self.num else f" of {self.num_checked} that were checked"
             lines.append(
-                f"  warning: {len(ids)} don't contain the gold answer, so they teach responses that earn nothing: "
+                f"  warning: {len(ids)}{checked} don't give the gold answer, so they teach what earns nothing: "
                 f"{shown_ids(ids)}; correct them, or name another rationale_field"
             )
         return lines
 
 
-def check_rationales(config: PromptsConfig) -> RationaleReport:
+def check_rationales(config: PromptsConfig, *, is_right: Callable[[Task], bool] | None = None) -> RationaleReport:
     """Count the rationales of a source that doesn't make its own problems, and find those without their gold answer.
 
-    Answers are compared as text, without spaces and dollar signs; a number must stand by itself. Long answers, such as
-    the tests of a program, aren't looked for.
+    Of many rationales some are checked, evenly spread.
+
+    Args:
+        config: The source is its `train`; problems of `eval` are left out.
+        is_right: Judges a task's rationale. None looks for the answer as text, without spaces and dollar signs; a
+            number must stand by itself, and long answers, such as the tests of a program, aren't looked for.
 
     Raises:
         DataError: the source can't be loaded.
     """
     tasks = _with_rationales(config)
-    without = tuple(task.prompt_id for task in tasks if not _has_answer(task.rationale or "", task.answer))
-    return RationaleReport(num=len(tasks), without_answer_ids=without)
+    checked = tasks[:: -(-len(tasks) // _MOST_CHECKED) or 1]
+    judge = _has_answer if is_right is None else is_right
+    without = tuple(task.prompt_id for task in checked if not judge(task))
+    return RationaleReport(num=len(tasks), num_checked=len(checked), without_answer_ids=without)
 
 
-def _has_answer(rationale: str, answer: str) -> bool:
-    text, wanted = _SEPARATOR.sub("", rationale), _LAYOUT.sub("", _SEPARATOR.sub("", answer))
+def _has_answer(task: Task) -> bool:
+    text, wanted = _SEPARATOR.sub("", task.rationale or ""), _LAYOUT.sub("", _SEPARATOR.sub("", task.answer))
     if _NUMBER.fullmatch(wanted):
         return re.search(rf"(?<![\d.]){re.escape(wanted)}(\.0+)?(?!\.?\d)", text) is not None
     return len(wanted) > _LONGEST_ANSWER or wanted in _LAYOUT.sub("", text)

@@ -149,7 +149,7 @@ def test_rationales_without_their_answer_are_counted_and_named(tmp_path, tokeniz
     assert report.without_answer_ids == ("wrong", "inside", "unfinished")
     first, second = report.lines("warm start")
     assert first == "warm start: 8 rationales to learn from"
-    assert "3 don't contain the gold answer" in second
+    assert "3 don't give the gold answer" in second
     assert "wrong, inside, unfinished; correct them" in second
 
 

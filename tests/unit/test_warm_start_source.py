@@ -53,7 +53,7 @@ def test_it_is_learned_and_cached(tmp_path: Path, model: str) -> None:
     prepared = prepare(config, run_dir=tmp_path / "run")
     lines = report_lines(prepared)
     assert "warm start: 3 rationales to learn from" in lines
-    assert sum("1 don't contain the gold answer" in line for line in lines) == 1
+    assert sum("1 don't give the gold answer" in line for line in lines) == 1
     path = warm_started_path(config, prepared, say=lambda _: None)
     causal_lm, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     for row in DEMONSTRATIONS:

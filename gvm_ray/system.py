@@ -110,7 +110,6 @@ class Launched:
     start: CheckpointState
     learners: RecoveringLearners
     evaluator: HeldOutEvaluator
-    trial: HeldOutEvaluator  # samples training prompts before the first step
 
 
 @asynccontextmanager
@@ -154,13 +153,7 @@ async def launched(
         )
         start = await starting_state(system, restored=restored)
         await pools.publish(await learners.weights(start.policy_version))
-        yield Launched(
-            system=system,
-            start=start,
-            learners=learners,
-            evaluator=evaluator,
-            trial=trial_of_base(config, prepared, evaluator),
-        )
+        yield Launched(system=system, start=start, learners=learners, evaluator=evaluator)
     finally:
         await learners.stop()
         for fleet in fleets:

@@ -24,7 +24,7 @@ def run_config(folder: Path, model: str, **warm_start: Any) -> RunConfig:
     source = {"type": "file", "path": str(folder / "warm.jsonl"), "rationale_field": "how"}
     values = {
         "name": "warm",
-        "prompts_per_step": 4,
+        "prompts_per_step": 2,
         "model": {"type": "pretrained", "path": model},
         "prompts": {"train": {"type": "arithmetic", "size": 32}, "max_tokens": 32},
         "sampling": {"max_tokens": 16},

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gvm_ray.config.prompts import SourceSettings
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive, Probability, Settings
 
 DType = Literal["float32", "bfloat16"]
@@ -157,8 +158,11 @@ class LearnerConfig(Settings):
 
 
 class WarmStartConfig(Settings):
-    """Supervised training on the source's reference rationales before reinforcement learning (pi_0 is an SFT model)."""
+    """Supervised training on reference rationales before reinforcement learning (pi_0 is an SFT model)."""
 
+    # Problems with rationales, with the template of [prompts]. None = those of prompts.train. Problems that the
+    # evaluation has too are left out.
+    source: SourceSettings | None = None
     num_updates: Count = 1000
     batch_size: Count = 128  # demonstrations per optimizer update
     num_demonstrations: Count = 20000

@@ -89,6 +89,9 @@ class EvaluationConfig(Settings):
     num_samples: Count = 1  # k of avg@k
     temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # total probability of the tokens that may be sampled
+    # Training prompts sampled before the first step, samples_per_prompt times each (at least 4), for the accept rates
+    # that the run starts from. A starting policy that solves none or all of them gets a warning. 0 = none.
+    base_prompts: NonNegativeCount = 32
 
 
 class CheckpointConfig(Settings):
@@ -197,6 +200,17 @@ class RunConfig(Settings):
         )
 
     @property
+    def demonstrated(self) -> PromptsConfig:
+        """The prompts whose rationales the warm start learns, as `train`."""
+        source = None if self.warm_start is None else self.warm_start.source
+        return self.prompts if source is None else self.prompts.model_copy(update={"train": source})
+
+    @property
+    def demonstration_source(self) -> str:
+        """The name of the setting with the warm start's problems, for messages."""
+        return "prompts.train" if self.demonstrated is self.prompts else "warm_start.source"
+
+    @property
     def generators_sleep(self) -> bool:
         """True if generators free their shared GPUs while the learners work."""
         return self.cluster.placement == "colocated" and self.engine.sleep
@@ -294,7 +308,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _warm_start_has_rationales(self) -> "RunConfig":
-        source = self.prompts.train
+        source, name = self.demonstrated.train, self.demonstration_source
         if self.warm_start is None or isinstance(source, ChainSourceConfig):
             return self
         if isinstance(source, EnvironmentSourceConfig):
@@ -302,7 +316,7 @@ class RunConfig(Settings):
         setting = "rationale_format" if isinstance(source, ReasoningGymSourceConfig) else "rationale_field"
         if getattr(source, setting) is None:
             raise ValueError(
-                f"warm_start needs reference rationales, and prompts.train ({source.type!r}) names none; "
-                f"write prompts.train.{setting} = '...', or remove [warm_start]"
+                f"warm_start needs reference rationales, and {name} ({source.type!r}) names none; "
+                f"write {name}.{setting} = '...', or remove [warm_start]"
             )
         return self

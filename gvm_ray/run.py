@@ -299,7 +299,7 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
 async def _base_accuracy(run: Launched, folder: RunFolder, reporter: Reporter) -> float | None:
     """Accuracy of the starting policy, if known: measured at step 0, and read from the folder by a resumed run."""
     if run.start.step == 0:
-        reporter.log_base_evaluation(await run.evaluator.evaluate())
+        reporter.log_base_evaluation(await run.evaluator.evaluate(0))
     return folder.read_base_accuracy()
 
 

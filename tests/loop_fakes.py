@@ -187,7 +187,7 @@ class AsyncAllocator:
 class FakeEvaluator:
     """Always half right."""
 
-    async def evaluate(self) -> Metrics:
+    async def evaluate(self, policy_version: int) -> Metrics:
         return {"eval/accuracy": 0.5}
 
 

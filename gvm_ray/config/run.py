@@ -69,9 +69,10 @@ class EngineConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """Evaluation on prompts.eval: before the first step, every `every_steps` steps, and at the end."""
+    """Evaluation on prompts.eval: at the start, every `every_steps` steps, after each of `at_steps`, and at the end."""
 
     every_steps: Count = 10
+    at_steps: tuple[Count, ...] = ()  # numbers of steps after which to evaluate as well, while accuracy rises fastest
     # Generators like those of [engine], for evaluation alone: training continues meanwhile, and waits only if an
     # evaluation is unfinished when the next one is due. 0 = evaluate on the training generators while training waits;
     # the evaluations before the first step and after the last always do.
@@ -80,6 +81,13 @@ class EvaluationConfig(Settings):
     num_samples: Count = 1  # k of avg@k
     temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # total probability of the tokens that may be sampled
+    # Seeds of an evaluation's samples: new ones each time, whose errors average out along a curve; or the same each
+    # time, so that two policies differ by less noise.
+    fresh_seeds: bool = False
+
+    def is_due(self, num_steps: int) -> bool:
+        """True if the policy after this number of steps is evaluated, apart from the first and the last one."""
+        return num_steps % self.every_steps == 0 or num_steps in self.at_steps
 
 
 class CheckpointConfig(Settings):

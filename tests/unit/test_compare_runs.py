@@ -157,13 +157,13 @@ def test_a_curve_counts_the_runs_own_time_and_what_it_was_charged() -> None:
     log = CurveLog(clock=clock)
 
     class Test:
-        async def evaluate(self) -> Metrics:
+        async def evaluate(self, policy_version: int) -> Metrics:
             with clock.phase("sampling"):
                 hand.now += 50
             return {"eval/accuracy": 0.25, "eval/length": 9.0}
 
     tests = ManyTests(tests={"balanced": Test(), "train": Test()}, log=log)  # type: ignore[dict-item]
-    measured = asyncio.run(tests.evaluate())
+    measured = asyncio.run(tests.evaluate(0))
     assert measured == {"eval/accuracy/balanced": 0.25, "eval/accuracy/train": 0.25}
     log.add(0, measured)
     with clock.phase("planning"):
@@ -174,7 +174,7 @@ def test_a_curve_counts_the_runs_own_time_and_what_it_was_charged() -> None:
         hand.now += 2
     costs = {"cost/generated_tokens": 90.0, "cost/prefill_tokens": 20.0, "cost/charged_tokens": 96.0}
     log.log_step(0, {**costs, "cost/optimizer_updates": 4.0}, histograms={})
-    log.log_step(1, {**costs, **asyncio.run(tests.evaluate()), "cost/optimizer_updates": 8.0}, histograms={})
+    log.log_step(1, {**costs, **asyncio.run(tests.evaluate(0)), "cost/optimizer_updates": 8.0}, histograms={})
     first, last = log.evaluations
     assert (first.step, first.seconds, first.charged_tokens, first.accuracy["train"]) == (0, 0, 0, 0.25)
     assert (last.step, last.updates, last.seconds) == (2, 8, 7)
@@ -210,9 +210,9 @@ def test_a_test_without_a_scored_sample_fails_its_run_in_words() -> None:
         def __init__(self, accuracy: float) -> None:
             self.accuracy = accuracy
 
-        async def evaluate(self) -> Metrics:
+        async def evaluate(self, policy_version: int) -> Metrics:
             return {"eval/accuracy": self.accuracy}
 
     tests: Any = {"balanced": Test(0.5), "train": Test(np.nan)}
     with pytest.raises(SystemFailure, match="none of the samples of test 'train' was scored; the reward actors' log"):
-        asyncio.run(ManyTests(tests=tests, log=CurveLog(clock=PhaseClock(Hand()))).evaluate())
+        asyncio.run(ManyTests(tests=tests, log=CurveLog(clock=PhaseClock(Hand()))).evaluate(0))

@@ -55,7 +55,7 @@ class SlowEvaluator:
     def count(self) -> int:
         return sum(event.startswith("update") for event in self.events)
 
-    async def evaluate(self) -> Metrics:
+    async def evaluate(self, policy_version: int) -> Metrics:
         before = self.count()
         while self.count() == before:
             await asyncio.sleep(0.001)

@@ -78,7 +78,7 @@ def test_an_evaluation_waits_for_the_weights_it_is_about() -> None:
         pools.publish_s = 0.02
 
         class VersionEvaluator:
-            async def evaluate(self) -> Metrics:
+            async def evaluate(self, policy_version: int) -> Metrics:
                 versions.append(pools.version)
                 return {"eval/accuracy": 0.5}
 
@@ -99,7 +99,7 @@ def test_at_zero_staleness_an_evaluation_has_the_generators_for_itself(max_stale
         pools.events = events
 
         class SlowEvaluator:
-            async def evaluate(self) -> Metrics:
+            async def evaluate(self, policy_version: int) -> Metrics:
                 events.append("evaluation begins")
                 await asyncio.sleep(0.05)
                 events.append("evaluation ends")

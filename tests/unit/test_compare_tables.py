@@ -200,7 +200,7 @@ def test_markdown_shows_decisions_failures_seeds_and_errors(tmp_path: Path) -> N
     lines = {line.split(" | ")[0]: line for line in text.splitlines() if "| balanced |" in line}
     assert "## mostly_solved, raft++: confirmation (seeds 0, 1, 2, 3)" in text
     assert "| 3 | 0.800 ± 0.000 |" in lines["| fast"]
-    assert "| **+0.087 [+0.087, +0.087]** |" in lines["| fast"]
+    assert "| **+0.088 [+0.088, +0.088]** |" in lines["| fast"]
     assert "| 2.00 | 3/3 |" in lines["| fast"]
     assert "| 20.0 / 0.0 / 0.0 / 10.0 % | 16 |" in lines["| fast"]
     assert "| 3 (1 failed) |" in lines["| slow"]

@@ -12,8 +12,8 @@ from gvm_ray.lab.compare.records import RunRecord, read_csv
 SHIPPED = Path(__file__).parents[2] / "docs" / "results" / "compare" / "main" / "confirmation"
 
 
-def simulated(records: list[RunRecord], **fields: int) -> NullResult:
-    return simulate(records, test="balanced", **{"num_seeds": 5, "num_comparisons": 150, **fields})
+def simulated(records: list[RunRecord], *, num_seeds: int = 5) -> NullResult:
+    return simulate(records, test="balanced", num_seeds=num_seeds, num_comparisons=150)
 
 
 @pytest.fixture(scope="module")

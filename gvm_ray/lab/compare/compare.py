@@ -58,11 +58,15 @@ class ComparisonFolder:
         recorded = self._recorded(runs)
         return {run.name: recorded[run.name] for run in runs if _is_of(recorded.get(run.name), run)}
 
-    def superseded(self, runs: Sequence[PlannedRun]) -> list[RunRecord]:
-        """Records with other settings than the file's now, of arms that have no others in their setting."""
+    def superseded(self, runs: Sequence[PlannedRun]) -> dict[str, RunRecord]:
+        """Name -> record with other settings than the file's now, for arms that have no others in their setting."""
         recorded = self._recorded(runs)
         present = {(run.setting, run.arm) for run in runs if _is_of(recorded.get(run.name), run)}
-        return [recorded[run.name] for run in runs if run.name in recorded and (run.setting, run.arm) not in present]
+        return {
+            run.name: recorded[run.name]
+            for run in runs
+            if run.name in recorded and (run.setting, run.arm) not in present
+        }
 
     def _recorded(self, runs: Sequence[PlannedRun]) -> dict[str, RunRecord]:
         by_key = {}
@@ -123,9 +127,16 @@ def report(comparison: ComparisonConfig, *, config_folder: Path, phase: Phase) -
     folder = ComparisonFolder.of(comparison, config_folder=config_folder, phase=phase)
     planned = planned_runs(comparison, folder=config_folder, phase=phase)
     superseded = folder.superseded(planned)
-    known = [*folder.known(planned).values(), *superseded]
+    either = folder.known(planned) | superseded
+    known = [either[run.name] for run in planned if run.name in either]
     write_csv(known, folder.results)
-    write_tables(known, folder.results, baseline=comparison.baseline, prices=comparison.prices, superseded=superseded)
+    write_tables(
+        known,
+        folder.results,
+        baseline=comparison.baseline,
+        prices=comparison.prices,
+        superseded=list(superseded.values()),
+    )
     write_plots(
         known,
         folder.results,
@@ -136,7 +147,7 @@ def report(comparison: ComparisonConfig, *, config_folder: Path, phase: Phase) -
     return known
 
 
-def null_report(comparison: ComparisonConfig, *, config_folder: Path, phase: Phase, num_comparisons: int = 1000) -> str:
+def null_report(comparison: ComparisonConfig, *, config_folder: Path, phase: Phase, num_comparisons: int = 400) -> str:
     """Simulate comparisons with a known truth from a phase's existing records, with as many seeds as the phase has.
 
     Raises:

@@ -307,7 +307,7 @@ async def _base_accuracy(run: Launched, trial: HeldOutEvaluator, folder: RunFold
     0 also print its accept rates in a trial on training prompts."""
     if run.start.step == 0:
         rates = AcceptRates.of(await trial.sample(), accept_threshold=trial.accept_threshold)
-        reporter.log_base_evaluation(await run.evaluator.evaluate(), notes=rates.lines())
+        reporter.log_base_evaluation(await run.evaluator.evaluate(0), notes=rates.lines())
     return folder.read_base_accuracy()
 
 

@@ -369,4 +369,5 @@ def make_evaluator(
         progress=(lambda total: ProgressLines("evaluation, samples", total).add) if by_time else None,
         accept_threshold=config.rewards.accept_threshold,
         seed=config.seed,
+        fresh_seeds=config.evaluation.fresh_seeds,
     )

@@ -78,9 +78,10 @@ class EngineConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """Evaluation on prompts.eval: before the first step, every `every_steps` steps, and at the end."""
+    """Evaluation on prompts.eval: at the start, every `every_steps` steps, after each of `at_steps`, and at the end."""
 
     every_steps: Count = 10
+    at_steps: tuple[Count, ...] = ()  # numbers of steps after which to evaluate as well, while accuracy rises fastest
     # Generators like those of [engine], for evaluation alone: training continues meanwhile, and waits only if an
     # evaluation is unfinished when the next one is due. 0 = evaluate on the training generators while training waits;
     # the evaluations before the first step and after the last always do.
@@ -92,6 +93,13 @@ class EvaluationConfig(Settings):
     # Training prompts sampled before the first step, samples_per_prompt times each (at least 4), for the accept rates
     # that the run starts from. A starting policy that solves none or all of them gets a warning. 0 = none.
     base_prompts: NonNegativeCount = 32
+    # Seeds of an evaluation's samples: new ones each time, whose errors average out along a curve; or the same each
+    # time, so that two policies differ by less noise.
+    fresh_seeds: bool = False
+
+    def is_due(self, num_steps: int) -> bool:
+        """True if the policy after this number of steps is evaluated, apart from the first and the last one."""
+        return num_steps % self.every_steps == 0 or num_steps in self.at_steps
 
 
 class CheckpointConfig(Settings):

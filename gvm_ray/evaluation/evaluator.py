@@ -20,8 +20,7 @@ from gvm_ray.types import (
     sample_seed,
 )
 
-# Seeds different from those of every training step, and the same each time: less noise between evaluations.
-_EVALUATION_STEP = -1
+_EVALUATION_STEP = -1  # for seeds different from those of every training step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +33,21 @@ class HeldOutEvaluator:
     num_samples: int  # k
     accept_threshold: float
     seed: int
+    fresh_seeds: bool = False  # other seeds for each policy version
     progress: Callable[[int], Callable[[int], None]] | None = (
         None  # number of samples -> callback for the number just scored
     )
 
-    async def sample(self) -> list[GroupOutcome]:
+    async def sample(self, policy_version: int = 0) -> list[GroupOutcome]:
         """Sample and score `num_samples` completions of each prompt; return the outcomes in order."""
         indices = tuple(range(self.num_samples))
+        step = _EVALUATION_STEP - (policy_version if self.fresh_seeds else 0)
         requests = [
             SampleRequest(
                 prompt=prompt,
                 sample_indices=indices,
                 seeds=tuple(
-                    sample_seed(self.seed, step=_EVALUATION_STEP, prompt_id=prompt.prompt_id, sample_index=index)
+                    sample_seed(self.seed, step=step, prompt_id=prompt.prompt_id, sample_index=index)
                     for index in indices
                 ),
             )
@@ -57,12 +58,12 @@ class HeldOutEvaluator:
         on_scored = self.progress(len(requests) * self.num_samples)
         return await self.pools.sample_and_score(requests, self.sampling, on_scored=on_scored)
 
-    async def evaluate(self) -> Metrics:
+    async def evaluate(self, policy_version: int) -> Metrics:
         """The metrics under `eval/`. Accuracy is the mean over prompts of the share of accepted samples, without
         unscored ones."""
         if not self.prompts:
             return {}
-        outcomes = await self.sample()
+        outcomes = await self.sample(policy_version)
         shares = [(o.rewards[o.scored] >= self.accept_threshold).mean() for o in outcomes if o.scored.any()]
         return {
             "eval/accuracy": float(np.mean(shares)) if shares else float("nan"),
@@ -146,7 +147,7 @@ class EvaluationBeside:
 
     async def _evaluate(self, step: int, weights: WeightsRef) -> None:
         await self._pools.publish(weights)
-        metrics = await self._evaluator.evaluate()
+        metrics = await self._evaluator.evaluate(weights.policy_version)
         if metrics.get("eval/policy_version", weights.policy_version) == weights.policy_version:
             self._log(step, metrics)
         else:  # the weights were lost with the learners, which have since published later ones

@@ -61,7 +61,8 @@ _CPU = PriceConfig(
     decode_us=170.0,
     prefill_us=73.0,
     learner_us=230.0,
-    source="a model of 0.6 M parameters on one CPU thread, medians over the shipped runs, on a machine that did other work too",
+    source="a model of 0.6 M parameters on one CPU thread, medians over the shipped runs, on a machine that did other "
+    "work too",
 )
 # Requests of 128 tokens with answers of 2048 (22,714 tokens/s), and of 2048 with 128 (3,450), give two equations. The
 # learner does a forward pass for the old log-probs and an update: 8 FLOPs a parameter, at 400 TFLOPS.

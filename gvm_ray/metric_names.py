@@ -6,6 +6,7 @@ from gvm_ray.phase_clock import PHASES
 
 STEP_METRICS = {  # in every step's row
     "step": "index of the last completed step",
+    "time_s": "seconds of the run so far",
     "reward/mean": "mean reward of the step's samples",
     "reward/accept_rate": "fraction of the step's samples whose reward reaches the accept threshold",
     "length/mean": "mean tokens of a response",
@@ -49,6 +50,7 @@ LIVE_METRICS = {  # only gauges: they change during a step
 }
 FAILURE_METRICS = {  # present after the first failure
     "faults/total": "failures of actors and nodes that the run recovered from",
+    "reporting/failed_writes": "writes of steps so far that a sink didn't take",
     "rewards/malformed": "samples so far with reward 0 because the task's scorer couldn't read them",
     "rewards/unscored_timeout": "samples so far whose reward took too long",
     "rewards/unscored_memory": "samples so far whose reward needed too much memory",

@@ -1,6 +1,6 @@
 """The settings of a whole run."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -115,11 +115,33 @@ class FaultsConfig(Settings):
     window_s: Positive = 3600.0
 
 
+class WandbConfig(Settings):
+    """Weights & Biases, by the extra `wandb`. A resumed run goes on as the same run there."""
+
+    project: str = "gvm-ray"
+    entity: str | None = None  # user or team; none = the account's default
+    # "offline" writes files only, which `wandb sync` uploads later. "online" goes on offline, and says so, if the
+    # server can't be reached when the run starts.
+    mode: Literal["online", "offline"] = "online"
+
+
+class SinkConfig(Settings):
+    """A sink of your own: any importable `module:Class` with the methods of `gvm_ray.reporting.Sink`.
+
+    It is called with the run's settings, and the parameters as keywords.
+    """
+
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
 class ReportingConfig(Settings):
-    """Reports of a run besides metrics.jsonl."""
+    """Reports of a run besides metrics.jsonl. A sink that fails doesn't end the run."""
 
     tensorboard: bool = True
     ray_metrics: bool = True
+    wandb: WandbConfig | None = None
+    sinks: tuple[SinkConfig, ...] = ()
     progress: bool = True
     samples_every_steps: NonNegativeCount = 10  # steps between kept texts of the best and worst response; 0 = none
 

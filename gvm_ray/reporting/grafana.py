@@ -98,6 +98,7 @@ ROWS: dict[str, list[Panel]] = {
             metrics=["samples/unscored", "cost/refilled_samples", *(m for m in FAILURE_METRICS if m.startswith("rew"))],
         ),
         Panel(title="Updates left out", metrics=["num_skipped_updates"]),
+        Panel(title="Writes that a sink didn't take", metrics=["reporting/failed_writes"]),
     ],
     "Hardware of the cluster": [
         Panel(title="CPU", unit="percent", expressions=(("{{ip}}", "ray_node_cpu_utilization"),)),

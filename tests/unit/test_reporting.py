@@ -44,22 +44,6 @@ def metrics(**extra: float) -> Metrics:
     return {**dict.fromkeys(sorted(REQUIRED_KEYS), 1.0), **extra}
 
 
-class RecordingSink:
-    """A sink that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.rewards: list[float] = []
-        self.closed = False
-
-    def write(self, step: int, metrics: Metrics) -> None:
-        self.steps.append(step)
-        self.rewards.append(metrics["reward/mean"])
-
-    def close(self) -> None:
-        self.closed = True
-
-
 # --- rows -------------------------------------------------------------------------------------------------------------
 def test_each_step_is_one_json_object_with_its_keys(tmp_path: Path) -> None:
     with Reporter(run_config(), tmp_path) as reporter:
@@ -118,15 +102,6 @@ def test_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
     rows = read_rows(path)
     assert [row["step"] for row in rows] == [0, 2]
     assert rows[1]["time_s"] >= 2.5
-
-
-def test_every_sink_gets_every_step_and_is_closed(tmp_path: Path) -> None:
-    sink = RecordingSink()
-    with Reporter(run_config(), tmp_path, sinks=[sink]) as reporter:
-        reporter.log_step(0, metrics(**{"reward/mean": 0.25}))
-        reporter.log_step(1, metrics(**{"reward/mean": 0.75}))
-        assert not sink.closed
-    assert (sink.steps, sink.rewards, sink.closed) == ([0, 1], [0.25, 0.75], True)
 
 
 def test_tensorboard_holds_scalars_and_histograms(tmp_path: Path) -> None:

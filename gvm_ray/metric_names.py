@@ -23,6 +23,16 @@ STEP_METRICS = {  # in every step's row
     "groups/with_signal": "prompts whose samples give a gradient",
     "groups/no_signal": "prompts whose samples give none",
     "groups/alone": "prompts with a single sample, which can't be compared with others",
+    "groups/solved_fraction": "fraction of the step's prompts whose samples were all accepted",
+    "groups/mixed_fraction": "fraction of the step's prompts of whose samples some were accepted",
+    "groups/failed_fraction": "fraction of the step's prompts whose samples were all rejected",
+    "groups/dropped_solved": "prompts that train nothing, with all samples accepted",
+    "groups/dropped_failed": "prompts that train nothing, with all samples rejected",
+    "groups/dropped_mixed": "prompts that train nothing, with some samples accepted",
+    "groups/dropped_unscored": "prompts that train nothing because no sample has a reward",
+    "samples/per_prompt": "samples drawn of a sampled prompt, mean",
+    "tokens/useful": "tokens of the step's samples with a non-zero advantage",
+    "tokens/useful_fraction": "tokens of samples with a non-zero advantage, as a fraction of the step's",
     "cost/generated_samples": "samples generated so far, pilots included",
     "cost/generated_tokens": "tokens generated so far, pilots included",
     "cost/charged_tokens": "tokens charged so far: generated ones, and the prefilled ones at their price",
@@ -40,9 +50,15 @@ STEP_METRICS = {  # in every step's row
     "time/step_s": "seconds of the step",
     "time/idle_s": "seconds of the step during which nothing ran",
 }
-OPTIONAL_METRICS = {  # of runs that evaluate, or whose allocators make estimates or sample pilots
+OPTIONAL_METRICS = {  # of runs that evaluate or sample pilots, and of steps with estimates of accept rates
     "eval/accuracy": "held-out accuracy in the last evaluation",
     "allocation/p_hat_mean": "mean estimated accept rate of the step's prompts",
+    "allocation/brier": "mean squared error of the estimated accept rates of the step's prompts",
+    "allocation/calibration_error": "expected calibration error of the estimated accept rates of the step's prompts",
+    **{
+        f"reward/accept_rate_hardest_{percent}": f"accept rate of the {percent} % of prompts estimated to be hardest"
+        for percent in (10, 25, 50)
+    },
     "cost/pilot_tokens": "tokens of pilots so far",
 }
 LIVE_METRICS = {  # only gauges: they change during a step

@@ -29,6 +29,7 @@ class _OpenStep:
 
     step: Step
     rounds: Rounds
+    earlier_rates: Mapping[str, float]  # prompt_id -> accept rate of the run's samples before the step
     counts: Counter[str] = field(default_factory=Counter)  # samples to train on, over the rounds so far
 
 
@@ -88,7 +89,8 @@ class AllocationDriver:
             upcoming=list({prompt.prompt_id: prompt for prompt in upcoming}.values()),
             states=None if states is None else states[rows],
         )
-        return self._advance(_OpenStep(step=shown, rounds=self._strategy.rounds(shown)), None)
+        earlier = dict(zip(shown.ids, self.memory.accept_rates(shown.ids).tolist(), strict=True))
+        return self._advance(_OpenStep(step=shown, rounds=self._strategy.rounds(shown), earlier_rates=earlier), None)
 
     def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
         """Return the next round, given the outcomes of the last one; empty when the step is done."""
@@ -171,6 +173,7 @@ def _account(done: _OpenStep, report: Report) -> AllocationReport:
             num_prompts=sampled if report.num_prompts is None else report.num_prompts,
             accept_rates=report.accept_rates,
             pilots=report.pilots,
+            expected_rates=report.accept_rates or done.earlier_rates,
             baselines=report.baselines,
             scales=report.scales,
             prompt_weights=report.prompt_weights,

@@ -137,6 +137,8 @@ def test_step_line_says_what_happened() -> None:
     assert line == "step   9/100  reward 0.431  tokens 1.23M  n 0-31 (5 zero)  stale 0.5  dlogp 1.2e-06  2.0 s"
     evaluated = step_line(8, num_steps=100, metrics={**numbers, "eval/accuracy": 0.5}, step_s=2.04)
     assert "reward 0.431  eval 0.500  tokens" in evaluated
+    useful = step_line(8, num_steps=100, metrics={**numbers, "tokens/useful_fraction": 0.437}, step_s=2.04)
+    assert "tokens 1.23M  useful 44%  n 0-31" in useful
 
 
 def test_one_line_a_step_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,9 @@ def check_push(repo_id: str) -> None:
     Raises:
         ConfigError: what is missing, and what to do.
     """
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
     try:
@@ -48,8 +49,9 @@ def push_model(folder: Path, repo_id: str) -> str:
     Raises:
         SystemFailure: the Hub refuses it or can't be reached; the folder is as it was.
     """
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError
 
     hub = HfApi()
     try:

@@ -25,8 +25,14 @@ class GRPO:
         """All scored samples that have a gradient; see `Algorithm.build_batch`."""
         samples = scored_samples(outcomes, accept_threshold=self._accept_threshold, terms=terms)
         config = self._config
-        scale = {"epsilon": config.epsilon} if isinstance(config, GRPOConfig) else {"normalize_std": False}
-        advantages = group_normalized(samples.rewards, samples.prompt_index, tolerance=config.tolerance, **scale)
+        if isinstance(config, GRPOConfig):
+            advantages = group_normalized(
+                samples.rewards, samples.prompt_index, epsilon=config.epsilon, tolerance=config.tolerance
+            )
+        else:
+            advantages = group_normalized(
+                samples.rewards, samples.prompt_index, normalize_std=False, tolerance=config.tolerance
+            )
         return batch_with_advantages(samples, advantages, config=self._config, step=step)
 
 

@@ -74,7 +74,7 @@ class WandbSink:
             if finite.size:
                 values[f"histograms/{name}"] = wandb.Histogram(finite.tolist())
         if texts:
-            columns = [field.name for field in fields(SampleText)]
+            columns: list[Any] = [field.name for field in fields(SampleText)]
             values["samples"] = wandb.Table(columns=columns, data=[list(asdict(text).values()) for text in texts])
         self._run.log(values)
 

@@ -117,5 +117,5 @@ def _started(config: RunConfig, folder: RunFolder, *, run_id: str) -> Any:
         )
         wandb.teardown()  # the failed run still holds the id
         return wandb.init(mode="offline", **arguments)
-    print(f"Weights & Biases run {run_id}, {run.url or 'offline'}", flush=True)
+    print(f"Weights & Biases run {run_id}, {run.url if settings.mode == 'online' else 'offline'}", flush=True)
     return run

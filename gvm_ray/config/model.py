@@ -102,7 +102,7 @@ class LearnerConfig(Settings):
     """Ray Train FSDP2 learners."""
 
     num_workers: Count = 1
-    cpus_per_worker: Positive = 1
+    cpus_per_worker: Positive | None = None  # as engine.cpus_per_generator
     gpus_per_worker: NonNegative = 0
     dtype: DType = "float32"  # of the forward and backward pass; master weights and reductions stay float32
     # Prompt and response tokens in one forward pass on one rank, including padding if micro-batches are padded.
@@ -130,6 +130,11 @@ class LearnerConfig(Settings):
     # gradient; each such update is skipped. None = the updates of three batches. An update without samples neither
     # counts nor ends the series.
     max_skipped_updates: Count | None = None
+
+    @property
+    def shards(self) -> bool:
+        """Whether FSDP2 holds the weights: to divide them, to compute in another dtype, or to offload them."""
+        return self.num_workers > 1 or self.dtype != "float32" or self.cpu_offload
 
     @model_validator(mode="after")
     def _attention_can_run(self) -> "LearnerConfig":

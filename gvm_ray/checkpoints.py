@@ -22,7 +22,6 @@ import numpy as np
 
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.model import PretrainedModelConfig
-from gvm_ray.config.run import VLLMConfig
 from gvm_ray.exceptions import CheckpointError, ConfigError, StorageFailure
 from gvm_ray.model_files import model_files
 from gvm_ray.protocols import Learners
@@ -264,7 +263,6 @@ MAY_CHANGE = frozenset(
                 "in_flight",
             )
         ),
-        *(f"engine.vllm.{name}" for name in VLLMConfig.model_fields if name not in VLLMConfig.changing),
         *(
             f"rewards.{name}"
             for name in ("num_actors", "cpus_per_actor", "timeout_s", "memory_mb", "allow_network", "pass_env")

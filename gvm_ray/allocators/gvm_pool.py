@@ -30,7 +30,6 @@ from gvm_ray.maths.allocation import (
     neyman_weights,
     select_groups,
 )
-from gvm_ray.maths.statistics import brier_score
 from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability, Settings
 from gvm_ray.types import Float64Array, Metrics, TrainedNorms
 
@@ -129,9 +128,6 @@ class PredictiveAllocator(Allocator):
         sampled = [step.ids[row] for row in chosen.tolist()]
         baselines, scales = self._baselines(sampled, estimates.accept_rates[chosen])
         self._levels.observe(outcomes)  # after the baselines, which must not depend on the samples they are for
-        successes, trials = step.samples.counts(sampled)
-        scored = trials > 0
-        predicted, observed = estimates.accept_rates[chosen][scored], successes[scored] / trials[scored]
         return Report(
             accept_rates=dict(zip(sampled, estimates.accept_rates[chosen].tolist(), strict=True)),
             baselines=baselines,
@@ -141,15 +137,10 @@ class PredictiveAllocator(Allocator):
                 "allocation/prompts": float(len(chosen)),
                 "allocation/p_hat_mean": float(estimates.accept_rates.mean()),
                 "allocation/gradient_norm_mean": float(estimates.accepted_norms.mean()),
-                **({"allocation/brier": brier_score(predicted, observed)} if scored.any() else {}),
                 **self._norms.metrics(),
                 **({} if weights is None else _weight_metrics(weights[chosen])),
             },
-            histograms={
-                "accept_rate": estimates.accept_rates,
-                "predicted_accept_rate": predicted,
-                "observed_accept_rate": observed,
-            },
+            histograms={"accept_rate": estimates.accept_rates},
         )
 
     def observe_training(self, norms: Sequence[TrainedNorms]) -> None:

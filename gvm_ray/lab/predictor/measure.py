@@ -122,8 +122,8 @@ def _facts(pool: PredictionPool, scores: Sequence[FeatureScore]) -> list[str]:
     ceiling = scores[0].ceiling
     unsolved = np.mean(np.nansum(pool.accepted, axis=1) == 0)
     return [
-        f"Mean accept rate {np.nanmean(pool.accepted):.3f}; {unsolved:.0%} of the prompts never solved. Ceilings: observed r {ceiling.correlation:.2f}, MAE {ceiling.absolute_error:.3f}, "
-        f"Brier {ceiling.brier:.3f}."
+        f"Mean accept rate {np.nanmean(pool.accepted):.3f}; {unsolved:.0%} of the prompts never solved. Ceilings: "
+        f"observed r {ceiling.correlation:.2f}, MAE {ceiling.absolute_error:.3f}, Brier {ceiling.brier:.3f}."
     ]
 
 

@@ -24,6 +24,7 @@ def add_to(commands: Commands) -> None:
     predictor.add_argument(
         "--output", default=None, metavar="FOLDER", help="of the results (default: the run's folder)"
     )
+    predictor.add_argument("--overwrite", action="store_true", help="draw the samples of an earlier measurement again")
     predictor.add_argument("--dry-run", action="store_true", help="check every policy's settings, list them, and stop")
     predictor.set_defaults(run=_predictor)
 
@@ -42,5 +43,6 @@ def _predictor(options: argparse.Namespace) -> int:
         return 0
     from gvm_ray.lab.predictor.measure import measure
 
-    print(measure(settings, folder=folder, output=None if options.output is None else Path(options.output)))
+    output = None if options.output is None else Path(options.output)
+    print(measure(settings, folder=folder, output=output, overwrite=options.overwrite))
     return 0

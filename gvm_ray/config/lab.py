@@ -189,6 +189,7 @@ class PredictionConfig(Settings):
     name: Name
     runs_dir: str = "runs"
     config: str  # path of a run's TOML file, relative to this file's folder
+    set: Overrides = Field(default_factory=dict)  # changes to that run, e.g. another training set
     seed: NonNegativeCount = 0
     num_prompts: Annotated[int, Field(ge=8)] = 400  # of the training set
     # Of a prompt. One half is predicted, the other plays the prompt's earlier samples, and then the other way round.

@@ -29,19 +29,27 @@ _DRAWN = (  # of the many sets of features, in the learning curves
 )
 
 
-def measure(settings: PredictionConfig, *, folder: Path, output: Path | None = None, say: Say = print) -> str:
+def measure(
+    settings: PredictionConfig,
+    *,
+    folder: Path,
+    output: Path | None = None,
+    overwrite: bool = False,
+    say: Say = print,
+) -> str:
     """Run a whole measurement, write its results, and return the Markdown text.
 
     Args:
         settings: the measurement's.
         folder: folder of its TOML file.
         output: folder for the results; None is the run's own folder.
+        overwrite: draw the pools again, even if the run's folder has them.
         say: called with lines of progress.
 
     Raises:
         UserError: a setting, file, model or data row is wrong.
     """
-    pools = draw_pools(settings, folder=folder, say=say)
+    pools = draw_pools(settings, folder=folder, overwrite=overwrite, say=say)
     return write_scores(settings, pools, output or Path(settings.runs_dir).resolve() / settings.name, say=say)
 
 
@@ -157,6 +165,8 @@ def plot_curves(scores: Sequence[FeatureScore], path: Path, *, samples: int) -> 
         axes = add_axes(figure, 1, len(policies), number + 1)
         for colour, name in zip(_COLOURS, _DRAWN, strict=True):
             points = [score for score in own if score.features == name]
+            if not points:
+                continue
             curve = sorted((score.paid, score.scores.true_correlation) for score in points if score.paid is not None)
             whole = [score.scores.true_correlation for score in points if score.paid is None]
             labels = [str(paid) for paid, _ in curve] + [f"all x {samples}"]

@@ -20,7 +20,7 @@ def policy_config(settings: PredictionConfig, policy: PolicyConfig, *, folder: P
     Raises:
         ConfigError: the run's settings are wrong, or it has no warm start to lengthen.
     """
-    values = read_toml(folder / settings.config)
+    values = merged(read_toml(folder / settings.config), settings.set)
     changes: dict[str, Any] = {"name": settings.name, "runs_dir": settings.runs_dir, "allocator": {"type": "uniform"}}
     if policy.model is not None:
         values.pop("warm_start", None)

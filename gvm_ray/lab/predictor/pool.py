@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gvm_ray.config import PredictionConfig, RunConfig
@@ -15,9 +17,10 @@ from gvm_ray.lab.predictor.policies import policy_config
 from gvm_ray.lab.responses import Say, draw_responses, load_whole_policy, score_responses, warm_started_path
 from gvm_ray.learner.policy import PolicyModule
 from gvm_ray.maths.logprobs import token_logprobs
-from gvm_ray.prepare import check_date, prepare
+from gvm_ray.prepare import Prepared, check_date, prepare
 from gvm_ray.prompt_states import EmbeddingStates
 from gvm_ray.reporting.progress import ProgressLines
+from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.system import embeddings_of
 from gvm_ray.types import Completion, Float64Array, FloatArray, Prompt
 
@@ -47,8 +50,13 @@ class PredictionPool:
         return np.where(np.isfinite(self.rewards), self.rewards >= self.accept_threshold, np.nan)
 
 
-def draw_pools(settings: PredictionConfig, *, folder: Path, say: Say = print) -> list[PredictionPool]:
+def draw_pools(
+    settings: PredictionConfig, *, folder: Path, overwrite: bool = False, say: Say = print
+) -> list[PredictionPool]:
     """Draw the pool of every policy, of the same prompts.
+
+    A pool that an earlier measurement left in the run's folder is read if its settings are the same. A model folder
+    whose weights have changed goes unnoticed; `overwrite` draws all pools again.
 
     Raises:
         UserError: a run's settings, model or data are wrong, the training set is too small, or policies read prompts
@@ -57,7 +65,7 @@ def draw_pools(settings: PredictionConfig, *, folder: Path, say: Say = print) ->
     pools: list[PredictionPool] = []
     for policy in settings.policies:
         config = policy_config(settings, policy, folder=folder)
-        pool = _draw_pool(settings, policy, config, say=say)
+        pool = _pool(settings, policy, config, overwrite=overwrite, say=say)
         pools.append(pool)
         if [p.prompt_id for p in pool.prompts] != [p.prompt_id for p in pools[0].prompts]:
             raise ConfigError(
@@ -68,11 +76,56 @@ def draw_pools(settings: PredictionConfig, *, folder: Path, say: Say = print) ->
     return pools
 
 
-def _draw_pool(settings: PredictionConfig, policy: PolicyConfig, config: RunConfig, *, say: Say) -> PredictionPool:
+def _pool(
+    settings: PredictionConfig, policy: PolicyConfig, config: RunConfig, *, overwrite: bool, say: Say
+) -> PredictionPool:
+    """The pool of a policy, from the run's folder or drawn and written there."""
     run_dir = Path(config.runs_dir).resolve() / config.name / policy.name
     prepared = prepare(config, run_dir=run_dir)
     check_date(config, prepared.tokenizer)
     prompts = _chosen_prompts(settings, prepared.prompts.train)
+    drawn_by = settings.model_dump(
+        include={"seed", "num_prompts", "num_samples", "layers", "response_layer"}, mode="json"
+    )
+    key = json_text({"drawn_by": drawn_by, "run": config.model_dump(mode="json")})
+    file = run_dir / "pool.npz"
+    arrays = None if overwrite else _read_arrays(file, key=key)
+    if arrays is None:
+        arrays = _drawn(settings, policy, config, prepared, prompts, say=say)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        np.savez(file, allow_pickle=False, key=np.array(key), **arrays)
+    else:
+        say(f"{policy.name}: {len(prompts)} prompts x {settings.num_samples} of an earlier measurement, from {file}")
+    return PredictionPool(
+        name=policy.name,
+        step=policy.step,
+        accept_threshold=config.rewards.accept_threshold,
+        prompts=prompts,
+        mean_states={layer: arrays.pop(f"mean {layer}") for layer in settings.layers},
+        last_states={layer: arrays.pop(f"last {layer}") for layer in settings.layers},
+        **arrays,
+    )
+
+
+def _read_arrays(file: Path, *, key: str) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a pool's file; None if there is none with these settings."""
+    if not file.is_file():
+        return None
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    return arrays if str(arrays.pop("key", "")) == key else None
+
+
+def _drawn(
+    settings: PredictionConfig,
+    policy: PolicyConfig,
+    config: RunConfig,
+    prepared: Prepared,
+    prompts: Sequence[Prompt],
+    *,
+    say: Say,
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a pool: its fields, and the states by pooling and layer."""
     path = warm_started_path(config, prepared, say=say)
     say(f"{policy.name}: sampling {len(prompts)} prompts x {settings.num_samples}")
     responses = draw_responses(
@@ -89,25 +142,21 @@ def _draw_pool(settings: PredictionConfig, policy: PolicyConfig, config: RunConf
     lines = ProgressLines(f"{policy.name}: states", len(prompts), say=say)
     of_prompts: list[PromptPass] = []
     for prompt, own in zip(prompts, samples, strict=True):
-        distinct = responses.completions[own.min() : own.max() + 1]
-        of_prompts.append(states.of(prompt, distinct))
+        of_prompts.append(states.of(prompt, responses.completions[own.min() : own.max() + 1]))
         lines.add()
     within = samples - samples.min(axis=1, keepdims=True)  # indices into the prompt's own responses
     by_sample = list(zip(of_prompts, within, strict=True))
-    return PredictionPool(
-        name=policy.name,
-        step=policy.step,
-        accept_threshold=config.rewards.accept_threshold,
-        prompts=prompts,
-        rewards=rewards[samples],
-        num_tokens=np.array([len(c.token_ids) for c in responses.completions], dtype=np.float64)[samples],
-        entropies=np.stack([one.entropies[own] for one, own in by_sample]).astype(np.float64),
-        logprobs=np.stack([one.logprobs[own] for one, own in by_sample]).astype(np.float64),
-        response_states=np.stack([one.responses[own] for one, own in by_sample]),
-        embeddings=EmbeddingStates(prompts=prepared.prompts.train, read=embeddings_of(prepared.base)).means(prompts),
-        mean_states={layer: np.stack([one.mean[layer] for one in of_prompts]) for layer in settings.layers},
-        last_states={layer: np.stack([one.last[layer] for one in of_prompts]) for layer in settings.layers},
-    )
+    embeddings = EmbeddingStates(prompts=prepared.prompts.train, read=embeddings_of(prepared.base))
+    return {
+        "rewards": rewards[samples],
+        "num_tokens": np.array([len(c.token_ids) for c in responses.completions], dtype=np.float64)[samples],
+        "entropies": np.stack([one.entropies[own] for one, own in by_sample]).astype(np.float64),
+        "logprobs": np.stack([one.logprobs[own] for one, own in by_sample]).astype(np.float64),
+        "response_states": np.stack([one.responses[own] for one, own in by_sample]),
+        "embeddings": embeddings.means(prompts),
+        **{f"mean {layer}": np.stack([one.mean[layer] for one in of_prompts]) for layer in settings.layers},
+        **{f"last {layer}": np.stack([one.last[layer] for one in of_prompts]) for layer in settings.layers},
+    }
 
 
 def _chosen_prompts(settings: PredictionConfig, prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:

@@ -173,5 +173,5 @@ def _compared(
         paid=paid,
         scores=prediction_scores(*(values.ravel() for values in arrays)),
         ceiling=noise_ceiling(*(values.ravel() for values in arrays[1:])),
-        deviation=float(np.nanstd([each.true_correlation for each in drawn])),
+        deviation=float(np.std([r for each in drawn if np.isfinite(r := each.true_correlation)] or np.nan)),
     )

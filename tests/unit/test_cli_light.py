@@ -49,7 +49,7 @@ def refusal(*arguments: str) -> str:
         ["--help"],
         *(
             [name, "--help"]
-            for name in ("train", "eval", "report", "data", "compare", "estimator", "bench", "settings")
+            for name in ("train", "eval", "report", "data", "compare", "estimator", "predictor", "bench", "settings")
         ),
     ],
 )
@@ -141,6 +141,15 @@ def test_a_dry_run_of_estimators_is_light() -> None:
     assert result.returncode == 0
     assert result.stderr.strip() == "[]"
     assert "raft/uniform" in result.stdout
+
+
+def test_a_dry_run_of_predictions_is_light() -> None:
+    result = run("predictor", str(CONFIG.parent / "predictor" / "quickstart.toml"), "--dry-run", "--prompts", "300")
+    assert result.returncode == 0
+    assert result.stderr.strip() == "[]"
+    first, *policies = result.stdout.splitlines()
+    assert first == "16 samples of 300 prompts by each of"
+    assert policies[-1] == "after_40_steps: runs/quickstart/model"
 
 
 def test_an_unknown_setting_gets_a_suggestion() -> None:

@@ -75,16 +75,16 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
     [
         # 512 samples of 16 tokens pay for 8,192 / (64 x 0.3) = 426.7 prompts.
         (
-            [],
+            ["allocator.states.pooling=mean"],
             "at most 426 prompts x 64 tokens = 27,264 per step, charged as 8,179; at most 8,192 tokens are generated",
         ),
         (
-            ["allocator.candidates_per_step=1024"],
+            ["allocator.states.pooling=mean", "allocator.candidates_per_step=1024"],
             "at most 1,024 prompts x 64 tokens = 65,536 per step, charged as 19,661; at most 8,192 tokens are "
             "generated; a lower allocator.candidates_per_step saves most of it",
         ),
         (
-            ["allocator.states=embedding"],
+            [],
             "none: input embeddings of at most 1,024 prompts per step are looked up",
         ),
     ],

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gvm_ray.actors.cluster import check_home, connected, names_are_free
+from gvm_ray.actors.cluster import check_home, connected, find_threads, names_are_free
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.pools import fetch_groups
@@ -39,6 +39,7 @@ from gvm_ray.reporting import (
     write_summary,
 )
 from gvm_ray.reporting.run_folder import json_text
+from gvm_ray.resources import Threads
 from gvm_ray.rewards.votes import merged_votes
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.system import Launched, launched, make_evaluator, start_pools
@@ -109,6 +110,8 @@ def opened(
     with connected(config, ray_log=folder.ray_log) as dashboard:
         if dashboard:
             print(f"dashboard http://{dashboard} (`ray get-auth-token` prints its token)", flush=True)
+        job.threads = find_threads(config)
+        print(f"threads: {job.threads.rank} of a learner rank, {job.threads.generator} of a generator", flush=True)
         yield job
 
 
@@ -226,6 +229,7 @@ class Job:
     callbacks: Sequence[Callback] = ()
     prepared: Prepared | None = None  # None if the run has already ended
     restored: RestoredCheckpoint | None = None  # start of the next attempt
+    threads: Threads = field(default_factory=Threads)  # kept over all attempts, so that they round alike
     summary: dict[str, Any] | None = None  # contents of summary.json, once the run has ended
     failures: FailureLog = field(init=False)
     stop: StopRequest = field(default_factory=StopRequest, init=False)
@@ -269,7 +273,7 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
     config, folder, prepared = job.config, job.folder, job.prepared
     assert prepared is not None
     start_step = job.restored.state.step if job.restored is not None else 0
-    context = RunContext.of(config, failures=job.failures)
+    context = RunContext.of(config, threads=job.threads, failures=job.failures)
     with Reporter(
         config, folder.path, start_step=start_step, sinks=job.sinks, phases=context.clock, failures=job.failures
     ) as reporter:
@@ -327,7 +331,8 @@ def _close(folder: RunFolder, start: CheckpointState, base_accuracy: float | Non
 
 
 async def _evaluate(config: RunConfig, prepared: Prepared) -> EvaluationResult:
-    pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=RunContext.of(config))
+    context = RunContext.of(config, threads=find_threads(config, learners=False))
+    pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context)
     try:
         await pools.start()
         evaluator = make_evaluator(config, prepared, pools, by_time=config.reporting.progress)

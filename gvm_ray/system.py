@@ -215,7 +215,15 @@ def start_pools(
         prefix: of the actors' names.
     """
     return SamplingPools(
-        generators=_generators(config, model, kind=kind, context=context, source=source, name=f"{prefix}generator"),
+        generators=_generators(
+            config,
+            model,
+            kind=kind,
+            context=context,
+            source=source,
+            name=f"{prefix}generator",
+            num_threads=context.threads.generator,
+        ),
         rewards=RewardPool(
             config.rewards,
             max_tokens=config.sampling.max_tokens,
@@ -245,6 +253,7 @@ def pools_of_evaluation(
         context=context,
         source=source,
         name="evaluation-generator",
+        num_threads=context.threads.evaluation_generator,
         num_generators=number,
     )
     return SamplingPools(generators=generators, rewards=pools.rewards, clock=context.clock)
@@ -258,6 +267,7 @@ def _generators(
     context: RunContext,
     source: WeightSource | None,
     name: str,
+    num_threads: int,
     num_generators: int | None = None,
 ) -> GeneratorPool:
     """Request a pool of `num_generators`; None takes the number in [engine]."""
@@ -269,6 +279,7 @@ def _generators(
         max_tokens=config.sampling.max_tokens,
         context=context,
         placement=config.cluster.placement,
+        num_threads=num_threads,
         source=source,
         name=name,
     )

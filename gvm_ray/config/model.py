@@ -102,7 +102,7 @@ class LearnerConfig(Settings):
     """Ray Train FSDP2 learners."""
 
     num_workers: Count = 1
-    cpus_per_worker: Positive = 1
+    cpus_per_worker: Positive | None = None  # as engine.cpus_per_generator
     gpus_per_worker: NonNegative = 0
     dtype: DType = "float32"  # of the forward and backward pass; master weights and reductions stay float32
     # Prompt and response tokens in one forward pass on one rank, including padding if micro-batches are padded.

@@ -32,7 +32,9 @@ class EngineConfig(Settings):
     type: Literal["auto", "vllm", "transformers", "custom"] = "auto"
     path: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")  # `module:Class` of a custom engine
     num_generators: Count = 1
-    cpus_per_generator: Positive = 1
+    # Ray's logical CPUs for a generator, which also has this many threads (at least one). None = one logical CPU, and
+    # threads by the machine's cores: all of them if max_staleness = 0, else a share.
+    cpus_per_generator: Positive | None = None
     gpus_per_generator: NonNegative = 0
     tensor_parallel_size: Count = 1
     max_num_seqs: Count = 256  # sequences that one generator decodes at once

@@ -202,7 +202,8 @@ def register_shared_sdpa() -> None:
     """Register `KERNELS` with transformers: plain SDPA, and `shared_sdpa` for rows with shared prompts."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(KERNELS, _attention)
+    # Not as a decorator: that imports torch's compiler wherever this module is imported, which takes a second.
+    AttentionInterface.register(KERNELS, torch.compiler.disable(_attention))
     AttentionMaskInterface.register(KERNELS, _mask_or_pattern)
 
 
@@ -226,7 +227,6 @@ def _mask_or_pattern(
     return Pattern(None)
 
 
-@torch.compiler.disable
 def _attention(
     module: nn.Module,
     query: Tensor,

@@ -273,13 +273,16 @@ def test_a_dead_rank_fails_the_pending_and_later_commands(
     runner.run(group.stop())
 
 
-def test_ray_train_is_left_as_it_is_but_for_its_placement_group_cleaner(ray_cluster: None, tmp_path: Path) -> None:
+def test_ray_train_is_left_as_it_is_but_for_two_actors(ray_cluster: None, tmp_path: Path) -> None:
     # Ray's method is private, and overridden all the same: this test says when a new version of Ray has it otherwise.
     learner = LearnerSetup(config=_config(num_workers=1), base_path="", token_loss=LOSS)
     trainer = rank_trainer(RankSetup(learner=learner, mailbox=None), run_dir=str(tmp_path))
     names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
     defaults = [type(callback).__name__ for callback in TorchTrainer._create_default_callbacks(trainer)]
-    assert [name for name in defaults if name not in names] == ["PlacementGroupCleanerCallback"]
+    assert [name for name in defaults if name not in names] == [
+        "PlacementGroupCleanerCallback",
+        "DatasetsCallback",
+    ]
 
 
 def test_a_user_error_comes_out_as_it_is(ray_cluster: None, runner: asyncio.Runner, tmp_path: Path) -> None:

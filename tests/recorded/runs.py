@@ -82,8 +82,9 @@ def record(name: str, runs_dir: Path) -> dict[str, Any]:
 
 
 def _config(runs_dir: Path, label: str, changes: dict[str, Any]) -> RunConfig:
-    # As recorded before prompts were shared, which rounds otherwise.
-    return tiny_config(runs_dir, name=label, **{"learner__packing": "padded", **changes})
+    # As recorded before prompts were shared and every phase had all cores, which round otherwise.
+    before = {"learner__packing": "padded", "learner__cpus_per_worker": 1, "engine__cpus_per_generator": 1}
+    return tiny_config(runs_dir, name=label, **{**before, **changes})
 
 
 def main() -> None:

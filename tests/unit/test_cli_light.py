@@ -137,12 +137,12 @@ def test_a_dry_run_of_estimators_is_light() -> None:
 
 
 def test_a_dry_run_of_predictions_is_light() -> None:
-    result = run("predictor", str(CONFIG.parent / "predictor" / "list_programs.toml"), "--dry-run", "--prompts", "300")
+    result = run("predictor", str(CONFIG.parent / "predictor" / "quickstart.toml"), "--dry-run", "--prompts", "300")
     assert result.returncode == 0
     assert result.stderr.strip() == "[]"
     first, *policies = result.stdout.splitlines()
     assert first == "16 samples of 300 prompts by each of"
-    assert policies[-1] == "after_60_steps: runs/list-programs-60/model"
+    assert policies[-1] == "after_40_steps: runs/quickstart/model"
 
 
 def test_an_unknown_setting_gets_a_suggestion() -> None:

@@ -25,6 +25,7 @@ from gvm_ray.lab.compare.runs import PlannedRun, planned_runs, selected
 from gvm_ray.lab.compare.slot import SharedPrompts, Slot
 from gvm_ray.lab.compare.tables import write_tables
 from gvm_ray.reporting.run_folder import RAY_LOG
+from gvm_ray.resources import logical_cpus
 from gvm_ray.run import run_to_end
 
 Say = Callable[[str], None]
@@ -125,7 +126,10 @@ def settings_without(arm: str, runs: Sequence[PlannedRun], known: Mapping[str, R
 async def _run_all(runs: Sequence[PlannedRun], *, folder: ComparisonFolder, num_slots: int, say: Say) -> None:
     """Build the bases, then make the runs in order, each in the next free slot."""
     load = SharedPrompts()
-    slots = [Slot(number, folder=folder.path / "work", load=load) for number in range(min(num_slots, len(runs)))]
+    slots = [
+        Slot(number, num_slots=num_slots, folder=folder.path / "work", load=load)
+        for number in range(min(num_slots, len(runs)))
+    ]
     try:
         bases = {(run.setting.family, run.setting.base): run for run in runs}
         await _share(slots, list(bases.values()), Slot.build_base)
@@ -196,8 +200,8 @@ def _for_all_slots(config: RunConfig, *, num_slots: int) -> RunConfig:
     if cluster.num_cpus is None:
         engine, learner, rewards = config.engine, config.learner, config.rewards
         needed = (
-            engine.num_generators * engine.cpus_per_generator
-            + learner.num_workers * learner.cpus_per_worker
+            engine.num_generators * logical_cpus(engine.cpus_per_generator)
+            + learner.num_workers * logical_cpus(learner.cpus_per_worker)
             + rewards.num_actors * rewards.cpus_per_actor
         )
         cluster = cluster.model_copy(update={"num_cpus": math.ceil(num_slots * (needed + 1))})

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gvm_ray.actors.cluster import find_threads
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.pools import SamplingPools
@@ -173,7 +174,10 @@ class SharedPrompts:
 class Slot:
     """Makes planned runs, one at a time."""
 
-    def __init__(self, number: int, *, folder: Path, load: Callable[..., PromptSets] = load_prompts) -> None:
+    def __init__(
+        self, number: int, *, num_slots: int, folder: Path, load: Callable[..., PromptSets] = load_prompts
+    ) -> None:
+        self._num_slots = num_slots  # of the comparison, which divide the machine's cores
         self._prefix = f"slot-{number}-"
         self._folder = folder / f"slot-{number}"
         self._bases = folder / "bases"  # shared by all slots, so that runs of one base start from the same weights
@@ -277,7 +281,7 @@ class Slot:
         if self._warm is not None and self._warm.key == key:
             return self._warm
         await self.close()
-        context = RunContext.of(config)
+        context = RunContext.of(config, threads=find_threads(config, num_runs=self._num_slots))
         pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context, prefix=self._prefix)
         learners = learner_group(config, prepared, pools, run_dir=self._folder, context=context)
         self._warm = _Warm(key=key, pools=pools, learners=learners, clock=context.clock)

@@ -49,9 +49,9 @@ def features(layers: Sequence[Layer], *, most: int) -> list[Feature]:
     """List the sets of features to compare; `most` is the number of a prompt's earlier samples."""
     found = [Feature(name=block, cost="nothing", blocks=(block,)) for block in (COUNTS, LENGTH, EMBEDDING)]
     for layer in layers:
-        for pooling in ("mean", "last token"):
+        for pooling in ("mean", "last token") if layer else ("mean",):
             block = state_block(layer, pooling)
-            found.append(Feature(name=block, cost="a forward pass", blocks=(block,)))
+            found.append(Feature(name=block, cost="a forward pass" if layer else "nothing", blocks=(block,)))
     for num in (1, most):
         found += [
             Feature(name=f"{name} of {num}", cost="earlier samples", blocks=blocks, earlier=num, history=history)
@@ -62,8 +62,9 @@ def features(layers: Sequence[Layer], *, most: int) -> list[Feature]:
 
 def state_block(layer: Layer, pooling: str) -> str:
     """The name of the block of hidden states at a layer."""
-    where = {0.0: "input embeddings, all columns", 1.0: "last layer"}.get(layer, f"layer at {layer:.0%}")
-    return f"{where}, {pooling}"
+    if not layer:
+        return f"embedding {pooling}, all columns"
+    return f"last layer, {pooling}" if layer == 1 else f"layer at {layer:.0%}, {pooling}"
 
 
 def feature_rows(

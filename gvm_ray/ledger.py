@@ -52,12 +52,7 @@ class RolloutLedger:
     def requests(self, allocation: Allocation, *, prompts: Sequence[Prompt], step: int) -> list[SampleRequest]:
         """One request for each prompt with samples in this round; indices continue from the last round."""
         by_id = {prompt.prompt_id: prompt for prompt in prompts}
-        requests: list[SampleRequest] = []
-        for prompt_id, count in allocation.counts.items():
-            if count == 0:
-                continue
-            requests.append(self._request(by_id[prompt_id], count=count, step=step))
-        return requests
+        return [self._request(by_id[prompt_id], count=count, step=step) for prompt_id, count in allocation.sampled()]
 
     def refill(
         self, outcomes: Sequence[GroupOutcome], requests: Sequence[SampleRequest], *, step: int

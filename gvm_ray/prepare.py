@@ -89,13 +89,11 @@ def prepare(
     Raises:
         UserError: a setting, file, model or data row is wrong.
     """
+    if learners:
+        _check_micro_batch(config)
     engine_kind = resolve_engine(config.engine)
     transfer = _transfer(config, engine_kind) if learners else "object_store"
-    create_reward(config.rewards)
-    create_environment(config.environment)
-    config.allocator.build(accept_threshold=config.rewards.accept_threshold, seed=config.seed)
-    create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
-    token_loss(config.algorithm)
+    _create_parts(config)
     base = find_base_model(config, run_dir=run_dir)
     tokenizer = load_tokenizer(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
@@ -229,6 +227,26 @@ def _check_context_length(model_config: Any, max_model_len: int) -> None:
         raise ConfigError(
             f"prompts.max_tokens + sampling.max_tokens = {max_model_len} is more than the model's context of {limit} "
             f"tokens; lower one of them"
+        )
+
+
+def _create_parts(config: RunConfig) -> None:
+    """Create everything that may be a user's own code, once, to see that it can be created."""
+    create_reward(config.rewards)
+    create_environment(config.environment)
+    config.allocator.build(accept_threshold=config.rewards.accept_threshold, seed=config.seed)
+    create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
+    token_loss(config.algorithm)
+
+
+def _check_micro_batch(config: RunConfig) -> None:
+    """Refuse a micro-batch that the longest sample exceeds: the memory plan counts on the bound."""
+    bound, prompt, response = config.learner.micro_batch_tokens, config.prompts.max_tokens, config.sampling.max_tokens
+    if bound < prompt + response:
+        raise ConfigError(
+            f"learner.micro_batch_tokens={bound} is below the {prompt + response} tokens of one prompt and its longest "
+            f"response, prompts.max_tokens={prompt} + sampling.max_tokens={response}, and a sample isn't divided; "
+            f"write learner.micro_batch_tokens={prompt + response} or more, or lower one of the other two"
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from gvm_ray.allocators.base import AllocatorConfig, GroupSize, Needs, RunShape, SmallestGroup
 from gvm_ray.settings import Count
-from gvm_ray.types import GroupOutcome
+from gvm_ray.types import Counts, GroupOutcome
 
 
 class CandidateAllocatorConfig(AllocatorConfig):
@@ -47,10 +47,12 @@ def num_groups(budget: int, *, group_size: int, num_candidates: int) -> int:
     return min(max(budget // group_size, 1), num_candidates)
 
 
-def even_counts(prompt_ids: Sequence[str], budget: int) -> dict[str, int]:
+def even_counts(prompt_ids: Sequence[str], budget: int) -> Counts:
     """prompt_id -> number of samples, as even as integers allow; the remainder goes one each to the first prompts."""
     each, left_over = divmod(budget, len(prompt_ids))
-    return {prompt_id: each + (index < left_over) for index, prompt_id in enumerate(prompt_ids)}
+    sizes = np.full(len(prompt_ids), each)
+    sizes[:left_over] += 1
+    return Counts(prompt_ids, sizes)
 
 
 def sample_indices(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[int, ...]]:

@@ -39,6 +39,7 @@ def describe(config: RunConfig) -> str:
     """The run in words: the resolved settings and the sizes that follow from them."""
     per_update = config.samples_per_step / config.algorithm.updates_per_batch
     prefill = [] if config.prompt_states is None else [f"prefill          {describe_prefill(config)}"]
+    norms = [f"gradient norms   {words}" for words in describe_gradient_norms(config)]
     return "\n".join(
         [
             config.model_dump_json(indent=2),
@@ -48,6 +49,7 @@ def describe(config: RunConfig) -> str:
             f"steps            {config.num_steps} of {config.prompts_per_step} prompts and "
             f"{config.samples_per_step} samples",
             *prefill,
+            *norms,
             f"updates          {config.algorithm.updates_per_batch} per step, about {per_update:g} samples each",
             f"engine           {config.engine.type}",
             f"new weights      by {config.weight_transfer()}",
@@ -67,6 +69,18 @@ def describe_prefill(config: RunConfig) -> str:
         f"at most {candidates:,} prompts x {prompt_tokens:,} tokens = {prefilled:,} per step, charged as "
         f"{charged:,.0f}; at most {generated:,} tokens are generated"
     )
+    if config.learner.packing in ("auto", "shared"):
+        text += "; what all prompts begin with is read and charged once in a micro-batch, if the model's attention can"
     if charged > generated and getattr(config.allocator, "candidates_per_step", None) is not None:
         text += "; a lower allocator.candidates_per_step saves most of it"
     return text
+
+
+def describe_gradient_norms(config: RunConfig) -> list[str]:
+    """The passes over prompts that gradient norms take, none of which is charged; empty without gradient norms."""
+    passes = []
+    if config.needs.pilot_norms is not None:
+        passes.append("of accepted pilots: each is read with its own prompt, forward and backward, at no charge")
+    if config.training_gradient_norms:
+        passes.append("of all samples trained on: in the update's own pass, where each reads its own prompt")
+    return passes

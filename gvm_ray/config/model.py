@@ -131,6 +131,11 @@ class LearnerConfig(Settings):
     # counts nor ends the series.
     max_skipped_updates: Count | None = None
 
+    @property
+    def shards(self) -> bool:
+        """Whether FSDP2 holds the weights: to divide them, to compute in another dtype, or to offload them."""
+        return self.num_workers > 1 or self.dtype != "float32" or self.cpu_offload
+
     @model_validator(mode="after")
     def _attention_can_run(self) -> "LearnerConfig":
         if self.attention in ("auto", "sdpa"):

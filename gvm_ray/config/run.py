@@ -1,6 +1,7 @@
 """The settings of a whole run."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,9 +9,15 @@ from gvm_ray.allocators import AllocatorSettings
 from gvm_ray.allocators.base import Needs, PromptStates, RunShape
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config.cluster import ClusterConfig, TransferSituation, WeightSyncConfig, check_gpus, choose_transfer
+from gvm_ray.config.environments import EnvironmentSettings, SingleTurnConfig, with_environment
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
-from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
-from gvm_ray.config.rewards import EnvironmentSettings, RewardsConfig, SingleTurnConfig
+from gvm_ray.config.prompts import (
+    ChainSourceConfig,
+    EnvironmentSourceConfig,
+    PromptsConfig,
+    ReasoningGymSourceConfig,
+)
+from gvm_ray.config.rewards import EnvironmentRewardConfig, RewardsConfig
 from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig, check_accept_rates, check_baselines
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive, Settings
 from gvm_ray.types import WeightTransfer
@@ -245,6 +252,12 @@ class RunConfig(Settings):
         check_gpus(self)
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _environment_is_written_once(cls, data: Any) -> Any:
+        """Sources and rewards of type `environment` take that of [environment] where they name none."""
+        return with_environment(data) if isinstance(data, Mapping) else data
+
     @model_validator(mode="after")
     def _rewards_fit_source(self) -> "RunConfig":
         scored_by_gym = any(term.type == "reasoning_gym" for term in self.rewards.terms)
@@ -256,10 +269,36 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _environments_are_named(self) -> "RunConfig":
+        sources = {"prompts.train": self.prompts.train, "prompts.eval": self.prompts.eval}
+        rewards = [("rewards.terms", term) for term in self.rewards.terms]
+        kinds = (EnvironmentSourceConfig, EnvironmentRewardConfig)
+        parts = [(name, part) for name, part in [*sources.items(), *rewards] if isinstance(part, kinds)]
+        for name, part in parts:
+            if part.environment is None:
+                raise ValueError(
+                    f"{name} has type 'environment', but [environment] is {self.environment.type!r}; write "
+                    "environment = { type = 'verifiers', id = '...' }"
+                )
+        named = [(part.environment.type, part.environment.id) for _, part in parts if part.environment is not None]
+        if len({*named}) > 1:
+            shown = " and ".join(f"{kind} {name!r}" for kind, name in sorted({*named}))
+            raise ValueError(f"a run takes prompts and scores of one environment, but {shown} are named")
+        scored = any(isinstance(term, EnvironmentRewardConfig) for term in self.rewards.terms)
+        if scored and not isinstance(self.prompts.train, EnvironmentSourceConfig):
+            raise ValueError(
+                f"rewards.terms has 'environment', but prompts.train is {self.prompts.train.type!r}, which that "
+                "environment can't score; write prompts.train.type = 'environment'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _warm_start_has_rationales(self) -> "RunConfig":
         source = self.prompts.train
         if self.warm_start is None or isinstance(source, ChainSourceConfig):
             return self
+        if isinstance(source, EnvironmentSourceConfig):
+            raise ValueError("warm_start needs reference rationales, and an environment has none; remove [warm_start]")
         setting = "rationale_format" if isinstance(source, ReasoningGymSourceConfig) else "rationale_field"
         if getattr(source, setting) is None:
             raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 from gvm_ray.config.prompts import (
     ArithmeticSourceConfig,
     ChainSourceConfig,
+    EnvironmentSourceConfig,
     FileSourceConfig,
     FunctionSourceConfig,
     GeneratedSourceConfig,
@@ -23,6 +24,7 @@ from gvm_ray.config.prompts import (
 from gvm_ray.exceptions import DataError, ModelError
 from gvm_ray.tasks.rows import Task, normalised
 from gvm_ray.tasks.sources.chains import ChainFamily, arithmetic_family, list_program_family
+from gvm_ray.tasks.sources.environment import environment_tasks
 from gvm_ray.tasks.sources.file import file_tasks
 from gvm_ray.tasks.sources.function import function_tasks
 from gvm_ray.tasks.sources.huggingface import huggingface_tasks
@@ -91,6 +93,8 @@ def load_tasks(config: SourceSettings) -> list[Task]:
             return huggingface_tasks(config)
         case FunctionSourceConfig():
             return function_tasks(config)
+        case EnvironmentSourceConfig():
+            return environment_tasks(config)
         case ReasoningGymSourceConfig():
             return reasoning_gym_tasks(config)
         case ArithmeticSourceConfig() | ListProgramSourceConfig():
@@ -228,7 +232,7 @@ def _prompts(
         prompts.append(
             Prompt(prompt_id=task.prompt_id, text=text, token_ids=ids, answer=task.answer, features=task.features)
         )
-        if verify_answer is not None and "reasoning_gym" not in task.features and not verify_answer(task.answer):
+        if verify_answer is not None and not task.has_own_score and not verify_answer(task.answer):
             unparsable.append(task.prompt_id)
     report = SourceReport(
         loaded=cleaned.loaded,

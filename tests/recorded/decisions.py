@@ -49,6 +49,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         "predictor": {"token_features": 8},
         **CHOOSING,
     },
+    "gvm_pool, embedding": {"type": "gvm_pool", "states": "embedding", **CHOOSING},
     "gvm_pool, undone": {
         "type": "gvm_pool",
         "undo_selection": True,
@@ -64,6 +65,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
     "reinforce_ada_seq": {"type": "reinforce_ada_seq"},
     "reinforce_ada_seq, positive": {"type": "reinforce_ada_seq", "round_samples": 3, "enough_negatives": 0},
     "vip": {"type": "vip"},
+    "vip, embedding": {"type": "vip", "states": "embedding"},
     "vip, rloo": {"type": "vip", "baseline": "rloo", "min_samples": 2},
     "knapsack": {"type": "knapsack"},
     "cures": {"type": "cures", **CHOOSING},

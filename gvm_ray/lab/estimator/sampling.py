@@ -24,7 +24,7 @@ from gvm_ray.learner.policy import (
     embedding_row_gradients,
     sample_gradient_norms,
 )
-from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples, prompt_sample
+from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples, prompt_samples
 from gvm_ray.maths.gradient_norms import embedding_gradient_square_norms
 from gvm_ray.prepare import check_date, prepare
 from gvm_ray.prompt_states import EmbeddingStates
@@ -190,7 +190,7 @@ class ScoreGradients:
     @torch.no_grad()
     def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> FloatArray:
         """Compute hidden states [P, F] as an allocator gets them; see `PolicyModule.prompt_states`."""
-        batches = self._batches([prompt_sample(ids) for ids in token_ids])
+        batches = self._batches(prompt_samples(token_ids, shared=False)[0])
         parts = [self._policy.prompt_states(batch, pooling=pooling) for batch in batches]
         return torch.cat(parts).cpu().numpy()
 

@@ -17,7 +17,7 @@ from gvm_ray.lab.predictor.policies import policy_config
 from gvm_ray.lab.predictor.pool import PolicyStates, PredictionPool
 from gvm_ray.lab.predictor.scores import FeatureScore, policy_scores
 from gvm_ray.learner.policy import PolicyModule, load_causal_lm
-from gvm_ray.learner.sequences import pad_samples, prompt_sample
+from gvm_ray.learner.sequences import pad_samples, prompt_samples
 from tests.builders import completion, prompt
 from tests.learner_cases import build_tiny_model
 from tests.tiny_runs import TINY_TOML
@@ -171,7 +171,7 @@ def test_states_are_those_of_the_model(tmp_path: Path) -> None:
     asked = prompt("p", token_ids=[5, 6, 7, 8, 9])
     answers = [completion(num_tokens=size) for size in (1, 4, 3)]
     found = PolicyStates(policy, layers=(0.0, 0.5, 1.0), response_layer=0.5).of(asked, answers)
-    batch = pad_samples([prompt_sample(asked.token_ids)], device=torch.device("cpu"))
+    batch = pad_samples(prompt_samples([asked.token_ids], shared=False)[0], device=torch.device("cpu"))
     for pooling, states in (("mean", found.mean[1.0]), ("last", found.last[1.0])):
         expected = policy.prompt_states(batch, pooling=pooling)[0].detach().numpy()
         np.testing.assert_allclose(states, expected, rtol=1e-4, atol=1e-5)

@@ -71,7 +71,7 @@ class _PredictiveConfig(AllocatorConfig):
     sharpness: Positive = 1.0  # exponent on the score
     uniform_share: Probability = 0.1  # share of the budget that is split evenly, whatever the scores
     exploration: Literal["none", "thompson"] = "none"  # thompson: accept rates are drawn from their posterior
-    states: OptionalPromptStates = PromptStatesConfig()
+    states: OptionalPromptStates = "embedding"
     predictor: PredictorConfig = PredictorConfig()
     training_gradient_norms: bool = True
     # A measured sample needs its own copy of its prompt. Where the learner lets responses share prompts, so many of a
@@ -79,7 +79,7 @@ class _PredictiveConfig(AllocatorConfig):
     norm_samples: Count | Literal["all"] = 1
 
     def needs(self, run: RunShape) -> Needs:
-        """Candidates, hidden states to predict from, and gradient norms from training."""
+        """Candidates, embeddings or hidden states to predict from, and gradient norms from training."""
         return Needs(
             candidates=self.num_candidates(run),
             states=self.states,
@@ -188,7 +188,7 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
     score: Score = "norm_neyman"
     # Number of candidates in a step, or the whole training set if it is smaller. None = 16 prompts_per_step, or fewer,
     # so that prefilling them costs no more than the step's samples (if all prompts and responses have max_tokens), but
-    # at least twice the number of groups. Without hidden states, candidates are free: 1024 or more.
+    # at least twice the number of groups. Without hidden states, as by default, candidates are free: 1024 or more.
     candidates_per_step: Count | None = None
     group_size: Count = 4  # a prompt gets no samples, or at least this many
     max_samples: Count | None = None

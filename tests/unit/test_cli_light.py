@@ -76,22 +76,22 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
     [
         # 512 samples of 16 tokens pay for 8,192 / (64 x 0.3) = 426.7 prompts.
         (
-            [],
+            ["allocator.states.pooling=mean"],
             "at most 426 prompts x 64 tokens = 27,264 per step, charged as 8,179; at most 8,192 tokens are generated; "
             "what all prompts begin with is read and charged once in a micro-batch, if the model's attention can",
         ),
         (
-            ["allocator.candidates_per_step=1024"],
+            ["allocator.states.pooling=mean", "allocator.candidates_per_step=1024"],
             "at most 1,024 prompts x 64 tokens = 65,536 per step, charged as 19,661; at most 8,192 tokens are "
             "generated; what all prompts begin with is read and charged once in a micro-batch, if the model's "
             "attention can; a lower allocator.candidates_per_step saves most of it",
         ),
         (
-            ["learner.packing=padded"],
+            ["allocator.states.pooling=mean", "learner.packing=padded"],
             "at most 426 prompts x 64 tokens = 27,264 per step, charged as 8,179; at most 8,192 tokens are generated",
         ),
         (
-            ["allocator.states=embedding"],
+            [],
             "none: input embeddings of at most 1,024 prompts per step are looked up",
         ),
     ],

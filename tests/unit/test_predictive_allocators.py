@@ -271,18 +271,32 @@ def test_settings_that_can_not_spend_the_budget_are_refused(allocator: dict[str,
         parse_config({**RUN, "allocator": allocator})
 
 
+BY_STATES: dict[str, Any] = {"type": "gvm_pool", "states": {"pooling": "mean"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "candidates"),
     [
-        ({}, 64),  # 16 x 4: 32 samples of 3,072 tokens pay for 96 prompts of 1,024
-        ({"sampling": {"max_tokens": 1024}}, 32),  # paid for, and twice the 8 groups of 4 are 16
-        ({"sampling": {"max_tokens": 64}}, 16),  # 2 prompts are paid for: twice the groups
-        ({"sampling": {"max_tokens": 64}, "prefill_price": 0.05}, 40),
-        ({"sampling": {"max_tokens": 64}, "prefill_price": 0}, 64),
-        ({"sampling": {"max_tokens": 64}, "prompts": {**RUN["prompts"], "max_tokens": 64}}, 32),
-        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "group_size": 1}}, 64),  # 2 x 32 singles
-        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "group_size": 32}}, 4),  # one group
+        ({"allocator": BY_STATES}, 64),  # 16 x 4: 32 samples of 3,072 tokens pay for 96 prompts of 1,024
+        (
+            {"sampling": {"max_tokens": 1024}, "allocator": BY_STATES},
+            32,
+        ),  # paid for, and twice the 8 groups of 4 are 16
+        ({"sampling": {"max_tokens": 64}, "allocator": BY_STATES}, 16),  # 2 prompts are paid for: twice the groups
+        ({"sampling": {"max_tokens": 64}, "prefill_price": 0.05, "allocator": BY_STATES}, 40),
+        ({"sampling": {"max_tokens": 64}, "prefill_price": 0, "allocator": BY_STATES}, 64),
+        (
+            {
+                "sampling": {"max_tokens": 64},
+                "prompts": {**RUN["prompts"], "max_tokens": 64},
+                "allocator": BY_STATES,
+            },
+            32,
+        ),
+        ({"sampling": {"max_tokens": 64}, "allocator": {**BY_STATES, "group_size": 1}}, 64),  # 2 x 32 singles
+        ({"sampling": {"max_tokens": 64}, "allocator": {**BY_STATES, "group_size": 32}}, 4),  # one group
         ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "states": "none"}}, 1024),
+        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool"}}, 1024),  # looked up, not charged
         ({"prompts_per_step": 100, "allocator": {"type": "gvm_pool", "states": "none"}}, 1600),
         ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "candidates_per_step": 1024}}, 1024),
         ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_online"}}, 4),  # no more than it samples

@@ -12,9 +12,10 @@ from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
 from gvm_ray.config.prompts import FunctionSourceConfig
 from gvm_ray.engines import EngineKind, resolve_engine
+from gvm_ray.engines.adapters import adapter_drawback, adapter_obstacle
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.exceptions import ConfigError, DataError, obstacle_to_writing
-from gvm_ray.learner.lora import check_target_modules
+from gvm_ray.learner.lora import adapter_spec, add_adapters, check_target_modules
 from gvm_ray.learner.model_folder import try_model_folder
 from gvm_ray.learner.model_trial import check_output
 from gvm_ray.learner.policy import output_head
@@ -37,7 +38,7 @@ from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
 from gvm_ray.tasks.templates import reads_date
-from gvm_ray.types import ModelSpec, WeightTransfer
+from gvm_ray.types import AdapterSpec, ModelSpec, WeightTransfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ class Prepared:
     max_model_len: int  # prompt and response tokens
     end_token_ids: frozenset[int] = frozenset()  # each of them ends a response
     transfer: WeightTransfer = "object_store"
+    adapters: AdapterSpec | None = None  # if given, new weights are these adapters
+    whole_because: str | None = None  # reason why new weights are whole although adapters are trained
     left_out_of_export: tuple[str, ...] = ()  # generation settings that contradict others
 
     @property
@@ -72,6 +75,7 @@ class Prepared:
             revision=self.base.revision,
             trust_remote_code=self.base.trust_remote_code,
             transfer=self.transfer,
+            adapters=self.adapters,
         )
 
 
@@ -108,6 +112,7 @@ def prepare(
     check_weight_files(base.path)
     check_tied_weights(base.path, empty.config)
     left_out = _try_training(config, base, empty, tokenizer=tokenizer, kind=engine_kind) if learners else ()
+    adapters, whole_because = _adapters(config, base, empty, kind=engine_kind) if learners else (None, None)
     sizes = read_model_sizes(base.path, revision=base.revision)
     plan_resources(config, sizes, find_hardware(config), learners=learners).check()
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
@@ -121,7 +126,9 @@ def prepare(
         end_token_ids=load_end_token_ids(base.path, tokenizer=tokenizer, revision=base.revision),
         engine_kind=engine_kind,
         max_model_len=max_model_len,
-        transfer=transfer,
+        transfer=transfer if adapters is None else "object_store",
+        adapters=adapters,
+        whole_because=whole_because,
         left_out_of_export=left_out,
     )
 
@@ -178,6 +185,36 @@ def _try_training(
         trust_remote_code=base.trust_remote_code,
     )
     return left_out
+
+
+def _adapters(
+    config: RunConfig, base: BaseModel, causal_lm: Any, *, kind: EngineKind
+) -> tuple[AdapterSpec | None, str | None]:
+    """What generators get in place of whole weights, or why they get these; puts adapters beside the model's layers.
+
+    Raises:
+        ConfigError: the settings ask for adapters, and the engine can't take them.
+    """
+    lora = config.learner.lora
+    if lora is None or lora.sync == "merge":
+        return None, None
+    add_adapters(causal_lm, lora, seed=0)
+    adapters = adapter_spec(causal_lm, lora)
+    if base.warm_start_folder is not None:
+        obstacle = "engines load the model as it is before this run's warm start"
+    else:
+        obstacle = adapter_obstacle(kind, config.engine, adapters)
+    if lora.sync == "auto":
+        if config.weight_sync.transfer not in ("auto", "object_store"):
+            obstacle = obstacle or f"weight_sync.transfer={config.weight_sync.transfer!r}"
+        obstacle = obstacle or adapter_drawback(
+            kind, config.engine, architectures=causal_lm.config.architectures or [type(causal_lm).__name__]
+        )
+    elif obstacle is not None:
+        raise ConfigError(
+            f"learner.lora.sync='adapter', but {obstacle}; write learner.lora.sync='merge', or leave it 'auto'"
+        )
+    return (adapters, None) if obstacle is None else (None, obstacle)
 
 
 def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
@@ -248,7 +285,8 @@ def report_lines(prepared: Prepared) -> Sequence[str]:
     return [
         *prepared.prompts.report.lines(),
         f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),
-        f"engine {prepared.engine_kind}, weights by {prepared.transfer}",
+        f"engine {prepared.engine_kind}, {'weights' if prepared.adapters is None else 'adapters'} by {prepared.transfer}"
+        + (f", adapters merged in: {prepared.whole_because}" if prepared.whole_because else ""),
         *_left_out_lines(prepared),
     ]
 

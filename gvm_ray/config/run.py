@@ -226,6 +226,12 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _weights_can_travel(self) -> "RunConfig":
         self.weight_transfer()
+        lora, transfer = self.learner.lora, self.weight_sync.transfer
+        if lora is not None and lora.sync == "adapter" and transfer not in ("auto", "object_store"):
+            raise ValueError(
+                f"learner.lora.sync='adapter' goes through the object store, but weight_sync.transfer={transfer!r}; "
+                "leave out weight_sync.transfer, or write learner.lora.sync='merge'"
+            )
         return self
 
     @model_validator(mode="after")

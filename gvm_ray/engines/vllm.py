@@ -14,7 +14,7 @@ from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
 from gvm_ray.maths.checksum import TensorChecksum
 from gvm_ray.model_files import tensor_names, ties_embeddings
 from gvm_ray.pretrained import load_end_token_ids, load_model_config, load_tokenizer
-from gvm_ray.types import Completion, SampleRequest, SamplingParameters, WeightTransfer
+from gvm_ray.types import AdapterSpec, Completion, SampleRequest, SamplingParameters, WeightTransfer
 
 _CHECKSUM = "_gvm_ray_checksum"  # attribute of a worker during an update
 
@@ -115,6 +115,8 @@ try:
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
+
+    from gvm_ray.engines.vllm_adapters import VLLMAdapters
 except (ImportError, RuntimeError) as error:
     raise ConfigError(
         f"vLLM is installed but can't be imported: {error}. On a machine without CUDA, CUDA builds of torchvision, "
@@ -137,12 +139,14 @@ class VLLMEngine:
         revision: str | None = None,
         trust_remote_code: bool = False,
         transfer: WeightTransfer = "object_store",
+        adapters: AdapterSpec | None = None,
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._end_token_ids = load_end_token_ids(model_path, tokenizer=self._tokenizer, revision=revision)
         self._open = OpenRequests(self._tokenizer, end_token_ids=self._end_token_ids, max_model_len=max_model_len)
         self._in_process = config.tensor_parallel_size == 1
         self._policy_version = -1
+        self._adapters = None if adapters is None else VLLMAdapters(adapters)
         self._asleep: set[str] = set()  # memory that has left the GPU, by vLLM's names
         model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._tied = ties_embeddings(model_config)  # a tied head is sent under one name, whatever names the files have
@@ -168,13 +172,17 @@ class VLLMEngine:
             disable_log_stats=True,
             use_tqdm_on_load=False,
             weight_transfer_config=None if transfer == "object_store" else WeightTransferConfig(backend=transfer),
+            **({} if self._adapters is None else self._adapters.engine_arguments),
         )
         if current_platform.is_cpu():
             _set_up_cpu(arguments, config=config, model_config=model_config)
         try:
             self.llm_engine = LLMEngine.from_engine_args(arguments)  # vLLM's own
+            if self._adapters is not None:
+                self._adapters.load_zeros(self.llm_engine)
         except ValueError as error:
-            raise ModelError(f"vLLM can't run {model_path!r}: {error}") from error
+            remedy = "" if adapters is None else "; learner.lora.sync='merge' sends it whole weights instead of adapters"
+            raise ModelError(f"vLLM can't run {model_path!r}: {error}{remedy}") from error
         self.llm_engine.set_weight_version(str(self._policy_version))
         self._head_apart = all(self.llm_engine.collective_rpc(has_output_head))
         self._receiver = VLLMWeightReceiver(self.llm_engine, names=self._names)
@@ -198,10 +206,12 @@ class VLLMEngine:
         """
         self._parameters(sampling, seed=0)  # so that bad settings are rejected before anything is queued
         self._wake("weights", "kv_cache")
+        lora_request = None if self._adapters is None else self._adapters.request
         for number, request, seed in self._open.add(requests, sampling):
             # Prefix-cache blocks are shared only within one policy version: keys and values depend on the weights.
             prompt = tokens_input(request.prompt.token_ids.tolist(), cache_salt=str(self._policy_version))
-            self.llm_engine.add_request(str(number), prompt, self._parameters(sampling, seed=seed))
+            parameters = self._parameters(sampling, seed=seed)
+            self.llm_engine.add_request(str(number), prompt, parameters, lora_request=lora_request)
 
     def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
         """Run a forward pass for every running sample, and return the requests that it finishes."""
@@ -238,19 +248,25 @@ class VLLMEngine:
             self._asleep -= asleep
 
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace every weight by the named CPU tensors (Hugging Face names).
+        """Replace every weight by the named CPU tensors (Hugging Face names), or with adapters the last ones by these.
 
         Raises:
             SystemFailure: a weight is missing.
         """
         self._wake("weights")
+        if self._adapters is not None:
+            self._adapters.load(self.llm_engine, policy_version, tensors)
+        else:
+            self._load_all(policy_version, tensors)
+        self._set_version(policy_version)
+
+    def _load_all(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         present = _complete(tensors, names=self._names, policy_version=policy_version)
         weights = _with_tied_head(present, head_apart=self._head_apart) if self._tied else present
         # Workers in separate processes are sent the tensors, and an iterator can't be sent.
         self.llm_engine.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": weights if self._in_process else list(weights)}
         )
-        self._set_version(policy_version)
 
     # --- weights that the learners send, see `ReceivesWeights` --------------------------------------------------------
     def join_world(self, init_info: Mapping[str, Any]) -> None:
@@ -283,6 +299,8 @@ class VLLMEngine:
     def close(self) -> None:
         """Free the model and its cache; the engine can't be used afterwards."""
         self.llm_engine.engine_core.shutdown()
+        if self._adapters is not None:
+            self._adapters.close()
 
     def _parameters(self, sampling: SamplingParameters, *, seed: int) -> SamplingParams:
         try:

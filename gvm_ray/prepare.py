@@ -285,10 +285,15 @@ def report_lines(prepared: Prepared) -> Sequence[str]:
     return [
         *prepared.prompts.report.lines(),
         f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),
-        f"engine {prepared.engine_kind}, {'weights' if prepared.adapters is None else 'adapters'} by {prepared.transfer}"
-        + (f", adapters merged in: {prepared.whole_because}" if prepared.whole_because else ""),
+        _engine_line(prepared),
         *_left_out_lines(prepared),
     ]
+
+
+def _engine_line(prepared: Prepared) -> str:
+    sent = "weights" if prepared.adapters is None else "adapters"
+    why = f", adapters merged in: {prepared.whole_because}" if prepared.whole_because else ""
+    return f"engine {prepared.engine_kind}, {sent} by {prepared.transfer}{why}"
 
 
 def _left_out_lines(prepared: Prepared) -> Sequence[str]:

@@ -262,9 +262,7 @@ def learner_setup(
 ) -> LearnerSetup:
     """The `LearnerSetup` of a run; a local base path is made absolute."""
     path = absolute(base_path) if Path(base_path).is_dir() else base_path  # a hub id stays
-    return LearnerSetup(
-        config=config, base_path=path, token_loss=token_loss, transfer=transfer, adapters=adapters
-    )
+    return LearnerSetup(config=config, base_path=path, token_loss=token_loss, transfer=transfer, adapters=adapters)
 
 
 def check_ranks_fit(wanted: LearnerConfig, present: LearnerConfig) -> None:

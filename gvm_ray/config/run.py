@@ -210,7 +210,7 @@ class RunConfig(Settings):
         return self.needs.training_norms
 
     def weight_transfer(self, engine: str | None = None) -> WeightTransfer:
-        """The transfer of weights to generators with this engine, or with `engine.type`.
+        """The transfer of whole weights to generators with this engine, or with `engine.type`.
 
         Raises:
             ValueError: `weight_sync.transfer` doesn't fit the run's other settings.

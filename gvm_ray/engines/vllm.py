@@ -181,7 +181,9 @@ class VLLMEngine:
             if self._adapters is not None:
                 self._adapters.load_zeros(self.llm_engine)
         except ValueError as error:
-            remedy = "" if adapters is None else "; learner.lora.sync='merge' sends it whole weights instead of adapters"
+            remedy = (
+                "" if adapters is None else "; learner.lora.sync='merge' sends it whole weights instead of adapters"
+            )
             raise ModelError(f"vLLM can't run {model_path!r}: {error}{remedy}") from error
         self.llm_engine.set_weight_version(str(self._policy_version))
         self._head_apart = all(self.llm_engine.collective_rpc(has_output_head))

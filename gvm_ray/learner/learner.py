@@ -250,7 +250,7 @@ class Learner:
         return named_full_tensors(self._policy, dtype=getattr(torch, self._config.engine.dtype))
 
     def named_adapter_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(Name in an `AdapterSpec`, whole CPU tensor in the engine's dtype) of every adapter, gathered one at a time."""
+        """(Name in an `AdapterSpec`, whole CPU tensor in the engine's dtype) of every A and B, one at a time."""
         dtype = getattr(torch, self._config.engine.dtype)
         for name, tensor in named_adapter_tensors(self._policy.causal_lm):
             yield name, tensor.to(dtype=dtype, device="cpu")

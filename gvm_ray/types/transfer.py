@@ -13,7 +13,7 @@ class AdapterSpec:
 
     rank: int
     scale: float
-    # Of A [rank, in] and B [out, rank] of every adapted layer, by the names LAYER.lora_A.weight and LAYER.lora_B.weight.
+    # Of A [rank, in] and B [out, rank] of every adapted layer, named LAYER.lora_A.weight and LAYER.lora_B.weight.
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
     @property

@@ -105,18 +105,18 @@ def prepare(
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
     model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     _check_context_length(model_config, max_model_len)
-    empty = empty_causal_lm(
-        model_config, trust_remote_code=base.trust_remote_code, attention="sdpa" if learners else None
-    )
+    attention = "sdpa" if learners else None
+    empty = empty_causal_lm(model_config, trust_remote_code=base.trust_remote_code, attention=attention)
     check_vocabulary(tokenizer, empty.config)
     check_weight_files(base.path)
     check_tied_weights(base.path, empty.config)
-    left_out = _try_training(config, base, empty, tokenizer=tokenizer, kind=engine_kind) if learners else ()
-    adapters, whole_because = _adapters(config, base, empty, kind=engine_kind) if learners else (None, None)
+    left_out, adapters, whole_because = (), None, None
+    if learners:
+        left_out = _try_training(config, base, empty, tokenizer=tokenizer, kind=engine_kind)
+        adapters, whole_because = _adapters(config, base, empty, kind=engine_kind)
     sizes = read_model_sizes(base.path, revision=base.revision)
     plan_resources(config, sizes, find_hardware(config), learners=learners).check()
-    verified = any(term.type == "math_verify" for term in config.rewards.terms)
-    prompts = load(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
+    prompts = _load_prompts(config, tokenizer, load=load)
     if learners:
         _check_batch(config, len(prompts.train))
     return Prepared(
@@ -131,6 +131,11 @@ def prepare(
         whole_because=whole_because,
         left_out_of_export=left_out,
     )
+
+
+def _load_prompts(config: RunConfig, tokenizer: Any, *, load: Callable[..., PromptSets]) -> PromptSets:
+    verified = any(term.type == "math_verify" for term in config.rewards.terms)
+    return load(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
 
 
 def with_date(config: RunConfig, *, earlier: datetime.date | None = None) -> RunConfig:
@@ -190,7 +195,7 @@ def _try_training(
 def _adapters(
     config: RunConfig, base: BaseModel, causal_lm: Any, *, kind: EngineKind
 ) -> tuple[AdapterSpec | None, str | None]:
-    """What generators get in place of whole weights, or why they get these; puts adapters beside the model's layers.
+    """The adapters that generators get, or the reason why they get whole weights; adds adapters to the model.
 
     Raises:
         ConfigError: the settings ask for adapters, and the engine can't take them.

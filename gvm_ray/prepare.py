@@ -116,9 +116,7 @@ def prepare(
         adapters, whole_because = _adapters(config, base, empty, kind=engine_kind)
     sizes = read_model_sizes(base.path, revision=base.revision)
     plan_resources(config, sizes, find_hardware(config), learners=learners).check()
-    prompts = _load_prompts(config, tokenizer, load=load)
-    if learners:
-        _check_batch(config, len(prompts.train))
+    prompts = _load_prompts(config, tokenizer, load=load, learners=learners)
     return Prepared(
         base=base,
         prompts=prompts,
@@ -133,9 +131,12 @@ def prepare(
     )
 
 
-def _load_prompts(config: RunConfig, tokenizer: Any, *, load: Callable[..., PromptSets]) -> PromptSets:
+def _load_prompts(config: RunConfig, tokenizer: Any, *, load: Callable[..., PromptSets], learners: bool) -> PromptSets:
     verified = any(term.type == "math_verify" for term in config.rewards.terms)
-    return load(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
+    prompts = load(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
+    if learners:
+        _check_batch(config, len(prompts.train))
+    return prompts
 
 
 def with_date(config: RunConfig, *, earlier: datetime.date | None = None) -> RunConfig:

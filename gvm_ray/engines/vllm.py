@@ -176,15 +176,7 @@ class VLLMEngine:
         )
         if current_platform.is_cpu():
             _set_up_cpu(arguments, config=config, model_config=model_config)
-        try:
-            self.llm_engine = LLMEngine.from_engine_args(arguments)  # vLLM's own
-            if self._adapters is not None:
-                self._adapters.load_zeros(self.llm_engine)
-        except ValueError as error:
-            remedy = (
-                "" if adapters is None else "; learner.lora.sync='merge' sends it whole weights instead of adapters"
-            )
-            raise ModelError(f"vLLM can't run {model_path!r}: {error}{remedy}") from error
+        self.llm_engine = _start(arguments, adapters=self._adapters)  # vLLM's own
         self.llm_engine.set_weight_version(str(self._policy_version))
         self._head_apart = all(self.llm_engine.collective_rpc(has_output_head))
         self._receiver = VLLMWeightReceiver(self.llm_engine, names=self._names)
@@ -320,6 +312,22 @@ class VLLMEngine:
             )
         except ValueError as error:
             raise ConfigError(f"vLLM rejects the sampling settings: {error}") from error
+
+
+def _start(arguments: EngineArgs, *, adapters: VLLMAdapters | None) -> LLMEngine:
+    """Start vLLM's engine, with adapters that change nothing if it is to take some.
+
+    Raises:
+        ModelError: it can't run the model, or not with adapters.
+    """
+    try:
+        llm_engine = LLMEngine.from_engine_args(arguments)
+        if adapters is not None:
+            adapters.load_zeros(llm_engine)
+    except ValueError as error:
+        remedy = "" if adapters is None else "; write learner.lora.sync='merge' to send it whole weights"
+        raise ModelError(f"vLLM can't run {arguments.model!r}: {error}{remedy}") from error
+    return llm_engine
 
 
 def _set_up_cpu(arguments: EngineArgs, *, config: EngineConfig, model_config: PretrainedConfig) -> None:

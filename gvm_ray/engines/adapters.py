@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.types import AdapterSpec
 
@@ -46,6 +46,8 @@ def adapter_drawback(kind: str, config: EngineConfig, *, architectures: Sequence
     """The reason why whole weights suit an engine better that might take adapters; None if there is none."""
     if kind == "vllm" and not config.gpus_per_generator:
         return "on a CPU vLLM samples more slowly with adapters"
+    if kind == "vllm" and (changing := sorted(config.vllm.given.keys() & {*config.vllm.changing})):
+        return f"vLLM's adapters weren't tried with [engine.vllm] {', '.join(changing)}"
     if kind == "vllm" and not VLLM_ARCHITECTURES.issuperset(architectures):
         return f"it isn't known that vLLM takes adapters of {', '.join(architectures) or 'this model'}"
     return None

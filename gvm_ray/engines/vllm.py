@@ -2,103 +2,19 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PretrainedConfig
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
+from gvm_ray.engines.vllm_receiver import VLLMWeightReceiver
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
-from gvm_ray.maths.checksum import TensorChecksum
 from gvm_ray.model_files import tensor_names, ties_embeddings
 from gvm_ray.pretrained import load_end_token_ids, load_model_config, load_tokenizer
 from gvm_ray.types import AdapterSpec, Completion, SampleRequest, SamplingParameters, WeightTransfer
-
-_CHECKSUM = "_gvm_ray_checksum"  # attribute of a worker during an update
-
-
-class VLLMWeightReceiver:
-    """Runs the phases of a weight transfer in all workers of one vLLM engine.
-
-    Args:
-        llm_engine: vLLM's engine, created with a weight transfer config.
-        names: names of the tensors that have to arrive; empty if unknown.
-    """
-
-    def __init__(self, llm_engine: Any, *, names: frozenset[str]) -> None:
-        self._llm_engine = llm_engine
-        self._names = names
-        self._announced: set[str] = set()
-
-    def join_world(self, init_info: Mapping[str, Any]) -> None:
-        """Connect the workers to the sender, replacing an earlier connection."""
-        self._llm_engine.collective_rpc("shutdown_weight_transfer_engine")
-        self._llm_engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": dict(init_info)})
-
-    def start_update(self) -> None:
-        """Prepare the workers for checkpoint tensors."""
-        self._announced.clear()
-        self._llm_engine.collective_rpc("start_weight_update")
-        self._llm_engine.collective_rpc(_count_tensors)
-
-    def receive_weights(self, update_info: Mapping[str, Any]) -> None:
-        """Receive the announced weights in every worker."""
-        self._announced.update(update_info["names"])
-        self._llm_engine.collective_rpc("update_weights", kwargs={"update_info": dict(update_info)})
-
-    def finish_update(self, policy_version: int) -> Sequence[str]:
-        """Put the weights in place, and return the checksum of each worker's received weights.
-
-        Raises:
-            SystemFailure: a weight did not arrive; vLLM would silently keep the old one.
-        """
-        checksums = self._llm_engine.collective_rpc(_checksum)
-        self._llm_engine.collective_rpc("finish_weight_update")
-        missing = sorted(self._names - self._announced)
-        if missing:
-            raise SystemFailure(f"weights version {policy_version} lack {len(missing)} weights: {missing[:3]} ...")
-        return checksums
-
-
-# --- in a worker's process --------------------------------------------------------------------------------------------
-def has_output_head(worker: Any) -> bool:
-    """Whether the worker's model has a module `lm_head`; some models use their input embedding instead."""
-    return hasattr(worker.get_model(), "lm_head")
-
-
-def _count_tensors(worker: Any) -> None:
-    """Start a checksum of every tensor that the transfer loads from now on."""
-    transfer = worker.weight_transfer_engine
-    checksum = TensorChecksum()
-    setattr(worker, _CHECKSUM, checksum)
-    transfer.set_weight_update_target(_CountingModel(transfer.model, checksum), transfer.model_config)
-
-
-def _checksum(worker: Any) -> str:
-    worker.weight_transfer_engine.reset_weight_update_target()
-    checksum = getattr(worker, _CHECKSUM)
-    delattr(worker, _CHECKSUM)
-    return checksum.hexdigest()
-
-
-class _CountingModel:
-    """A model during an update: every tensor loaded into it is added to the checksum."""
-
-    def __init__(self, model: Any, checksum: TensorChecksum) -> None:
-        self._model = model
-        self._checksum = checksum
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
-        counted = self._checksum.following(weights)
-        if not hasattr(self._model, "lm_head"):  # the sender also sends a tied head by its own name, for models with it
-            counted = (pair for pair in counted if pair[0] != "lm_head.weight")
-        return self._model.load_weights(counted)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
 
 # vLLM reads these at import. The engine runs in this process; as a child process it starts several times slower.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -107,6 +23,7 @@ for _name, _value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOG
 
 try:
     from vllm import EngineArgs, SamplingParams
+    from vllm import __version__ as version
     from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.inputs.engine import tokens_input
     from vllm.logprobs import FlatLogprobs
@@ -151,34 +68,26 @@ class VLLMEngine:
         model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._tied = ties_embeddings(model_config)  # a tied head is sent under one name, whatever names the files have
         self._names = tensor_names(model_path) - ({"lm_head.weight"} if self._tied else set())
-        arguments = EngineArgs(
-            model=model_path,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            skip_tokenizer_init=True,  # token ids in, token ids out
-            generation_config="vllm",  # use only the run's sampling settings, not the model's recommended ones
-            dtype=config.dtype,
-            seed=0,  # of the engine's own random state; samples don't depend on it
-            max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            tensor_parallel_size=config.tensor_parallel_size,
-            # The default in an actor with a placement group is Ray's executor, which would request its own bundles.
-            distributed_executor_backend=None if self._in_process else "mp",
-            enable_sleep_mode=config.sleep and bool(config.gpus_per_generator),
-            logprobs_mode="processed_logprobs",  # after temperature: of the sampled distribution
-            enable_prefix_caching=True,
-            enforce_eager=config.enforce_eager,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            weight_transfer_config=None if transfer == "object_store" else WeightTransferConfig(backend=transfer),
-            **({} if self._adapters is None else self._adapters.engine_arguments),
+        arguments = _engine_args(
+            model_path, config, max_model_len=max_model_len, revision=revision, trust_remote_code=trust_remote_code
         )
+        arguments.weight_transfer_config = (
+            None if transfer == "object_store" else WeightTransferConfig(backend=transfer)
+        )
+        if self._adapters is not None:
+            self._adapters.enable(arguments)
         if current_platform.is_cpu():
             _set_up_cpu(arguments, config=config, model_config=model_config)
-        self.llm_engine = _start(arguments, adapters=self._adapters)  # vLLM's own
+        try:
+            self.llm_engine = LLMEngine.from_engine_args(arguments)  # vLLM's own
+            if self._adapters is not None:
+                self._adapters.load_zeros(self.llm_engine)
+        except ValueError as error:
+            options = f" with [engine.vllm] {config.vllm.given}" if config.vllm.given else ""
+            remedy = "" if adapters is None else "; write learner.lora.sync='merge' to send it whole weights"
+            raise ModelError(f"vLLM can't run {model_path!r}{options}: {error}{remedy}") from error
         self.llm_engine.set_weight_version(str(self._policy_version))
-        self._head_apart = all(self.llm_engine.collective_rpc(has_output_head))
+        self._head_apart = all(self.llm_engine.collective_rpc(_has_output_head))
         self._receiver = VLLMWeightReceiver(self.llm_engine, names=self._names)
 
     @property
@@ -314,20 +223,45 @@ class VLLMEngine:
             raise ConfigError(f"vLLM rejects the sampling settings: {error}") from error
 
 
-def _start(arguments: EngineArgs, *, adapters: VLLMAdapters | None) -> LLMEngine:
-    """Start vLLM's engine, with adapters that change nothing if it is to take some.
+def _engine_args(
+    model_path: str, config: EngineConfig, *, max_model_len: int, revision: str | None, trust_remote_code: bool
+) -> EngineArgs:
+    """vLLM's arguments, with those of `[engine.vllm]`.
 
     Raises:
-        ModelError: it can't run the model, or not with adapters.
+        ConfigError: the installed vLLM has no option of such a name, or not with that value.
     """
+    options = config.vllm.given
+    if unknown := options.keys() - {field.name for field in fields(EngineArgs)}:
+        raise ConfigError(
+            f"[engine.vllm]: the installed vLLM {version} has no {' or '.join(sorted(unknown))}; remove it, or install "
+            "the version that constraints.txt names"
+        )
     try:
-        llm_engine = LLMEngine.from_engine_args(arguments)
-        if adapters is not None:
-            adapters.load_zeros(llm_engine)
+        return EngineArgs(
+            model=model_path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            skip_tokenizer_init=True,  # token ids in, token ids out
+            generation_config="vllm",  # use only the run's sampling settings, not the model's recommended ones
+            dtype=config.dtype,
+            seed=0,  # of the engine's own random state; samples don't depend on it
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            tensor_parallel_size=config.tensor_parallel_size,
+            # The default in an actor with a placement group is Ray's executor, which would request its own bundles.
+            distributed_executor_backend=None if config.tensor_parallel_size == 1 else "mp",
+            enable_sleep_mode=config.sleep and bool(config.gpus_per_generator),
+            logprobs_mode="processed_logprobs",  # after temperature: of the sampled distribution
+            enable_prefix_caching=True,
+            enforce_eager=config.enforce_eager,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            **options,
+        )
     except ValueError as error:
-        remedy = "" if adapters is None else "; write learner.lora.sync='merge' to send it whole weights"
-        raise ModelError(f"vLLM can't run {arguments.model!r}: {error}{remedy}") from error
-    return llm_engine
+        raise ConfigError(f"[engine.vllm]: vLLM {version} refuses {options}: {error}") from error
 
 
 def _set_up_cpu(arguments: EngineArgs, *, config: EngineConfig, model_config: PretrainedConfig) -> None:
@@ -344,7 +278,8 @@ def _set_up_cpu(arguments: EngineArgs, *, config: EngineConfig, model_config: Pr
     arguments.kv_cache_memory_bytes = int(config.kv_cache_gib * 2**30)  # if given, and eager, there is no warm-up run
     # For a chunked prompt vLLM rewinds the seeded generator, which raises for a CPU generator.
     arguments.enable_chunked_prefill = False
-    arguments.max_num_batched_tokens = max(_CPU_BATCHED_TOKENS, arguments.max_model_len or 0)
+    wanted = config.vllm.max_num_batched_tokens or _CPU_BATCHED_TOKENS
+    arguments.max_num_batched_tokens = max(wanted, arguments.max_model_len or 0)
     for architecture in model_config.architectures or ():
         known = ModelRegistry.models.get(architecture)
         if known is not None:  # registered as a class; otherwise vLLM imports itself again in a child to inspect it
@@ -356,6 +291,11 @@ def _cpu_head_dims() -> list[int]:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     return CPUAttentionBackend.get_supported_head_sizes()
+
+
+def _has_output_head(worker: Any) -> bool:
+    """Whether the worker's model has a module `lm_head`; some models use their input embedding instead."""
+    return hasattr(worker.get_model(), "lm_head")
 
 
 def _raw_sample(output: RequestOutput) -> RawSample:

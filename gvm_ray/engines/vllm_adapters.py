@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from vllm import EngineArgs
 from vllm.config.lora import MaxLoRARanks
 from vllm.lora.request import LoRARequest
 
@@ -30,11 +31,11 @@ class VLLMAdapters:
         self._adapters = adapters
         self._folder = TemporaryDirectory(prefix="gvm-ray-adapters-")
 
-    @property
-    def engine_arguments(self) -> dict[str, Any]:
-        """Further arguments of `EngineArgs`."""
-        rank = min(rank for rank in get_args(MaxLoRARanks) if rank >= self._adapters.rank)
-        return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1}
+    def enable(self, arguments: EngineArgs) -> None:
+        """Set the engine's arguments for one adapter."""
+        arguments.enable_lora = True
+        arguments.max_lora_rank = min(rank for rank in get_args(MaxLoRARanks) if rank >= self._adapters.rank)
+        arguments.max_loras = arguments.max_cpu_loras = 1
 
     @property
     def request(self) -> LoRARequest:

@@ -11,7 +11,7 @@ import torch
 from tiny_models import build_tiny_model, make_prompt, reference_logprobs_across
 from torch import Tensor
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.engines.adapters import MAX_VLLM_RANK, VLLM_ARCHITECTURES, adapter_drawback, adapter_obstacle
 from gvm_ray.exceptions import SystemFailure
@@ -210,6 +210,8 @@ def test_drawbacks() -> None:
     assert adapter_drawback("transformers", on_cpu, architectures=["AnyForCausalLM"]) is None
     assert "more slowly" in str(adapter_drawback("vllm", on_cpu, architectures=["LlamaForCausalLM"]))
     assert adapter_drawback("vllm", on_gpu, architectures=["LlamaForCausalLM"]) is None
+    quantized = EngineConfig.model_validate({"gpus_per_generator": 1, "vllm": {"quantization": "fp8"}})
+    assert "[engine.vllm] quantization" in str(adapter_drawback("vllm", quantized, architectures=["LlamaForCausalLM"]))
     assert "takes adapters of AnyForCausalLM" in str(adapter_drawback("vllm", on_gpu, architectures=["AnyForCausalLM"]))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,10 +168,15 @@ def test_prompt_states_equal_those_of_one_rank(
     learners: LearnerGroup, folder: Path, runner: asyncio.Runner, pooling: Pooling
 ) -> None:
     prompts = [group.prompt for group in ragged_groups()] + [group.prompt for group in ragged_groups(seed=1)]
-    states = runner.run(learners.prompt_states(prompts, pooling=pooling))
-    expected = _one_rank(folder / "base").prompt_states([prompt.token_ids for prompt in prompts], pooling=pooling)
-    assert states.dtype == np.float32
-    np.testing.assert_allclose(states, expected, atol=1e-5)
+    prefix = np.arange(40, 52, dtype=np.int32)  # for all, and each rank reads it
+    for first in (prefix[:0], prefix):
+        asked = [replace(prompt, token_ids=np.concatenate([first, prompt.token_ids])) for prompt in prompts]
+        states, num_tokens = runner.run(learners.prompt_states(asked, pooling=pooling))
+        token_ids = [prompt.token_ids for prompt in asked]
+        expected, of_one = _one_rank(folder / "base").prompt_states(token_ids, pooling=pooling)
+        assert states.dtype == np.float32
+        np.testing.assert_allclose(states, expected, atol=1e-5)
+        assert num_tokens == of_one + len(first)
 
 
 def test_a_checkpoint_of_two_ranks_loads_into_one(

@@ -1,16 +1,18 @@
 """A page that follows runs: served on this machine alone, and made anew when the runs' files have changed."""
 
 import hashlib
+import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from textwrap import shorten
 
 from gvm_ray.exceptions import DataError, ResourceError
 from gvm_ray.failure_log import details, in_short
@@ -22,11 +24,11 @@ from gvm_ray.reporting.run_folder import RunFolder
 
 LOOPBACK = "127.0.0.1"
 _HOSTS = {LOOPBACK, "localhost", "[::1]"}  # as a browser may name this machine, at either end of a tunnel
-_REST = 10  # the page is made for at most one part in eleven of the time, and ...
-_REST_S = 4.0  # ... no sooner than this after the last time
+_REST = 10  # times the duration of the work before it
 _NUM_FAILURES = 3  # shown on top
 _LOG_BYTES = 2**17  # of the end of ray.log
-_LONG_STEPS = 20  # last steps whose mean duration is told
+_LATEST_STEPS = 20  # whose mean duration is told
+_MAX_FAILURE = 200  # letters of one; ray.log has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class RunNow:
 
     name: str
     status: str
-    lines: Sequence[str]
+    facts: Mapping[str, str]  # name -> text
     failures: Sequence[str]
 
 
@@ -52,21 +54,24 @@ class LivePage:
 
     def __init__(self, folders: Sequence[Path], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._folders = [RunFolder(folder) for folder in folders]
-        self._clock = clock
         self._lock = threading.Lock()  # drawing isn't safe in threads, and once is enough
+        self._reading, self._drawing = _Turns(clock, rest_s=1.0), _Turns(clock, rest_s=4.0)
         self.nonce = secrets.token_urlsafe(16)  # of the page's own script, the only one that may run
-        self.num_renders = 0
-        self._render(self._stamp())
+        self.num_drawn = 0
+        self._read()
+        self._draw()
 
     def text(self) -> bytes:
-        """The page at present, in UTF-8; its figures lag some seconds behind."""
+        """The page at present, in UTF-8. Its figures may lag behind the numbers above them."""
         with self._lock:
-            stamp, damage = self._stamp(), ""
-            if stamp != self._rendered and self._clock() >= self._not_before:
+            damage = ""
+            if self._stamp() != self._stamp_read and self._reading.due:
                 try:
-                    self._render(stamp)
+                    self._read()
                 except DataError as error:
                     damage = str(error)
+            if self._stamp_read != self._stamp_drawn and self._drawing.due:
+                self._draw()
             now = [_now(run, folder) for run, folder in zip(self._runs_now(), self._folders, strict=True)]
             # A model's text may contain half of a surrogate pair, which UTF-8 can't encode.
             return self._page.replace(NOW, render_now(now, damage=damage)).encode("utf-8", errors="replace")
@@ -78,9 +83,9 @@ class LivePage:
             DataError: a file of a run is damaged.
         """
         with self._lock:
-            is_new = self._stamp() != self._rendered
-            runs = read_runs([folder.path for folder in self._folders]) if is_new else self._runs_now()
-            return all(run.status != "under way" for run in runs)
+            if self._stamp() != self._stamp_read:
+                self._read()
+            return all(run.status != "under way" for run in self._runs_now())
 
     def _stamp(self) -> tuple[tuple[int, int] | None, ...]:
         """Times and sizes of the files that the figures are made of; None where one is missing."""
@@ -98,13 +103,17 @@ class LivePage:
         )
         return tuple(_time_and_size(file) for file in files)
 
-    def _render(self, stamp: tuple[tuple[int, int] | None, ...]) -> None:
-        began = self._clock()
-        self._runs = read_runs([folder.path for folder in self._folders])
-        self._page = render(self._runs, all_sections(self._runs), nonce=self.nonce)
-        self._rendered = stamp
-        self.num_renders += 1
-        self._not_before = self._clock() + max(_REST_S, _REST * (self._clock() - began))
+    def _read(self) -> None:
+        with self._reading.turn():
+            stamp = self._stamp()
+            self._runs = read_runs([folder.path for folder in self._folders])
+            self._stamp_read = stamp
+
+    def _draw(self) -> None:
+        with self._drawing.turn():
+            self._page = render(self._runs, all_sections(self._runs), nonce=self.nonce)
+            self._stamp_drawn = self._stamp_read
+            self.num_drawn += 1
 
     def _runs_now(self) -> list[RunData]:
         """The runs, with the time that has passed since their last step."""
@@ -114,6 +123,35 @@ class LivePage:
             else run
             for run, folder in zip(self._runs, self._folders, strict=True)
         ]
+
+
+class _Turns:
+    """Turns of some work that leave most of the time to others: after each comes a rest ten times as long.
+
+    Args:
+        clock: returns the time in seconds.
+        rest_s: the shortest rest.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, rest_s: float) -> None:
+        self._clock = clock
+        self._rest_s = rest_s
+        self._rested = -math.inf  # the time when the last rest ends
+
+    @property
+    def due(self) -> bool:
+        """Whether the rest is over."""
+        return self._clock() >= self._rested
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Context of one turn."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            ended = self._clock()
+            self._rested = ended + max(self._rest_s, _REST * (ended - began))
 
 
 def _time_and_size(file: Path) -> tuple[int, int] | None:
@@ -126,22 +164,20 @@ def _time_and_size(file: Path) -> tuple[int, int] | None:
 
 def _now(run: RunData, folder: RunFolder) -> RunNow:
     """What the run does at present, and its last failures."""
-    total = run.config.get("num_steps")
+    total, present = run.config.get("num_steps"), Present.read(folder)
     of = f" of {total:,}" if total else ""
-    present = Present.read(folder)
-    lines = [f"{run.num_steps:,} steps{of} done"]
+    facts: dict[str, str] = {}
     if present is not None or run.status == "under way":
-        lines = [f"step {run.num_steps + 1:,}{of}" if run.num_steps else f"before the end of step 1{of}"]
-        if present is not None:
-            work = ", ".join(name.replace("_", " ") for name in present.phases) or "no phase of a step under way"
-            lines.append(f"{work} (since {_clock_time(present.since_s)})")
-    if recent := [row["time/step_s"] for row in run.rows[-_LONG_STEPS:] if row.get("time/step_s")]:
-        lines.append(f"a step takes {short_duration(sum(recent) / len(recent))}")
-    if folder.metrics.exists() and run.num_steps:
-        lines.append(f"the last one ended at {_clock_time(folder.metrics.stat().st_mtime)}")
-    if failures := run.last("faults/total"):
-        lines.append(f"{failures:,.0f} failures recovered from")
-    return RunNow(name=run.name, status=run.status, lines=lines, failures=last_failures(folder.ray_log))
+        facts["present step"] = f"{run.num_steps + 1:,}{of}" if run.num_steps else f"1{of}, or before it"
+    if present is not None:
+        facts["at work"] = ", ".join(name.replace("_", " ") for name in present.phases) or "no phase of a step"
+        facts["since"] = _clock_time(present.since_s)
+    if run.num_steps and folder.metrics.exists():
+        facts[f"step {run.num_steps:,} ended"] = _clock_time(folder.metrics.stat().st_mtime)
+    if recent := [row["time/step_s"] for row in run.rows[-_LATEST_STEPS:] if row.get("time/step_s")]:
+        facts["a step takes"] = short_duration(sum(recent) / len(recent))
+    facts["failures recovered from"] = f"{run.last('faults/total') or 0:,.0f}"
+    return RunNow(name=run.name, status=run.status, facts=facts, failures=last_failures(folder.ray_log))
 
 
 def last_failures(log: Path, *, number: int = _NUM_FAILURES) -> list[str]:
@@ -154,11 +190,14 @@ def last_failures(log: Path, *, number: int = _NUM_FAILURES) -> list[str]:
         return []
     mark = f" {details.name}: "
     found = [(line[:19], line.split(mark, 1)[1]) for line in lines if mark in line]
-    return [f"{when} {in_short(cause)}" for when, cause in found[-number:]][::-1]
+    return [f"{when} {shorten(in_short(cause), _MAX_FAILURE, placeholder=' ...')}" for when, cause in found[-number:]][
+        ::-1
+    ]
 
 
 def _clock_time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M:%S UTC")
+    """In this machine's zone, as in ray.log."""
+    return datetime.fromtimestamp(seconds).strftime("%H:%M:%S")
 
 
 class _Handler(BaseHTTPRequestHandler):

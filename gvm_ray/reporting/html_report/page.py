@@ -286,7 +286,7 @@ def render_now(runs: Sequence[Any], *, damage: str) -> str:
     """Render what is told of the runs above their figures.
 
     Args:
-        runs: each with name, status, lines and failures.
+        runs: each with name, status, facts and failures.
         damage: the reason why the figures can't be brought up to date; empty if they can.
     """
     return _environment().get_template("now.html.jinja").render(runs=runs, damage=damage)

@@ -49,7 +49,7 @@ def refusal(*arguments: str) -> str:
         ["--help"],
         *(
             [name, "--help"]
-            for name in ("train", "eval", "report", "data", "compare", "estimator", "bench", "settings")
+            for name in ("train", "eval", "report", "data", "compare", "estimator", "bench", "doctor", "settings")
         ),
     ],
 )

@@ -102,18 +102,20 @@ def try_path(*, limit_s: float, engine: str = "auto") -> Iterator[Finding]:
     """
     with tempfile.TemporaryDirectory(prefix="gvm-ray-doctor-") as name:
         folder, end = Path(name), time.monotonic() + limit_s
-        kind = resolve_engine(_run(folder, {}, engine=engine).engine)
+        kind = resolve_engine(small_run(folder, {"engine": {"type": engine}}).engine)
         wanted = plans(kind, num_gpus=_num_gpus())
-        with connected(_run(folder, wanted[0].settings, engine=kind), ray_log=folder / "ray.log"):
+        with connected(trial_run(folder, wanted[0], engine=kind), ray_log=folder / "ray.log"):
             for plan in wanted:
                 if plan.obstacle:
                     yield from (not_applicable(subject, plan.obstacle) for subject in plan.subjects)
                 else:
-                    yield from _try(plan, _run(folder, plan.settings, engine=kind), end=end, limit_s=limit_s)
+                    yield from _try(plan, trial_run(folder, plan, engine=kind), end=end, limit_s=limit_s)
 
 
-def _run(folder: Path, settings: Mapping[str, Any], *, engine: str) -> RunConfig:
-    return small_run(folder, merged(_SETTINGS, merged({"engine": {"type": engine, "enforce_eager": True}}, settings)))
+def trial_run(folder: Path, plan: Plan, *, engine: EngineKind) -> RunConfig:
+    """The settings of a trial, in a folder of its own."""
+    of_plan = {"engine": {"type": engine, "enforce_eager": True}, "weight_sync": {"transfer": plan.transfer}}
+    return small_run(folder, merged(_SETTINGS, merged(of_plan, plan.settings)))
 
 
 def _num_gpus() -> int:

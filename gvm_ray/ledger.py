@@ -92,11 +92,13 @@ class RolloutLedger:
         """Remove and return the outcomes to train on for these prompts."""
         for prompt in prompts:
             self.num_samples.pop(prompt.prompt_id, None)
-        return [outcome for prompt in prompts for outcome in self.kept.pop(prompt.prompt_id, [])]
+        outcomes = [outcome for prompt in prompts for outcome in self.kept.pop(prompt.prompt_id, [])]
+        self.costs["cost/trained_tokens"] += sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
+        return outcomes
 
     def take_costs(self) -> dict[str, float]:
         """The costs since the last call: `cost/generated_samples|generated_tokens|pilot_tokens|refilled_samples|
-        prefill_tokens`."""
+        prefill_tokens|prompt_tokens|trained_tokens`; a request's samples share their prompt's tokens."""
         costs, self.costs = self.costs, Counter()
         return {name: float(value) for name, value in costs.items()}
 
@@ -104,6 +106,7 @@ class RolloutLedger:
         """A request for `count` more samples of a prompt."""
         first = self.num_samples.get(prompt.prompt_id, 0)
         self.num_samples[prompt.prompt_id] = first + count
+        self.costs["cost/prompt_tokens"] += len(prompt.token_ids)
         indices = tuple(range(first, first + count))
         seeds = tuple(
             sample_seed(self.run_seed, step=step, prompt_id=prompt.prompt_id, sample_index=index) for index in indices

@@ -256,17 +256,17 @@ async def evaluation(
     *,
     is_last: bool,
 ) -> Metrics:
-    """Evaluate a step's new policy, every `evaluation.every_steps` steps and after the last one.
+    """Evaluate a step's new policy, where one is due by `config.evaluation` and after the last step.
 
     Returns no metrics if none is due, or if it runs beside the next steps and logs its own.
     """
-    if not is_last and weights.policy_version % config.evaluation.every_steps:
+    if not is_last and not config.evaluation.is_due(weights.policy_version):
         return {}
     if system.beside is not None and not is_last:
         await system.beside.begin(weights.policy_version - 1, weights, background)
         return {}
     await publishing
-    return await system.evaluator.evaluate()
+    return await system.evaluator.evaluate(weights.policy_version)
 
 
 async def checkpoint_state(

@@ -25,6 +25,8 @@ STEP_METRICS = {  # in every step's row
     "cost/generated_samples": "samples generated so far, pilots included",
     "cost/generated_tokens": "tokens generated so far, pilots included",
     "cost/charged_tokens": "tokens charged so far: generated ones, and the prefilled ones at their price",
+    "cost/prompt_tokens": "tokens so far of the prompts sampled, once a request",
+    "cost/trained_tokens": "tokens generated so far that were handed to the learner",
     "cost/optimizer_updates": "optimizer updates so far",
     "cost/refilled_samples": "samples so far that had no reward and were drawn again",
     "samples/unscored": "samples of the step without a reward",

@@ -230,8 +230,9 @@ class Learners(Protocol):
 class Evaluator(Protocol):
     """Held-out accuracy of the policy that the generators hold."""
 
-    async def evaluate(self) -> Metrics:
-        """Metrics under `eval/`, with `eval/accuracy` among them; empty if there are no prompts to evaluate on."""
+    async def evaluate(self, policy_version: int) -> Metrics:
+        """Metrics under `eval/` of the policy with this version, with `eval/accuracy` among them; empty if there are no
+        prompts to evaluate on."""
         ...
 
 

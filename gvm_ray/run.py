@@ -20,6 +20,7 @@ from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_sett
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
+from gvm_ray.evaluation.evaluator import AcceptRates, HeldOutEvaluator
 from gvm_ray.exceptions import CheckpointError, DataError
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.loop import StepResult, is_over
@@ -43,7 +44,7 @@ from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.resources import Threads
 from gvm_ray.rewards.votes import merged_votes
 from gvm_ray.stop_request import StopRequest
-from gvm_ray.system import Launched, launched, make_evaluator, start_pools
+from gvm_ray.system import Launched, launched, make_evaluator, start_pools, trial_of_base
 from gvm_ray.types import CheckpointState
 
 Result = TypeVar("Result")
@@ -291,7 +292,8 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
             log=reporter,
             stop=job.stop,
         ) as run:
-            base_accuracy = await _base_accuracy(run, folder, reporter)
+            trial = trial_of_base(config, prepared, run.evaluator)
+            base_accuracy = await _base_accuracy(run, trial, folder, reporter)
             yield None
             context.clock.restart()
             async with aclosing(run_loop(run.system, config, start=run.start)) as results:
@@ -304,10 +306,12 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
     job.summary = _close(folder, run.start, base_accuracy)
 
 
-async def _base_accuracy(run: Launched, folder: RunFolder, reporter: Reporter) -> float | None:
-    """Accuracy of the starting policy, if known: measured at step 0, and read from the folder by a resumed run."""
+async def _base_accuracy(run: Launched, trial: HeldOutEvaluator, folder: RunFolder, reporter: Reporter) -> float | None:
+    """Accuracy of the starting policy, if known: measured at step 0, and read from the folder by a resumed run. At step
+    0 also print its accept rates in a trial on training prompts."""
     if run.start.step == 0:
-        reporter.log_base_evaluation(await run.evaluator.evaluate())
+        rates = AcceptRates.of(await trial.sample(), accept_threshold=trial.accept_threshold)
+        reporter.log_base_evaluation(await run.evaluator.evaluate(0), notes=rates.lines())
     return folder.read_base_accuracy()
 
 

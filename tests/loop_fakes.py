@@ -188,7 +188,7 @@ class AsyncAllocator:
 class FakeEvaluator:
     """Always half right."""
 
-    async def evaluate(self) -> Metrics:
+    async def evaluate(self, policy_version: int) -> Metrics:
         return {"eval/accuracy": 0.5}
 
 

@@ -192,7 +192,7 @@ class _RankServer:
             return self._store(policy_version)
         evaluation = setup.config.evaluation  # its own generators take no part in the transfer, and need this version
         stored = None
-        if evaluation.num_generators and policy_version % evaluation.every_steps == 0:
+        if evaluation.num_generators and evaluation.is_due(policy_version):
             stored = self._store(policy_version)
         location = LiveWeights(transfer=setup.transfer, buckets=stored.location if stored else ())
         return WeightsRef(policy_version=policy_version, location=location)

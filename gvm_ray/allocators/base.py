@@ -96,7 +96,10 @@ class Needs:
 
     candidates: int  # prompts in a step's `Step`; an allocator that doesn't select samples all of them
     states: PromptStates | None = None  # hidden states of the candidates, or their input embeddings
-    training_norms: bool = False  # gradient norms of every sample, measured in training
+    training_norms: bool = False  # gradient norms of samples, measured in training
+    # Where responses share their prompts in training: the samples of each prompt that are measured, of those with a
+    # positive advantage and of those with a negative one. None = all, for which no prompt is shared.
+    norm_samples: int | None = None
     pilot_norms: GradientParameters | None = None  # parameters whose gradient norm is measured for each pilot
     block_steps: int = 1  # steps that share one allocation
 

@@ -75,11 +75,17 @@ class _PredictiveConfig(AllocatorConfig):
     states: OptionalPromptStates = PromptStatesConfig()
     predictor: PredictorConfig = PredictorConfig()
     training_gradient_norms: bool = True
+    # A measured sample needs its own copy of its prompt. Where the learner lets responses share prompts, so many of a
+    # prompt's accepted samples, and of its rejected ones, are measured; "all" measures all and shares no prompt.
+    norm_samples: Count | Literal["all"] = 1
 
     def needs(self, run: RunShape) -> Needs:
         """Candidates, hidden states to predict from, and gradient norms from training."""
         return Needs(
-            candidates=self.num_candidates(run), states=self.states, training_norms=self.training_gradient_norms
+            candidates=self.num_candidates(run),
+            states=self.states,
+            training_norms=self.training_gradient_norms,
+            norm_samples=None if self.norm_samples == "all" else self.norm_samples,
         )
 
     def num_candidates(self, run: RunShape) -> int:

@@ -47,6 +47,33 @@ class ArmConfig(VariantConfig):
         return self.algorithms is None or algorithm in self.algorithms
 
 
+class PriceConfig(Settings):
+    """Prices of a machine, in microseconds a token: what a curve costs in seconds."""
+
+    decode_us: NonNegative  # a generated token
+    prefill_us: NonNegative  # a prompt's token that is read, of a sampled prompt (once a request) or of a candidate
+    learner_us: NonNegative  # a token that is trained on; a request's samples share their prompt
+    source: str = ""  # of the prices, for the table's legend
+
+
+# The arena's models of 0.6 M parameters on one thread, medians over the shipped runs.
+_CPU = PriceConfig(
+    decode_us=170.0,
+    prefill_us=73.0,
+    learner_us=230.0,
+    source="a model of 0.6 M parameters on one CPU thread, medians over the shipped runs, on a machine that did other work too",
+)
+# Requests of 128 tokens with answers of 2048 (22,714 tokens/s), and of 2048 with 128 (3,450), give two equations. The
+# learner does a forward pass for the old log-probs and an update: 8 FLOPs a parameter, at 400 TFLOPS.
+_H100 = PriceConfig(
+    decode_us=43.0,
+    prefill_us=15.4,
+    learner_us=160.0,
+    source="a model of 8 B parameters on an H100: TensorRT-LLM 1.0's published throughput of Llama 3.1 8B in FP8 "
+    "(nvidia.github.io/TensorRT-LLM, performance overview), and 400 TFLOPS in training (Llama 3, arXiv 2407.21783)",
+)
+
+
 class ComparisonConfig(Settings):
     """A whole comparison. Exploration and confirmation use different seeds, and may use different tests."""
 
@@ -55,6 +82,8 @@ class ComparisonConfig(Settings):
     results_dir: str | None = None  # tables, plots and CSV files, relative to this file; none = with the runs
     token_budget: Count  # charged tokens after which every run ends
     prefill_price: NonNegative  # cost of a prefilled candidate token, in generated tokens: measure it
+    # Machines whose prices turn tokens into seconds in the tables.
+    prices: dict[Name, PriceConfig] = Field(default_factory=lambda: {"cpu": _CPU, "h100": _H100})
     baseline: str = "uniform"
     highlighted: str | None = None  # an arm that the plots emphasise
     exploration_seeds: tuple[NonNegativeCount, ...] = (0, 1, 2)

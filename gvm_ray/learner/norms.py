@@ -14,7 +14,7 @@ from torch import Tensor
 from gvm_ray.learner.policy import PolicyModule, looked_up_gradients, reshard, sample_gradient_norms
 from gvm_ray.learner.sequences import BatchLayout, SequenceBatch, TrainSample, prompt_samples
 from gvm_ray.maths.gradient_norms import embedding_gradient_square_norms
-from gvm_ray.types import Float64Array, FloatArray, GradientParameters, IntArray, Pooling
+from gvm_ray.types import BoolArray, Float64Array, FloatArray, GradientParameters, IntArray, Pooling, TrainBatch
 
 
 class PolicyMeasurements:
@@ -77,15 +77,36 @@ class PolicyMeasurements:
         return values.cpu().numpy()
 
 
+def measured_samples(batch: TrainBatch, *, per_class: int | None) -> BoolArray:
+    """[N] True for the samples of a batch, group after group, whose gradient norms are measured in training.
+
+    These are the first `per_class` of each group's samples with a positive advantage, and as many with a negative one;
+    all samples if it is None. The order of a prompt's samples says nothing about them.
+    """
+    measured = [np.zeros(len(group.advantages), dtype=np.bool_) for group in batch.groups]
+    for group, chosen in zip(batch.groups, measured, strict=True):
+        for members in (group.advantages > 0, group.advantages < 0):
+            chosen[np.flatnonzero(members)[:per_class]] = True
+        if per_class is None:
+            chosen[:] = True
+    return np.concatenate([*measured, np.zeros(0, dtype=np.bool_)])
+
+
 class TrainingGradientNorms:
-    """Collects the norms of the N samples of one update, over its micro-batches and then over the ranks.
+    """Collects the norms of some of the N samples of one update, over its micro-batches and then over the ranks.
 
     With tied embeddings the norm is that of the input's part of the gradient, without the output head's.
+
+    Args:
+        policy: the sharded policy.
+        measured: [N] True for the samples to measure, each of which needs its own copy of its prompt.
+        device: of the policy.
     """
 
-    def __init__(self, policy: PolicyModule, *, num_samples: int, device: torch.device) -> None:
+    def __init__(self, policy: PolicyModule, *, measured: BoolArray, device: torch.device) -> None:
         self._embedding = policy.causal_lm.get_input_embeddings()
-        self._square_norms = torch.zeros(num_samples, dtype=torch.float64, device=device)
+        self.measured = measured
+        self._square_norms = torch.zeros(len(measured), dtype=torch.float64, device=device)
 
     @contextmanager
     def collected(self, indices: NDArray[np.int64], batch: SequenceBatch) -> Iterator[None]:
@@ -107,9 +128,11 @@ class TrainingGradientNorms:
             handle.remove()
 
     def reduce(self, factors: Float64Array) -> Float64Array:
-        """[N] norms, each divided by the absolute value of what multiplied the sample's loss; NaN where that was 0.
+        """[N] norms, each divided by the absolute value of what multiplied the sample's loss; NaN where that was 0, and
+        where none was measured.
 
         A collective call.
         """
         dist.all_reduce(self._square_norms)
-        return self._square_norms.sqrt().cpu().numpy() / np.where(factors == 0, np.nan, np.abs(factors))
+        known = self.measured & (factors != 0)
+        return self._square_norms.sqrt().cpu().numpy() / np.where(known, np.abs(factors), np.nan)

@@ -197,8 +197,13 @@ class Reporter:
             self._bar.update()
         return numbers
 
-    def log_base_evaluation(self, metrics: Metrics) -> None:
-        """Write the evaluation of the starting policy, which a resumed run reads; empty if there is no evaluation."""
+    def log_base_evaluation(self, metrics: Metrics, *, notes: Sequence[str] = ()) -> None:
+        """Write the evaluation of the starting policy, which a resumed run reads; empty if there is no evaluation.
+
+        Notes are lines about that policy, printed before it.
+        """
+        for note in notes:
+            self._print_line(note)
         self._folder.base_evaluation.write_text(json_text(metrics) + "\n", encoding="utf-8")
         if metrics:
             self._print_line(f"base held-out accuracy {accuracy_text(metrics['eval/accuracy'])}")

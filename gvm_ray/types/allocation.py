@@ -46,7 +46,8 @@ class Counts(Mapping[str, int]):
     def sampled(self) -> Iterator[tuple[str, int]]:
         """(prompt_id, n) of the prompts that get samples, in order."""
         rows = np.flatnonzero(self.sizes)
-        return ((self.ids[row], n) for row, n in zip(rows.tolist(), self.sizes[rows].tolist(), strict=True))
+        sizes: list[int] = self.sizes[rows].tolist()
+        return ((self.ids[row], n) for row, n in zip(rows.tolist(), sizes, strict=True))
 
     def at(self, ids: Sequence[str]) -> IndexArray:
         """n of these prompts, 0 for one that isn't here."""

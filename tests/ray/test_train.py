@@ -212,7 +212,7 @@ def test_resuming_what_never_began_is_refused(tmp_path: Path) -> None:
 
 
 # --- no signal --------------------------------------------------------------------------------------------------------
-def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path) -> None:
+def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = runs_dir / "unanswerable.jsonl"
     data.write_text("".join(json.dumps({"problem": f"{i}+1=", "answer": "never"}) + "\n" for i in range(8)))
     source = {"type": "file", "path": str(data)}
@@ -221,6 +221,9 @@ def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path) -> None:
             runs_dir, name="unanswerable", num_steps=2, warm_start=None, prompts__train=source, prompts__eval=None
         )
     )
+    before_the_steps = capsys.readouterr().out.partition("step 1/2")[0]
+    assert "base accept rates of 8 training prompts, 48 samples: mean 0.000  |  0: 8  below .25: 0" in before_the_steps
+    assert "the base solves none of these training prompts" in before_the_steps
     folder = RunFolder(runs_dir / "unanswerable")
     for row in read_rows(folder.metrics):
         assert row["reward/mean"] == 0

@@ -73,7 +73,7 @@ def test_log_probs_agree(engine: Engine, policy: PolicyModule, weights: Weights,
     expected = learner_logprobs(policy, groups)
     for completion, logprobs in zip((c for each in groups for c in each.completions), expected, strict=True):
         np.testing.assert_allclose(completion.logprobs, logprobs, atol=1e-4)
-    assert len({c.text for each in groups for c in each.completions}) == 6
+    assert len({c.text for each in groups for c in each.completions}) > 2  # of 6: sampled, not greedy
 
 
 def test_the_end_of_a_turn_ends_a_response_and_is_learned(

@@ -50,14 +50,14 @@ class ManyTests:
     tests: Mapping[str, HeldOutEvaluator]
     log: "CurveLog"
 
-    async def evaluate(self) -> Metrics:
+    async def evaluate(self, policy_version: int) -> Metrics:
         """Evaluate all tests, and return `eval/accuracy/<test>` of each.
 
         Raises:
             SystemFailure: no sample of a test was scored, so there is nothing to compare.
         """
         with self.log.apart():
-            values = {name: (await test.evaluate())["eval/accuracy"] for name, test in self.tests.items()}
+            values = {name: (await test.evaluate(policy_version))["eval/accuracy"] for name, test in self.tests.items()}
         for name, value in values.items():
             if math.isnan(value):
                 raise SystemFailure(f"none of the samples of test {name!r} was scored; the reward actors' log says why")
@@ -111,6 +111,9 @@ class CurveLog:
                     generated_tokens=int(metrics.get("cost/generated_tokens", 0)),
                     charged_tokens=metrics.get("cost/charged_tokens", 0.0),
                     seconds=max(self.clock.elapsed - self._apart_s["all"], 0.0),
+                    prefill_tokens=int(metrics.get("cost/prefill_tokens", 0)),
+                    prompt_tokens=int(metrics.get("cost/prompt_tokens", 0)),
+                    trained_tokens=int(metrics.get("cost/trained_tokens", 0)),
                     accuracy=accuracy,
                 )
             )
@@ -243,7 +246,7 @@ class Slot:
                 embeddings=embeddings_of(prepared.base),
             )
             warm.clock.restart()
-            log.add(0, await evaluator.evaluate())
+            log.add(0, await evaluator.evaluate(0))
             await drain(train(system, config, start=_START))
         finally:
             allocator.close()

@@ -13,6 +13,7 @@ from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.lab.estimator.moments import SampleSizes
 from gvm_ray.lab.estimator.pool import SamplePool
+from gvm_ray.learner.norms import measured_samples
 from gvm_ray.types import Allocation, EstimatorTerms, Float64Array, GroupOutcome, IndexArray, TrainBatch, TrainedNorms
 
 
@@ -149,14 +150,18 @@ class _ArmSteps:
         return outcomes
 
     def _trained_norms(self, batch: TrainBatch) -> Sequence[TrainedNorms]:
-        """The norms that training on the batch would measure."""
+        """The norms that training on the batch would measure with shared prompts."""
+        measured = measured_samples(batch, per_class=self._config.needs.norm_samples)
+        ends = np.cumsum([len(group.advantages) for group in batch.groups])[:-1]
         return [
             TrainedNorms(
                 prompt_id=group.prompt_id,
                 positive=group.advantages > 0,
                 norms=np.where(
-                    group.advantages != 0, self._pool.training_norms[group.ref.ref[group.sample_indices]], np.nan
+                    chosen & (group.advantages != 0),
+                    self._pool.training_norms[group.ref.ref[group.sample_indices]],
+                    np.nan,
                 ),
             )
-            for group in batch.groups
+            for group, chosen in zip(batch.groups, np.split(measured, ends), strict=False)  # one part of no groups
         ]

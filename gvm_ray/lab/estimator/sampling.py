@@ -32,7 +32,7 @@ from gvm_ray.prompt_states import EmbeddingStates
 from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.rewards.sandbox import Scored
 from gvm_ray.system import embeddings_of
-from gvm_ray.tasks.prompt_set import demonstrations
+from gvm_ray.tasks.demonstrations import demonstrations
 from gvm_ray.types import (
     Completion,
     Float64Array,
@@ -57,11 +57,12 @@ def warm_started_path(config: RunConfig, prepared: Prepared, *, say: Say) -> str
     if warm_start is None or target is None:
         return prepared.base.path
     examples = demonstrations(
-        config.prompts,
+        config.demonstrated,
         prepared.tokenizer,
         num=warm_start.num_demonstrations,
         seed=warm_start.seed,
         end_token_ids=prepared.end_token_ids,
+        source_name=config.demonstration_source,
     )
     batches = demonstration_batches(
         len(examples), batch_size=warm_start.batch_size, num_updates=warm_start.num_updates, seed=warm_start.seed

@@ -180,7 +180,7 @@ class SimulatedParts:
 class NoEvaluation:
     """An evaluator (protocol `Evaluator`) that returns nothing: there is no policy to evaluate."""
 
-    async def evaluate(self) -> Metrics:
+    async def evaluate(self, policy_version: int) -> Metrics:
         return {}
 
 

@@ -12,7 +12,7 @@ from gvm_ray.cli import main
 from gvm_ray.lab.doctor import machine
 from gvm_ray.lab.doctor.cluster import judge_nodes
 from gvm_ray.lab.doctor.findings import Finding, examine, printable, right, wrong
-from gvm_ray.lab.doctor.machine import disk, shared_memory, torch_on_gpus, unmet_requirements, vllm_build
+from gvm_ray.lab.doctor.machine import disk, no_gpus, shared_memory, torch_on_gpus, unmet_requirements, vllm_build
 from gvm_ray.lab.doctor.rewards import check_rewards, judge_rewards
 from gvm_ray.lab.doctor.trial import Measured, judge_sleep, judge_weights, plans
 from gvm_ray.resources import GPU
@@ -109,6 +109,21 @@ def test_whether_torch_computes_is_tried_in_a_process_of_its_own(monkeypatch: py
     assert "install a driver for CUDA 13.0 or newer" in found.text
     assert torch_on_gpus([H100, H100], program="print(2)").text.endswith("computes on each")
     assert torch_on_gpus([H100, H100], program="print(1)").text.endswith("computes on 1 of 2 (CUDA_VISIBLE_DEVICES)")
+
+
+def test_a_gpu_that_the_driver_doesnt_name_is_wrong(tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
+    program.chmod(0o755)
+    assert no_gpus(program=None, has_device=False).state == "not applicable"
+    assert "NVIDIA_DRIVER_CAPABILITIES" in no_gpus(program=None, has_device=True).text
+    for has_device in (False, True):
+        found = no_gpus(program=str(program), has_device=has_device)
+        assert found.state == "WRONG"
+        assert "Driver/library version mismatch; mend the driver" in found.text
+    program.write_text("#!/bin/sh\necho 'No devices were found'\n")
+    assert no_gpus(program=str(program), has_device=False).state == "not applicable"
+    assert no_gpus(program=str(program), has_device=True).state == "WRONG"
 
 
 def test_without_a_gpu_the_real_program_finds_none() -> None:

@@ -134,9 +134,9 @@ def check_gpus() -> Iterator[Finding]:
     gpus = find_gpus()
     engine = resolve_engine(EngineConfig())
     if not gpus:
-        reason = "nvidia-smi is not there or finds no GPU: learners and engines compute on the CPU"
-        for subject in ("GPUs", "PyTorch on the GPUs", "NCCL", "flash-attn"):
-            yield not_applicable(subject, reason if subject == "GPUs" else "no GPU")
+        yield no_gpus(program=shutil.which("nvidia-smi"), has_device=Path("/dev/nvidia0").exists())
+        for subject in ("PyTorch on the GPUs", "NCCL", "flash-attn"):
+            yield not_applicable(subject, "no GPU")
         yield vllm_build(engine, gpus=gpus, build=_vllm_build())
         return
     names = ", ".join(f"{gpu.name} ({_gib(gpu.num_bytes)}, {_gib(gpu.used_bytes)} in use)" for gpu in gpus)
@@ -145,6 +145,26 @@ def check_gpus() -> Iterator[Finding]:
     yield _nccl(gpus)
     yield vllm_build(engine, gpus=gpus, build=_vllm_build())
     yield _flash_attn()
+
+
+def no_gpus(*, program: str | None, has_device: bool) -> Finding:
+    """Whether a machine on which the driver names no GPU should have one.
+
+    Args:
+        program: the path of nvidia-smi; None if there is none.
+        has_device: whether the system has a GPU's device file.
+    """
+    if program is None and not has_device:
+        return not_applicable("GPUs", "neither nvidia-smi nor a GPU's device file: everything computes on the CPU")
+    if program is None:
+        remedy = "start the container with --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        return wrong("GPUs", "there is /dev/nvidia0, and no nvidia-smi to tell what it is", remedy=remedy)
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=_COMPUTE_S)
+    said = " ".join((done.stdout + done.stderr).split())[:300] or f"exit code {done.returncode}"
+    if not has_device and not done.returncode:
+        return not_applicable("GPUs", f"nvidia-smi finds none ({said})")
+    remedy = "mend the driver (after an update of it often: restart the machine), or give the container its GPUs"
+    return wrong("GPUs", f"nvidia-smi names no GPU: {said}", remedy=remedy)
 
 
 def torch_on_gpus(gpus: Sequence[GPU], *, program: str = _COMPUTE) -> Finding:

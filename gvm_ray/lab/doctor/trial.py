@@ -27,6 +27,7 @@ from gvm_ray.types import EstimatorTerms, SampleRequest, SamplingParameters, Tra
 _AGREE = 5e-3  # nats a token; rounding of float32 on two devices stays below it
 _MOVED = 10 * _AGREE  # nats a token by which an update must change log-probs, for old weights to be noticed
 _MIN_FREED = 2**30
+_NAMES_S = 60.0  # for the names of killed actors to be free again
 _NUM_PROMPTS, _NUM_SAMPLES = 8, 8
 _SETTINGS: Mapping[str, Any] = {
     "name": "doctor",
@@ -157,7 +158,7 @@ async def _measure(plan: Plan, config: RunConfig, prepared: Prepared, *, run_dir
         second = await _batch(parts, config, prepared)
         result = await parts.learners.update(replace(second, step=2))
         measured = Measured(*differences, result.metrics["logprob_difference/mean"], freed_bytes=freed)
-    await names_are_free(timeout_s=config.deadlines.sync_s)
+    await names_are_free(timeout_s=_NAMES_S)
     return measured
 
 

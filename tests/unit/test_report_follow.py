@@ -132,9 +132,9 @@ def test_figures_are_drawn_anew_only_for_new_files_and_after_a_rest(tmp_path: Pa
     hand.now += 60
     page.text()
     assert page.num_drawn == 1
-    row = {"step": 2, "reward/mean": 1.0}
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps({**row, "step": 2}) + "\n")
     assert b"<dd>4 of 6</dd>" in page.text()  # the number at once
     assert page.num_drawn == 2
     with (folder / "metrics.jsonl").open("a") as file:
@@ -203,7 +203,10 @@ def test_a_damaged_file_says_nothing(tmp_path: Path, text: str) -> None:
 
 # --- the command ------------------------------------------------------------------------------------------------------
 def test_the_command_serves_until_an_interrupt(run: Path) -> None:
-    program = "import sys; from gvm_ray.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = (  # a process that a shell has put into the background has no handler
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from gvm_ray.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", program, "report", str(run), "--follow"], stdout=subprocess.PIPE, text=True
     ) as process:

@@ -34,6 +34,7 @@ from gvm_ray.protocols import (
     RolloutPools,
     StepLog,
 )
+from gvm_ray.step_metrics import step_metrics
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.types import (
     CheckpointState,
@@ -187,10 +188,12 @@ async def scored_batch(
     report = await system.allocator.report(step=step)
     batch = system.algorithm.build_batch(outcomes, step=step, terms=report.estimator)
     staleness = staleness_metrics(outcomes, step=step, max_staleness=config.max_staleness)
+    threshold = config.rewards.accept_threshold
+    metrics, arrays = step_metrics(outcomes, batch=batch, terms=report.estimator, accept_threshold=threshold)
     return ScoredBatch(
         batch=batch,
-        metrics={**batch.metrics, **report.metrics, **staleness, **turn_metrics(outcomes)},
-        histograms={**report.histograms, **sample_histograms(outcomes)},
+        metrics={**batch.metrics, **report.metrics, **metrics, **staleness, **turn_metrics(outcomes)},
+        histograms={**report.histograms, **arrays, **sample_histograms(outcomes)},
         texts=await system.texts.of(outcomes, step=step),
         costs=ledger.take_costs(),
         cursor=step_prompts.cursor,

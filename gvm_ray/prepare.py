@@ -67,6 +67,7 @@ class Prepared:
     end_token_ids: frozenset[int] = frozenset()  # each of them ends a response
     transfer: WeightTransfer = "object_store"
     left_out_of_export: tuple[str, ...] = ()  # generation settings that contradict others
+    changing_options: tuple[str, ...] = ()  # of the engine, which change the distribution that it samples from
 
     @property
     def model(self) -> ModelSpec:
@@ -127,6 +128,7 @@ def prepare(
         max_model_len=max_model_len,
         transfer=transfer,
         left_out_of_export=left_out,
+        changing_options=tuple(config.engine.vllm.changing_given),
     )
 
 
@@ -301,6 +303,11 @@ def report_lines(prepared: Prepared) -> Sequence[str]:
         *([] if prepared.rationales is None else prepared.rationales.lines("warm start")),
         f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),
         f"engine {prepared.engine_kind}, weights by {prepared.transfer}",
+        *(
+            f"{option} changes the distribution that samples come from: importance weights correct for it, and "
+            "logprob_difference/mean shows by how much"
+            for option in prepared.changing_options
+        ),
         *_left_out_lines(prepared),
     ]
 

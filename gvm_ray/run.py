@@ -29,10 +29,11 @@ from gvm_ray.phase_clock import PHASES
 from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines, with_date
 from gvm_ray.reporting import (
     Callback,
-    CallbackSink,
-    MetricsSink,
+    GuardedSinks,
     Reporter,
     RunFolder,
+    check_sinks,
+    create_sinks,
     read_steps,
     read_summary,
     summary_lines,
@@ -89,6 +90,7 @@ def opened(
     check_home(config)
     folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
     folder.check_start(resume=resume, overwrite=overwrite)
+    check_sinks(config)
     config = with_date(config, earlier=_kept_date(folder) if resume else None)
     job = Job(config, folder=folder, checkpoints=CheckpointFolder(folder=folder.checkpoints, config=config))
     job.callbacks = callbacks
@@ -109,12 +111,23 @@ def opened(
         _keep_origins(folder, run_origins(config, job.prepared.prompts), resume=resume)
         folder.save_config(config)
     print("\n".join(report_lines(job.prepared)), flush=True)
-    with connected(config, ray_log=folder.ray_log) as dashboard:
+    with _open_sinks(job), connected(config, ray_log=folder.ray_log) as dashboard:
         if dashboard:
             print(f"dashboard http://{dashboard} (`ray get-auth-token` prints its token)", flush=True)
         job.threads = find_threads(config)
         print(f"threads: {job.threads.rank} of a learner rank, {job.threads.generator} of a generator", flush=True)
         yield job
+
+
+@contextmanager
+def _open_sinks(job: "Job") -> Iterator[None]:
+    """Give the job its sinks, and close them at the end. They outlive a return to a checkpoint."""
+    gauges = [RayGaugeSink(run=job.config.name)] if job.config.reporting.ray_metrics else []
+    job.sinks = GuardedSinks([*gauges, *create_sinks(job.config, job.folder)])
+    try:
+        yield
+    finally:
+        job.sinks.close()
 
 
 def _kept_date(folder: RunFolder) -> date | None:
@@ -229,6 +242,7 @@ class Job:
     folder: RunFolder
     checkpoints: CheckpointFolder
     callbacks: Sequence[Callback] = ()
+    sinks: GuardedSinks | None = None  # destinations of the metrics besides the run's folder; None before the start
     prepared: Prepared | None = None  # None if the run has already ended
     restored: RestoredCheckpoint | None = None  # start of the next attempt
     threads: Threads = field(default_factory=Threads)  # kept over all attempts, so that they round alike
@@ -238,12 +252,6 @@ class Job:
 
     def __post_init__(self) -> None:
         self.failures = FailureLog(self.config.faults)
-
-    @property
-    def sinks(self) -> list[MetricsSink]:
-        """Destinations of the metrics besides the run's folder."""
-        gauges = [RayGaugeSink(run=self.config.name)] if self.config.reporting.ray_metrics else []
-        return [*gauges, *map(CallbackSink, self.callbacks)]
 
 
 async def steps(job: Job) -> AsyncGenerator[StepResult | None]:
@@ -279,7 +287,13 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
     with (
         PresentFile(folder, context.clock),
         Reporter(
-            config, folder.path, start_step=start_step, sinks=job.sinks, phases=context.clock, failures=job.failures
+            config,
+            folder.path,
+            start_step=start_step,
+            sinks=job.sinks,
+            callbacks=job.callbacks,
+            phases=context.clock,
+            failures=job.failures,
         ) as reporter,
     ):
         async with launched(

@@ -1,7 +1,7 @@
 """The driver of an allocation strategy: advances its generators round by round, and keeps counts and reports."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class _OpenStep:
     step: Step
     rounds: Rounds
     sizes: IndexArray  # [P] samples to train on, over the rounds so far
+    # prompt_id -> accept rate of the run's samples before the first of this step; NaN without any
+    earlier_rates: dict[str, float] = field(default_factory=dict)
 
 
 class AllocationDriver:
@@ -144,6 +146,9 @@ class AllocationDriver:
             return Allocation.empty()
         if allocation.trained_on:
             under_way.sizes = under_way.sizes + Counts.of(allocation.counts).at(under_way.step.ids)
+        earlier = under_way.earlier_rates
+        new = [id_ for id_, _ in Counts.of(allocation.counts).sampled() if id_ not in earlier]
+        earlier.update(zip(new, self.memory.accept_rates(new).tolist(), strict=True))
         self._open[number] = under_way
         return allocation
 
@@ -187,6 +192,7 @@ def _account(done: _OpenStep, report: Report) -> AllocationReport:
             num_prompts=sampled if report.num_prompts is None else report.num_prompts,
             accept_rates=report.accept_rates,
             pilots=report.pilots,
+            expected_rates=report.accept_rates or done.earlier_rates,
             baselines=report.baselines,
             scales=report.scales,
             prompt_weights=report.prompt_weights,

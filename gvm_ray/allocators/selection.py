@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gvm_ray.allocators.base import AllocatorConfig, GroupSize, Needs, RunShape, SmallestGroup
-from gvm_ray.settings import Count
+from gvm_ray.settings import Count, NonNegative
 from gvm_ray.types import Counts, GroupOutcome
 
 
@@ -63,8 +63,21 @@ def sample_indices(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[int, ...
     return indices
 
 
+class ZeroVarianceSettings(AllocatorConfig):
+    """Settings of allocators that drop groups of equal rewards, which train nothing under a group baseline."""
+
+    refill: bool  # true: other candidates replace dropped groups, at their own cost; false: the batch shrinks
+    max_batches: Count = 3  # budgets that a step costs at most with `refill`
+    tolerance: NonNegative = 0.0  # rewards of a group that differ by no more are equal
+
+    @property
+    def max_budget_factor(self) -> int:
+        """The budgets that refills may cost."""
+        return self.max_batches if self.refill else 1
+
+
 def reward_ranges(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[float, float]]:
-    """prompt_id -> lowest and highest reward of its scored samples; if they are equal, the group has zero variance."""
+    """prompt_id -> lowest and highest reward of its scored samples."""
     ranges: dict[str, tuple[float, float]] = {}
     for outcome in outcomes:
         rewards = outcome.rewards[outcome.scored]

@@ -1,6 +1,7 @@
 """`gvm-ray train`."""
 
 import argparse
+from pathlib import Path
 
 from gvm_ray.cli.options import Commands, add_configs
 from gvm_ray.config import RunConfig, load_config
@@ -18,6 +19,11 @@ def add_to(commands: Commands) -> None:
         action="store_true",
         help="check the settings, print what would run and the memory it needs, and stop",
     )
+    train.add_argument(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="upload the trained model to this repository of the Hugging Face Hub, which is made, private, if need be",
+    )
     train.set_defaults(run=_train)
 
 
@@ -29,9 +35,16 @@ def _train(options: argparse.Namespace) -> int:
         print("\n".join(plan.lines()))
         plan.check()
         return 0
+    from gvm_ray.model_hub import check_push, push_model
+
+    if options.push_to_hub is not None:
+        check_push(options.push_to_hub)
     from gvm_ray.run import train
 
     train(config, resume=options.resume, overwrite=options.overwrite)
+    if options.push_to_hub is not None:
+        model = Path(config.runs_dir) / config.name / "model"
+        print(f"model pushed: {push_model(model, options.push_to_hub)}", flush=True)
     return 0
 
 

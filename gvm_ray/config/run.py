@@ -1,7 +1,7 @@
 """The settings of a whole run."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,53 @@ class SamplingConfig(Settings):
     max_tokens: Count = 3072  # response tokens; longer responses are cut and count as truncated
 
 
+class VLLMConfig(Settings):
+    """Options that go to vLLM by the same names; none leaves vLLM's own default.
+
+    quantization, kv_cache_dtype and speculative_config make vLLM sample from another distribution than the learners
+    compute. They need the importance correction, and the metrics `logprob_difference/*` and `importance/*` show how far
+    the two are apart.
+    """
+
+    changing: ClassVar[tuple[str, ...]] = ("quantization", "kv_cache_dtype", "speculative_config")
+
+    # Of the engine's weights, each time that new ones arrive. Methods for files that are quantized already can't take
+    # the learners' weights.
+    quantization: (
+        Literal[
+            "fp8",
+            "fp8_per_tensor",
+            "fp8_per_block",
+            "fp8_per_channel",
+            "int8_per_channel_weight_only",
+            "mxfp8",
+            "nvfp4_per_token",
+        ]
+        | None
+    ) = None
+    kv_cache_dtype: Literal["bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head"] | None = None
+    speculative_config: dict[str, Any] | None = None  # not on a CPU, where its log-probs are wrong
+    attention_backend: str | None = None
+    block_size: Count | None = None  # tokens
+    max_num_batched_tokens: Count | None = None  # of one forward pass
+    async_scheduling: bool | None = None
+    performance_mode: Literal["balanced", "interactivity", "throughput"] | None = None
+    cpu_offload_gb: NonNegative | None = None  # of the weights, which then travel to the GPU in each pass
+    cudagraph_capture_sizes: tuple[Count, ...] | None = None
+    compilation_config: dict[str, Any] | None = None
+    disable_custom_all_reduce: bool | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that aren't none."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+    @property
+    def changing_given(self) -> list[str]:
+        """Names and values of the given options that change the distribution."""
+        return [f"engine.vllm.{name}={value!r}" for name, value in self.given.items() if name in self.changing]
+
+
 class EngineConfig(Settings):
     """The generator pool. `auto` takes vLLM where it is installed, else transformers, and prints the choice."""
 
@@ -56,6 +103,7 @@ class EngineConfig(Settings):
     # For samples in flight when new weights arrive (max_staleness > 0): "keep" continues them with the new weights from
     # the next token on, "finish" first completes them with the old weights. Every token records its weight version.
     in_flight: InFlightPolicy = "keep"
+    vllm: VLLMConfig = VLLMConfig()
 
     @model_validator(mode="after")
     def _has_a_gpu_for_each_part(self) -> "EngineConfig":
@@ -64,6 +112,20 @@ class EngineConfig(Settings):
             raise ValueError(
                 f"tensor_parallel_size={parts} needs as many GPUs per generator, but gpus_per_generator={gpus:g}; "
                 f"write gpus_per_generator={parts}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_for_vllm(self) -> "EngineConfig":
+        if self.type in ("transformers", "custom") and self.vllm.given:
+            raise ValueError(
+                f"[engine.vllm] has {', '.join(self.vllm.given)}, but type={self.type!r} isn't vLLM; write "
+                "type='vllm', or remove them"
+            )
+        if self.vllm.speculative_config is not None and not self.gpus_per_generator:
+            raise ValueError(
+                "[engine.vllm] has speculative_config, and on a CPU (gpus_per_generator=0) vLLM then returns log-probs "
+                "that aren't those of its samples; remove it, or write gpus_per_generator=1"
             )
         return self
 
@@ -135,11 +197,33 @@ class FaultsConfig(Settings):
     window_s: Positive = 3600.0
 
 
+class WandbConfig(Settings):
+    """Weights & Biases, by the extra `wandb`. A resumed run goes on as the same run there."""
+
+    project: str = "gvm-ray"
+    entity: str | None = None  # user or team; none = the account's default
+    # "offline" writes files only, which `wandb sync` uploads later. "online" goes on offline, and says so, if the
+    # server can't be reached when the run starts.
+    mode: Literal["online", "offline"] = "online"
+
+
+class SinkConfig(Settings):
+    """A sink of your own: any importable `module:Class` with the methods of `gvm_ray.reporting.Sink`.
+
+    It is called with the run's settings, and the parameters as keywords.
+    """
+
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
 class ReportingConfig(Settings):
-    """Reports of a run besides metrics.jsonl."""
+    """Reports of a run besides metrics.jsonl. A sink that fails doesn't end the run."""
 
     tensorboard: bool = True
     ray_metrics: bool = True
+    wandb: WandbConfig | None = None
+    sinks: tuple[SinkConfig, ...] = ()
     progress: bool = True
     samples_every_steps: NonNegativeCount = 10  # steps between kept texts of the best and worst response; 0 = none
 
@@ -251,6 +335,16 @@ class RunConfig(Settings):
             colocated=self.cluster.placement == "colocated",
         )
         return choose_transfer(self.weight_sync.transfer, situation)
+
+    @model_validator(mode="after")
+    def _other_distributions_are_corrected(self) -> "RunConfig":
+        if self.engine.vllm.changing_given and self.algorithm.importance.level == "off":
+            raise ValueError(
+                f"{' and '.join(self.engine.vllm.changing_given)} changes the distribution that samples come from, and "
+                "algorithm.importance.level='off' leaves that uncorrected; write algorithm.importance.level='token', "
+                "or remove the option"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_can_travel(self) -> "RunConfig":

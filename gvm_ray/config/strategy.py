@@ -106,25 +106,28 @@ class RaftPlusPlusConfig(_AlgorithmBase):
     type: Literal["raft++"] = "raft++"
 
 
-class GRPOConfig(_AlgorithmBase):
+class _GroupBaseline(_AlgorithmBase):
+    group_baseline = True
+
+    tolerance: NonNegative = 0.0  # rewards of a group that differ by no more are equal: the group trains nothing
+
+
+class GRPOConfig(_GroupBaseline):
     """GRPO (arXiv 2402.03300): advantages (r - mean) / (std + epsilon) within the group."""
 
-    group_baseline = True
     type: Literal["grpo"] = "grpo"
     epsilon: Positive = 1e-6
 
 
-class DrGRPOConfig(_AlgorithmBase):
+class DrGRPOConfig(_GroupBaseline):
     """Dr. GRPO (arXiv 2503.20783): advantages r - mean, without normalisation by std or length."""
 
-    group_baseline = True
     type: Literal["dr_grpo"] = "dr_grpo"
 
 
-class RLOOConfig(_AlgorithmBase):
+class RLOOConfig(_GroupBaseline):
     """RLOO (arXiv 2402.14740): the baseline of a sample is the mean of the others in its group."""
 
-    group_baseline = True
     type: Literal["rloo"] = "rloo"
 
 

@@ -109,6 +109,9 @@ class EstimatorTerms:
     # the prompt's `pilots`. Empty where the allocator has none.
     accept_rates: Mapping[str, float] = field(default_factory=dict)
     pilots: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # prompt_id -> samples that its p was told by
+    # prompt_id -> p in [0, 1] to compare with what came: `accept_rates`, or else the rate of the run's earlier samples.
+    # Only for metrics.
+    expected_rates: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> b of the advantage r - b
     scales: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> s > 0: the advantage is divided by it
     prompt_weights: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> factor on its samples' weights

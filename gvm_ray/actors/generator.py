@@ -10,7 +10,7 @@ import ray
 
 from gvm_ray.actors.cluster import show_group_gpus
 from gvm_ray.actors.weight_sync import fetch
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine
 from gvm_ray.engines.server import EngineServer
 from gvm_ray.engines.turns import episodes_by_sample, next_turns

@@ -11,7 +11,8 @@ from gvm_ray.actors.cluster import GPUGroup
 from gvm_ray.actors.generator import GeneratorActor
 from gvm_ray.actors.waiting import failure_of, wait_for
 from gvm_ray.actors.watch import WatchedActor
-from gvm_ray.config.run import DeadlineConfig, EngineConfig
+from gvm_ray.config.engine import EngineConfig
+from gvm_ray.config.run import DeadlineConfig
 from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorDied, SystemFailure
 from gvm_ray.resources import logical_cpus

@@ -14,7 +14,7 @@ from gvm_ray.actors.generator_client import GeneratorClient
 from gvm_ray.actors.generator_fleet import GeneratorFleet, WeightSource
 from gvm_ray.actors.gpu_shifts import GPUShifts
 from gvm_ray.config.cluster import Placement
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorFailure, ObjectsLost
 from gvm_ray.resources import generator_bundles

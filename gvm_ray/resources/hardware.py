@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gvm_ray.config import RunConfig
 from gvm_ray.config.cluster import Placement
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.resources.threads import Machines
 
 _COLOCATED_GENERATOR = 0.6

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.config.prompts import TemplateConfig
-from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine, generate
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.protocols import Engine

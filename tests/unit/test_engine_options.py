@@ -10,7 +10,7 @@ from tiny_models import build_tiny_model, changed_weights, make_prompt, referenc
 
 import gvm_ray.engines as engines
 from gvm_ray.config import RunConfig, parse_config
-from gvm_ray.config.run import EngineConfig, VLLMConfig
+from gvm_ray.config.engine import EngineConfig, VLLMConfig
 from gvm_ray.engines import create_engine, generate, resolve_engine
 from gvm_ray.exceptions import ConfigError, ModelError
 from gvm_ray.types import ModelSpec, SamplingParameters

@@ -23,8 +23,8 @@ from statistics import mean, median
 from typing import Any
 
 from gvm_ray.config import RunConfig, parse_config
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.config.prompts import ArithmeticSourceConfig
-from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import resolve_engine
 from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.lab.speed.suite import BenchOptions, BenchRow

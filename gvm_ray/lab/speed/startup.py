@@ -105,7 +105,7 @@ class Parts:
     make_learners: "Callable[[], LearnerGroup]"
 
     def starting(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What is to be awaited side by side until all are ready, by part."""
+        """Coroutines by part, to be awaited side by side until all parts are ready."""
         return {
             "reward actor": self.pools.rewards.start(),
             "generator": self.pools.generators.start(),

@@ -33,7 +33,7 @@ _MAX_FAILURE = 200  # letters of one; ray.log has all
 
 @dataclass(frozen=True, kw_only=True)
 class RunNow:
-    """What is told of one run above its figures."""
+    """Facts of one run that stand above its figures."""
 
     name: str
     status: str
@@ -163,7 +163,7 @@ def _time_and_size(file: Path) -> tuple[int, int] | None:
 
 
 def _now(run: RunData, folder: RunFolder) -> RunNow:
-    """What the run does at present, and its last failures."""
+    """The present work of a run, and its last failures."""
     total, present = run.config.get("num_steps"), Present.read(folder)
     of = f" of {total:,}" if total else ""
     facts: dict[str, str] = {}

@@ -14,12 +14,16 @@ from pathlib import Path
 
 def free_space(folder: str | Path) -> str:
     """Free disk space at the folder's place, which may not exist yet; for messages."""
-    for place in (Path(folder).absolute(), *Path(folder).absolute().parents):
-        try:
-            return f"{shutil.disk_usage(place).free / 2**20:,.1f} MiB"
-        except OSError:
-            continue
-    return "unknown MiB"
+    try:
+        return f"{shutil.disk_usage(existing_place(folder)).free / 2**20:,.1f} MiB"
+    except OSError:
+        return "unknown MiB"
+
+
+def existing_place(folder: str | Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    whole = Path(folder).absolute()
+    return next((place for place in (whole, *whole.parents) if os.path.isdir(place)), Path("/"))
 
 
 def obstacle_to_writing(folder: str | Path) -> str:

@@ -40,13 +40,18 @@ class PhaseClock:
         return dict(self._seconds)
 
     @property
+    def under_way(self) -> tuple[str, ...]:
+        """The phases with work under way."""
+        return tuple(name for name in PHASES if self._under_way[name])
+
+    @property
     def elapsed(self) -> float:
         """Seconds since the last restart."""
         return self._clock() - self._start
 
     def _count(self) -> None:
         now = self._clock()
-        busy = [name for name, number in self._under_way.items() if number] or ["idle"]
+        busy = self.under_way or ("idle",)
         for name in busy:
             self._seconds[name] += now - self._since
         self._since = now

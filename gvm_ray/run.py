@@ -40,6 +40,7 @@ from gvm_ray.reporting import (
     write_plots,
     write_summary,
 )
+from gvm_ray.reporting.present import PresentFile
 from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.resources import Threads
 from gvm_ray.rewards.votes import merged_votes
@@ -283,15 +284,18 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
     assert prepared is not None
     start_step = job.restored.state.step if job.restored is not None else 0
     context = RunContext.of(config, threads=job.threads, failures=job.failures)
-    with Reporter(
-        config,
-        folder.path,
-        start_step=start_step,
-        sinks=job.sinks,
-        callbacks=job.callbacks,
-        phases=context.clock,
-        failures=job.failures,
-    ) as reporter:
+    with (
+        PresentFile(folder, context.clock),
+        Reporter(
+            config,
+            folder.path,
+            start_step=start_step,
+            sinks=job.sinks,
+            callbacks=job.callbacks,
+            phases=context.clock,
+            failures=job.failures,
+        ) as reporter,
+    ):
         async with launched(
             config,
             prepared,

@@ -1,13 +1,16 @@
 """`gvm-ray report`."""
 
 import argparse
+import contextlib
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 from gvm_ray.cli.options import Commands
 from gvm_ray.exceptions import ResourceError, UserError
 
 _RUNS_DIR = Path("runs")  # the default of RunConfig.runs_dir
+_LINGER_S = 60.0  # for a last look at the finished run
 
 
 def add_to(commands: Commands) -> None:
@@ -23,13 +26,33 @@ def add_to(commands: Commands) -> None:
     report.add_argument(
         "--output", default=None, metavar="FILE.html", help="default: report/report.html in the first run's folder"
     )
+    follow = report.add_argument_group("following runs")
+    follow.add_argument(
+        "--follow",
+        action="store_true",
+        help="serve the page on 127.0.0.1 and keep it up to date, until Ctrl-C; nothing is written",
+    )
+    follow.add_argument("--port", type=_port, default=None, metavar="N", help="of the page (default: a free one)")
+    follow.add_argument(
+        "--until-done", action="store_true", help=f"end {_LINGER_S:g} s after the last of the runs has ended"
+    )
     report.set_defaults(run=_report)
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; write a number from 1 to 65535")
+    return int(text)
+
+
 def _report(options: argparse.Namespace) -> int:
+    folders = [find_run(run) for run in options.runs]
+    if options.follow:
+        return _follow(options, folders)
+    if options.port is not None or options.until_done:
+        raise UserError("--port and --until-done are for a page that is served; add --follow")
     from gvm_ray.reporting.run_folder import RunFolder
 
-    folders = [find_run(run) for run in options.runs]
     output = RunFolder(folders[0]).report / "report.html" if options.output is None else Path(options.output)
     if output.suffix not in (".html", ".htm"):
         raise UserError(f"--output {str(output)!r} doesn't end in .html; write e.g. --output report.html")
@@ -42,6 +65,20 @@ def _report(options: argparse.Namespace) -> int:
             f"the report can't be written to {str(output)!r} ({error}); choose another place with --output"
         ) from error
     print(f"{page} ({len(figures)} figures, also as PNG beside it)")
+    return 0
+
+
+def _follow(options: argparse.Namespace, folders: Sequence[Path]) -> int:
+    if options.output is not None:
+        raise UserError("--follow serves the page and writes no file; leave out --output, or --follow")
+    from gvm_ray.reporting.html_report.follow import LivePage, PageServer
+
+    with PageServer(LivePage(folders), port=options.port or 0) as server:
+        print(f"{server.url} follows {', '.join(map(str, folders))}; Ctrl-C ends it", flush=True)
+        port = server.server_address[1]
+        print(f"from another machine: ssh -N -L {port}:127.0.0.1:{port} HOST, then the same address", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve(linger_s=_LINGER_S if options.until_done else None)
     return 0
 
 

@@ -1,1 +1,1 @@
-"""About the package, not of it: comparisons, estimator measurements and speed. Only the command line imports it."""
+"""About the package, not of it: comparisons, measurements, and the doctor. Only the command line imports it."""

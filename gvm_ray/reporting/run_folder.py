@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / RAY_LOG
 
     @property
+    def present(self) -> Path:
+        """The phases under way; only while the run is."""
+        return self.path / "present.json"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -194,6 +199,7 @@ class RunFolder:
             self.summary,
             self.base_evaluation,
             self.ray_log,
+            self.present,
         ):
             file.unlink(missing_ok=True)
         for folder in (

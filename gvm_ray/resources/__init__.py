@@ -5,8 +5,10 @@ has as many CPUs and GPUs is seen when the run connects to it.
 """
 
 from gvm_ray.resources.hardware import (
+    GPU,
     Hardware,
     Memory,
+    find_gpus,
     find_hardware,
     generator_bundles,
     logical_cpus,
@@ -18,6 +20,7 @@ from gvm_ray.resources.plan import ActorGroup, Device, ResourcePlan, actor_group
 from gvm_ray.resources.threads import Machines, Threads, plan_threads, thread_variables
 
 __all__ = [
+    "GPU",
     "ActorGroup",
     "Device",
     "Hardware",
@@ -26,6 +29,7 @@ __all__ = [
     "ResourcePlan",
     "Threads",
     "actor_groups",
+    "find_gpus",
     "find_hardware",
     "generator_bundles",
     "logical_cpus",

@@ -70,19 +70,39 @@ def find_hardware(config: RunConfig) -> Hardware:
         machine, machines = Memory(num_bytes=pages, source="of this machine"), this_machine()
     if config.cluster.gpu_memory_gib is not None:
         gpu = Memory(num_bytes=int(config.cluster.gpu_memory_gib * 2**30), source="cluster.gpu_memory_gib")
-    elif (config.learner.gpus_per_worker or config.engine.gpus_per_generator) and (smallest := _smallest_gpu()):
-        gpu = Memory(num_bytes=smallest, source="of this machine's smallest GPU")
+    elif (config.learner.gpus_per_worker or config.engine.gpus_per_generator) and (gpus := find_gpus()):
+        gpu = Memory(num_bytes=min(each.num_bytes for each in gpus), source="of this machine's smallest GPU")
     else:
         source = "assumed: no GPU here, and cluster.gpu_memory_gib is not set"
         gpu = Memory(num_bytes=int(_ASSUMED_GPU_GIB * 2**30), source=source)
     return Hardware(gpu=gpu, machine=machine, machines=machines)
 
 
-def _smallest_gpu() -> int | None:
-    """Bytes of the smallest GPU, from the driver: CUDA would keep a context on the GPU in this process."""
+@dataclass(frozen=True, kw_only=True)
+class GPU:
+    """A GPU of this machine, as its driver describes it."""
+
+    name: str
+    num_bytes: int
+    used_bytes: int
+    driver: str  # version
+
+
+def find_gpus() -> tuple[GPU, ...]:
+    """The GPUs of this machine, from the driver: CUDA would keep a context on each in this process."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return None
-    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-    return min((int(mib) * 2**20 for mib in answer if mib.isdigit()), default=None)
+        return ()
+    query = [program, "--query-gpu=memory.total,memory.used,driver_version,name", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    rows = [[cell.strip() for cell in line.split(",", maxsplit=3)] for line in answer.splitlines()]
+    return tuple(
+        GPU(
+            name=name,
+            num_bytes=int(total) * 2**20,
+            used_bytes=int(used) * 2**20 if used.isdigit() else 0,
+            driver=driver,
+        )
+        for total, used, driver, name in (row for row in rows if len(row) == 4)
+        if total.isdigit()
+    )

@@ -49,7 +49,18 @@ def refusal(*arguments: str) -> str:
         ["--help"],
         *(
             [name, "--help"]
-            for name in ("train", "eval", "report", "data", "compare", "estimator", "predictor", "bench", "settings")
+            for name in (
+                "train",
+                "eval",
+                "report",
+                "data",
+                "compare",
+                "estimator",
+                "predictor",
+                "bench",
+                "doctor",
+                "settings",
+            )
         ),
     ],
 )

@@ -155,7 +155,7 @@ def test_planned_against_the_setting_the_smallest_gpu_or_an_assumption(
     assert assumed.gpu.source.startswith("assumed")
     assert (assumed.machine.num_bytes or 0) > GIB
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 143771\necho 81559\n")
+    program.write_text("#!/bin/sh\necho 143771, 4, 570.1, NVIDIA H200\necho 81559, [N/A], 570.1, NVIDIA H100\n")
     program.chmod(0o755)
     assert find_hardware(run_config()).gpu.num_bytes == 81559 * 2**20
     assert find_hardware(run_config(cluster={"gpu_memory_gib": 141})).gpu.num_bytes == 141 * GIB

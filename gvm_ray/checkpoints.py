@@ -285,6 +285,7 @@ MAY_CHANGE = frozenset(
         ),
         "weight_sync",
         "evaluation.every_steps",
+        "evaluation.at_steps",
         "evaluation.num_generators",
         "checkpoint",
         "deadlines",

@@ -52,12 +52,7 @@ class RolloutLedger:
     def requests(self, allocation: Allocation, *, prompts: Sequence[Prompt], step: int) -> list[SampleRequest]:
         """One request for each prompt with samples in this round; indices continue from the last round."""
         by_id = {prompt.prompt_id: prompt for prompt in prompts}
-        requests: list[SampleRequest] = []
-        for prompt_id, count in allocation.counts.items():
-            if count == 0:
-                continue
-            requests.append(self._request(by_id[prompt_id], count=count, step=step))
-        return requests
+        return [self._request(by_id[prompt_id], count=count, step=step) for prompt_id, count in allocation.sampled()]
 
     def refill(
         self, outcomes: Sequence[GroupOutcome], requests: Sequence[SampleRequest], *, step: int
@@ -97,11 +92,13 @@ class RolloutLedger:
         """Remove and return the outcomes to train on for these prompts."""
         for prompt in prompts:
             self.num_samples.pop(prompt.prompt_id, None)
-        return [outcome for prompt in prompts for outcome in self.kept.pop(prompt.prompt_id, [])]
+        outcomes = [outcome for prompt in prompts for outcome in self.kept.pop(prompt.prompt_id, [])]
+        self.costs["cost/trained_tokens"] += sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
+        return outcomes
 
     def take_costs(self) -> dict[str, float]:
         """The costs since the last call: `cost/generated_samples|generated_tokens|pilot_tokens|refilled_samples|
-        prefill_tokens`."""
+        prefill_tokens|prompt_tokens|trained_tokens`; a request's samples share their prompt's tokens."""
         costs, self.costs = self.costs, Counter()
         return {name: float(value) for name, value in costs.items()}
 
@@ -109,6 +106,7 @@ class RolloutLedger:
         """A request for `count` more samples of a prompt."""
         first = self.num_samples.get(prompt.prompt_id, 0)
         self.num_samples[prompt.prompt_id] = first + count
+        self.costs["cost/prompt_tokens"] += len(prompt.token_ids)
         indices = tuple(range(first, first + count))
         seeds = tuple(
             sample_seed(self.run_seed, step=step, prompt_id=prompt.prompt_id, sample_index=index) for index in indices

@@ -34,6 +34,7 @@ from gvm_ray.protocols import (
     RolloutPools,
     StepLog,
 )
+from gvm_ray.step_metrics import step_metrics
 from gvm_ray.stop_request import StopRequest
 from gvm_ray.types import (
     CheckpointState,
@@ -187,10 +188,12 @@ async def scored_batch(
     report = await system.allocator.report(step=step)
     batch = system.algorithm.build_batch(outcomes, step=step, terms=report.estimator)
     staleness = staleness_metrics(outcomes, step=step, max_staleness=config.max_staleness)
+    threshold = config.rewards.accept_threshold
+    metrics, arrays = step_metrics(outcomes, batch=batch, terms=report.estimator, accept_threshold=threshold)
     return ScoredBatch(
         batch=batch,
-        metrics={**batch.metrics, **report.metrics, **staleness, **turn_metrics(outcomes)},
-        histograms={**report.histograms, **sample_histograms(outcomes)},
+        metrics={**batch.metrics, **report.metrics, **metrics, **staleness, **turn_metrics(outcomes)},
+        histograms={**report.histograms, **arrays, **sample_histograms(outcomes)},
         texts=await system.texts.of(outcomes, step=step),
         costs=ledger.take_costs(),
         cursor=step_prompts.cursor,
@@ -256,17 +259,17 @@ async def evaluation(
     *,
     is_last: bool,
 ) -> Metrics:
-    """Evaluate a step's new policy, every `evaluation.every_steps` steps and after the last one.
+    """Evaluate a step's new policy, where one is due by `config.evaluation` and after the last step.
 
     Returns no metrics if none is due, or if it runs beside the next steps and logs its own.
     """
-    if not is_last and weights.policy_version % config.evaluation.every_steps:
+    if not is_last and not config.evaluation.is_due(weights.policy_version):
         return {}
     if system.beside is not None and not is_last:
         await system.beside.begin(weights.policy_version - 1, weights, background)
         return {}
     await publishing
-    return await system.evaluator.evaluate()
+    return await system.evaluator.evaluate(weights.policy_version)
 
 
 async def checkpoint_state(

@@ -6,6 +6,7 @@ from gvm_ray.phase_clock import PHASES
 
 STEP_METRICS = {  # in every step's row
     "step": "index of the last completed step",
+    "time_s": "seconds of the run so far",
     "reward/mean": "mean reward of the step's samples",
     "reward/accept_rate": "fraction of the step's samples whose reward reaches the accept threshold",
     "length/mean": "mean tokens of a response",
@@ -22,9 +23,21 @@ STEP_METRICS = {  # in every step's row
     "groups/with_signal": "prompts whose samples give a gradient",
     "groups/no_signal": "prompts whose samples give none",
     "groups/alone": "prompts with a single sample, which can't be compared with others",
+    "groups/solved_fraction": "fraction of the step's prompts whose samples were all accepted",
+    "groups/mixed_fraction": "fraction of the step's prompts of whose samples some were accepted",
+    "groups/failed_fraction": "fraction of the step's prompts whose samples were all rejected",
+    "groups/dropped_solved": "prompts that train nothing, with all samples accepted",
+    "groups/dropped_failed": "prompts that train nothing, with all samples rejected",
+    "groups/dropped_mixed": "prompts that train nothing, with some samples accepted",
+    "groups/dropped_unscored": "prompts that train nothing because no sample has a reward",
+    "samples/per_prompt": "samples drawn of a sampled prompt, mean",
+    "tokens/useful": "tokens of the step's samples with a non-zero advantage",
+    "tokens/useful_fraction": "tokens of samples with a non-zero advantage, as a fraction of the step's",
     "cost/generated_samples": "samples generated so far, pilots included",
     "cost/generated_tokens": "tokens generated so far, pilots included",
     "cost/charged_tokens": "tokens charged so far: generated ones, and the prefilled ones at their price",
+    "cost/prompt_tokens": "tokens so far of the prompts sampled, once a request",
+    "cost/trained_tokens": "tokens generated so far that were handed to the learner",
     "cost/optimizer_updates": "optimizer updates so far",
     "cost/refilled_samples": "samples so far that had no reward and were drawn again",
     "samples/unscored": "samples of the step without a reward",
@@ -39,9 +52,15 @@ STEP_METRICS = {  # in every step's row
     "time/step_s": "seconds of the step",
     "time/idle_s": "seconds of the step during which nothing ran",
 }
-OPTIONAL_METRICS = {  # of runs that evaluate, or whose allocators make estimates or sample pilots
+OPTIONAL_METRICS = {  # of runs that evaluate or sample pilots, and of steps with estimates of accept rates
     "eval/accuracy": "held-out accuracy in the last evaluation",
     "allocation/p_hat_mean": "mean estimated accept rate of the step's prompts",
+    "allocation/brier": "mean squared error of the estimated accept rates of the step's prompts",
+    "allocation/calibration_error": "expected calibration error of the estimated accept rates of the step's prompts",
+    **{
+        f"reward/accept_rate_hardest_{percent}": f"accept rate of the {percent} % of prompts estimated to be hardest"
+        for percent in (10, 25, 50)
+    },
     "cost/pilot_tokens": "tokens of pilots so far",
 }
 LIVE_METRICS = {  # only gauges: they change during a step
@@ -49,6 +68,7 @@ LIVE_METRICS = {  # only gauges: they change during a step
 }
 FAILURE_METRICS = {  # present after the first failure
     "faults/total": "failures of actors and nodes that the run recovered from",
+    "reporting/failed_writes": "writes of steps so far that a sink didn't take",
     "rewards/malformed": "samples so far with reward 0 because the task's scorer couldn't read them",
     "rewards/unscored_timeout": "samples so far whose reward took too long",
     "rewards/unscored_memory": "samples so far whose reward needed too much memory",

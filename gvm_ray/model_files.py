@@ -175,8 +175,9 @@ def _indexed(folder: Path, index: str) -> set[Path]:
 def model_errors(what: str, path: str | Path, *, remedy: str = _WRITE_FOLDER) -> Iterator[None]:
     """Turn any error raised inside into a ModelError about `what` of the model at `path`, with `remedy`.
 
-    First raise one if the path is neither a folder nor a possible hub id.
+    First raise one if the path is neither a folder nor a possible hub id, or if the model is in GGUF.
     """
+    _refuse_gguf(path)
     is_folder, may_be_remote = os.path.isdir(path), may_be_hub_id(str(path))
     if path and not is_folder and (os.path.exists(path) or not may_be_remote):
         raise ModelError(f"{_no_folder(path)}; {_WRITE_FOLDER}")
@@ -195,6 +196,30 @@ def model_errors(what: str, path: str | Path, *, remedy: str = _WRITE_FOLDER) ->
             f"{where} ({reason}); {remedy}; without network, fetch it elsewhere (hf download {path} --local-dir "
             "FOLDER) and write FOLDER"
         ) from error
+
+
+def _refuse_gguf(path: str | Path) -> None:
+    """Refuse a GGUF file, a folder that has weights in such files alone, and a hub id that names them."""
+    place = Path(path)
+    files = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
+    if any(file.suffix in _WEIGHTS for file in files):
+        return
+    if found := [file for file in files if file.suffix.lower() == ".gguf"]:
+        source, file, made = str(found[0].parent), found[0].name, str(found[0].with_suffix(""))
+    elif not files and may_be_hub_id(str(path)) and str(path).lower().endswith("-gguf"):
+        source, file, made = str(path), "NAME.gguf", place.name[: -len("-gguf")]
+    else:
+        return
+    raise ModelError(
+        f"{str(path)!r} is a model in GGUF, which can't be trained; write the folder or hub id of the model from which "
+        f"it was made, or convert it once (pip install gguf), and write {made!r}:\n"
+        "    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig\n"
+        f"    source, file, made = {source!r}, {file!r}, {made!r}\n"
+        "    dense = GgufConfig(dequantize=True)\n"
+        "    load = AutoModelForCausalLM.from_pretrained\n"
+        '    load(source, gguf_file=file, quantization_config=dense, dtype="float32").save_pretrained(made)\n'
+        "    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(made)"
+    )
 
 
 def _no_folder(path: str | Path) -> str:

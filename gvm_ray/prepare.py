@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
-from gvm_ray.config.prompts import FunctionSourceConfig
+from gvm_ray.config.prompts import FunctionSourceConfig, GeneratedSourceConfig
 from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.exceptions import ConfigError, DataError, obstacle_to_writing
@@ -35,9 +37,11 @@ from gvm_ray.pretrained import (
 from gvm_ray.resources import find_hardware, plan_resources
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
+from gvm_ray.tasks.demonstrations import RationaleReport, check_rationales
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
+from gvm_ray.tasks.rows import Task
 from gvm_ray.tasks.templates import reads_date
-from gvm_ray.types import ModelSpec, WeightTransfer
+from gvm_ray.types import Completion, ModelSpec, Prompt, WeightTransfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +60,14 @@ class Prepared:
 
     base: BaseModel
     prompts: PromptSets
+    rationales: RationaleReport | None = None  # of the warm start to come; None without one, or if they are generated
     tokenizer: Any
     engine_kind: EngineKind
     max_model_len: int  # prompt and response tokens
     end_token_ids: frozenset[int] = frozenset()  # each of them ends a response
     transfer: WeightTransfer = "object_store"
     left_out_of_export: tuple[str, ...] = ()  # generation settings that contradict others
+    changing_options: tuple[str, ...] = ()  # of the engine, which change the distribution that it samples from
 
     @property
     def model(self) -> ModelSpec:
@@ -89,13 +95,11 @@ def prepare(
     Raises:
         UserError: a setting, file, model or data row is wrong.
     """
+    if learners:
+        _check_micro_batch(config)
     engine_kind = resolve_engine(config.engine)
     transfer = _transfer(config, engine_kind) if learners else "object_store"
-    create_reward(config.rewards)
-    create_environment(config.environment)
-    config.allocator.build(accept_threshold=config.rewards.accept_threshold, seed=config.seed)
-    create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
-    token_loss(config.algorithm)
+    _create_parts(config)
     base = find_base_model(config, run_dir=run_dir)
     tokenizer = load_tokenizer(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
@@ -117,12 +121,14 @@ def prepare(
     return Prepared(
         base=base,
         prompts=prompts,
+        rationales=_rationales(config, base) if learners else None,
         tokenizer=tokenizer,
         end_token_ids=load_end_token_ids(base.path, tokenizer=tokenizer, revision=base.revision),
         engine_kind=engine_kind,
         max_model_len=max_model_len,
         transfer=transfer,
         left_out_of_export=left_out,
+        changing_options=tuple(config.engine.vllm.changing_given),
     )
 
 
@@ -201,12 +207,14 @@ def _warm_start_folder(config: RunConfig, run_dir: Path) -> Path | None:
         return None
     # The cache can't tell whether a function's data has changed.
     by_function = any(
-        isinstance(source, FunctionSourceConfig) for source in (config.prompts.train, config.prompts.eval)
+        isinstance(source, FunctionSourceConfig) for source in (config.demonstrated.train, config.prompts.eval)
     )
     if not config.warm_start.cache or by_function:
         return run_dir / "warm_start"
     cache = os.environ.get("GVM_RAY_CACHE") or os.path.expanduser("~/.cache/gvm_ray")
-    key = warm_start_key(config.model, prompts=config.prompts, warm_start=config.warm_start, dtype=config.learner.dtype)
+    key = warm_start_key(
+        config.model, prompts=config.demonstrated, warm_start=config.warm_start, dtype=config.learner.dtype
+    )
     folder = Path(cache) / "warm_start" / key
     if not folder.is_dir() and (obstacle := obstacle_to_writing(folder.parent)):
         raise ConfigError(
@@ -232,6 +240,51 @@ def _check_context_length(model_config: Any, max_model_len: int) -> None:
         )
 
 
+def _rationales(config: RunConfig, base: BaseModel) -> RationaleReport | None:
+    if base.warm_start_folder is None or isinstance(config.demonstrated.train, GeneratedSourceConfig):
+        return None
+    judged = all(term.type in ("math_verify", "exact") for term in config.rewards.terms)  # takes milliseconds
+    return check_rationales(config.demonstrated, is_right=_judge(config) if judged else None)
+
+
+def _judge(config: RunConfig) -> Callable[[Task], bool]:
+    """The run's reward of a task's rationale as if it were a response."""
+    reward, none = create_reward(config.rewards), np.zeros(0, dtype=np.int32)
+
+    def is_right(task: Task) -> bool:
+        prompt = Prompt(prompt_id=task.prompt_id, text=task.problem, token_ids=none, answer=task.answer)
+        rationale = Completion(
+            token_ids=none,
+            logprobs=none.astype(np.float32),
+            policy_versions=none,
+            finish_reason="stop",
+            text=task.rationale or "",
+        )
+        return reward(prompt, rationale) >= config.rewards.accept_threshold
+
+    return is_right
+
+
+def _create_parts(config: RunConfig) -> None:
+    """Create everything that may be a user's own code, once, to see that it can be created."""
+    create_reward(config.rewards)
+    create_environment(config.environment)
+    config.allocator.build(accept_threshold=config.rewards.accept_threshold, seed=config.seed)
+    create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
+    token_loss(config.algorithm)
+
+
+def _check_micro_batch(config: RunConfig) -> None:
+    """Refuse a micro-batch that the longest sample exceeds: the memory plan counts on the bound."""
+    bound, prompt, response = config.learner.micro_batch_tokens, config.prompts.max_tokens, config.sampling.max_tokens
+    if bound < prompt + response:
+        raise ConfigError(
+            f"learner.micro_batch_tokens={bound} is below the {prompt + response} tokens of one prompt and its longest "
+            f"response, prompts.max_tokens={prompt} + sampling.max_tokens={response}, and a sample isn't divided; "
+            f"write learner.micro_batch_tokens={prompt + response} or more, or lower one of the other two"
+        )
+
+
 def _check_batch(config: RunConfig, num_train_prompts: int) -> None:
     needed = config.prompts_per_step * config.block_steps
     if needed > num_train_prompts:
@@ -247,8 +300,14 @@ def report_lines(prepared: Prepared) -> Sequence[str]:
     """Lines for the console about the loaded prompts, the model and the engine."""
     return [
         *prepared.prompts.report.lines(),
+        *([] if prepared.rationales is None else prepared.rationales.lines("warm start")),
         f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),
         f"engine {prepared.engine_kind}, weights by {prepared.transfer}",
+        *(
+            f"{option} changes the distribution that samples come from: importance weights correct for it, and "
+            "logprob_difference/mean shows by how much"
+            for option in prepared.changing_options
+        ),
         *_left_out_lines(prepared),
     ]
 

@@ -28,17 +28,18 @@ class CachedPromptStates:
     _known: dict[str, tuple[int, FloatArray]] = field(default_factory=dict)  # prompt_id -> (step computed at, [F])
 
     async def of(self, prompts: Sequence[Prompt], *, step: int) -> tuple[FloatArray | None, int]:
-        """States [P, F], and the number of prompt tokens that were run through the model for them."""
+        """States [P, F], and the number of tokens that were run through the model for them."""
         if self.config is None:
             return None, 0
         self._forget(step)
         states = {p.prompt_id: self._known[p.prompt_id][1] for p in prompts if p.prompt_id in self._known}
         missing = [prompt for prompt in prompts if prompt.prompt_id not in states]
+        num_tokens = 0
         if missing:
-            computed = await self.learners.prompt_states(missing, pooling=self.config.pooling)
+            computed, num_tokens = await self.learners.prompt_states(missing, pooling=self.config.pooling)
             states |= zip((prompt.prompt_id for prompt in missing), computed, strict=True)
             self._known |= {prompt.prompt_id: (step, states[prompt.prompt_id]) for prompt in missing}
-        return np.stack([states[prompt.prompt_id] for prompt in prompts]), sum(len(p.token_ids) for p in missing)
+        return np.stack([states[prompt.prompt_id] for prompt in prompts]), num_tokens
 
     def state_dict(self, *, step: int) -> dict[str, NDArray[Any]]:
         """`ids` [P], `steps` [P] and `states` [P, F] of the prompts known at a step; empty if there are none."""

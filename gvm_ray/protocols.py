@@ -194,8 +194,9 @@ class Learners(Protocol):
         """The outcomes with the gradient norms of accepted samples filled in."""
         ...
 
-    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
-        """The policy's final hidden states over each prompt's tokens, pooled to [P, F] float32.
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
+        """The policy's final hidden states over each prompt's tokens, pooled to [P, F] float32, and the number of
+        tokens that were run through the model, fewer than the prompts' own where these share their first ones.
 
         Pooling takes their mean, the last one, or both end to end (F is the hidden size, or twice that).
         """
@@ -229,8 +230,9 @@ class Learners(Protocol):
 class Evaluator(Protocol):
     """Held-out accuracy of the policy that the generators hold."""
 
-    async def evaluate(self) -> Metrics:
-        """Metrics under `eval/`, with `eval/accuracy` among them; empty if there are no prompts to evaluate on."""
+    async def evaluate(self, policy_version: int) -> Metrics:
+        """Metrics under `eval/` of the policy with this version, with `eval/accuracy` among them; empty if there are no
+        prompts to evaluate on."""
         ...
 
 

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gvm_ray.actors.cluster import check_home, connected, names_are_free
+from gvm_ray.actors.cluster import check_home, connected, find_threads, names_are_free
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.pools import fetch_groups
@@ -20,6 +20,7 @@ from gvm_ray.checkpoints import CheckpointFolder, RestoredCheckpoint, check_sett
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.load import merged
 from gvm_ray.evaluation import EvaluationResult
+from gvm_ray.evaluation.evaluator import AcceptRates, HeldOutEvaluator
 from gvm_ray.exceptions import CheckpointError, DataError
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.loop import StepResult, is_over
@@ -28,10 +29,11 @@ from gvm_ray.phase_clock import PHASES
 from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines, with_date
 from gvm_ray.reporting import (
     Callback,
-    CallbackSink,
-    MetricsSink,
+    GuardedSinks,
     Reporter,
     RunFolder,
+    check_sinks,
+    create_sinks,
     read_steps,
     read_summary,
     summary_lines,
@@ -39,9 +41,10 @@ from gvm_ray.reporting import (
     write_summary,
 )
 from gvm_ray.reporting.run_folder import json_text
+from gvm_ray.resources import Threads
 from gvm_ray.rewards.votes import merged_votes
 from gvm_ray.stop_request import StopRequest
-from gvm_ray.system import Launched, launched, make_evaluator, start_pools
+from gvm_ray.system import Launched, launched, make_evaluator, start_pools, trial_of_base
 from gvm_ray.types import CheckpointState
 
 Result = TypeVar("Result")
@@ -86,6 +89,7 @@ def opened(
     check_home(config)
     folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
     folder.check_start(resume=resume, overwrite=overwrite)
+    check_sinks(config)
     config = with_date(config, earlier=_kept_date(folder) if resume else None)
     job = Job(config, folder=folder, checkpoints=CheckpointFolder(folder=folder.checkpoints, config=config))
     job.callbacks = callbacks
@@ -106,10 +110,23 @@ def opened(
         _keep_origins(folder, run_origins(config, job.prepared.prompts), resume=resume)
         folder.save_config(config)
     print("\n".join(report_lines(job.prepared)), flush=True)
-    with connected(config, ray_log=folder.ray_log) as dashboard:
+    with _open_sinks(job), connected(config, ray_log=folder.ray_log) as dashboard:
         if dashboard:
             print(f"dashboard http://{dashboard} (`ray get-auth-token` prints its token)", flush=True)
+        job.threads = find_threads(config)
+        print(f"threads: {job.threads.rank} of a learner rank, {job.threads.generator} of a generator", flush=True)
         yield job
+
+
+@contextmanager
+def _open_sinks(job: "Job") -> Iterator[None]:
+    """Give the job its sinks, and close them at the end. They outlive a return to a checkpoint."""
+    gauges = [RayGaugeSink(run=job.config.name)] if job.config.reporting.ray_metrics else []
+    job.sinks = GuardedSinks([*gauges, *create_sinks(job.config, job.folder)])
+    try:
+        yield
+    finally:
+        job.sinks.close()
 
 
 def _kept_date(folder: RunFolder) -> date | None:
@@ -224,20 +241,16 @@ class Job:
     folder: RunFolder
     checkpoints: CheckpointFolder
     callbacks: Sequence[Callback] = ()
+    sinks: GuardedSinks | None = None  # destinations of the metrics besides the run's folder; None before the start
     prepared: Prepared | None = None  # None if the run has already ended
     restored: RestoredCheckpoint | None = None  # start of the next attempt
+    threads: Threads = field(default_factory=Threads)  # kept over all attempts, so that they round alike
     summary: dict[str, Any] | None = None  # contents of summary.json, once the run has ended
     failures: FailureLog = field(init=False)
     stop: StopRequest = field(default_factory=StopRequest, init=False)
 
     def __post_init__(self) -> None:
         self.failures = FailureLog(self.config.faults)
-
-    @property
-    def sinks(self) -> list[MetricsSink]:
-        """Destinations of the metrics besides the run's folder."""
-        gauges = [RayGaugeSink(run=self.config.name)] if self.config.reporting.ray_metrics else []
-        return [*gauges, *map(CallbackSink, self.callbacks)]
 
 
 async def steps(job: Job) -> AsyncGenerator[StepResult | None]:
@@ -269,9 +282,15 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
     config, folder, prepared = job.config, job.folder, job.prepared
     assert prepared is not None
     start_step = job.restored.state.step if job.restored is not None else 0
-    context = RunContext.of(config, failures=job.failures)
+    context = RunContext.of(config, threads=job.threads, failures=job.failures)
     with Reporter(
-        config, folder.path, start_step=start_step, sinks=job.sinks, phases=context.clock, failures=job.failures
+        config,
+        folder.path,
+        start_step=start_step,
+        sinks=job.sinks,
+        callbacks=job.callbacks,
+        phases=context.clock,
+        failures=job.failures,
     ) as reporter:
         async with launched(
             config,
@@ -283,7 +302,8 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
             log=reporter,
             stop=job.stop,
         ) as run:
-            base_accuracy = await _base_accuracy(run, folder, reporter)
+            trial = trial_of_base(config, prepared, run.evaluator)
+            base_accuracy = await _base_accuracy(run, trial, folder, reporter)
             yield None
             context.clock.restart()
             async with aclosing(run_loop(run.system, config, start=run.start)) as results:
@@ -296,10 +316,12 @@ async def _attempt(job: Job) -> AsyncGenerator[StepResult | None]:
     job.summary = _close(folder, run.start, base_accuracy)
 
 
-async def _base_accuracy(run: Launched, folder: RunFolder, reporter: Reporter) -> float | None:
-    """Accuracy of the starting policy, if known: measured at step 0, and read from the folder by a resumed run."""
+async def _base_accuracy(run: Launched, trial: HeldOutEvaluator, folder: RunFolder, reporter: Reporter) -> float | None:
+    """Accuracy of the starting policy, if known: measured at step 0, and read from the folder by a resumed run. At step
+    0 also print its accept rates in a trial on training prompts."""
     if run.start.step == 0:
-        reporter.log_base_evaluation(await run.evaluator.evaluate())
+        rates = AcceptRates.of(await trial.sample(), accept_threshold=trial.accept_threshold)
+        reporter.log_base_evaluation(await run.evaluator.evaluate(0), notes=rates.lines())
     return folder.read_base_accuracy()
 
 
@@ -327,7 +349,8 @@ def _close(folder: RunFolder, start: CheckpointState, base_accuracy: float | Non
 
 
 async def _evaluate(config: RunConfig, prepared: Prepared) -> EvaluationResult:
-    pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=RunContext.of(config))
+    context = RunContext.of(config, threads=find_threads(config, learners=False))
+    pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context)
     try:
         await pools.start()
         evaluator = make_evaluator(config, prepared, pools, by_time=config.reporting.progress)

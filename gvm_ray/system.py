@@ -20,7 +20,7 @@ from gvm_ray.algorithms import create_algorithm, token_loss
 from gvm_ray.checkpoints import CheckpointFolder, NoCheckpoints, RestoredCheckpoint
 from gvm_ray.config import RunConfig
 from gvm_ray.engines import EngineKind
-from gvm_ray.evaluation.evaluator import EvaluationBeside, HeldOutEvaluator
+from gvm_ray.evaluation.evaluator import EvaluationBeside, HeldOutEvaluator, spread
 from gvm_ray.ledger import SampleTexts
 from gvm_ray.loop import System
 from gvm_ray.phase_clock import PhaseClock
@@ -31,7 +31,7 @@ from gvm_ray.protocols import Allocator, Checkpoints, Evaluator, Learners, Promp
 from gvm_ray.reporting import Reporter
 from gvm_ray.reporting.progress import ProgressLines
 from gvm_ray.stop_request import StopRequest
-from gvm_ray.tasks.prompt_set import demonstrations
+from gvm_ray.tasks.demonstrations import demonstrations
 from gvm_ray.tasks.prompt_stream import ShuffledPrompts
 from gvm_ray.types import CheckpointState, Metrics, ModelSpec, Prompt, SamplingParameters
 
@@ -97,6 +97,9 @@ def embeddings_of(base: BaseModel) -> EmbeddingRows:
         revision=base.revision if warm is None else None,
         trust_remote_code=base.trust_remote_code,
     )
+
+
+_FEWEST_TRIALS = 4  # samples of a prompt that show an accept rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +218,15 @@ def start_pools(
         prefix: of the actors' names.
     """
     return SamplingPools(
-        generators=_generators(config, model, kind=kind, context=context, source=source, name=f"{prefix}generator"),
+        generators=_generators(
+            config,
+            model,
+            kind=kind,
+            context=context,
+            source=source,
+            name=f"{prefix}generator",
+            num_threads=context.threads.generator,
+        ),
         rewards=RewardPool(
             config.rewards,
             max_tokens=config.sampling.max_tokens,
@@ -245,6 +256,7 @@ def pools_of_evaluation(
         context=context,
         source=source,
         name="evaluation-generator",
+        num_threads=context.threads.evaluation_generator,
         num_generators=number,
     )
     return SamplingPools(generators=generators, rewards=pools.rewards, clock=context.clock)
@@ -258,6 +270,7 @@ def _generators(
     context: RunContext,
     source: WeightSource | None,
     name: str,
+    num_threads: int,
     num_generators: int | None = None,
 ) -> GeneratorPool:
     """Request a pool of `num_generators`; None takes the number in [engine]."""
@@ -269,6 +282,7 @@ def _generators(
         max_tokens=config.sampling.max_tokens,
         context=context,
         placement=config.cluster.placement,
+        num_threads=num_threads,
         source=source,
         name=name,
     )
@@ -294,11 +308,12 @@ async def warm_start(config: RunConfig, prepared: Prepared, learners: LearnerGro
     """Learn from demonstrations and cache the result; does nothing if not configured or if a cached result exists."""
     if config.warm_start is not None and prepared.base.warm_start_folder is not None:
         examples = demonstrations(
-            config.prompts,
+            config.demonstrated,
             prepared.tokenizer,
             num=config.warm_start.num_demonstrations,
             seed=config.warm_start.seed,
             end_token_ids=prepared.end_token_ids,
+            source_name=config.demonstration_source,
         )
         on_progress = _warm_start_lines(config.warm_start.num_updates, by_time=config.reporting.progress)
         await learners.warm_start(examples, on_progress=on_progress)
@@ -317,6 +332,17 @@ def _warm_start_lines(num_updates: int, *, by_time: bool) -> Callable[[int, Metr
             print(f"warm start {done}/{num_updates}  {loss}", flush=True)
 
     return on_progress
+
+
+def trial_of_base(config: RunConfig, prepared: Prepared, evaluator: HeldOutEvaluator) -> HeldOutEvaluator:
+    """Samples some training prompts as training does, on the same pools."""
+    return replace(
+        evaluator,
+        prompts=spread(prepared.prompts.train, config.evaluation.base_prompts),
+        sampling=SamplingParameters(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens),
+        num_samples=max(config.samples_per_prompt, _FEWEST_TRIALS),
+        progress=None,
+    )
 
 
 def sample_texts(config: RunConfig) -> SampleTexts:
@@ -343,4 +369,5 @@ def make_evaluator(
         progress=(lambda total: ProgressLines("evaluation, samples", total).add) if by_time else None,
         accept_threshold=config.rewards.accept_threshold,
         seed=config.seed,
+        fresh_seeds=config.evaluation.fresh_seeds,
     )

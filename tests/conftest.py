@@ -26,7 +26,7 @@ def ray_cluster() -> Iterator[None]:
                 num_cpus=32,
                 num_gpus=4,
                 include_dashboard=False,
-                object_store_memory=256 * 2**20,
+                object_store_memory=2 * 2**30,  # the weights of a real model, twice
                 namespace="gvm_ray",
                 log_to_driver=True,
             )

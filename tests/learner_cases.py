@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from gvm_ray.allocators.base import Needs, RunShape
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.config.model import ScratchModelConfig
+from gvm_ray.learner.learner import Learner
+from gvm_ray.learner.policy import PolicyModule, load_causal_lm
 from gvm_ray.learner.scratch_model import build_scratch_model
+from gvm_ray.learner.sequences import SequenceBatch
 from gvm_ray.types import Completion, Demonstration, GroupRef, RolloutGroup, TrainBatch, TrainGroup
 from tests.builders import prompt
 
@@ -163,3 +167,55 @@ def reference_logprobs(folder: str | Path, group: RolloutGroup, index: int, *, t
     with torch.no_grad():
         logits = model(ids.unsqueeze(0)).logits[0, len(group.prompt.token_ids) - 1 : -1] / temperature
     return logits.log_softmax(-1).gather(-1, response.unsqueeze(-1)).squeeze(-1)
+
+
+def cpu_policy(base: str, *, attention: Any = "sdpa") -> PolicyModule:
+    """The whole model of a folder as a policy at temperature 0.7, with few rows of logits at a time."""
+    causal_lm = load_causal_lm(base, revision=None, trust_remote_code=False, attention=attention)
+    return PolicyModule(causal_lm, temperature=0.7, chunk_tokens=16).eval()
+
+
+def learner_with(base: str, *, settings: dict[str, Any], norms: bool = False, **tables: Any) -> Learner:
+    """A learner with a loss of all kinds of terms; `settings` are those of [learner]."""
+    config = learner_config(learner={"optimizer": OPTIMIZER} | settings, **tables)
+    loss = SurrogateLoss(kl_coefficient=0.1, needs_entropy=True)
+    return Learner(with_training_norms(config) if norms else config, base_path=base, token_loss=loss)
+
+
+def values_and_gradients(policy: PolicyModule, batch: SequenceBatch) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probs and entropies of a batch, and every parameter's gradient of a weighted sum of them."""
+    logprobs, entropies = policy(batch, with_entropy=True)
+    assert entropies is not None
+    weights = torch.linspace(-1, 1, logprobs.numel()).view(logprobs.shape)
+    policy.zero_grad()
+    (weights * (logprobs + 0.1 * entropies)).sum().backward()
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in policy.parameters()]
+    return [logprobs.detach(), entropies.detach()], [gradient.clone() for gradient in gradients]
+
+
+def varlen_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ends: Tensor,
+    key_ends: Tensor,
+    longest: int,
+    longest_key: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """What the kernel of this name does on a GPU: queries are the last of their keys, as in FlashAttention 2.1 on."""
+    assert ends.dtype == key_ends.dtype == torch.int32
+    assert (longest, longest_key) == (int(ends.diff().max()), int(key_ends.diff().max()))
+    assert window_size == (-1, 0)
+    parts = []
+    for i in range(len(ends) - 1):
+        queries, keys = slice(int(ends[i]), int(ends[i + 1])), slice(int(key_ends[i]), int(key_ends[i + 1]))
+        rows, columns = queries.stop - queries.start, keys.stop - keys.start
+        mask = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
+        operands = (x[part].transpose(0, 1).unsqueeze(0) for x, part in ((query, queries), (key, keys), (value, keys)))
+        attended = scaled_dot_product_attention(*operands, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
+        parts.append(attended.squeeze(0).transpose(0, 1))
+    return torch.cat(parts)

@@ -21,7 +21,8 @@ from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.recovery import RecoveringLearners
 from gvm_ray.actors.weight_sync import fetch
-from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
+from gvm_ray.config.engine import EngineConfig
+from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import Delivery, GroupRef, ModelSpec, SamplingParameters, TransferWorld, WeightsRef, WeightTransfer
 from tests.builders import sample_request

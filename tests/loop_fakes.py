@@ -119,10 +119,11 @@ class FakeLearners:
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
         return [replace(o, gradient_norms=np.where(o.rewards > 0.5, 2.0, np.nan)) for o in outcomes]
 
-    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
         width = 8 if pooling == "both" else 4
         seeds = [prompt.token_ids for prompt in prompts]
-        return np.array([np.random.default_rng(seed).standard_normal(width, dtype=np.float32) for seed in seeds])
+        rows = [np.random.default_rng(seed).standard_normal(width, dtype=np.float32) for seed in seeds]
+        return np.array(rows), sum(map(len, seeds))
 
     async def update(self, batch: TrainBatch) -> UpdateResult:
         self.events.append(f"update {batch.step}")
@@ -187,7 +188,7 @@ class AsyncAllocator:
 class FakeEvaluator:
     """Always half right."""
 
-    async def evaluate(self) -> Metrics:
+    async def evaluate(self, policy_version: int) -> Metrics:
         return {"eval/accuracy": 0.5}
 
 

@@ -5,7 +5,8 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import DeadlineExceeded, ResourceError, obstacle_to_writing
 from gvm_ray.failure_log import details
-from gvm_ray.resources import ActorGroup, actor_groups
+from gvm_ray.resources import ActorGroup, Machines, Threads, actor_groups, plan_threads, this_machine
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,42 @@ def check_nodes(config: RunConfig, *, gpus_by_node: Sequence[float]) -> None:
             f"{config.engine.tensor_parallel_size}), and the cluster's largest node has {largest:g}; write "
             f"engine.tensor_parallel_size and engine.gpus_per_generator of at most {largest:g}, or use larger nodes"
         )
+
+
+def find_threads(config: RunConfig, *, learners: bool = True, num_runs: int = 1) -> Threads:
+    """Threads of a run's actors on the cluster that this process is connected to; see `plan_threads`."""
+    of_job: dict[str, str] | None = None
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        of_job = ray.get_runtime_context().runtime_env.get("env_vars", {})
+    environment = chosen_variables(os.environ, of_job=of_job)
+    return plan_threads(config, find_machines(), learners=learners, num_runs=num_runs, environment=environment)
+
+
+def chosen_variables(environment: Mapping[str, str], *, of_job: Mapping[str, str] | None) -> dict[str, str]:
+    """The variables that a user chose. The driver of a Ray job has an OMP_NUM_THREADS=1 that Ray has set.
+
+    Args:
+        environment: of this process.
+        of_job: `env_vars` of the Ray job whose driver this process is; None if it isn't one.
+    """
+    if of_job is None:
+        return dict(environment)
+    return {name: value for name, value in environment.items() if name != "OMP_NUM_THREADS"} | dict(of_job)
+
+
+def find_machines() -> Machines:
+    """The machines of the cluster that this process is connected to; those without CPUs for actors don't count.
+
+    A node's logical CPUs stand for its cores. On this machine they may be more than that, so its cores are counted.
+    """
+    cores: Counter[str] = Counter()
+    for node in ray.nodes():
+        if node["Alive"] and (cpus := node["Resources"].get("CPU", 0.0)):
+            cores[node["NodeManagerAddress"]] += cpus
+    here = ray.util.get_node_ip_address()
+    if here in cores:
+        cores[here] = min(cores[here], this_machine().cores)
+    return Machines(number=max(len(cores), 1), cores=max(int(min(cores.values(), default=1)), 1))
 
 
 def namespace_of(config: RunConfig) -> str:
@@ -194,6 +231,8 @@ def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int 
     Tried twice: Ray gives its own processes 15 s to come up, which may be too little on a busy machine.
     """
     check_home(config)
+    # By Ray's default its workers give way to every other program: beside one, a run has half the speed.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     needed = math.ceil(sum(group.number * group.cpus for group in groups))
     others = set(psutil.Process().children(recursive=True))
     try:

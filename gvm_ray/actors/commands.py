@@ -203,8 +203,9 @@ class LearnerCommands(ABC):
             norms |= dict(zip(chosen, answer, strict=True))
         return [outcome.with_gradient_norms(norms[i]) for i, outcome in enumerate(outcomes)]
 
-    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
-        """[P, F] float32 pooled final hidden states of the prompts' tokens; see `Learner.prompt_states`."""
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
+        """[P, F] float32 pooled final hidden states of the prompts' tokens, and the tokens read; see
+        `Learner.prompt_states`."""
         token_ids = ray.put(tuple(prompt.token_ids for prompt in prompts))
         return await self.do(PromptStates(token_ids=token_ids, pooling=pooling))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -9,13 +10,14 @@ import ray
 
 from gvm_ray.actors.cluster import show_group_gpus
 from gvm_ray.actors.weight_sync import fetch
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine
 from gvm_ray.engines.server import EngineServer
 from gvm_ray.engines.turns import episodes_by_sample, next_turns
 from gvm_ray.engines.weight_receiver import WeightReceiver
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.protocols import Engine
+from gvm_ray.resources import thread_variables
 from gvm_ray.types import (
     ModelSpec,
     OpenEpisodes,
@@ -44,12 +46,16 @@ class GeneratorActor:
         model: ModelSpec,
         config: EngineConfig,
         bundles: Sequence[float],
+        num_threads: int,
     ) -> None:
         self._name = name
 
         # Created by the first call: an error raised here would reach the caller only as the actor's death.
         def create() -> Engine:
             show_group_gpus(bundles)
+            # The engine's libraries are imported now. In Ray's runtime_env it would take a new process instead of one
+            # that is waiting.
+            os.environ.update(thread_variables(num_threads))
             return create_engine(kind, model, config=config)
 
         self._server = EngineServer(create, in_flight=config.in_flight)

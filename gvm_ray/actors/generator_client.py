@@ -11,9 +11,11 @@ from gvm_ray.actors.cluster import GPUGroup
 from gvm_ray.actors.generator import GeneratorActor
 from gvm_ray.actors.waiting import failure_of, wait_for
 from gvm_ray.actors.watch import WatchedActor
-from gvm_ray.config.run import DeadlineConfig, EngineConfig
+from gvm_ray.config.engine import EngineConfig
+from gvm_ray.config.run import DeadlineConfig
 from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorDied, SystemFailure
+from gvm_ray.resources import logical_cpus
 from gvm_ray.types import ModelSpec, SampleKey, SampleRequest, SamplingParameters, TransferMember, WeightsRef
 
 
@@ -28,21 +30,22 @@ class GeneratorClient(WatchedActor):
         model: ModelSpec,
         config: EngineConfig,
         bundles: Sequence[float],
+        num_threads: int,
         deadlines: DeadlineConfig,
     ) -> None:
         """Request the actor; `bundles` of GPUs are reserved for it, none if it uses no GPU."""
         self.version = -1
         self.pending: list[dict[SampleKey, float]] = []  # for each call: predicted tokens of its unfinished samples
         self._deadlines = deadlines
-        num_threads = max(1, int(config.cpus_per_generator))  # otherwise every engine would use all cores
-        self._gpus = GPUGroup(name, bundles=bundles, num_cpus=config.cpus_per_generator) if bundles else None
+        num_cpus = logical_cpus(config.cpus_per_generator)
+        self._gpus = GPUGroup(name, bundles=bundles, num_cpus=num_cpus) if bundles else None
         actor: Any = GeneratorActor.options(  # Ray's types don't know the methods of an actor handle
             name=name,
-            num_cpus=config.cpus_per_generator,
-            **({} if self._gpus is None else self._gpus.options),
+            num_cpus=num_cpus,
+            # On CPUs they have the cores of all machines.
+            **({"scheduling_strategy": "SPREAD"} if self._gpus is None else self._gpus.options),
             max_restarts=-1,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
-        ).remote(name, kind=kind, model=model, config=config, bundles=tuple(bundles))
+        ).remote(name, kind=kind, model=model, config=config, bundles=tuple(bundles), num_threads=num_threads)
         super().__init__(name, actor)
         self.member = TransferMember(name=name, actor=actor, num_workers=config.tensor_parallel_size)
 

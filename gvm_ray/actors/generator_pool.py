@@ -14,7 +14,7 @@ from gvm_ray.actors.generator_client import GeneratorClient
 from gvm_ray.actors.generator_fleet import GeneratorFleet, WeightSource
 from gvm_ray.actors.gpu_shifts import GPUShifts
 from gvm_ray.config.cluster import Placement
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import EngineKind
 from gvm_ray.exceptions import ActorFailure, ObjectsLost
 from gvm_ray.resources import generator_bundles
@@ -107,6 +107,7 @@ class GeneratorPool(GeneratorFleet):
         max_tokens: of a response; the predicted length until the first sample is finished.
         context: deadlines, the failure log, and the clock that measures sampling time.
         placement: whether learners share the GPUs.
+        num_threads: of each generator.
         source: see `GeneratorFleet`.
         name: prefix of the actors' names.
     """
@@ -120,6 +121,7 @@ class GeneratorPool(GeneratorFleet):
         max_tokens: int,
         context: RunContext,
         placement: Placement = "disaggregated",
+        num_threads: int = 1,
         source: WeightSource | None = None,
         name: str = "generator",
     ) -> None:
@@ -130,6 +132,7 @@ class GeneratorPool(GeneratorFleet):
                 model=model,
                 config=config,
                 bundles=generator_bundles(config, placement=placement),
+                num_threads=num_threads,
                 deadlines=context.deadlines,
             )
 

@@ -5,7 +5,7 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -17,8 +17,10 @@ from gvm_ray.actors.rank import RankSetup, check_ranks_fit, learner_setup, rank_
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ActorDied, ActorFailure, SystemFailure
-from gvm_ray.learner.losses import TokenLoss
 from gvm_ray.types import WeightTransfer
+
+if TYPE_CHECKING:  # it imports torch, which the allocator's process does without
+    from gvm_ray.learner.losses import TokenLoss
 
 
 class _LearnerShifts:
@@ -69,7 +71,7 @@ class LearnerGroup(LearnerCommands):
         config: RunConfig,
         *,
         base_path: str,
-        token_loss: TokenLoss,
+        token_loss: "TokenLoss",
         run_dir: str,
         context: RunContext,
         transfer: WeightTransfer = "object_store",
@@ -135,7 +137,7 @@ class LearnerGroup(LearnerCommands):
         for rank in self._ranks.values():
             ray.kill(rank.actor)
 
-    async def reset(self, config: RunConfig, *, base_path: str, token_loss: TokenLoss) -> None:
+    async def reset(self, config: RunConfig, *, base_path: str, token_loss: "TokenLoss") -> None:
         """Begin another run with the same ranks, in the state that newly started ranks would have.
 
         Ray Train keeps its files in the first run's folder, and the first run's deadline for collective calls.
@@ -157,7 +159,7 @@ class LearnerGroup(LearnerCommands):
     def _fit(self, loop: asyncio.AbstractEventLoop, nodes: Sequence[str]) -> None:
         outcome: BaseException | None = None
         try:
-            setup = RankSetup(learner=self._setup, mailbox=self._mailbox)
+            setup = RankSetup(learner=self._setup, mailbox=self._mailbox, num_threads=self._context.threads.rank)
             rank_trainer(setup, run_dir=self._run_dir, nodes=nodes).fit()
         except BaseException as error:
             outcome = error

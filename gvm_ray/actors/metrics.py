@@ -1,11 +1,12 @@
 """Ray metrics: a run's scalars as gauges, which Ray exports to its dashboard and to Prometheus."""
 
 import math
+from collections.abc import Sequence
 
 from ray.util.metrics import Gauge
 
 from gvm_ray.metric_names import gauge_name, meaning
-from gvm_ray.types import Metrics
+from gvm_ray.types import Histograms, Metrics, SampleText
 
 
 class RayGaugeSink:
@@ -18,8 +19,8 @@ class RayGaugeSink:
         self._run = run
         self._gauges: dict[str, Gauge] = {}
 
-    def write(self, step: int, metrics: Metrics) -> None:
-        """Set the gauges of a completed step."""
+    def write(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None:
+        """Set the gauges of a completed step; a gauge has room for neither histograms nor texts."""
         self.set({"step": float(step), **metrics})
 
     def set(self, metrics: Metrics) -> None:

@@ -32,9 +32,7 @@ from gvm_ray.actors.weight_sync import ask_members, free_endpoint, publish
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ActorFailure, ConfigError, SystemFailure, UserError
-from gvm_ray.learner.kernels import process_group_backend
-from gvm_ray.learner.losses import TokenLoss
-from gvm_ray.resources import rank_gpus
+from gvm_ray.resources import logical_cpus, rank_gpus, thread_variables
 from gvm_ray.types import (
     Delivery,
     Demonstration,
@@ -48,8 +46,9 @@ from gvm_ray.types import (
     WeightTransfer,
 )
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they import torch, which the processes of the mailbox and the allocator do without
     from gvm_ray.learner.learner import Learner
+    from gvm_ray.learner.losses import TokenLoss
     from gvm_ray.learner.transfer import WeightSender
 
 
@@ -59,7 +58,7 @@ class LearnerSetup:
 
     config: RunConfig
     base_path: str
-    token_loss: TokenLoss
+    token_loss: "TokenLoss"
     transfer: WeightTransfer = "object_store"
 
 
@@ -69,6 +68,7 @@ class RankSetup:
 
     learner: LearnerSetup
     mailbox: Any  # actor handle
+    num_threads: int = 1
 
 
 def run_rank(setup: dict[str, RankSetup]) -> None:
@@ -79,11 +79,9 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
     alike, isn't raised again: the driver shows it, and a traceback would only hide it.
     """
     import ray.train
-    import torch
     from ray.train.torch import get_device
 
     rank, mailbox, learner = ray.train.get_context().get_world_rank(), setup["rank"].mailbox, setup["rank"].learner
-    torch.set_num_threads(max(1, int(learner.config.learner.cpus_per_worker)))
     doing = "starting"
     context = ray.get_runtime_context()
     identity = RankIdentity(actor=context.current_actor, node=ray.util.get_node_ip_address(), pid=os.getpid())
@@ -194,7 +192,7 @@ class _RankServer:
             return self._store(policy_version)
         evaluation = setup.config.evaluation  # its own generators take no part in the transfer, and need this version
         stored = None
-        if evaluation.num_generators and policy_version % evaluation.every_steps == 0:
+        if evaluation.num_generators and evaluation.is_due(policy_version):
             stored = self._store(policy_version)
         location = LiveWeights(transfer=setup.transfer, buckets=stored.location if stored else ())
         return WeightsRef(policy_version=policy_version, location=location)
@@ -253,11 +251,12 @@ def _cause(error: Exception, *, rank: int, doing: str) -> Exception:
     return ActorFailure(f"learner rank {rank} failed in {doing!r}: {type(error).__name__}: {error}\n{text}")
 
 
+_UNNEEDED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 _NODE_ID = "ray.io/node-id"  # a label that Ray gives every node
 
 
 def learner_setup(
-    config: RunConfig, *, base_path: str, token_loss: TokenLoss, transfer: WeightTransfer
+    config: RunConfig, *, base_path: str, token_loss: "TokenLoss", transfer: WeightTransfer
 ) -> LearnerSetup:
     """The `LearnerSetup` of a run; a local base path is made absolute."""
     path = absolute(base_path) if Path(base_path).is_dir() else base_path  # a hub id stays
@@ -288,7 +287,9 @@ def rank_resources(config: RunConfig, *, nodes: Sequence[str] = ()) -> Any:
     return ScalingConfig(
         num_workers=learner.num_workers,
         use_gpu=use_gpu,
-        resources_per_worker={"CPU": learner.cpus_per_worker} | ({"GPU": rank_gpus(config)} if use_gpu else {}),
+        resources_per_worker={"CPU": logical_cpus(learner.cpus_per_worker)}
+        | ({"GPU": rank_gpus(config)} if use_gpu else {}),
+        placement_strategy="PACK" if use_gpu else "SPREAD",  # ranks on CPUs have the cores of all machines
         label_selector=[{_NODE_ID: node} for node in nodes] or None,
     )
 
@@ -304,17 +305,20 @@ def rank_trainer(setup: RankSetup, *, run_dir: str, nodes: Sequence[str] = ()) -
     from ray.train import FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    class Trainer(TorchTrainer):
-        """TorchTrainer without the placement-group cleaner, an actor that asks the dashboard if the controller lives.
+    from gvm_ray.learner.kernels import process_group_backend
 
-        If the cluster has no dashboard but another cluster's listens on that port, the answer is that there is no such
-        actor, and the cleaner removes the ranks' placement group. It isn't needed: a placement group ends with the
-        actor that made it.
+    class Trainer(TorchTrainer):
+        """TorchTrainer without two actors that the ranks don't need, for which Ray has no setting.
+
+        The placement-group cleaner asks the dashboard if the controller lives. If the cluster has no dashboard but
+        another cluster's listens on that port, the answer is that there is no such actor, and the cleaner removes the
+        ranks' placement group, which ends anyway with the actor that made it. The manager of datasets has none to
+        manage, and costs a process that imports Ray Data.
         """
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+            return [c for c in callbacks if type(c).__name__ not in _UNNEEDED_CALLBACKS]
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # its notices would be ignored
     config = setup.learner.config
@@ -331,5 +335,6 @@ def rank_trainer(setup: RankSetup, *, run_dir: str, nodes: Sequence[str] = ()) -
             storage_path=str(Path(run_dir).absolute()),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": thread_variables(setup.num_threads)},
         ),
     )

@@ -14,7 +14,8 @@ from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.actors.watch import REWARDS, ActorWatch, WatchedActor
-from gvm_ray.config.rewards import EnvironmentSettings, RewardsConfig
+from gvm_ray.config.environments import EnvironmentSettings
+from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.exceptions import ActorFailure, DeadlineExceeded
 from gvm_ray.rewards.sandbox import Observed, Result, Scored, Unscored
 from gvm_ray.types import GroupOutcome, GroupRef, Metrics, OpenEpisodes, OpenOutcome, RolloutGroup

@@ -2,11 +2,13 @@
 
 import functools
 
-from gvm_ray.config.rewards import EnvironmentSettings, RewardsConfig, SingleTurnConfig
+from gvm_ray.config.environments import EnvironmentSettings, SingleTurnConfig
+from gvm_ray.config.rewards import EnvironmentRewardConfig, RewardsConfig
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.envs.prompt_env import PromptEnv
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.sandbox import Sandbox
+from gvm_ray.tasks.hosted import hosted_environment
 
 
 def make_reward_env(
@@ -15,8 +17,11 @@ def make_reward_env(
     """The configured environment and reward as a PromptEnv. Every reset must name its prompt.
 
     Raises:
-        ConfigError: a reward or environment function can't be imported.
+        ConfigError: a reward or environment can't be imported.
     """
+    for term in config.terms:
+        if isinstance(term, EnvironmentRewardConfig) and term.environment is not None:
+            hosted_environment(term.environment)  # here, where no response waits for it
     return PromptEnv(
         reward=create_reward(config),
         max_tokens=max_tokens,

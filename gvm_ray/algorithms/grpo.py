@@ -26,9 +26,13 @@ class GRPO:
         samples = scored_samples(outcomes, accept_threshold=self._accept_threshold, terms=terms)
         config = self._config
         if isinstance(config, GRPOConfig):
-            advantages = group_normalized(samples.rewards, samples.prompt_index, epsilon=config.epsilon)
+            advantages = group_normalized(
+                samples.rewards, samples.prompt_index, epsilon=config.epsilon, tolerance=config.tolerance
+            )
         else:
-            advantages = group_normalized(samples.rewards, samples.prompt_index, normalize_std=False)
+            advantages = group_normalized(
+                samples.rewards, samples.prompt_index, normalize_std=False, tolerance=config.tolerance
+            )
         return batch_with_advantages(samples, advantages, config=self._config, step=step)
 
 
@@ -42,7 +46,7 @@ class RLOO:
     def build_batch(self, outcomes: Sequence[GroupOutcome], *, step: int, terms: EstimatorTerms) -> TrainBatch:
         """All scored samples that have a gradient; see `Algorithm.build_batch`."""
         samples = scored_samples(outcomes, accept_threshold=self._accept_threshold, terms=terms)
-        advantages = leave_one_out(samples.rewards, samples.prompt_index)
+        advantages = leave_one_out(samples.rewards, samples.prompt_index, tolerance=self._config.tolerance)
         return batch_with_advantages(samples, advantages, config=self._config, step=step)
 
 

@@ -78,6 +78,7 @@ class AlgorithmLoss:
     kl_coefficient: float
     kl_kind: KLKind
     entropy_coefficient: float
+    old_is_engine: bool = False  # old log-probs are those of sampling
     surrogate: CustomSurrogate | None = None  # in place of ratio and clip
 
     @classmethod
@@ -96,6 +97,7 @@ class AlgorithmLoss:
             kl_coefficient=config.kl.coefficient,
             kl_kind=config.kl.kind,
             entropy_coefficient=config.entropy_coefficient,
+            old_is_engine=config.old_logprobs == "engine",
             surrogate=config.loss and CustomSurrogate.checked(config.loss),
         )
 
@@ -132,6 +134,7 @@ class AlgorithmLoss:
             surrogate=self.surrogate,
             engine_logprobs=engine_logprobs,
             importance=self.importance,
+            old_is_engine=self.old_is_engine,
             mask=mask,
             ref_logprobs=ref_logprobs,
             kl_coefficient=self.kl_coefficient,

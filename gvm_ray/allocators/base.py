@@ -10,12 +10,14 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import Field, WrapValidator
 
 from gvm_ray.allocators.memory import PromptMemory
 from gvm_ray.settings import Count, Settings
 from gvm_ray.types import (
     Allocation,
+    Counts,
     Float64Array,
     FloatArray,
     GradientParameters,
@@ -32,6 +34,8 @@ GroupSize = Annotated[int, Field(ge=2)]  # a single sample has no reward varianc
 
 class PromptStatesConfig(Settings):
     """Hidden states of the candidates: one forward pass over each prompt, charged, and repeated once they are old.
+
+    What all prompts of a pass begin with is read and charged once in a micro-batch, where the learner shares prompts.
 
     In place of this table, `states = "embedding"` takes the mean of the starting policy's input embeddings over the
     prompt's tokens (of wide ones the first 64 principal components): a look-up, made once for the run and not charged.
@@ -92,7 +96,10 @@ class Needs:
 
     candidates: int  # prompts in a step's `Step`; an allocator that doesn't select samples all of them
     states: PromptStates | None = None  # hidden states of the candidates, or their input embeddings
-    training_norms: bool = False  # gradient norms of every sample, measured in training
+    training_norms: bool = False  # gradient norms of samples, measured in training
+    # Where responses share their prompts in training: the samples of each prompt that are measured, of those with a
+    # positive advantage and of those with a negative one. None = all, for which no prompt is shared.
+    norm_samples: int | None = None
     pilot_norms: GradientParameters | None = None  # parameters whose gradient norm is measured for each pilot
     block_steps: int = 1  # steps that share one allocation
 
@@ -208,9 +215,9 @@ class Step:
         """The ids of the P prompts."""
         return [prompt.prompt_id for prompt in self.prompts]
 
-    def counts(self, sizes: Sequence[int] | np.ndarray) -> dict[str, int]:
+    def counts(self, sizes: ArrayLike) -> Counts:
         """prompt_id -> n_i, from n [P]."""
-        return dict(zip(self.ids, np.asarray(sizes).tolist(), strict=True))
+        return Counts(self.ids, sizes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

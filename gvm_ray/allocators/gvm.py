@@ -16,7 +16,7 @@ from gvm_ray.exceptions import ConfigError
 from gvm_ray.maths.allocation import apportion, gvm_weights
 from gvm_ray.maths.statistics import divisible_rates
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive
-from gvm_ray.types import Allocation, Float64Array
+from gvm_ray.types import Allocation, Counts, Float64Array
 
 _MAX_OPEN_BLOCKS = 16
 
@@ -104,13 +104,22 @@ class GVMAllocatorConfig(AllocatorConfig):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Share:
-    """The allocation of one prompt of a block."""
+class _Shares:
+    """The allocation of Q prompts of a block, each [Q]."""
 
-    num_samples: int  # n_i, the samples to train on, including reused pilots
-    remaining: int  # samples of n_i still to be drawn after the pilots
-    accept_rate: float  # p-hat of the pilots
-    gradient_norm: float  # G-hat of the pilots
+    num_samples: NDArray[np.int64]  # n_i, the samples to train on, including reused pilots
+    remaining: NDArray[np.int64]  # samples of n_i still to be drawn after the pilots
+    accept_rates: Float64Array  # p-hat of the pilots
+    gradient_norms: Float64Array  # G-hat of the pilots
+
+    def at(self, rows: slice | list[int]) -> "_Shares":
+        """The shares in some rows."""
+        return _Shares(
+            num_samples=self.num_samples[rows],
+            remaining=self.remaining[rows],
+            accept_rates=self.accept_rates[rows],
+            gradient_norms=self.gradient_norms[rows],
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +128,8 @@ class _Block:
 
     pilots: PromptMemory
     indices: dict[str, tuple[int, ...]]  # prompt_id -> sample indices of its pilots
-    shares: dict[str, _Share]  # prompt_id -> its share, until a step takes it
+    shares: _Shares  # of all its prompts
+    waiting: dict[str, int]  # prompt_id -> its row in the shares, until a step takes it
 
 
 class GVMAllocator(Allocator):
@@ -145,32 +155,36 @@ class GVMAllocator(Allocator):
         """
         block = self._waiting_block(step.ids)
         if block is None:
-            ids = step.ids + [prompt.prompt_id for prompt in step.upcoming if prompt.prompt_id not in step.ids]
+            own = set(step.ids) if step.upcoming else ()
+            later = [prompt.prompt_id for prompt in step.upcoming if prompt.prompt_id not in own]
+            ids = step.ids + later
             budget = step.budget * len(ids) // len(step.ids)
             self._check_budget(budget, num_prompts=len(ids))
             outcomes = yield Allocation(
-                counts=dict.fromkeys(ids, self._settings.pilot_samples),
+                counts=Counts(ids, np.full(len(ids), self._settings.pilot_samples)),
                 needs_gradient_norms=True,
                 trained_on=self._settings.reuse_pilots,
             )
             shares = self._decide(ids, step.samples, budget)
-            block = _Block(pilots=step.samples, indices=sample_indices(outcomes), shares=shares)
+            waiting = dict(zip(later, range(len(step.ids), len(ids)), strict=True))
+            block = _Block(pilots=step.samples, indices=sample_indices(outcomes), shares=shares, waiting=waiting)
             self._open_blocks.append(block)
+            shares = shares.at(slice(len(step.ids)))
         else:
             step.samples.add(block.pilots)
-        shares = {prompt_id: block.shares.pop(prompt_id) for prompt_id in step.ids}
-        if not block.shares:
+            shares = block.shares.at([block.waiting.pop(prompt_id) for prompt_id in step.ids])
+        if not block.waiting:
             self._open_blocks.remove(block)
-        yield {prompt_id: share.remaining for prompt_id, share in shares.items()}
+        yield step.counts(shares.remaining)
         return Report(
-            counts={prompt_id: share.num_samples for prompt_id, share in shares.items()},
-            num_prompts=len(shares),
-            accept_rates=dict(zip(shares, self._divisors(list(shares.values())), strict=True)),
-            pilots={prompt_id: block.indices.get(prompt_id, ()) for prompt_id in shares},
+            counts=step.counts(shares.num_samples),
+            num_prompts=len(step.ids),
+            accept_rates=dict(zip(step.ids, self._divisors(shares), strict=True)),
+            pilots={prompt_id: block.indices.get(prompt_id, ()) for prompt_id in step.ids},
             histograms={"accept_rate": self._accept_rates(step.ids, step.samples)},
             metrics={
-                "allocation/p_hat_mean": float(np.mean([share.accept_rate for share in shares.values()])),
-                "allocation/gradient_norm_mean": float(np.mean([share.gradient_norm for share in shares.values()])),
+                "allocation/p_hat_mean": float(np.mean(shares.accept_rates)),
+                "allocation/gradient_norm_mean": float(np.mean(shares.gradient_norms)),
             },
         )
 
@@ -180,7 +194,7 @@ class GVMAllocator(Allocator):
 
     def _waiting_block(self, prompt_ids: Sequence[str]) -> _Block | None:
         """The oldest block that still holds shares for all these prompts."""
-        return next((block for block in self._open_blocks if block.shares.keys() >= set(prompt_ids)), None)
+        return next((block for block in self._open_blocks if block.waiting.keys() >= set(prompt_ids)), None)
 
     def _accept_rates(self, prompt_ids: Sequence[str], samples: PromptMemory) -> Float64Array:
         """Posterior means [P]; without samples the prior's mean, and without a prior 0."""
@@ -190,11 +204,11 @@ class GVMAllocator(Allocator):
         )
         return np.nan_to_num(rates, nan=0.0)
 
-    def _divisors(self, shares: Sequence[_Share]) -> list[float]:
+    def _divisors(self, shares: _Shares) -> list[float]:
         """p-hat of the pilots, raised above 0 to divide by."""
-        return divisible_rates([share.accept_rate for share in shares], self._settings.pilot_samples).tolist()
+        return divisible_rates(shares.accept_rates, self._settings.pilot_samples).tolist()
 
-    def _decide(self, prompt_ids: Sequence[str], pilots: PromptMemory, budget: int) -> dict[str, _Share]:
+    def _decide(self, prompt_ids: Sequence[str], pilots: PromptMemory, budget: int) -> _Shares:
         """Compute the block's allocation from its pilots."""
         settings = self._settings
         rates = self._accept_rates(prompt_ids, pilots)
@@ -208,11 +222,7 @@ class GVMAllocator(Allocator):
             weights[too_few] = 0
             sizes = self._split(weights, budget)
         remaining = sizes - settings.pilot_samples if settings.reuse_pilots else sizes
-        columns = (sizes.tolist(), remaining.tolist(), rates.tolist(), norms.tolist())
-        return {
-            prompt_id: _Share(num_samples=n, remaining=left, accept_rate=p, gradient_norm=norm)
-            for prompt_id, n, left, p, norm in zip(prompt_ids, *columns, strict=True)
-        }
+        return _Shares(num_samples=sizes, remaining=remaining, accept_rates=rates, gradient_norms=norms)
 
     def _split(self, weights: Float64Array, budget: int) -> NDArray[np.int64]:
         """Compute n [P] of the block from its whole budget if pilots count toward n, else from what they left of it."""

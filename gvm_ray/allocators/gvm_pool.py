@@ -30,7 +30,6 @@ from gvm_ray.maths.allocation import (
     neyman_weights,
     select_groups,
 )
-from gvm_ray.maths.statistics import brier_score
 from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability, Settings
 from gvm_ray.types import Float64Array, Metrics, TrainedNorms
 
@@ -72,14 +71,20 @@ class _PredictiveConfig(AllocatorConfig):
     sharpness: Positive = 1.0  # exponent on the score
     uniform_share: Probability = 0.1  # share of the budget that is split evenly, whatever the scores
     exploration: Literal["none", "thompson"] = "none"  # thompson: accept rates are drawn from their posterior
-    states: OptionalPromptStates = PromptStatesConfig()
+    states: OptionalPromptStates = "embedding"
     predictor: PredictorConfig = PredictorConfig()
     training_gradient_norms: bool = True
+    # A measured sample needs its own copy of its prompt. Where the learner lets responses share prompts, so many of a
+    # prompt's accepted samples, and of its rejected ones, are measured; "all" measures all and shares no prompt.
+    norm_samples: Count | Literal["all"] = 1
 
     def needs(self, run: RunShape) -> Needs:
-        """Candidates, hidden states to predict from, and gradient norms from training."""
+        """Candidates, embeddings or hidden states to predict from, and gradient norms from training."""
         return Needs(
-            candidates=self.num_candidates(run), states=self.states, training_norms=self.training_gradient_norms
+            candidates=self.num_candidates(run),
+            states=self.states,
+            training_norms=self.training_gradient_norms,
+            norm_samples=None if self.norm_samples == "all" else self.norm_samples,
         )
 
     def num_candidates(self, run: RunShape) -> int:
@@ -123,9 +128,6 @@ class PredictiveAllocator(Allocator):
         sampled = [step.ids[row] for row in chosen.tolist()]
         baselines, scales = self._baselines(sampled, estimates.accept_rates[chosen])
         self._levels.observe(outcomes)  # after the baselines, which must not depend on the samples they are for
-        successes, trials = step.samples.counts(sampled)
-        scored = trials > 0
-        predicted, observed = estimates.accept_rates[chosen][scored], successes[scored] / trials[scored]
         return Report(
             accept_rates=dict(zip(sampled, estimates.accept_rates[chosen].tolist(), strict=True)),
             baselines=baselines,
@@ -135,15 +137,10 @@ class PredictiveAllocator(Allocator):
                 "allocation/prompts": float(len(chosen)),
                 "allocation/p_hat_mean": float(estimates.accept_rates.mean()),
                 "allocation/gradient_norm_mean": float(estimates.accepted_norms.mean()),
-                **({"allocation/brier": brier_score(predicted, observed)} if scored.any() else {}),
                 **self._norms.metrics(),
                 **({} if weights is None else _weight_metrics(weights[chosen])),
             },
-            histograms={
-                "accept_rate": estimates.accept_rates,
-                "predicted_accept_rate": predicted,
-                "observed_accept_rate": observed,
-            },
+            histograms={"accept_rate": estimates.accept_rates},
         )
 
     def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
@@ -191,7 +188,7 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
     score: Score = "norm_neyman"
     # Number of candidates in a step, or the whole training set if it is smaller. None = 16 prompts_per_step, or fewer,
     # so that prefilling them costs no more than the step's samples (if all prompts and responses have max_tokens), but
-    # at least twice the number of groups. Without hidden states, candidates are free: 1024 or more.
+    # at least twice the number of groups. Without hidden states, as by default, candidates are free: 1024 or more.
     candidates_per_step: Count | None = None
     group_size: Count = 4  # a prompt gets no samples, or at least this many
     max_samples: Count | None = None

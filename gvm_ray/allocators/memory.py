@@ -28,11 +28,16 @@ class PromptMemory:
 
     The driver keeps one memory of the whole run, and one of each step under way. Counts are fractional if earlier
     visits decay. A gradient norm that was never measured is NaN. Arrays [P] are in the order of the requested ids.
+    Only prompts with samples are kept: at most the training set, some 160 bytes a prompt with its id.
     """
 
     def __init__(self) -> None:
         self._row_of: dict[str, int] = {}
-        self._columns = np.empty(0, dtype=_ROW)
+        self._room = np.empty(0, dtype=_ROW)  # the rows, then spare ones
+
+    @property
+    def _columns(self) -> NDArray[np.void]:
+        return self._room[: len(self)]
 
     @classmethod
     def of(cls, outcomes: Sequence[GroupOutcome], *, accept_threshold: float) -> "PromptMemory":
@@ -106,14 +111,15 @@ class PromptMemory:
         """Replace the memory by what `state_dict` returned."""
         self._row_of = {prompt_id: row for row, prompt_id in enumerate(state)}
         rows = [tuple(np.nan if value is None else value for value in row) for row in state.values()]
-        self._columns = np.array(rows, dtype=_ROW)
+        self._room = np.array(rows, dtype=_ROW)
 
     def _rows(self, prompt_ids: Iterable[str]) -> NDArray[np.int64]:
         """The row of each prompt [P]; new prompts get an empty row."""
         row_of = self._row_of
         rows = np.fromiter((row_of.setdefault(prompt_id, len(row_of)) for prompt_id in prompt_ids), dtype=np.int64)
-        if added := len(row_of) - len(self._columns):
-            self._columns = np.concatenate([self._columns, np.full(added, _UNSEEN)])
+        if (missing := len(row_of) - len(self._room)) > 0:
+            spare = len(self._room) // 8  # so that a run's steps don't copy everything each time
+            self._room = np.concatenate([self._room, np.full(missing + spare, _UNSEEN)])
         return rows
 
     def _look_up(self, prompt_ids: Sequence[str]) -> NDArray[np.void]:

@@ -1,5 +1,6 @@
 """Predictions for any prompt, seen or unseen, before it is sampled: accept rate, gradient norms, rewards."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ _SUREST = 1e-6  # accept rates predicted from features alone stay at least this 
 _FEWEST_ROWS = 8  # groups with a measured quantity that a regression on it needs
 _MAX_CATEGORIES = 64  # of one source feature
 _FEWEST_PROMPTS = 3  # that a rank correlation needs
+_MOST_EXPECTED = 2**16  # prompts whose prediction is kept until training measures it, unless a step has more candidates
 _BINARY = (1.0, 0.0)  # assumed rewards of an accepted and a rejected sample, until such a sample was seen
 _SMALLEST_DEVIATION = 1e-6  # advantages are divided by the deviation, even if all rewards so far were equal
 
@@ -241,7 +243,12 @@ class NormAgreement:
     def expect(self, prompt_ids: Sequence[str], estimates: PromptEstimates) -> None:
         """Record the predictions for a step's prompts; nothing before norms were measured."""
         if np.ptp(estimates.accepted_norms) > 0:
+            for prompt_id in prompt_ids:
+                self._expected.pop(prompt_id, None)  # so that the oldest prediction stands first
             self._expected.update(zip(prompt_ids, estimates.accepted_norms.tolist(), strict=True))
+            too_many = max(len(self._expected) - max(_MOST_EXPECTED, len(prompt_ids)), 0)
+            for prompt_id in list(itertools.islice(self._expected, too_many)):
+                del self._expected[prompt_id]
 
     def observe(self, norms: Sequence[TrainedNorms]) -> None:
         """Correlate the measured norms of a trained batch with the predictions."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gvm_ray.allocators.base import AllocatorConfig, GroupSize, Needs, RunShape, SmallestGroup
-from gvm_ray.settings import Count
-from gvm_ray.types import GroupOutcome
+from gvm_ray.settings import Count, NonNegative
+from gvm_ray.types import Counts, GroupOutcome
 
 
 class CandidateAllocatorConfig(AllocatorConfig):
@@ -47,10 +47,12 @@ def num_groups(budget: int, *, group_size: int, num_candidates: int) -> int:
     return min(max(budget // group_size, 1), num_candidates)
 
 
-def even_counts(prompt_ids: Sequence[str], budget: int) -> dict[str, int]:
+def even_counts(prompt_ids: Sequence[str], budget: int) -> Counts:
     """prompt_id -> number of samples, as even as integers allow; the remainder goes one each to the first prompts."""
     each, left_over = divmod(budget, len(prompt_ids))
-    return {prompt_id: each + (index < left_over) for index, prompt_id in enumerate(prompt_ids)}
+    sizes = np.full(len(prompt_ids), each)
+    sizes[:left_over] += 1
+    return Counts(prompt_ids, sizes)
 
 
 def sample_indices(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[int, ...]]:
@@ -61,8 +63,21 @@ def sample_indices(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[int, ...
     return indices
 
 
+class ZeroVarianceSettings(AllocatorConfig):
+    """Settings of allocators that drop groups of equal rewards, which train nothing under a group baseline."""
+
+    refill: bool  # true: other candidates replace dropped groups, at their own cost; false: the batch shrinks
+    max_batches: Count = 3  # budgets that a step costs at most with `refill`
+    tolerance: NonNegative = 0.0  # rewards of a group that differ by no more are equal
+
+    @property
+    def max_budget_factor(self) -> int:
+        """The budgets that refills may cost."""
+        return self.max_batches if self.refill else 1
+
+
 def reward_ranges(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[float, float]]:
-    """prompt_id -> lowest and highest reward of its scored samples; if they are equal, the group has zero variance."""
+    """prompt_id -> lowest and highest reward of its scored samples."""
     ranges: dict[str, tuple[float, float]] = {}
     for outcome in outcomes:
         rewards = outcome.rewards[outcome.scored]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gvm_ray.actors.cluster import connected
+from gvm_ray.actors.cluster import connected, find_threads
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.pools import fetch_groups
 from gvm_ray.benchmarks.results import BenchmarkReport, BenchmarkResult, ModelResult, PromptSamples
@@ -238,7 +238,8 @@ def _shown_settings(model: CheckedModel) -> dict[str, Any]:
 
 
 async def _sample(model: CheckedModel) -> None:
-    prepared, context = model.prepared, RunContext.of(model.config)
+    prepared = model.prepared
+    context = RunContext.of(model.config, threads=find_threads(model.config, learners=False))
     pools = start_pools(
         model.config, prepared.model, kind=prepared.engine_kind, context=context, prefix=f"{model.name}-"
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from gvm_ray.benchmarks.samples import Sample
 from gvm_ray.evaluation import EvaluationResult
-from gvm_ray.maths.bootstrap import MIN_SEEDS, Estimate, estimate_mean
+from gvm_ray.maths.student_t import MIN_SEEDS, Estimate, estimate_mean
 from gvm_ray.reporting.plots import add_axes, new_figure, save_figure
 from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.rewards.votes import merged_votes
@@ -93,7 +93,7 @@ class ModelResult:
     benchmarks: dict[str, BenchmarkResult]
 
     def averages(self) -> dict[str, Estimate]:
-        """Means of avg@k over benchmarks; the intervals resample prompts within each benchmark (Efron, 1979)."""
+        """Means of avg@k over benchmarks, with Student-t intervals over prompts (pooled as Welch and Satterthwaite)."""
         return _over_benchmarks({name: each.accuracies for name, each in self.benchmarks.items()})
 
     def minus(self, other: "ModelResult") -> dict[str, Estimate]:
@@ -195,7 +195,8 @@ class BenchmarkReport:
             "# Evaluation",
             "",
             f"{settings}. {self.metric} in percent, with 95 % bootstrap intervals over prompts; an average over "
-            f"benchmarks gives each the same weight (no interval below {MIN_SEEDS} prompts of each).",
+            f"benchmarks gives each the same weight; its interval, and that of a difference, is Student-t (none below "
+            f"{MIN_SEEDS} prompts of each).",
             "",
             *_table("model", {model.name: _cells(self.accuracies(model)) for model in self.models}),
         ]

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gvm_ray.cli import bench, compare, data, estimator, evaluate, report, settings, train
+from gvm_ray.cli import bench, compare, data, estimator, evaluate, predictor, report, settings, train
 from gvm_ray.exceptions import RunStopped, SystemFailure, UserError
 
 
@@ -34,6 +34,6 @@ def create_parser() -> argparse.ArgumentParser:
         description="Reinforcement learning for reasoning models with a dynamic sampling budget, on Ray.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, evaluate, report, data, compare, estimator, bench, settings):
+    for command in (train, evaluate, report, data, compare, estimator, predictor, bench, settings):
         command.add_to(commands)
     return parser

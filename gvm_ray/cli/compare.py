@@ -28,6 +28,11 @@ def add_to(commands: Commands) -> None:
     )
     compare.add_argument("--dry-run", action="store_true", help="check every run's settings, list them, and stop")
     compare.add_argument("--report", action="store_true", help="only tables and plots of the runs that are done")
+    compare.add_argument(
+        "--null",
+        action="store_true",
+        help="only simulate comparisons of identical arms, and of one twice as fast, from the runs that are done",
+    )
     add_overrides(compare)
     compare.set_defaults(run=_compare)
 
@@ -44,8 +49,11 @@ def _compare(options: argparse.Namespace) -> int:
         runs = selected(planned_runs(comparison, folder=config_folder, phase=options.phase), only)
         print("\n".join([*(run.name for run in runs), f"{len(runs)} runs of {comparison.token_budget:,} tokens each"]))
         return 0
-    from gvm_ray.lab.compare.compare import ComparisonFolder, compare, report
+    from gvm_ray.lab.compare.compare import ComparisonFolder, compare, null_report, report
 
+    if options.null:
+        print(null_report(comparison, config_folder=config_folder, phase=options.phase))
+        return 0
     if options.report:
         records = report(comparison, config_folder=config_folder, phase=options.phase)
     else:

@@ -1,6 +1,7 @@
 """`gvm-ray train`."""
 
 import argparse
+from pathlib import Path
 
 from gvm_ray.cli.options import Commands, add_configs
 from gvm_ray.config import RunConfig, load_config
@@ -18,6 +19,11 @@ def add_to(commands: Commands) -> None:
         action="store_true",
         help="check the settings, print what would run and the memory it needs, and stop",
     )
+    train.add_argument(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="upload the trained model to this repository of the Hugging Face Hub, which is made, private, if need be",
+    )
     train.set_defaults(run=_train)
 
 
@@ -29,9 +35,16 @@ def _train(options: argparse.Namespace) -> int:
         print("\n".join(plan.lines()))
         plan.check()
         return 0
+    from gvm_ray.model_hub import check_push, push_model
+
+    if options.push_to_hub is not None:
+        check_push(options.push_to_hub)
     from gvm_ray.run import train
 
     train(config, resume=options.resume, overwrite=options.overwrite)
+    if options.push_to_hub is not None:
+        model = Path(config.runs_dir) / config.name / "model"
+        print(f"model pushed: {push_model(model, options.push_to_hub)}", flush=True)
     return 0
 
 
@@ -39,6 +52,7 @@ def describe(config: RunConfig) -> str:
     """The run in words: the resolved settings and the sizes that follow from them."""
     per_update = config.samples_per_step / config.algorithm.updates_per_batch
     prefill = [] if config.prompt_states is None else [f"prefill          {describe_prefill(config)}"]
+    norms = [f"gradient norms   {words}" for words in describe_gradient_norms(config)]
     return "\n".join(
         [
             config.model_dump_json(indent=2),
@@ -48,6 +62,7 @@ def describe(config: RunConfig) -> str:
             f"steps            {config.num_steps} of {config.prompts_per_step} prompts and "
             f"{config.samples_per_step} samples",
             *prefill,
+            *norms,
             f"updates          {config.algorithm.updates_per_batch} per step, about {per_update:g} samples each",
             f"engine           {config.engine.type}",
             f"new weights      by {config.weight_transfer()}",
@@ -67,6 +82,18 @@ def describe_prefill(config: RunConfig) -> str:
         f"at most {candidates:,} prompts x {prompt_tokens:,} tokens = {prefilled:,} per step, charged as "
         f"{charged:,.0f}; at most {generated:,} tokens are generated"
     )
+    if config.learner.packing in ("auto", "shared"):
+        text += "; what all prompts begin with is read and charged once in a micro-batch, if the model's attention can"
     if charged > generated and getattr(config.allocator, "candidates_per_step", None) is not None:
         text += "; a lower allocator.candidates_per_step saves most of it"
     return text
+
+
+def describe_gradient_norms(config: RunConfig) -> list[str]:
+    """The passes over prompts that gradient norms take, none of which is charged; empty without gradient norms."""
+    passes = []
+    if config.needs.pilot_norms is not None:
+        passes.append("of accepted pilots: each is read with its own prompt, forward and backward, at no charge")
+    if config.training_gradient_norms:
+        passes.append("of all samples trained on: in the update's own pass, where each reads its own prompt")
+    return passes

@@ -23,7 +23,7 @@ def benchmark_defaults(model: str) -> dict[str, Any]:
     }
 
 
-LayoutName = Literal["auto", "numina_math", "gsm8k", "math", "plain"]
+LayoutName = Literal["auto", "numina_math", "gsm8k", "math", "svamp", "mawps", "plain"]
 
 OWN_COLUMNS = frozenset({"prompt_id", "problem", "answer", "source", "rationale"})  # columns that every output has
 

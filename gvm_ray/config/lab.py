@@ -1,4 +1,4 @@
-"""Settings of comparisons and of estimator measurements."""
+"""Settings of comparisons, and of measurements of estimators and of predictions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Settings
+from gvm_ray.allocators.gvm_pool import PredictorConfig
+from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Probability, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # also the name of a folder
 Overrides = dict[str, Any]  # nested as in the run's own TOML; a table whose `type` changes is replaced as a whole
@@ -47,6 +48,34 @@ class ArmConfig(VariantConfig):
         return self.algorithms is None or algorithm in self.algorithms
 
 
+class PriceConfig(Settings):
+    """Prices of a machine, in microseconds a token: what a curve costs in seconds."""
+
+    decode_us: NonNegative  # a generated token
+    prefill_us: NonNegative  # a prompt's token that is read, of a sampled prompt (once a request) or of a candidate
+    learner_us: NonNegative  # a token that is trained on; a request's samples share their prompt
+    source: str = ""  # of the prices, for the table's legend
+
+
+# The arena's models of 0.6 M parameters on one thread, medians over the shipped runs.
+_CPU = PriceConfig(
+    decode_us=170.0,
+    prefill_us=73.0,
+    learner_us=230.0,
+    source="a model of 0.6 M parameters on one CPU thread, medians over the shipped runs, on a machine that did other "
+    "work too",
+)
+# Requests of 128 tokens with answers of 2048 (22,714 tokens/s), and of 2048 with 128 (3,450), give two equations. The
+# learner does a forward pass for the old log-probs and an update: 8 FLOPs a parameter, at 400 TFLOPS.
+_H100 = PriceConfig(
+    decode_us=43.0,
+    prefill_us=15.4,
+    learner_us=160.0,
+    source="a model of 8 B parameters on an H100: TensorRT-LLM 1.0's published throughput of Llama 3.1 8B in FP8 "
+    "(nvidia.github.io/TensorRT-LLM, performance overview), and 400 TFLOPS in training (Llama 3, arXiv 2407.21783)",
+)
+
+
 class ComparisonConfig(Settings):
     """A whole comparison. Exploration and confirmation use different seeds, and may use different tests."""
 
@@ -55,6 +84,8 @@ class ComparisonConfig(Settings):
     results_dir: str | None = None  # tables, plots and CSV files, relative to this file; none = with the runs
     token_budget: Count  # charged tokens after which every run ends
     prefill_price: NonNegative  # cost of a prefilled candidate token, in generated tokens: measure it
+    # Machines whose prices turn tokens into seconds in the tables.
+    prices: dict[Name, PriceConfig] = Field(default_factory=lambda: {"cpu": _CPU, "h100": _H100})
     baseline: str = "uniform"
     highlighted: str | None = None  # an arm that the plots emphasise
     exploration_seeds: tuple[NonNegativeCount, ...] = (0, 1, 2)
@@ -160,5 +191,59 @@ class EstimatorConfig(Settings):
             raise ValueError(
                 f"prompts_per_step={self.prompts_per_step} is above num_prompts={self.num_prompts}; write "
                 f"num_prompts={self.prompts_per_step} or more"
+            )
+        return self
+
+
+class PolicyConfig(Settings):
+    """A policy of the run: its starting policy, one after another warm start, or one that was trained."""
+
+    name: Name
+    model: str | None = None  # folder that a run exported (its model/), or a hub id; none = the run's starting policy
+    warm_start_updates: Count | None = None  # in place of warm_start.num_updates
+    step: NonNegativeCount = 0  # the training step that it stands for: earlier policies' samples are forgotten by it
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> "PolicyConfig":
+        if self.model is not None and self.warm_start_updates is not None:
+            raise ValueError(
+                f"model={self.model!r} is taken as it is, so warm_start_updates={self.warm_start_updates} has no "
+                "effect; leave one of them out"
+            )
+        return self
+
+
+class PredictionConfig(Settings):
+    """A measurement of how well accept rates can be predicted: prompts, samples and policies."""
+
+    name: Name
+    runs_dir: str = "runs"
+    config: str  # path of a run's TOML file, relative to this file's folder
+    set: Overrides = Field(default_factory=dict)  # changes to that run, e.g. another training set
+    seed: NonNegativeCount = 0
+    num_prompts: Annotated[int, Field(ge=8)] = 400  # of the training set
+    # Of a prompt. One half is predicted, the other plays the prompt's earlier samples, and then the other way round.
+    num_samples: Annotated[int, Field(ge=4, multiple_of=2)] = 8
+    num_folds: Annotated[int, Field(ge=2)] = 10
+    paid_prompts: tuple[Count, ...] = (64, 128, 256)  # learning curves: one sample each of so many other prompts
+    layers: tuple[Probability, ...] = (0.0, 0.5, 0.75, 1.0)  # whose states are tried, as shares of the model's depth
+    response_layer: Probability = 0.75  # whose states of the earlier responses are tried
+    predictor: PredictorConfig = PredictorConfig()
+    forgetting: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.9, 0.97, 1.0)  # by step, of earlier policies
+    policies: tuple[PolicyConfig, ...] = (PolicyConfig(name="start"),)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PredictionConfig":
+        check_distinct("policies", [policy.name for policy in self.policies])
+        steps = [policy.step for policy in self.policies]
+        if sorted(steps) != steps:
+            raise ValueError(f"policies stand for the steps {steps}; write them in the order of their steps")
+        if self.num_folds > self.num_prompts:
+            raise ValueError(f"num_folds={self.num_folds} is above num_prompts={self.num_prompts}; write fewer folds")
+        most = self.num_prompts - -(-self.num_prompts // self.num_folds)
+        if self.paid_prompts and max(self.paid_prompts) > most:
+            raise ValueError(
+                f"paid_prompts={max(self.paid_prompts)} is more than the {most} prompts outside a fold; write at most "
+                f"{most}, or more of num_prompts"
             )
         return self

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from gvm_ray.config.data import DataConfig
-from gvm_ray.config.lab import ComparisonConfig, EstimatorConfig
+from gvm_ray.config.lab import ComparisonConfig, EstimatorConfig, PredictionConfig
 from gvm_ray.config.run import RunConfig
 from gvm_ray.config.schema import Place, classes_of, place_at, settings_of, variants_of, with_default_types
 from gvm_ray.exceptions import ConfigError
@@ -59,6 +59,15 @@ def load_estimator(path: str | Path, overrides: Iterable[str] = ()) -> Estimator
         ConfigError: as `load_config`.
     """
     return validated(EstimatorConfig, _changed(EstimatorConfig, read_toml(path), overrides), origin=str(path))
+
+
+def load_prediction(path: str | Path, overrides: Iterable[str] = ()) -> PredictionConfig:
+    """The measurement of predictions described by a TOML file, with `a.b=c` overrides applied.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return validated(PredictionConfig, _changed(PredictionConfig, read_toml(path), overrides), origin=str(path))
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

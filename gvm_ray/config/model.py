@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gvm_ray.config.prompts import SourceSettings
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive, Probability, Settings
 
 DType = Literal["float32", "bfloat16"]
@@ -102,7 +103,7 @@ class LearnerConfig(Settings):
     """Ray Train FSDP2 learners."""
 
     num_workers: Count = 1
-    cpus_per_worker: Positive = 1
+    cpus_per_worker: Positive | None = None  # as engine.cpus_per_generator
     gpus_per_worker: NonNegative = 0
     dtype: DType = "float32"  # of the forward and backward pass; master weights and reductions stay float32
     # Prompt and response tokens in one forward pass on one rank, including padding if micro-batches are padded.
@@ -131,6 +132,11 @@ class LearnerConfig(Settings):
     # counts nor ends the series.
     max_skipped_updates: Count | None = None
 
+    @property
+    def shards(self) -> bool:
+        """Whether FSDP2 holds the weights: to divide them, to compute in another dtype, or to offload them."""
+        return self.num_workers > 1 or self.dtype != "float32" or self.cpu_offload
+
     @model_validator(mode="after")
     def _attention_can_run(self) -> "LearnerConfig":
         if self.attention in ("auto", "sdpa"):
@@ -152,8 +158,11 @@ class LearnerConfig(Settings):
 
 
 class WarmStartConfig(Settings):
-    """Supervised training on the source's reference rationales before reinforcement learning (pi_0 is an SFT model)."""
+    """Supervised training on reference rationales before reinforcement learning (pi_0 is an SFT model)."""
 
+    # Problems with rationales, with the template of [prompts]. None = those of prompts.train. Problems that the
+    # evaluation has too are left out.
+    source: SourceSettings | None = None
     num_updates: Count = 1000
     batch_size: Count = 128  # demonstrations per optimizer update
     num_demonstrations: Count = 20000

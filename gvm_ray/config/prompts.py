@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from gvm_ray.config.environments import HostedEnvironmentSettings
 from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability, Settings
 
 # Half of a split. The halves never share a prompt: tune on one, confirm on the other.
@@ -78,6 +79,16 @@ class FunctionSourceConfig(Settings):
     rationale_field: str | None = None
     feature_fields: tuple[str, ...] = ()
     limit: Count | None = None
+
+
+class EnvironmentSourceConfig(Settings):
+    """The prompts of an environment of another library: a verifiers data set, or a gymnasium episode for each seed."""
+
+    type: Literal["environment"] = "environment"
+    environment: HostedEnvironmentSettings | None = None  # none = that of [environment]
+    split: Literal["train", "eval"] = "train"  # of a verifiers data set
+    size: Count | None = None  # the first prompts; none = all of a data set, 1,000 episodes
+    seed: NonNegativeCount = 0  # of the first gymnasium episode; the next ones have the seeds after it
 
 
 class LevelConfig(Settings):
@@ -196,6 +207,7 @@ SourceSettings = Annotated[
     FileSourceConfig
     | HuggingFaceSourceConfig
     | FunctionSourceConfig
+    | EnvironmentSourceConfig
     | ReasoningGymSourceConfig
     | ArithmeticSourceConfig
     | ListProgramSourceConfig,

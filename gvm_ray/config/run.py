@@ -1,6 +1,7 @@
 """The settings of a whole run."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,70 +9,26 @@ from gvm_ray.allocators import AllocatorSettings
 from gvm_ray.allocators.base import Needs, PromptStates, RunShape
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config.cluster import ClusterConfig, TransferSituation, WeightSyncConfig, check_gpus, choose_transfer
+from gvm_ray.config.engine import EngineConfig, SamplingConfig, Temperature
+from gvm_ray.config.environments import EnvironmentSettings, SingleTurnConfig, with_environment
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
-from gvm_ray.config.prompts import ChainSourceConfig, PromptsConfig, ReasoningGymSourceConfig
-from gvm_ray.config.rewards import EnvironmentSettings, RewardsConfig, SingleTurnConfig
+from gvm_ray.config.prompts import (
+    ChainSourceConfig,
+    EnvironmentSourceConfig,
+    PromptsConfig,
+    ReasoningGymSourceConfig,
+)
+from gvm_ray.config.rewards import EnvironmentRewardConfig, RewardsConfig
 from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig, check_accept_rates, check_baselines
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Positive, Settings
 from gvm_ray.types import WeightTransfer
 
-InFlightPolicy = Literal["keep", "finish"]
-Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
-
-
-class SamplingConfig(Settings):
-    """Sampling of responses in training. No top_p or top_k: their log-probs would need a correction."""
-
-    temperature: Temperature = 1.0
-    max_tokens: Count = 3072  # response tokens; longer responses are cut and count as truncated
-
-
-class EngineConfig(Settings):
-    """The generator pool. `auto` takes vLLM where it is installed, else transformers, and prints the choice."""
-
-    type: Literal["auto", "vllm", "transformers", "custom"] = "auto"
-    path: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")  # `module:Class` of a custom engine
-    num_generators: Count = 1
-    cpus_per_generator: Positive = 1
-    gpus_per_generator: NonNegative = 0
-    tensor_parallel_size: Count = 1
-    max_num_seqs: Count = 256  # sequences that one generator decodes at once
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of a GPU's memory, weights included
-    # Only if learners and generators share GPUs (cluster.placement = "colocated"): true = an engine frees the GPU while
-    # the learners work, and takes it back to sample; needs max_staleness = 0. false = it keeps its share,
-    # gpu_memory_utilization, and the learners have the rest.
-    sleep: bool = True
-    kv_cache_gib: Positive = 1.0  # on CPU
-    enforce_eager: bool = False  # true turns off CUDA graphs
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    # For samples in flight when new weights arrive (max_staleness > 0): "keep" continues them with the new weights from
-    # the next token on, "finish" first completes them with the old weights. Every token records its weight version.
-    in_flight: InFlightPolicy = "keep"
-
-    @model_validator(mode="after")
-    def _has_a_gpu_for_each_part(self) -> "EngineConfig":
-        gpus, parts = self.gpus_per_generator, self.tensor_parallel_size
-        if gpus and max(gpus, 1) != parts:
-            raise ValueError(
-                f"tensor_parallel_size={parts} needs as many GPUs per generator, but gpus_per_generator={gpus:g}; "
-                f"write gpus_per_generator={parts}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _path_is_for_custom(self) -> "EngineConfig":
-        if (self.type == "custom") != (self.path is not None):
-            raise ValueError(
-                f"type={self.type!r} with path={self.path!r}: only a custom engine has a path, and it needs one; write "
-                "type = 'custom' together with path = 'module:Class'"
-            )
-        return self
-
 
 class EvaluationConfig(Settings):
-    """Evaluation on prompts.eval: before the first step, every `every_steps` steps, and at the end."""
+    """Evaluation on prompts.eval: at the start, every `every_steps` steps, after each of `at_steps`, and at the end."""
 
     every_steps: Count = 10
+    at_steps: tuple[Count, ...] = ()  # numbers of steps after which to evaluate as well, while accuracy rises fastest
     # Generators like those of [engine], for evaluation alone: training continues meanwhile, and waits only if an
     # evaluation is unfinished when the next one is due. 0 = evaluate on the training generators while training waits;
     # the evaluations before the first step and after the last always do.
@@ -80,6 +37,16 @@ class EvaluationConfig(Settings):
     num_samples: Count = 1  # k of avg@k
     temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # total probability of the tokens that may be sampled
+    # Training prompts sampled before the first step, samples_per_prompt times each (at least 4), for the accept rates
+    # that the run starts from. A starting policy that solves none or all of them gets a warning. 0 = none.
+    base_prompts: NonNegativeCount = 32
+    # Seeds of an evaluation's samples: new ones each time, whose errors average out along a curve; or the same each
+    # time, so that two policies differ by less noise.
+    fresh_seeds: bool = False
+
+    def is_due(self, num_steps: int) -> bool:
+        """True if the policy after this number of steps is evaluated, apart from the first and the last one."""
+        return num_steps % self.every_steps == 0 or num_steps in self.at_steps
 
 
 class CheckpointConfig(Settings):
@@ -115,11 +82,33 @@ class FaultsConfig(Settings):
     window_s: Positive = 3600.0
 
 
+class WandbConfig(Settings):
+    """Weights & Biases, by the extra `wandb`. A resumed run goes on as the same run there."""
+
+    project: str = "gvm-ray"
+    entity: str | None = None  # user or team; none = the account's default
+    # "offline" writes files only, which `wandb sync` uploads later. "online" goes on offline, and says so, if the
+    # server can't be reached when the run starts.
+    mode: Literal["online", "offline"] = "online"
+
+
+class SinkConfig(Settings):
+    """A sink of your own: any importable `module:Class` with the methods of `gvm_ray.reporting.Sink`.
+
+    It is called with the run's settings, and the parameters as keywords.
+    """
+
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
 class ReportingConfig(Settings):
-    """Reports of a run besides metrics.jsonl."""
+    """Reports of a run besides metrics.jsonl. A sink that fails doesn't end the run."""
 
     tensorboard: bool = True
     ray_metrics: bool = True
+    wandb: WandbConfig | None = None
+    sinks: tuple[SinkConfig, ...] = ()
     progress: bool = True
     samples_every_steps: NonNegativeCount = 10  # steps between kept texts of the best and worst response; 0 = none
 
@@ -188,6 +177,17 @@ class RunConfig(Settings):
         )
 
     @property
+    def demonstrated(self) -> PromptsConfig:
+        """The prompts whose rationales the warm start learns, as `train`."""
+        source = None if self.warm_start is None else self.warm_start.source
+        return self.prompts if source is None else self.prompts.model_copy(update={"train": source})
+
+    @property
+    def demonstration_source(self) -> str:
+        """The name of the setting with the warm start's problems, for messages."""
+        return "prompts.train" if self.demonstrated is self.prompts else "warm_start.source"
+
+    @property
     def generators_sleep(self) -> bool:
         """True if generators free their shared GPUs while the learners work."""
         return self.cluster.placement == "colocated" and self.engine.sleep
@@ -222,6 +222,16 @@ class RunConfig(Settings):
         return choose_transfer(self.weight_sync.transfer, situation)
 
     @model_validator(mode="after")
+    def _other_distributions_are_corrected(self) -> "RunConfig":
+        if self.engine.vllm.changing_given and self.algorithm.importance.level == "off":
+            raise ValueError(
+                f"{' and '.join(self.engine.vllm.changing_given)} changes the distribution that samples come from, and "
+                "algorithm.importance.level='off' leaves that uncorrected; write algorithm.importance.level='token', "
+                "or remove the option"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_can_travel(self) -> "RunConfig":
         self.weight_transfer()
         return self
@@ -243,6 +253,12 @@ class RunConfig(Settings):
         check_gpus(self)
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _environment_is_written_once(cls, data: Any) -> Any:
+        """Sources and rewards of type `environment` take that of [environment] where they name none."""
+        return with_environment(data) if isinstance(data, Mapping) else data
+
     @model_validator(mode="after")
     def _rewards_fit_source(self) -> "RunConfig":
         scored_by_gym = any(term.type == "reasoning_gym" for term in self.rewards.terms)
@@ -254,14 +270,40 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _environments_are_named(self) -> "RunConfig":
+        sources = {"prompts.train": self.prompts.train, "prompts.eval": self.prompts.eval}
+        rewards = [("rewards.terms", term) for term in self.rewards.terms]
+        kinds = (EnvironmentSourceConfig, EnvironmentRewardConfig)
+        parts = [(name, part) for name, part in [*sources.items(), *rewards] if isinstance(part, kinds)]
+        for name, part in parts:
+            if part.environment is None:
+                raise ValueError(
+                    f"{name} has type 'environment', but [environment] is {self.environment.type!r}; write "
+                    "environment = { type = 'verifiers', id = '...' }"
+                )
+        named = [(part.environment.type, part.environment.id) for _, part in parts if part.environment is not None]
+        if len({*named}) > 1:
+            shown = " and ".join(f"{kind} {name!r}" for kind, name in sorted({*named}))
+            raise ValueError(f"a run takes prompts and scores of one environment, but {shown} are named")
+        scored = any(isinstance(term, EnvironmentRewardConfig) for term in self.rewards.terms)
+        if scored and not isinstance(self.prompts.train, EnvironmentSourceConfig):
+            raise ValueError(
+                f"rewards.terms has 'environment', but prompts.train is {self.prompts.train.type!r}, which that "
+                "environment can't score; write prompts.train.type = 'environment'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _warm_start_has_rationales(self) -> "RunConfig":
-        source = self.prompts.train
+        source, name = self.demonstrated.train, self.demonstration_source
         if self.warm_start is None or isinstance(source, ChainSourceConfig):
             return self
+        if isinstance(source, EnvironmentSourceConfig):
+            raise ValueError("warm_start needs reference rationales, and an environment has none; remove [warm_start]")
         setting = "rationale_format" if isinstance(source, ReasoningGymSourceConfig) else "rationale_field"
         if getattr(source, setting) is None:
             raise ValueError(
-                f"warm_start needs reference rationales, and prompts.train ({source.type!r}) names none; "
-                f"write prompts.train.{setting} = '...', or remove [warm_start]"
+                f"warm_start needs reference rationales, and {name} ({source.type!r}) names none; "
+                f"write {name}.{setting} = '...', or remove [warm_start]"
             )
         return self

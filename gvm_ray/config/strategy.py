@@ -70,7 +70,25 @@ class _AlgorithmBase(Settings):
     kl: KLConfig = KLConfig()
     entropy_coefficient: NonNegative = 0.0
     importance: ImportanceConfig = ImportanceConfig()
+    # The old policy of ratio and clip. "learner": the learner's log-probs from before the batch's first update, from a
+    # pass of their own if there are several updates. "engine": those of sampling, which spares that pass. The bounds of
+    # [algorithm.importance] then apply to the ratio of the policy being updated to the engine's.
+    old_logprobs: Literal["learner", "engine"] = "learner"
     loss: LossConfig | None = None
+
+    @model_validator(mode="after")
+    def _engine_is_corrected(self) -> "_AlgorithmBase":
+        if self.old_logprobs == "engine" and self.importance.level == "off":
+            raise ValueError(
+                "old_logprobs='engine' takes the engine's log-probs as they are, and importance.level='off' bounds no "
+                "difference from the learner's; write importance.level='token' or 'sequence', or old_logprobs='learner'"
+            )
+        if self.old_logprobs == "engine" and self.loss is not None:
+            raise ValueError(
+                f"old_logprobs='engine' bounds the built-in ratio, which loss.path={self.loss.path!r} replaces; write "
+                "old_logprobs='learner'"
+            )
+        return self
 
 
 class RaftConfig(_AlgorithmBase):
@@ -88,25 +106,28 @@ class RaftPlusPlusConfig(_AlgorithmBase):
     type: Literal["raft++"] = "raft++"
 
 
-class GRPOConfig(_AlgorithmBase):
+class _GroupBaseline(_AlgorithmBase):
+    group_baseline = True
+
+    tolerance: NonNegative = 0.0  # rewards of a group that differ by no more are equal: the group trains nothing
+
+
+class GRPOConfig(_GroupBaseline):
     """GRPO (arXiv 2402.03300): advantages (r - mean) / (std + epsilon) within the group."""
 
-    group_baseline = True
     type: Literal["grpo"] = "grpo"
     epsilon: Positive = 1e-6
 
 
-class DrGRPOConfig(_AlgorithmBase):
+class DrGRPOConfig(_GroupBaseline):
     """Dr. GRPO (arXiv 2503.20783): advantages r - mean, without normalisation by std or length."""
 
-    group_baseline = True
     type: Literal["dr_grpo"] = "dr_grpo"
 
 
-class RLOOConfig(_AlgorithmBase):
+class RLOOConfig(_GroupBaseline):
     """RLOO (arXiv 2402.14740): the baseline of a sample is the mean of the others in its group."""
 
-    group_baseline = True
     type: Literal["rloo"] = "rloo"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from gvm_ray.config.data import DataConfig, LayoutName
 from gvm_ray.config.prompts import FileSourceConfig, HuggingFaceSourceConfig
+from gvm_ray.data.equations import MAWPS_FIELDS, SVAMP_FIELDS, mawps_row, svamp_row
 from gvm_ray.exceptions import DataError
 from gvm_ray.maths.final_answer import final_boxed
 from gvm_ray.tasks.fields import field_value, missing_field
@@ -45,6 +46,7 @@ class Layout:
         Raises:
             DataError: a field of the row is missing, empty, or of the wrong type.
         """
+        row = with_equation(row, layout=self.name, where=where)
         raw = task_from_row(row, config=self.fields, where=where)
         answer = self._final_answer(raw.answer)
         if answer is None:
@@ -86,6 +88,7 @@ def find_layout(first: Mapping[str, Any], *, config: DataConfig, where: str, def
         DataError: the row lacks a field of the layout, or one that the user names.
     """
     name = _name_of(first) if config.layout == "auto" else config.layout
+    first = with_equation(first, layout=name, where=where)
     solution = next((field for field in SOLUTION_FIELDS if field in first), None)
     features: dict[str, str] = {}
     match name:
@@ -99,6 +102,9 @@ def find_layout(first: Mapping[str, Any], *, config: DataConfig, where: str, def
                 features = {"level": "level", "subject": "subject" if "subject" in first else "type"}
             else:
                 features = {field: field for field in ("problem_type", "question_type") if field in first}
+        case "svamp" | "mawps":
+            named = {"prompt_field": "problem", "answer_field": "answer"}
+            features = {"num_operations": "num_operations"}
         case _:
             named = {"prompt_field": problem_field(first), "answer_field": "answer"}
     names = {"rationale_field": solution, **named, "id_field": None}
@@ -114,9 +120,20 @@ def find_layout(first: Mapping[str, Any], *, config: DataConfig, where: str, def
                 missing_field(field, setting=option, where=f"{where} (layout {name!r})", known=first)
                 + "; or write another --layout"
             ) from None
-    if name in ("gsm8k", "math"):
+    if name in ("gsm8k", "math", "svamp", "mawps"):
         default_source = name
     return Layout(name=name, fields=fields, features=features, default_source=default_source)
+
+
+def with_equation(row: Mapping[str, Any], *, layout: LayoutName, where: str) -> Mapping[str, Any]:
+    """The row, in the layouts of word problems with the problem, answer and rationale made from its equation."""
+    match layout:
+        case "svamp":
+            return svamp_row(row, where=where)
+        case "mawps":
+            return mawps_row(row, where=where)
+        case _:
+            return row
 
 
 def problem_field(first: Mapping[str, Any]) -> str:
@@ -137,6 +154,10 @@ def _without_separators(answer: str) -> str:
 
 def _name_of(first: Mapping[str, Any]) -> LayoutName:
     fields = first.keys()
+    if fields >= MAWPS_FIELDS:
+        return "mawps"
+    if fields >= SVAMP_FIELDS:
+        return "svamp"
     if {"problem", "solution", "source"} <= fields:
         return "numina_math"
     if {"problem", "solution", "level"} <= fields and fields & {"type", "subject"}:

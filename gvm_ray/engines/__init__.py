@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.protocols import Engine
 from gvm_ray.settings import create_from_path
@@ -19,18 +19,25 @@ def resolve_engine(config: EngineConfig) -> EngineKind:
     """Resolve `engine.type` on this machine: `auto` means vLLM if it is installed. Imports nothing.
 
     Raises:
-        ConfigError: vLLM is requested but not installed.
+        ConfigError: vLLM is requested, or has options, but is not installed.
     """
     spec = find_spec("vllm")
     installed = spec is not None and spec.origin is not None  # not just a folder of that name
     match config.type:
-        case "auto":
-            return "vllm" if installed else "transformers"
-        case "vllm" if not installed:
+        case "auto" | "vllm" if installed:
+            return "vllm"
+        case "vllm":
             raise ConfigError(
                 "engine.type='vllm', but vLLM is not installed; run pip install 'gvm-ray[cpu]' (or 'gvm-ray[gpu]' on a "
                 "machine with CUDA), or write engine.type='transformers'"
             )
+        case "auto" if config.vllm.given:
+            raise ConfigError(
+                f"[engine.vllm] has {', '.join(config.vllm.given)}, but vLLM is not installed; run pip install "
+                "'gvm-ray[cpu]' (or 'gvm-ray[gpu]' on a machine with CUDA), or remove them"
+            )
+        case "auto":
+            return "transformers"
         case kind:
             return kind
 

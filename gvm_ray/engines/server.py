@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from gvm_ray.config.run import InFlightPolicy
+from gvm_ray.config.engine import InFlightPolicy
 from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.protocols import Engine
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters

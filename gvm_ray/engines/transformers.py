@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.exceptions import ModelError, SystemFailure
 from gvm_ray.pretrained import load_end_token_ids, load_generation_config, load_tokenizer

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
 from gvm_ray.maths.checksum import TensorChecksum
@@ -107,6 +108,7 @@ for _name, _value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOG
 
 try:
     from vllm import EngineArgs, SamplingParams
+    from vllm import __version__ as version
     from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.inputs.engine import tokens_input
     from vllm.logprobs import FlatLogprobs
@@ -147,34 +149,19 @@ class VLLMEngine:
         model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._tied = ties_embeddings(model_config)  # a tied head is sent under one name, whatever names the files have
         self._names = tensor_names(model_path) - ({"lm_head.weight"} if self._tied else set())
-        arguments = EngineArgs(
-            model=model_path,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            skip_tokenizer_init=True,  # token ids in, token ids out
-            generation_config="vllm",  # use only the run's sampling settings, not the model's recommended ones
-            dtype=config.dtype,
-            seed=0,  # of the engine's own random state; samples don't depend on it
-            max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            tensor_parallel_size=config.tensor_parallel_size,
-            # The default in an actor with a placement group is Ray's executor, which would request its own bundles.
-            distributed_executor_backend=None if self._in_process else "mp",
-            enable_sleep_mode=config.sleep and bool(config.gpus_per_generator),
-            logprobs_mode="processed_logprobs",  # after temperature: of the sampled distribution
-            enable_prefix_caching=True,
-            enforce_eager=config.enforce_eager,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            weight_transfer_config=None if transfer == "object_store" else WeightTransferConfig(backend=transfer),
+        arguments = _engine_args(
+            model_path, config, max_model_len=max_model_len, revision=revision, trust_remote_code=trust_remote_code
+        )
+        arguments.weight_transfer_config = (
+            None if transfer == "object_store" else WeightTransferConfig(backend=transfer)
         )
         if current_platform.is_cpu():
             _set_up_cpu(arguments, config=config, model_config=model_config)
         try:
             self.llm_engine = LLMEngine.from_engine_args(arguments)  # vLLM's own
         except ValueError as error:
-            raise ModelError(f"vLLM can't run {model_path!r}: {error}") from error
+            options = f" with [engine.vllm] {config.vllm.given}" if config.vllm.given else ""
+            raise ModelError(f"vLLM can't run {model_path!r}{options}: {error}") from error
         self.llm_engine.set_weight_version(str(self._policy_version))
         self._head_apart = all(self.llm_engine.collective_rpc(has_output_head))
         self._receiver = VLLMWeightReceiver(self.llm_engine, names=self._names)
@@ -302,6 +289,47 @@ class VLLMEngine:
             raise ConfigError(f"vLLM rejects the sampling settings: {error}") from error
 
 
+def _engine_args(
+    model_path: str, config: EngineConfig, *, max_model_len: int, revision: str | None, trust_remote_code: bool
+) -> EngineArgs:
+    """vLLM's arguments, with those of `[engine.vllm]`.
+
+    Raises:
+        ConfigError: the installed vLLM has no option of such a name, or not with that value.
+    """
+    options = config.vllm.given
+    if unknown := options.keys() - {field.name for field in fields(EngineArgs)}:
+        raise ConfigError(
+            f"[engine.vllm]: the installed vLLM {version} has no {' or '.join(sorted(unknown))}; remove it, or install "
+            "the version that constraints.txt names"
+        )
+    try:
+        return EngineArgs(
+            model=model_path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            skip_tokenizer_init=True,  # token ids in, token ids out
+            generation_config="vllm",  # use only the run's sampling settings, not the model's recommended ones
+            dtype=config.dtype,
+            seed=0,  # of the engine's own random state; samples don't depend on it
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            tensor_parallel_size=config.tensor_parallel_size,
+            # The default in an actor with a placement group is Ray's executor, which would request its own bundles.
+            distributed_executor_backend=None if config.tensor_parallel_size == 1 else "mp",
+            enable_sleep_mode=config.sleep and bool(config.gpus_per_generator),
+            logprobs_mode="processed_logprobs",  # after temperature: of the sampled distribution
+            enable_prefix_caching=True,
+            enforce_eager=config.enforce_eager,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            **options,
+        )
+    except ValueError as error:
+        raise ConfigError(f"[engine.vllm]: vLLM {version} refuses {options}: {error}") from error
+
+
 def _set_up_cpu(arguments: EngineArgs, *, config: EngineConfig, model_config: PretrainedConfig) -> None:
     """Set arguments with which vLLM on a CPU starts in a few seconds and samples with per-request seeds."""
     head_dim = getattr(model_config, "head_dim", None) or (model_config.hidden_size // model_config.num_attention_heads)
@@ -316,7 +344,8 @@ def _set_up_cpu(arguments: EngineArgs, *, config: EngineConfig, model_config: Pr
     arguments.kv_cache_memory_bytes = int(config.kv_cache_gib * 2**30)  # if given, and eager, there is no warm-up run
     # For a chunked prompt vLLM rewinds the seeded generator, which raises for a CPU generator.
     arguments.enable_chunked_prefill = False
-    arguments.max_num_batched_tokens = max(_CPU_BATCHED_TOKENS, arguments.max_model_len or 0)
+    wanted = config.vllm.max_num_batched_tokens or _CPU_BATCHED_TOKENS
+    arguments.max_num_batched_tokens = max(wanted, arguments.max_model_len or 0)
     for architecture in model_config.architectures or ():
         known = ModelRegistry.models.get(architecture)
         if known is not None:  # registered as a class; otherwise vLLM imports itself again in a child to inspect it

@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from gvm_ray.config.rewards import (
+from gvm_ray.config.environments import (
     CalculatorConfig,
     EnvironmentSettings,
     FunctionEnvironmentConfig,
+    GymnasiumEnvironmentConfig,
     SingleTurnConfig,
+    VerifiersEnvironmentConfig,
 )
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.settings import import_object
+from gvm_ray.tasks.hosted import hosted_environment
 from gvm_ray.types import Prompt
 
 Number = int | float
@@ -123,12 +126,26 @@ def create_environment(config: EnvironmentSettings) -> Environment | None:
             respond: Respond = calculator
         case FunctionEnvironmentConfig(path=path):
             respond = _import_function(path)
+        case VerifiersEnvironmentConfig(max_turns=1) | GymnasiumEnvironmentConfig(max_turns=1):
+            return None
+        case VerifiersEnvironmentConfig() | GymnasiumEnvironmentConfig():
+            respond = _HostedTurns(config)
     return Environment(
         respond=respond,
         max_turns=config.max_turns,
         template=config.observation_template,
         max_characters=config.max_observation_characters,
     )
+
+
+class _HostedTurns:
+    """The observations of an environment of another library. It is made at its first use, in the reward process."""
+
+    def __init__(self, config: VerifiersEnvironmentConfig | GymnasiumEnvironmentConfig) -> None:
+        self._config = config
+
+    def __call__(self, prompt: Prompt, turns: Sequence[str]) -> str | None:
+        return hosted_environment(self._config).respond(prompt, turns)
 
 
 def _import_function(path: str) -> Respond:

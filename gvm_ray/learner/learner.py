@@ -28,7 +28,7 @@ from gvm_ray.learner.kernels import (
 )
 from gvm_ray.learner.losses import CrossEntropy, MetricSums, MicroBatchLoss, PolicyLoss, TokenLoss
 from gvm_ray.learner.model_folder import write_model_folder
-from gvm_ray.learner.norms import PolicyMeasurements, TrainingGradientNorms
+from gvm_ray.learner.norms import PolicyMeasurements, TrainingGradientNorms, measured_samples
 from gvm_ray.learner.optimizer import PolicyOptimizer
 from gvm_ray.learner.policy import PolicyModule, copy_weights, load_policy, named_full_tensors, reshard
 from gvm_ray.learner.sequences import (
@@ -36,11 +36,13 @@ from gvm_ray.learner.sequences import (
     TrainSample,
     samples_of_batch,
     samples_of_demonstrations,
+    sharing_pays,
     train_sample,
 )
 from gvm_ray.maths.packing import split_updates
 from gvm_ray.pretrained import load_tokenizer
 from gvm_ray.types import (
+    BoolArray,
     Demonstration,
     Float64Array,
     FloatArray,
@@ -108,14 +110,15 @@ class Learner:
         Where the run asks for `training_gradient_norms`, each sample's norm is that of the gradient of
         sum_t token_loss_t, without its weight, at the input embedding and under the weights of its own update. That is
         |advantage| x |gradient of sum_t ratio_t|, plus what importance weights, KL and entropy make of it; a token that
-        is clipped adds nothing.
+        is clipped adds nothing. Where prompts are shared, only `norm_samples` of each prompt and class are measured.
 
         Raises:
             TrainingDiverged: `max_skipped_updates` in a row had a gradient that isn't finite.
         """
         samples = samples_of_batch(batch, groups)
         num_parts = self._config.algorithm.updates_per_batch
-        if num_parts > 1:  # with one update the policy is the old policy: the training pass itself gives its log-probs
+        if num_parts > 1 and self._config.algorithm.old_logprobs == "learner":
+            # With one update the policy is the old policy: the training pass itself gives its log-probs.
             old = self._measure.logprobs(samples)
             samples = [replace(sample, old_logprobs=values) for sample, values in zip(samples, old, strict=True)]
         rng = np.random.default_rng((self._config.seed, batch.step))
@@ -124,10 +127,12 @@ class Learner:
         first_update = self._optimizer.num_updates
         grad_norms: list[float] = []
         sample_norms = np.full(len(samples), np.nan)
+        shares = self._layout.shared and sharing_pays(samples)
+        measured = measured_samples(batch, per_class=self._config.needs.norm_samples if shares else None)
         for part in parts:
             if part.size:
                 grad_norm, sample_norms[part] = self._policy_update(
-                    [samples[i] for i in part], sums=sums, scale=num_parts, step=batch.step
+                    [samples[i] for i in part], measured=measured[part], sums=sums, scale=num_parts, step=batch.step
                 )
                 grad_norms.append(grad_norm)
         applied = self._optimizer.num_updates - first_update
@@ -142,12 +147,12 @@ class Learner:
         return BatchUpdate(metrics=metrics, gradient_norms=_by_group(sample_norms, batch) if measured else ())
 
     def _policy_update(
-        self, samples: Sequence[TrainSample], *, sums: MetricSums, scale: float, step: int
+        self, samples: Sequence[TrainSample], *, measured: BoolArray, sums: MetricSums, scale: float, step: int
     ) -> tuple[float, Float64Array]:
         """One optimizer update: the norm of its gradient, and [N] of each sample's own, NaN where it isn't known."""
         norms = None
         if self._config.training_gradient_norms:
-            norms = TrainingGradientNorms(self._policy, num_samples=len(samples), device=self._device)
+            norms = TrainingGradientNorms(self._policy, measured=measured, device=self._device)
         self._accumulate_gradients(samples, self._policy_loss, sums=sums, scale=scale, norms=norms)
         grad_norm = self._optimizer.apply(where=f"step {step + 1}")
         if norms is None or not np.isfinite(grad_norm):
@@ -201,13 +206,16 @@ class Learner:
         Gradients are reduced after every micro-batch: keeping them whole until the last would save calls, but hold a
         full float32 copy of the model on every rank.
         """
-        separate = norms is not None  # of a prompt that several samples read, none has a gradient of its own
-        for indices, micro_batch in self._layout.micro_batches(samples, separate=separate):
-            members = [samples[i] for i in indices]
-            with norms.collected(indices, micro_batch) if norms is not None else nullcontext():
-                value = loss(micro_batch, members, sums)
-                sums.add("loss", value)
-                (value * (scale * self._world_size)).backward()  # FSDP averages over ranks; the batch loss is a sum
+        separate = np.zeros(len(samples), dtype=np.bool_) if norms is None else norms.measured
+        for apart in (True, False):  # of a prompt that several samples read, none has a gradient of its own
+            chosen = np.flatnonzero(separate == apart)
+            for places, micro_batch in self._layout.micro_batches([samples[i] for i in chosen], separate=apart):
+                indices = chosen[places]
+                members = [samples[i] for i in indices]
+                with norms.collected(indices, micro_batch) if norms is not None and apart else nullcontext():
+                    value = loss(micro_batch, members, sums)
+                    sums.add("loss", value)
+                    (value * (scale * self._world_size)).backward()  # FSDP averages over ranks; the batch loss is a sum
 
     # --- measuring ----------------------------------------------------------------------------------------------------
     def gradient_norms(self, groups: Sequence[RolloutGroup]) -> list[Float64Array]:
@@ -230,11 +238,12 @@ class Learner:
             norms[g][i] = norm
         return norms
 
-    def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> FloatArray:
-        """[P, F] float32: what the policy makes of each prompt, before any response.
+    def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> tuple[FloatArray, int]:
+        """[P, F] float32: what the policy makes of each prompt, before any response; and the tokens read for it.
 
         These are its final hidden states at the prompt's tokens, after the final norm: their mean, the last one, or
-        both end to end, mean first (F is the hidden size H, or 2H for both).
+        both end to end, mean first (F is the hidden size H, or 2H for both). Tokens that all prompts begin with are
+        read once in each micro-batch, if the model's attention can share them (`learner.packing`).
         """
         return self._measure.prompt_states(token_ids, pooling=pooling)
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gvm_ray.learner.policy import PolicyModule, looked_up_gradients, reshard, sample_gradient_norms
-from gvm_ray.learner.sequences import BatchLayout, SequenceBatch, TrainSample, prompt_sample
+from gvm_ray.learner.sequences import BatchLayout, SequenceBatch, TrainSample, prompt_samples
 from gvm_ray.maths.gradient_norms import embedding_gradient_square_norms
-from gvm_ray.types import Float64Array, FloatArray, GradientParameters, IntArray, Pooling
+from gvm_ray.types import BoolArray, Float64Array, FloatArray, GradientParameters, IntArray, Pooling, TrainBatch
 
 
 class PolicyMeasurements:
@@ -51,15 +51,21 @@ class PolicyMeasurements:
         return self._gathered(norms)
 
     @torch.no_grad()
-    def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> FloatArray:
-        """[P, F] pooled final hidden states of prompts of at least one token; see `PolicyModule.prompt_states`."""
+    def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> tuple[FloatArray, int]:
+        """[P, F] pooled final hidden states of prompts of at least one token (see `PolicyModule.prompt_states`), and
+        the number of tokens that were run through the model for them.
+
+        Where the layout may share prompts, a prefix that all have in common is read once in each micro-batch. Gradient
+        norms don't share it: of tokens that several samples read, none has a gradient of its own.
+        """
         width = self._policy.causal_lm.config.hidden_size * (2 if pooling == "both" else 1)
-        states = self._zeros(len(token_ids), width)
-        samples = [prompt_sample(ids) for ids in token_ids]
-        for indices, batch in self._layout.micro_batches(samples, by_sample=True):
+        states, num_tokens = self._zeros(len(token_ids), width), self._zeros(1, dtype=torch.float64)
+        samples, prefix = prompt_samples(token_ids, shared=self._layout.shared)
+        for indices, batch in self._layout.micro_batches(samples, by_sample=not prefix):
             pooled = self._policy.prompt_states(batch, pooling=pooling)
             states[torch.from_numpy(indices).to(self._device)] = pooled[: len(indices)]
-        return self._gathered(states)
+            num_tokens += sum(samples[i].length for i in indices) - prefix * max(len(indices) - 1, 0)
+        return self._gathered(states), int(self._gathered(num_tokens)[0])
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
@@ -71,15 +77,36 @@ class PolicyMeasurements:
         return values.cpu().numpy()
 
 
+def measured_samples(batch: TrainBatch, *, per_class: int | None) -> BoolArray:
+    """[N] True for the samples of a batch, group after group, whose gradient norms are measured in training.
+
+    These are the first `per_class` of each group's samples with a positive advantage, and as many with a negative one;
+    all samples if it is None. The order of a prompt's samples says nothing about them.
+    """
+    measured = [np.zeros(len(group.advantages), dtype=np.bool_) for group in batch.groups]
+    for group, chosen in zip(batch.groups, measured, strict=True):
+        for members in (group.advantages > 0, group.advantages < 0):
+            chosen[np.flatnonzero(members)[:per_class]] = True
+        if per_class is None:
+            chosen[:] = True
+    return np.concatenate([*measured, np.zeros(0, dtype=np.bool_)])
+
+
 class TrainingGradientNorms:
-    """Collects the norms of the N samples of one update, over its micro-batches and then over the ranks.
+    """Collects the norms of some of the N samples of one update, over its micro-batches and then over the ranks.
 
     With tied embeddings the norm is that of the input's part of the gradient, without the output head's.
+
+    Args:
+        policy: the sharded policy.
+        measured: [N] True for the samples to measure, each of which needs its own copy of its prompt.
+        device: of the policy.
     """
 
-    def __init__(self, policy: PolicyModule, *, num_samples: int, device: torch.device) -> None:
+    def __init__(self, policy: PolicyModule, *, measured: BoolArray, device: torch.device) -> None:
         self._embedding = policy.causal_lm.get_input_embeddings()
-        self._square_norms = torch.zeros(num_samples, dtype=torch.float64, device=device)
+        self.measured = measured
+        self._square_norms = torch.zeros(len(measured), dtype=torch.float64, device=device)
 
     @contextmanager
     def collected(self, indices: NDArray[np.int64], batch: SequenceBatch) -> Iterator[None]:
@@ -101,9 +128,11 @@ class TrainingGradientNorms:
             handle.remove()
 
     def reduce(self, factors: Float64Array) -> Float64Array:
-        """[N] norms, each divided by the absolute value of what multiplied the sample's loss; NaN where that was 0.
+        """[N] norms, each divided by the absolute value of what multiplied the sample's loss; NaN where that was 0, and
+        where none was measured.
 
         A collective call.
         """
         dist.all_reduce(self._square_norms)
-        return self._square_norms.sqrt().cpu().numpy() / np.where(factors == 0, np.nan, np.abs(factors))
+        known = self.measured & (factors != 0)
+        return self._square_norms.sqrt().cpu().numpy() / np.where(known, np.abs(factors), np.nan)

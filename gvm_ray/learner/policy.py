@@ -91,15 +91,7 @@ class PolicyModule(nn.Module):
 
         Their mean, the last one, or both end to end, mean first (F is the hidden size H, or 2H for both).
         """
-        hidden = batch.by_sample(self._hidden(batch).float())
-        last = (batch.first_state - batch.starts).unsqueeze(1)  # [B, 1] place of the prompt's last token in it
-        pooled = []
-        if pooling != "last":
-            inside = torch.arange(hidden.shape[1], device=hidden.device) <= last
-            pooled.append(torch.where(inside.unsqueeze(-1), hidden, 0.0).sum(1) / (last + 1))
-        if pooling != "mean":
-            pooled.append(hidden.take_along_dim(last.unsqueeze(-1), dim=1).squeeze(1))
-        return torch.cat(pooled, dim=-1)
+        return batch.pooled(self._hidden(batch).float(), pooling=pooling)
 
     def response_gradients(
         self, batch: SequenceBatch, *, square_norms: bool, offset: Tensor | None = None
@@ -261,29 +253,29 @@ def load_policy(
 
 
 def _shard(policy: PolicyModule, *, mesh: DeviceMesh, settings: LearnerConfig) -> None:
-    """Shard a whole policy block by block; its blocks are compiled first where the settings say so."""
-    placement: dict[str, Any] = {
-        "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if settings.dtype == "bfloat16" else None, reduce_dtype=torch.float32
-        ),
-    }
+    """Shard a whole policy block by block; its blocks are compiled first where the settings say so.
+
+    A single rank keeps it whole if it can: FSDP2 would copy all weights and gradients in each micro-batch.
+    """
+    if settings.compile:
+        # `forward` alone: FSDP2's hooks around it gather and free the weights, uncompiled. Isolated, because all blocks
+        # share the code, and together would soon meet the limit on its variants.
+        options: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
+        for block in policy.causal_lm.model.layers:
+            block.forward = torch.compile(block.forward, **options)
+    if mesh.size() == 1 and not settings.shards:
+        policy.to(mesh.device_type)
+        return
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else None
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    placement: dict[str, Any] = {"mesh": mesh, "mp_policy": precision}
     if settings.cpu_offload:
         placement["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     for block in policy.causal_lm.model.layers:
-        if settings.compile:
-            _compile(block)
         fully_shard(block, **placement)
     fully_shard(policy, **placement)
     for method in ("prompt_states", "response_gradients", "tied_inner_products"):
         register_fsdp_forward_method(policy, method)
-
-
-def _compile(block: Any) -> None:
-    # `forward` alone: FSDP2's hooks around it gather and free the weights, uncompiled. Isolated, because all blocks
-    # share the code, and together would soon meet the limit on its variants.
-    options: dict[str, Any] = {"dynamic": True, "isolate_recompiles": True}
-    block.forward = torch.compile(block.forward, **options)
 
 
 def try_policy(
@@ -315,8 +307,8 @@ def reshard(policy: PolicyModule) -> None:
 
     Left standing it would be used, out of date, after the next optimizer step or weight copy.
     """
-    assert isinstance(policy, FSDPModule)
-    policy.reshard()
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
 
 
 def local_shards(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -98,8 +98,8 @@ def build_scratch_model(config: ScratchModelConfig, folder: str | Path) -> None:
 def warm_start_key(model: ModelSettings, *, prompts: PromptsConfig, warm_start: WarmStartConfig, dtype: DType) -> str:
     """Cache key of 16 hex digits that changes with everything the warm-started weights depend on.
 
-    Files named in the settings are included with their content. So are the evaluation's files: their problems are
-    excluded from the demonstrations.
+    `prompts.train` is what the warm start learns from. Files named in the settings are included with their content. So
+    are the evaluation's files: their problems are excluded from the demonstrations.
 
     Raises:
         ModelError: a hub id's commit can't be determined.
@@ -108,7 +108,7 @@ def warm_start_key(model: ModelSettings, *, prompts: PromptsConfig, warm_start: 
         "format": CACHE_FORMAT,
         "model": model.model_dump(mode="json"),
         "prompts": prompts.model_dump(mode="json", exclude={"shuffle"}),
-        "warm_start": warm_start.model_dump(mode="json", exclude={"cache"}),
+        "warm_start": warm_start.model_dump(mode="json", exclude={"cache", "source"}),
         "dtype": dtype,
         "data": [_local_files(source.path) for source in (prompts.train, prompts.eval) if _has_files(source)],
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gvm_ray.learner.shared_prompts import SharedRow, shared_row
 from gvm_ray.maths.packing import micro_batches, shared_micro_batches
-from gvm_ray.types import BoolArray, Demonstration, FloatArray, IntArray, RolloutGroup, TrainBatch
+from gvm_ray.types import BoolArray, Demonstration, FloatArray, IntArray, Pooling, RolloutGroup, TrainBatch
 
 _WORTHWHILE = 0.95  # sharing prompts leaves fewer than this share of the tokens
 
@@ -108,6 +108,21 @@ class SequenceBatch:
         inside = places < self.packed.cu_seqlens.diff().unsqueeze(1)
         rows = values.flatten(0, 1)[self.starts.unsqueeze(1) + places * inside]
         return torch.where(inside.view(*inside.shape, *[1] * (rows.ndim - 2)), rows, 0)
+
+    def pooled(self, hidden: Tensor, *, pooling: Pooling) -> Tensor:
+        """[B, F] of states [R, S, H] at the tokens of `prompt_samples`: their mean, the last one, or both."""
+        prompt_lengths = self.first_state - self.starts + 1
+        if self.shared is None:
+            hidden, last = self.by_sample(hidden), (prompt_lengths - 1).unsqueeze(1)
+            inside = torch.arange(hidden.shape[1], device=hidden.device) <= last
+            mean = torch.where(inside.unsqueeze(-1), hidden, 0.0).sum(1) / (last + 1)
+            final = hidden.take_along_dim(last.unsqueeze(-1), dim=1).squeeze(1)
+        else:  # the prefix, then what each prompt has behind it
+            own_lengths = self.mask.sum(1)
+            sums = torch.segment_reduce(hidden[0], "sum", lengths=torch.cat([prompt_lengths[:1], own_lengths]))
+            mean = (sums[:1] + sums[1:]) / (prompt_lengths + own_lengths).unsqueeze(1)
+            final = hidden[0, torch.where(own_lengths > 0, self.response_starts + own_lengths - 1, self.first_state)]
+        return {"mean": mean, "last": final, "both": torch.cat([mean, final], dim=-1)}[pooling]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,9 +280,34 @@ def train_sample(group: RolloutGroup, index: int, *, advantage: float = 0.0, wei
     )
 
 
-def prompt_sample(token_ids: IntArray) -> TrainSample:
-    """A prompt by itself: a sample with an empty response."""
-    return TrainSample(prompt_ids=token_ids, response_ids=token_ids[:0], engine_logprobs=np.zeros(0, dtype=np.float32))
+def prompt_samples(token_ids: Sequence[IntArray], *, shared: bool) -> tuple[list[TrainSample], int]:
+    """Prompts by themselves, and the length of the prefix that they share, in tokens.
+
+    Without a prefix, or where sharing it doesn't pay, each is a sample with an empty response (prefix 0). Otherwise the
+    common prefix is every sample's prompt, and what follows it the response.
+    """
+    prefix = common_prefix(token_ids) if shared else 0
+    samples = [_prompt_sample(ids, prefix) for ids in token_ids]
+    if prefix and sharing_pays(samples):
+        return samples, prefix
+    return [_prompt_sample(ids, len(ids)) for ids in token_ids], 0
+
+
+def common_prefix(token_ids: Sequence[IntArray]) -> int:
+    """The number of tokens with which all the sequences begin; of a single one, its length."""
+    if not token_ids:
+        return 0
+    prefix = token_ids[0][: min(len(ids) for ids in token_ids)]
+    for ids in token_ids:
+        differs = prefix != ids[: len(prefix)]
+        if differs.any():
+            prefix = prefix[: int(differs.argmax())]
+    return len(prefix)
+
+
+def _prompt_sample(token_ids: IntArray, prefix: int) -> TrainSample:
+    none = np.zeros(0, dtype=np.float32)
+    return TrainSample(prompt_ids=token_ids[:prefix], response_ids=token_ids[prefix:], engine_logprobs=none)
 
 
 def samples_of_batch(batch: TrainBatch, groups: Sequence[RolloutGroup]) -> list[TrainSample]:

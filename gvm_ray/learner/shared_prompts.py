@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from gvm_ray.maths.memory import KEPT_KEY_COPIES
+
 KERNELS = "sdpa_shared"  # the name that transformers has for `shared_sdpa`
 
 _SPARE_SCORES = 2**18  # padded attention scores of a tile that cost less than one more call
 _PADDED_SHARE = 1.3  # of a tile's scores to those of its segments alone
 _MOST_MASKED_SCORES = 2**22  # of a tile of several prompts' lengths, for its mask is as large
-_KEPT_KEYS = 3  # copies of keys and values that are kept for the backward pass, in lengths of the row
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -202,7 +203,8 @@ def register_shared_sdpa() -> None:
     """Register `KERNELS` with transformers: plain SDPA, and `shared_sdpa` for rows with shared prompts."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(KERNELS, _attention)
+    # Not as a decorator: that imports torch's compiler wherever this module is imported, which takes a second.
+    AttentionInterface.register(KERNELS, torch.compiler.disable(_attention))
     AttentionMaskInterface.register(KERNELS, _mask_or_pattern)
 
 
@@ -226,7 +228,6 @@ def _mask_or_pattern(
     return Pattern(None)
 
 
-@torch.compiler.disable
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -247,7 +248,7 @@ def _attention(
     if query.shape[2] != key.shape[2] or query.shape[2] != len(shared_row.places):
         raise NotImplementedError("attention to other tokens than the row's")
     operands = (query, key, value, shared_row, attention_mask, scaling)
-    if torch.is_grad_enabled() and len(shared_row.key_index) > _KEPT_KEYS * query.shape[2]:
+    if torch.is_grad_enabled() and len(shared_row.key_index) > KEPT_KEY_COPIES * query.shape[2]:
         return checkpoint(shared_sdpa, *operands, use_reentrant=False, preserve_rng_state=False), None
     return shared_sdpa(*operands), None
 

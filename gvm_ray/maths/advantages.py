@@ -4,12 +4,19 @@ Groups are ragged (1, 8, 37 samples) and in any order, so ids define them, never
 sample standard deviations (n - 1 in the denominator), as in verl and TRL (`torch.std`).
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
 def group_normalized(
-    rewards: ArrayLike, group_ids: ArrayLike, *, normalize_std: bool = True, epsilon: float = 1e-6
+    rewards: ArrayLike,
+    group_ids: ArrayLike,
+    *,
+    normalize_std: bool = True,
+    epsilon: float = 1e-6,
+    tolerance: float = 0.0,
 ) -> NDArray[np.float64]:
     """Compute (r - mean) / (std + epsilon) within each group (GRPO, arXiv 2402.03300), or r - mean without
     `normalize_std` (Dr. GRPO, arXiv 2503.20783).
@@ -21,6 +28,7 @@ def group_normalized(
         group_ids: [N] integers; equal ids are one group.
         normalize_std: divide by the group's sample standard deviation.
         epsilon: added to the standard deviation.
+        tolerance: rewards of a group whose largest and smallest differ by at most this are equal.
 
     Returns:
         [N] advantages.
@@ -29,7 +37,7 @@ def group_normalized(
         ValueError: a reward isn't finite, or the shapes differ.
     """
     values = _finite(rewards)
-    centered, inverse, sizes = _center(values, group_ids)
+    centered, inverse, sizes = _center(values, group_ids, tolerance=tolerance)
     if not normalize_std:
         return centered
     squares = np.bincount(inverse, weights=centered**2, minlength=len(sizes))
@@ -37,18 +45,20 @@ def group_normalized(
     return centered / (std + epsilon)[inverse]
 
 
-def leave_one_out(rewards: ArrayLike, group_ids: ArrayLike) -> NDArray[np.float64]:
-    """Compute r minus the mean of the other rewards in its group (RLOO, arXiv 2402.14740); 0 in a group of one.
+def leave_one_out(rewards: ArrayLike, group_ids: ArrayLike, *, tolerance: float = 0.0) -> NDArray[np.float64]:
+    """Compute r minus the mean of the other rewards in its group (RLOO, arXiv 2402.14740); 0 in a group of one, or of
+    equal rewards.
 
     Args:
         rewards: [N], finite.
         group_ids: [N] integers; equal ids are one group.
+        tolerance: rewards of a group whose largest and smallest differ by at most this are equal.
 
     Raises:
         ValueError: a reward isn't finite, or the shapes differ.
     """
     values = _finite(rewards)
-    centered, inverse, sizes = _center(values, group_ids)
+    centered, inverse, sizes = _center(values, group_ids, tolerance=tolerance)
     # r - (sum - r) / (n - 1) = (r - mean) * n / (n - 1)
     return centered * (sizes / np.maximum(sizes - 1, 1))[inverse]
 
@@ -64,8 +74,16 @@ def batch_normalized(rewards: ArrayLike, *, epsilon: float) -> NDArray[np.float6
     return group_normalized(values, np.zeros(len(values), dtype=np.int64), epsilon=epsilon)
 
 
+def has_signal(lowest: Any, highest: Any, *, tolerance: float = 0.0) -> Any:
+    """Whether rewards of groups with this smallest and largest one differ by more than the tolerance, elementwise.
+
+    A difference that is above the tolerance by rounding alone, such as 0.8 - 0.7 above 0.1, is within it.
+    """
+    return highest - lowest > tolerance * (1 + 1e-9)
+
+
 def _center(
-    values: NDArray[np.float64], group_ids: ArrayLike
+    values: NDArray[np.float64], group_ids: ArrayLike, *, tolerance: float
 ) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
     """Rewards minus their group's mean [N], the group of each sample [N] as 0..G-1, and the group sizes [G]."""
     ids = np.asarray(group_ids)
@@ -78,7 +96,11 @@ def _center(
     highest = np.full(len(sizes), -np.inf)
     np.maximum.at(highest, inverse, values)
     # The mean of equal rewards can differ from them by a rounding error, which division by epsilon would blow up.
-    return np.where((lowest == highest)[inverse], 0.0, values - means[inverse]), inverse, sizes
+    return (
+        np.where(has_signal(lowest, highest, tolerance=tolerance)[inverse], values - means[inverse], 0.0),
+        inverse,
+        sizes,
+    )
 
 
 def _finite(rewards: ArrayLike) -> NDArray[np.float64]:

@@ -132,8 +132,11 @@ def _water_fill(
         return floor
     if total >= high.sum():
         return ceiling
+    shares = total * (weights / weights.sum())
+    if (shares > floor).all() and (shares < ceiling).all():
+        return shares
     leaves_floor, meets_ceiling = floor / weights, ceiling / weights
-    levels = np.sort(np.concatenate([leaves_floor, meets_ceiling]))
+    levels = np.concatenate([leaves_floor, meets_ceiling])
     below, above = _linear_piece(weights, floor, ceiling, levels, total)
     free = (leaves_floor <= below) & (meets_ceiling >= above)
     shares = np.where(meets_ceiling <= below, ceiling, floor)
@@ -151,28 +154,33 @@ def _linear_piece(
 ) -> tuple[float, float]:
     """Find the neighbours in `levels` between which clip(level * weights, floor, ceiling) sums to `total`.
 
-    The sum rises with the level, and is linear between the sorted `levels`, at which prompts leave their floor or meet
-    their ceiling. The secant method finds the piece in about six sums, whatever their number. If it converges slowly,
-    for example on a plateau that is flat up to rounding, bisection takes over.
+    The sum rises with the level, and is linear between the `levels`, at which prompts leave their floor or meet their
+    ceiling. The secant method finds the piece in about six sums, whatever their number, and looks again only at levels
+    that may still lie in it, so that nothing is sorted. If it converges slowly, for example on a plateau that is flat
+    up to rounding, bisection takes over.
     """
-    below, above = 0, len(levels) - 1
-    level, last_level, last_missing = total / weights.sum(), levels[0], total - floor.sum()
+    below, above = levels.min(), levels.max()
+    inside = levels[(levels > below) & (levels < above)]
+    level, last_level, last_missing = total / weights.sum(), below, total - floor.sum()
     num_sums = 0
-    while above - below > 1:
-        level = np.clip(level, levels[below + 1], levels[above - 1])
+    while inside.size:
+        level = np.clip(level, inside.min(), inside.max())
         missing = total - np.clip(level * weights, floor, ceiling).sum()
         num_sums += 1
         if missing >= 0:
-            below = int(np.searchsorted(levels, level, side="right")) - 1
+            below = inside[inside <= level].max()
+            inside = inside[inside > level]
         else:
-            above = int(np.searchsorted(levels, level, side="left"))
+            above = inside[inside >= level].min()
+            inside = inside[inside < level]
         rise = last_missing - missing
         if num_sums < _MAX_SECANT_SUMS and rise != 0:
             next_level = level + missing * ((level - last_level) / rise)
         else:
-            next_level = levels[(below + above) // 2]
+            middle = (inside.size - 1) // 2
+            next_level = np.partition(inside, middle)[middle] if inside.size else level
         level, last_level, last_missing = next_level, level, missing
-    return float(levels[below]), float(levels[above])
+    return float(below), float(above)
 
 
 def _round_to_sum(shares: NDArray[np.float64], high: NDArray[np.int64], total: int) -> NDArray[np.int64]:
@@ -182,7 +190,9 @@ def _round_to_sum(shares: NDArray[np.float64], high: NDArray[np.int64], total: i
     if missing > 0:
         remainders = shares - counts
         np.copyto(remainders, -1.0, where=counts >= high)
-        smallest = np.partition(remainders, -missing)[-missing]  # the last remainder that is rounded up
+        fractions = remainders[remainders > 0]  # a partition is ten times slower if half of the values are the same 0
+        candidates = fractions if fractions.size >= missing else remainders
+        smallest = np.partition(candidates, -missing)[-missing]  # the last remainder that is rounded up
         ties = np.flatnonzero(remainders == smallest)
         larger = remainders > smallest
         counts += larger

@@ -16,7 +16,7 @@ class TokenRatio:
     """The ratio of a baseline's tokens to a run's tokens, both up to the baseline's final accuracy."""
 
     value: float  # baseline's tokens / run's tokens, > 0; above 1 the run is cheaper
-    censored: bool  # the run never reached the target, so it needs more tokens than it spent: value is an upper bound
+    censored: bool  # the run never reached the target: its tokens are all that it spent, fewer than it needs
 
 
 def final_accuracy(accuracy: ArrayLike, *, last: int = NUM_FINAL_EVALUATIONS) -> float:

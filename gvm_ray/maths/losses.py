@@ -1,5 +1,6 @@
 """Token losses of policy optimisation, and the importance weights that correct for the engine's probabilities."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -129,6 +130,7 @@ def policy_loss(
     surrogate: Surrogate | None = None,
     engine_logprobs: Tensor | None = None,
     importance: ImportanceCorrection | None = None,
+    old_is_engine: bool = False,
     mask: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
     kl_coefficient: float = 0.0,
@@ -140,32 +142,31 @@ def policy_loss(
 
     The surrogate is the given one, or `clipped_surrogate`, or without `ratio` the likelihood -A x logprobs. Tensors are
     [B, T]: `old_logprobs` the learner's from before the batch's first update, `engine_logprobs` those of sampling,
-    `ref_logprobs` the reference's; `mask` is True at response tokens. `importance` weights learner over engine.
+    `ref_logprobs` the reference's; `mask` is True at response tokens. `importance` weights old over engine; with
+    `old_is_engine` the surrogate's ratio, which is clipped, is over the engine too, and has that weight's value.
 
     Returns:
         Losses [B, T] and detached diagnostics [B, T]: "ratio"; without a given surrogate "clip_fraction" (1 where the
-        clip removed the gradient); "kl" if kl_coefficient > 0; and those of `importance_weights`.
-
-    Raises ValueError where the input of a requested term is None.
+        clip removed the gradient); "kl" if kl_coefficient > 0; and those of `importance_weights`. Raises
+        ValueError where the input of a requested term is None.
     """
     bounds: _Bounds = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
-    if surrogate is None:
-        loss, diagnostics = _surrogate(logprobs, old_logprobs, advantages, ratio=ratio, bounds=bounds)
-    else:
+    before = engine_logprobs if old_is_engine and engine_logprobs is not None else old_logprobs
+    loss, diagnostics = _surrogate(logprobs, before, advantages, ratio=ratio, bounds=bounds)
+    if surrogate is not None:
         loss = surrogate(logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
-        diagnostics = {"ratio": _ratio(logprobs, old_logprobs).detach()}
+        del diagnostics["clip_fraction"]
     if importance is not None:
         engine_logprobs = _required(engine_logprobs, "engine_logprobs", f"importance level {importance.level!r}")
         weights, measured = importance_weights(old_logprobs, engine_logprobs, correction=importance, mask=mask)
-        loss, diagnostics = loss * weights, diagnostics | measured
+        carried = diagnostics["ratio"].clamp(min=math.exp(-MAX_LOG_RATIO)) if old_is_engine and ratio else 1.0
+        loss, diagnostics = loss * weights / carried, diagnostics | measured
     if kl_coefficient > 0:
-        ref_logprobs = _required(ref_logprobs, "ref_logprobs", f"kl_coefficient={kl_coefficient}")
-        kl = kl_estimate(logprobs, ref_logprobs, kind=kl_kind)
-        loss = loss + kl_coefficient * kl
-        diagnostics["kl"] = kl.detach()
+        reference = _required(ref_logprobs, "ref_logprobs", f"kl_coefficient={kl_coefficient}")
+        kl = kl_estimate(logprobs, reference, kind=kl_kind)
+        loss, diagnostics["kl"] = loss + kl_coefficient * kl, kl.detach()
     if entropy_coefficient > 0:
-        entropy = _required(entropy, "entropy", f"entropy_coefficient={entropy_coefficient}")
-        loss = loss - entropy_coefficient * entropy
+        loss = loss - entropy_coefficient * _required(entropy, "entropy", f"entropy_coefficient={entropy_coefficient}")
     return loss, diagnostics
 
 

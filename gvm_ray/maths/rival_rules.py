@@ -5,6 +5,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gvm_ray.maths.advantages import has_signal
+
 GroupBaseline = Literal["grpo", "rloo"]
 
 
@@ -181,7 +183,9 @@ def _ends(ascending: NDArray[np.float64], num_low: NDArray[np.int64], size: int)
     return sums[num_low] + sums[-1] - sums[ascending.size - size + num_low]
 
 
-def zero_variance_run(run: int, *, lowest: float, highest: float, accept_threshold: float) -> int:
+def zero_variance_run(
+    run: int, *, lowest: float, highest: float, accept_threshold: float, tolerance: float = 0.0
+) -> int:
     """Update a prompt's count of zero-variance visits in a row: z solved visits, -z failed visits, 0 after any other.
 
     Args:
@@ -189,8 +193,9 @@ def zero_variance_run(run: int, *, lowest: float, highest: float, accept_thresho
         lowest: smallest reward of the visit's samples.
         highest: largest reward of the visit's samples.
         accept_threshold: a visit with equal rewards is solved if they are at least this.
+        tolerance: largest difference of equal rewards.
     """
-    if lowest < highest:
+    if has_signal(lowest, highest, tolerance=tolerance):
         return 0
     return max(run, 0) + 1 if lowest >= accept_threshold else min(run, 0) - 1
 

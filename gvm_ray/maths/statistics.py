@@ -76,6 +76,16 @@ def reliability_bins(
     return binned_mean(p, y, num_bins=num_bins)
 
 
+def calibration_error(predicted: ArrayLike, outcomes: ArrayLike, *, num_bins: int = 10) -> float:
+    """Compute the expected calibration error: the mean of |mean outcome - mean prediction| over bins of the prediction,
+    weighted by their sizes (Naeini et al., 2015). 0 is calibrated; chance alone makes that of few predictions larger.
+
+    Bins have equal widths. Arguments and errors as for :func:`brier_score`.
+    """
+    expected, seen, counts = reliability_bins(predicted, outcomes, num_bins=num_bins)
+    return float(np.average(np.abs(seen - expected), weights=counts))
+
+
 def rank_correlation(predicted: ArrayLike, outcomes: ArrayLike) -> float:
     """Compute Spearman's rank correlation [-1, 1] of two arrays [N], ties by mean rank; NaN if either is constant.
 

@@ -59,6 +59,23 @@ ROWS: dict[str, list[Panel]] = {
         Panel(title="Samples of a prompt", metrics=["allocation/min", "allocation/max"]),
         Panel(title="Prompts", metrics=["allocation/zero", "groups/with_signal", "groups/no_signal"]),
         Panel(
+            title="Prompts by what came",
+            unit="percentunit",
+            metrics=["groups/solved_fraction", "groups/mixed_fraction", "groups/failed_fraction"],
+            stacked=True,
+        ),
+        Panel(
+            title="Prompts that train nothing",
+            metrics=[f"groups/dropped_{reason}" for reason in ("solved", "failed", "mixed", "unscored")],
+        ),
+        Panel(title="Useful tokens", unit="percentunit", metrics=["tokens/useful_fraction"]),
+        Panel(
+            title="Accept rate of the hardest prompts",
+            unit="percentunit",
+            metrics=[f"reward/accept_rate_hardest_{percent}" for percent in (10, 25, 50)],
+        ),
+        Panel(title="Calibration of accept rates", metrics=["allocation/brier", "allocation/calibration_error"]),
+        Panel(
             title="Accept rates",
             unit="percentunit",
             metrics=["reward/accept_rate", "allocation/p_hat_mean", "samples/truncated_fraction"],
@@ -98,6 +115,7 @@ ROWS: dict[str, list[Panel]] = {
             metrics=["samples/unscored", "cost/refilled_samples", *(m for m in FAILURE_METRICS if m.startswith("rew"))],
         ),
         Panel(title="Updates left out", metrics=["num_skipped_updates"]),
+        Panel(title="Writes that a sink didn't take", metrics=["reporting/failed_writes"]),
     ],
     "Hardware of the cluster": [
         Panel(title="CPU", unit="percent", expressions=(("{{ip}}", "ray_node_cpu_utilization"),)),

@@ -23,6 +23,7 @@ def step_line(step: int, *, num_steps: int, metrics: Metrics, step_s: float) -> 
         f"reward {metrics['reward/mean']:.3f}",
         *([f"eval {accuracy_text(metrics['eval/accuracy'])}"] if "eval/accuracy" in metrics else []),
         f"tokens {short_count(metrics['cost/generated_tokens'])}",
+        *([f"useful {metrics['tokens/useful_fraction']:.0%}"] if "tokens/useful_fraction" in metrics else []),
         f"n {metrics['allocation/min']:.0f}-{metrics['allocation/max']:.0f} ({metrics['allocation/zero']:.0f} zero)",
         f"stale {metrics['staleness/mean']:.1f}",
         f"dlogp {metrics['logprob_difference/mean']:.1e}",

@@ -1,13 +1,10 @@
-"""The reporter: writes each step's metrics to files, TensorBoard, sinks, and one line on the console."""
+"""The reporter: writes each step to the run's rows, to sinks, and in one line on the console."""
 
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from textwrap import indent
-from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -16,61 +13,9 @@ from gvm_ray.config import RunConfig
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.phase_clock import PhaseClock
 from gvm_ray.reporting.progress import accuracy_text, step_line
-from gvm_ray.reporting.run_folder import RunFolder, append_row, cut_rows, json_text
-from gvm_ray.reporting.summary import flat_settings
+from gvm_ray.reporting.run_folder import RunFolder, json_text
+from gvm_ray.reporting.sinks import GuardedSinks, RowSink, TensorBoardSink
 from gvm_ray.types import Histograms, Metrics, SampleText
-
-_RESULTS = ("eval/accuracy", "reward/mean", "cost/generated_tokens")  # columns next to the settings
-
-
-class TensorBoardSink:
-    """Writes the TensorBoard event files of one run."""
-
-    def __init__(self, folder: Path, config: RunConfig, *, start_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
-
-        self._writer = SummaryWriter(str(folder), purge_step=start_step if start_step else None)
-        # SummaryWriter.add_hparams would write them as a separate run, in a subfolder.
-        settings = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in flat_settings(config.model_dump(mode="json")).items()
-        }
-        experiment, start, _ = hparams(settings, dict.fromkeys(_RESULTS, 0.0))
-        events = self._writer.file_writer
-        assert events is not None  # until it is closed
-        for summary in (experiment, start):
-            events.add_summary(summary)
-
-    def write(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None:
-        """Write and flush one step; arrays without a finite value are left out."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-        for name, values in histograms.items():
-            finite = values[np.isfinite(values)]
-            if finite.size:
-                self._writer.add_histogram(name, finite, step)
-        for text in texts:
-            self._writer.add_text(f"samples/{text.rank}", as_markdown(text), step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def as_markdown(text: SampleText) -> str:
-    """Format a sample as Markdown, with the model's text in code blocks so that it isn't interpreted as Markdown."""
-    truncated = ", cut" if text.truncated else ""
-    parts = [
-        f"**reward {text.reward:g}** for prompt `{text.prompt_id}`, {text.num_tokens} tokens{truncated}, "
-        f"policy {text.policy_version}",
-        *(indent(part, "    ", lambda _: True) for part in (text.prompt, text.completion)),
-        "answer:",
-        indent(text.answer, "    ", lambda _: True),
-    ]
-    # A text may contain half of a surrogate pair, which UTF-8 can't encode.
-    return "\n\n".join(parts).encode("utf-8", errors="replace").decode("utf-8")
-
 
 # Metrics in the files of every run, besides `step`, `time_s` and, for evaluated steps, `eval/accuracy`.
 REQUIRED_KEYS = frozenset(
@@ -90,27 +35,7 @@ REQUIRED_KEYS = frozenset(
 )
 
 
-class MetricsSink(Protocol):
-    """Protocol of an additional destination of each step's scalars, e.g. Ray's metrics."""
-
-    def write(self, step: int, metrics: Metrics) -> None: ...
-
-    def close(self) -> None: ...
-
-
 Callback = Callable[[int, Metrics], None]  # the index of a step, and its metrics
-
-
-class CallbackSink:
-    """Passes each step to a user's function."""
-
-    def __init__(self, callback: Callback) -> None:
-        self._callback = callback
-
-    def write(self, step: int, metrics: Metrics) -> None:
-        self._callback(step, metrics)
-
-    def close(self) -> None: ...
 
 
 class Reporter:
@@ -122,33 +47,34 @@ class Reporter:
         run_dir: Path,
         *,
         start_step: int = 0,
-        sinks: Sequence[MetricsSink] = (),
+        sinks: GuardedSinks | None = None,
+        callbacks: Sequence[Callback] = (),
         phases: PhaseClock | None = None,
         failures: FailureLog | None = None,
     ) -> None:
         """Open the files. When a run is resumed, its rows of `start_step` and later are removed.
 
+        The `sinks` are the caller's, who closes them. Errors of `callbacks` are the caller's too: they end the run.
         With `phases`, every step's row also has the durations of the step and of each phase in it. With `failures`, it
         has the number of failures from which the run has recovered, once there was one.
         """
         self._folder = RunFolder(run_dir)
         self._folder.path.mkdir(parents=True, exist_ok=True)
         self._num_steps = config.num_steps
-        self._sinks = tuple(sinks)
+        self._callbacks = tuple(callbacks)
         self._phases = phases
         self._failures = failures
         self._seconds: dict[str, float] = {}  # of the steps so far, by phase and in all
         self._unknown_is_explained = False
-        kept = cut_rows(self._folder.metrics, start_step=start_step)
-        cut_rows(self._folder.histograms, start_step=start_step)
-        cut_rows(self._folder.samples, start_step=start_step)
-        self._time_s = max((float(row["time_s"]) for row in kept if "time_s" in row), default=0.0)
+        self._rows = RowSink(self._folder, start_step=start_step)
+        self._time_s = self._rows.time_s
         self._clock = time.monotonic()
-        self._tensorboard = (
-            TensorBoardSink(self._folder.tensorboard, config, start_step=start_step)
+        self._own_sinks = GuardedSinks(
+            [TensorBoardSink(self._folder.tensorboard, config, start_step=start_step)]
             if config.reporting.tensorboard
-            else None
+            else []
         )
+        self._sinks = [self._own_sinks, sinks or GuardedSinks([])]
         # A bar in a log file is noise, so it is shown only on a terminal.
         self._bar = (
             tqdm(total=config.num_steps, initial=start_step, desc=config.name, unit="step", dynamic_ncols=True)
@@ -178,27 +104,29 @@ class Reporter:
         step_s = now - self._clock
         self._clock = now
         self._time_s += step_s  # includes the time before a resume, but not the time in between
-        numbers = {name: float(value) for name, value in metrics.items()} | self._times()
+        numbers = {"time_s": round(self._time_s, 3), **{name: float(value) for name, value in metrics.items()}}
+        numbers |= self._times()
+        if failed := sum(sinks.num_failures for sinks in self._sinks):
+            numbers["reporting/failed_writes"] = float(failed)
         if self._failures is not None and self._failures.counts:
             numbers |= self._failures.metrics
         arrays = {name: np.asarray(values, dtype=np.float64) for name, values in (histograms or {}).items()}
-        append_row(self._folder.metrics, {"step": step, "time_s": round(self._time_s, 3), **numbers})
-        if arrays:
-            append_row(self._folder.histograms, {"step": step, **{name: a.tolist() for name, a in arrays.items()}})
-        for text in texts:
-            append_row(self._folder.samples, {"step": step, **asdict(text)})
-        if self._tensorboard is not None:
-            self._tensorboard.write(step, numbers, histograms=arrays, texts=texts)
-        for sink in self._sinks:
-            sink.write(step, numbers)
+        self._write(step, numbers, histograms=arrays, texts=texts)
+        for callback in self._callbacks:
+            callback(step, numbers)
         self._print_line(step_line(step, num_steps=self._num_steps, metrics=numbers, step_s=step_s))
         self._explain_unknown(metrics)
         if self._bar is not None:
             self._bar.update()
         return numbers
 
-    def log_base_evaluation(self, metrics: Metrics) -> None:
-        """Write the evaluation of the starting policy, which a resumed run reads; empty if there is no evaluation."""
+    def log_base_evaluation(self, metrics: Metrics, *, notes: Sequence[str] = ()) -> None:
+        """Write the evaluation of the starting policy, which a resumed run reads; empty if there is no evaluation.
+
+        Notes are lines about that policy, printed before it.
+        """
+        for note in notes:
+            self._print_line(note)
         self._folder.base_evaluation.write_text(json_text(metrics) + "\n", encoding="utf-8")
         if metrics:
             self._print_line(f"base held-out accuracy {accuracy_text(metrics['eval/accuracy'])}")
@@ -206,22 +134,14 @@ class Reporter:
 
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
         """Write the evaluation of a step that was already written; callbacks aren't called."""
-        append_row(self._folder.metrics, {"step": step, **metrics})
-        if self._tensorboard is not None:
-            self._tensorboard.write(step, metrics, histograms={}, texts=())
-        for sink in self._sinks:
-            if not isinstance(sink, CallbackSink):
-                sink.write(step, metrics)
+        self._write(step, metrics, histograms={}, texts=())
         if metrics:
             self._print_line(f"step {step + 1}/{self._num_steps}  eval {accuracy_text(metrics['eval/accuracy'])}")
         self._explain_unknown(metrics)
 
     def close(self) -> None:
-        """Close the files, the sinks and the progress bar."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        for sink in self._sinks:
-            sink.close()
+        """Close the files and the progress bar."""
+        self._own_sinks.close()
         if self._bar is not None:
             self._bar.close()
 
@@ -230,6 +150,12 @@ class Reporter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _write(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None:
+        """Write to the run's rows, whose errors end the run, and to the sinks."""
+        self._rows.write(step, metrics, histograms=histograms, texts=texts)
+        for sinks in self._sinks:
+            sinks.write(step, metrics, histograms=histograms, texts=texts)
 
     def _times(self) -> dict[str, float]:
         """`time/<phase>_s` and `time/step_s` since the previous step."""

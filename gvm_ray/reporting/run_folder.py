@@ -72,6 +72,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def wandb(self) -> Path:
+        """Weights & Biases: the run's id there, and the data of each start, offline or uploaded."""
+        return self.path / "wandb"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -191,7 +196,15 @@ class RunFolder:
             self.ray_log,
         ):
             file.unlink(missing_ok=True)
-        for folder in (self.tensorboard, self.checkpoints, self.base, self.warm_start, self.model, self.report):
+        for folder in (
+            self.tensorboard,
+            self.wandb,
+            self.checkpoints,
+            self.base,
+            self.warm_start,
+            self.model,
+            self.report,
+        ):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""The memory of a machine or cluster, and the GPU share of each part of a run."""
+"""The memory and cores of a machine or cluster, and the GPU share of each part of a run."""
 
 import os
 import shutil
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from gvm_ray.config import RunConfig
 from gvm_ray.config.cluster import Placement
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
+from gvm_ray.resources.threads import Machines
 
 _COLOCATED_GENERATOR = 0.6
 _COLOCATED_RANK = 0.4
@@ -28,6 +29,18 @@ def generator_bundles(engine: EngineConfig, *, placement: Placement) -> tuple[fl
     return (engine.gpus_per_generator,) if engine.gpus_per_generator else ()
 
 
+def logical_cpus(setting: float | None) -> float:
+    """Ray's logical CPUs of an actor by `cpus_per_generator` or `cpus_per_worker`; without the setting, one."""
+    return 1.0 if setting is None else setting
+
+
+def this_machine() -> Machines:
+    """This machine with the physical cores that this process may use, by its affinity and its container's limits."""
+    from joblib import cpu_count  # takes 0.2 s
+
+    return Machines(number=1, cores=cpu_count(only_physical_cores=True))
+
+
 _ASSUMED_GPU_GIB = 80.0  # of an A100 or H100
 
 
@@ -41,19 +54,20 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The memory for which a run is planned."""
+    """The memory and the cores for which a run is planned."""
 
     gpu: Memory  # of one GPU
     machine: Memory
+    machines: Machines | None = None  # None = of a cluster, which isn't asked
 
 
 def find_hardware(config: RunConfig) -> Hardware:
-    """The memory for which a run is planned: as set, else this machine's, else an assumption, named as such."""
+    """The hardware for which a run is planned: as set, else this machine's, else an assumption, named as such."""
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
-        machine = Memory(num_bytes=None, source="of the cluster's nodes")
+        machine, machines = Memory(num_bytes=None, source="of the cluster's nodes"), None
     else:
         pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        machine = Memory(num_bytes=pages, source="of this machine")
+        machine, machines = Memory(num_bytes=pages, source="of this machine"), this_machine()
     if config.cluster.gpu_memory_gib is not None:
         gpu = Memory(num_bytes=int(config.cluster.gpu_memory_gib * 2**30), source="cluster.gpu_memory_gib")
     elif (config.learner.gpus_per_worker or config.engine.gpus_per_generator) and (smallest := _smallest_gpu()):
@@ -61,7 +75,7 @@ def find_hardware(config: RunConfig) -> Hardware:
     else:
         source = "assumed: no GPU here, and cluster.gpu_memory_gib is not set"
         gpu = Memory(num_bytes=int(_ASSUMED_GPU_GIB * 2**30), source=source)
-    return Hardware(gpu=gpu, machine=machine)
+    return Hardware(gpu=gpu, machine=machine, machines=machines)
 
 
 def _smallest_gpu() -> int | None:

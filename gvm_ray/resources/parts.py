@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from gvm_ray.config import RunConfig
 from gvm_ray.config.model import ModelSettings, ScratchModelConfig
 from gvm_ray.learner.scratch_model import BOXED_TOKEN, CHARACTERS, EOS_TOKEN, PAD_TOKEN
-from gvm_ray.maths.memory import ModelSizes, key_value_bytes, learner_bytes
+from gvm_ray.maths.memory import KEPT_KEY_COPIES, ModelSizes, SharedPromptSizes, key_value_bytes, learner_bytes
 from gvm_ray.pretrained import read_model_sizes
 from gvm_ray.resources.hardware import Memory
 
@@ -63,14 +63,14 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
     num_bytes = learner_bytes(
         sizes,
         num_ranks=learner.num_workers,
-        micro_batch_tokens=max(
-            learner.micro_batch_tokens, _max_model_len(config)
-        ),  # a longer sample gets its own micro-batch
+        micro_batch_tokens=learner.micro_batch_tokens,
         chunk_tokens=learner.logprob_chunk_tokens,
         value_bytes=_VALUE_BYTES[learner.dtype],
         has_reference=config.algorithm.kl.coefficient > 0,
         activation_checkpointing=learner.activation_checkpointing,
         adapter_rank=learner.lora.rank if learner.lora is not None else None,
+        shared_prompts=_shared_prompt_sizes(config),
+        sharded=learner.shards,
     )
     # Offloaded shards are in main memory, and aren't counted there because they are spread over the nodes.
     counts = {
@@ -84,13 +84,14 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
         sharded = f"spread it over more GPUs (learner.num_workers={learner.num_workers}), or {smaller}"
         if not learner.cpu_offload:
             sharded += ", or write learner.cpu_offload=true"
-    activations = f"lower learner.micro_batch_tokens={learner.micro_batch_tokens}"
+    fewer_tokens = activations = f"lower learner.micro_batch_tokens={learner.micro_batch_tokens}"
     if not learner.activation_checkpointing:
         activations += ", or write learner.activation_checkpointing=true"
     remedies = {
         "reference_weights": f"write algorithm.kl.coefficient=0, or {sharded}",
         "gathered_weights": smaller,
         "activations": activations,
+        "shared_prompts": f'{fewer_tokens}, or write learner.packing="padded"',
         "logits": f"lower learner.logprob_chunk_tokens={learner.logprob_chunk_tokens}",
     }
     parts = [
@@ -105,6 +106,22 @@ def learner_parts(config: RunConfig, sizes: ModelSizes) -> tuple[Part, ...]:
     if learner.gpus_per_worker:
         parts.append(Part(name="learner's CUDA", num_bytes=_CUDA_BYTES, remedy="take a larger GPU", stays=True))
     return tuple(parts)
+
+
+def _shared_prompt_sizes(config: RunConfig) -> SharedPromptSizes | None:
+    """Sizes for groups of `samples_per_prompt` of the longest samples; None if prompts aren't shared."""
+    learner = config.learner
+    tried = learner.packing == "auto" and not learner.compile and learner.attention != "flash_attention_2"
+    if not (tried or learner.packing == "shared") or config.samples_per_prompt == 1:
+        return None
+    number, prompt, response = config.samples_per_prompt, config.prompts.max_tokens, config.sampling.max_tokens
+    copies = number * (prompt + response) / (prompt + number * response)
+    return SharedPromptSizes(
+        kept_copies=min(copies, KEPT_KEY_COPIES),
+        most_copies=copies,
+        whole_heads=bool(learner.gpus_per_worker),
+        mask_keys=prompt + min(prompt, response),  # of responses shorter than their prompt
+    )
 
 
 def engine_parts(config: RunConfig, sizes: ModelSizes, gpu: Memory) -> tuple[tuple[Part, ...], KeyValueCache]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import ResourceError
 from gvm_ray.maths.memory import ModelSizes
-from gvm_ray.resources.hardware import Hardware, Memory, generator_bundles, rank_gpus
+from gvm_ray.resources.hardware import Hardware, Memory, generator_bundles, logical_cpus, rank_gpus
 from gvm_ray.resources.parts import KeyValueCache, Part, engine_parts, learner_parts
+from gvm_ray.resources.threads import plan_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class ActorGroup:
     number: int
     cpus: float  # per actor
     gpus: float = 0.0
+    threads: int | None = 1  # per actor; None = decided by the cluster's machines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,11 @@ class ResourcePlan:
         yield f"model            {self.sizes.num_parameters / 1e6:,.1f} million parameters"
         yield f"actors           {cpus:g} CPUs and {gpus:g} GPUs in all; Ray chooses the nodes"
         for group in self.actors:
-            yield f"  {group.number:>4} x {group.name:<15}{group.cpus:g} CPUs, {group.gpus:g} GPUs each"
+            threads = "?" if group.threads is None else group.threads
+            each = f"{group.cpus:g} CPUs, {group.gpus:g} GPUs, {threads} thread(s) each"
+            yield f"  {group.number:>4} x {group.name:<15}{each}"
+        if any(group.threads is None for group in self.actors):
+            yield "  ? threads: the cluster's nodes decide, when the run starts"
         for device in self.devices:
             memory = device.memory
             has = f"{_gib(memory.num_bytes)} GiB" if memory.num_bytes is not None else "an unknown amount"
@@ -102,10 +108,10 @@ def plan_resources(config: RunConfig, sizes: ModelSizes, hardware: Hardware, *, 
     Args:
         config: the run.
         sizes: of its model.
-        hardware: the available memory.
+        hardware: the available memory and cores.
         learners: False if nothing is trained.
     """
-    groups = actor_groups(config, learners=learners)
+    groups = _with_threads(config, hardware, actor_groups(config, learners=learners), learners=learners)
     of_engine, cache = engine_parts(config, sizes, hardware.gpu)
     parts = {RANKS: learner_parts(config, sizes), GENERATORS: of_engine, EVALUATION_GENERATORS: of_engine}
     holding = tuple(group for group in groups if group.name in parts)
@@ -120,14 +126,14 @@ def actor_groups(config: RunConfig, *, learners: bool = True) -> tuple[ActorGrou
     a_generator = ActorGroup(
         name=GENERATORS,
         number=engine.num_generators,
-        cpus=engine.cpus_per_generator,
+        cpus=logical_cpus(engine.cpus_per_generator),
         gpus=sum(generator_bundles(engine, placement=config.cluster.placement)),
     )
     groups = (
         ActorGroup(
             name=RANKS,
             number=learner.num_workers if learners else 0,
-            cpus=learner.cpus_per_worker,
+            cpus=logical_cpus(learner.cpus_per_worker),
             gpus=rank_gpus(config),
         ),
         a_generator,
@@ -136,6 +142,20 @@ def actor_groups(config: RunConfig, *, learners: bool = True) -> tuple[ActorGrou
         ActorGroup(name="allocator", number=int(learners), cpus=0),
     )
     return tuple(group for group in groups if group.number)
+
+
+def _with_threads(
+    config: RunConfig, hardware: Hardware, groups: Sequence[ActorGroup], *, learners: bool
+) -> tuple[ActorGroup, ...]:
+    counts: dict[str, int | None] = dict.fromkeys((RANKS, GENERATORS, EVALUATION_GENERATORS))
+    if hardware.machines is not None:
+        threads = plan_threads(config, hardware.machines, learners=learners)
+        counts = {
+            RANKS: threads.rank,
+            GENERATORS: threads.generator,
+            EVALUATION_GENERATORS: threads.evaluation_generator,
+        }
+    return tuple(replace(group, threads=counts.get(group.name, 1)) for group in groups)
 
 
 def _devices(

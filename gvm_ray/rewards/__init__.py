@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gvm_ray.config.rewards import (
+    EnvironmentRewardConfig,
     ExactRewardConfig,
     FormatRewardConfig,
     FunctionRewardConfig,
@@ -95,3 +96,8 @@ def _create_term(config: RewardTerm) -> RewardFunction:
             from gvm_ray.rewards.function import FunctionReward
 
             return FunctionReward(config.path)
+        case EnvironmentRewardConfig(environment=environment):
+            from gvm_ray.rewards.environment import EnvironmentReward
+
+            assert environment is not None, "RunConfig fills it in from [environment]"
+            return EnvironmentReward(environment)

@@ -1,39 +1,43 @@
 """The prompts of a run: load tasks, render, filter and count them."""
 
 import hashlib
-import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from gvm_ray.config.prompts import (
     ArithmeticSourceConfig,
     ChainSourceConfig,
+    EnvironmentSourceConfig,
     FileSourceConfig,
     FunctionSourceConfig,
-    GeneratedSourceConfig,
     HuggingFaceSourceConfig,
     ListProgramSourceConfig,
     PromptsConfig,
     ReasoningGymSourceConfig,
     SourceSettings,
 )
-from gvm_ray.exceptions import DataError, ModelError
+from gvm_ray.exceptions import DataError
 from gvm_ray.tasks.rows import Task, normalised
 from gvm_ray.tasks.sources.chains import ChainFamily, arithmetic_family, list_program_family
+from gvm_ray.tasks.sources.environment import environment_tasks
 from gvm_ray.tasks.sources.file import file_tasks
 from gvm_ray.tasks.sources.function import function_tasks
 from gvm_ray.tasks.sources.huggingface import huggingface_tasks
-from gvm_ray.tasks.sources.reasoning_gym import generous_tasks, reasoning_gym_demonstrations, reasoning_gym_tasks
-from gvm_ray.tasks.templates import check_template, end_token_id, longest_problem, render_all, token_ids
-from gvm_ray.types import Demonstration, IntArray, Prompt
+from gvm_ray.tasks.sources.reasoning_gym import generous_tasks, reasoning_gym_tasks
+from gvm_ray.tasks.templates import check_template, longest_problem, render_all
+from gvm_ray.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN_IDS = 5  # ids named in a report line; the others are only counted
+
+
+def shown_ids(ids: Sequence[str]) -> str:
+    """The first few ids, and the number of the others; for a report line."""
+    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    return ", ".join(ids[:SHOWN_IDS]) + more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,7 @@ class SourceReport:
             ("kept, but their gold answer can't be parsed", self.unparsable_answer_ids),
         ):
             if ids:
-                more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
-                lines.append(f"  {len(ids)} {what}: {', '.join(ids[:SHOWN_IDS])}{more}")
+                lines.append(f"  {len(ids)} {what}: {shown_ids(ids)}")
         for task in self.generous_tasks:
             lines.append(f"  warning: the scorer of reasoning-gym task {task!r} pays for any text, right or not")
         return lines
@@ -91,31 +94,12 @@ def load_tasks(config: SourceSettings) -> list[Task]:
             return huggingface_tasks(config)
         case FunctionSourceConfig():
             return function_tasks(config)
+        case EnvironmentSourceConfig():
+            return environment_tasks(config)
         case ReasoningGymSourceConfig():
             return reasoning_gym_tasks(config)
         case ArithmeticSourceConfig() | ListProgramSourceConfig():
             return chain_family(config).tasks(config)
-
-
-def generated_demonstrations(
-    config: GeneratedSourceConfig, *, num: int, seed: int, excluded: frozenset[str]
-) -> Iterator[tuple[str, str]]:
-    """Draw `num` pairs (problem, response) from a source that makes its own problems.
-
-    Args:
-        config: The source; its size, seed and half are ignored.
-        num: The number of demonstrations.
-        seed: Of the draws.
-        excluded: Problems never to show, e.g. those of the evaluation.
-
-    Raises:
-        DataError: a level has no problem left, or the source has no format for responses.
-    """
-    match config:
-        case ReasoningGymSourceConfig():
-            return reasoning_gym_demonstrations(config, num=num, seed=seed, excluded=excluded)
-        case _:
-            return chain_family(config).demonstrations(config, num=num, seed=seed, excluded=excluded)
 
 
 def chain_family(config: ChainSourceConfig) -> ChainFamily:
@@ -166,7 +150,7 @@ def load_prompts(
         ConfigError, ModelError: the template contradicts itself or doesn't fit the tokenizer.
     """
     check_template(config.template, tokenizer=tokenizer)
-    cleaned_train, cleaned_eval = _clean_tasks(config)
+    cleaned_train, cleaned_eval = clean_tasks(config)
     train, train_report = _prompts(
         cleaned_train, name=train_name, config=config, tokenizer=tokenizer, verify_answer=verify_answer
     )
@@ -178,7 +162,7 @@ def load_prompts(
     return PromptSets(train=train, eval=evaluation, report=PromptReport(train=train_report, eval=eval_report))
 
 
-def _clean_tasks(config: PromptsConfig) -> tuple[_Cleaned, _Cleaned | None]:
+def clean_tasks(config: PromptsConfig) -> tuple[_Cleaned, _Cleaned | None]:
     """Training and evaluation tasks; a problem in both stays only in the evaluation."""
     cleaned_eval = None if config.eval is None else _clean(load_tasks(config.eval), held_out=frozenset())
     held_out = frozenset(normalised(task.problem) for task in cleaned_eval.tasks) if cleaned_eval else frozenset()
@@ -228,7 +212,7 @@ def _prompts(
         prompts.append(
             Prompt(prompt_id=task.prompt_id, text=text, token_ids=ids, answer=task.answer, features=task.features)
         )
-        if verify_answer is not None and "reasoning_gym" not in task.features and not verify_answer(task.answer):
+        if verify_answer is not None and not task.has_own_score and not verify_answer(task.answer):
             unparsable.append(task.prompt_id)
     report = SourceReport(
         loaded=cleaned.loaded,
@@ -245,77 +229,6 @@ def _prompts(
             f"prompts.max_tokens (now {config.max_tokens}), or sources that don't share problems"
         )
     return tuple(prompts), report
-
-
-def demonstrations(
-    config: PromptsConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    num: int,
-    seed: int,
-    end_token_ids: Collection[int] = (),
-) -> list[Demonstration]:
-    """Draw `num` demonstrations from the training source, none on an evaluation problem, the same for the same seed.
-
-    Sources that make their own problems make demonstrations too. Others give their rationales in random order, repeated
-    until `num` is reached. A response ends with the token that the chat template writes after an answer if it is in
-    `end_token_ids`, else with the tokenizer's end-of-sequence token. Prompts of more than `max_tokens` tokens are left
-    out.
-
-    Raises:
-        DataError: the source has no rationales, or none with a prompt that is short enough.
-        ModelError: the tokenizer has no end-of-sequence token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {tokenizer.name_or_path or 'the model'!r} has no end-of-sequence token, so the model "
-            "can't learn to end a response; set eos_token in its tokenizer_config.json"
-        )
-    if isinstance(config.train, GeneratedSourceConfig):
-        tasks = _generated(config.train, config=config, num=num, seed=seed)
-    else:
-        tasks = [task for task in _clean_tasks(config)[0].tasks if task.rationale is not None]
-    end = end_token_id(config.template, tokenizer=tokenizer, end_token_ids=end_token_ids)
-    tokenized = _tokenized(tasks, config=config, tokenizer=tokenizer, end_token_id=end)
-    if not tokenized:
-        raise DataError(
-            f"prompts.train ({config.train.type!r}) gives no demonstration: {len(tasks)} of its tasks have a reference "
-            f"rationale, and no prompt of these has at most max_tokens={config.max_tokens} tokens; write "
-            "rationale_field = '...', or a larger prompts.max_tokens"
-        )
-    return tokenized if len(tokenized) == num else _repeated(tokenized, num=num, seed=seed)
-
-
-def _generated(source: GeneratedSourceConfig, *, config: PromptsConfig, num: int, seed: int) -> list[Task]:
-    held_out = frozenset() if config.eval is None else frozenset(task.problem for task in load_tasks(config.eval))
-    return [
-        Task(prompt_id=problem, problem=problem, answer="", rationale=response)
-        for problem, response in generated_demonstrations(source, num=num, seed=seed, excluded=held_out)
-    ]
-
-
-def _tokenized(
-    tasks: list[Task], *, config: PromptsConfig, tokenizer: "PreTrainedTokenizerBase", end_token_id: int
-) -> list[Demonstration]:
-    bound = longest_problem(config.max_tokens, tokenizer=tokenizer)
-    tasks = [task for task in tasks if len(task.problem) <= bound]
-    prompts = render_all(tasks, template=config.template, tokenizer=tokenizer)
-    responses = token_ids([task.rationale or "" for task in tasks], tokenizer=tokenizer)
-    end: IntArray = np.array([end_token_id], dtype=np.int32)
-    return [
-        Demonstration(prompt_token_ids=prompt, response_token_ids=np.concatenate([response, end]))
-        for (_, prompt), response in zip(prompts, responses, strict=True)
-        if len(prompt) <= config.max_tokens
-    ]
-
-
-def _repeated(items: list[Demonstration], *, num: int, seed: int) -> list[Demonstration]:
-    """`num` items: random orders of all items, one after the other, the last one cut short."""
-    rng = random.Random(f"demonstration order {seed}")
-    chosen: list[Demonstration] = []
-    while len(chosen) < num:
-        chosen += rng.sample(items, k=len(items))
-    return chosen[:num]
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:

@@ -25,6 +25,13 @@ class Task:
     answer: str  # gold answer as text; empty if the task's own scorer grades
     features: Mapping[str, Any] = field(default_factory=dict)
     rationale: str | None = None  # a reference response, for the warm start
+    # A whole chat where the source has one, with its own system prompt and examples; `problem` is then its text.
+    messages: tuple[Mapping[str, str], ...] | None = None
+
+    @property
+    def has_own_score(self) -> bool:
+        """True if the source scores responses itself, so that the gold answer need not be parsed."""
+        return not self.features.keys().isdisjoint(("reasoning_gym", "environment"))
 
 
 def content_id(problem: str, answer: str) -> str:

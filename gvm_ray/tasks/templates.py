@@ -82,7 +82,9 @@ def render_all(
     if chat is None:
         texts = [task.problem for task in tasks]
         return list(zip(texts, _plain_ids(texts, tokenizer=tokenizer), strict=True))
-    texts = [chat.render(task.problem) for task in tasks]
+    texts = [
+        chat.render(task.problem) if task.messages is None else chat.render_messages(task.messages) for task in tasks
+    ]
     return list(zip(texts, token_ids(texts, tokenizer=tokenizer), strict=True))
 
 
@@ -197,6 +199,38 @@ class Chat:
             )
         return text
 
+    def render_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of a prompt that is a whole chat.
+
+        Raises:
+            ConfigError: the settings have a wording of their own, or the template refuses the chat or alters it.
+        """
+        if self._wording != WORDINGS["none"]:
+            raise ConfigError(
+                f"template.system_prompt={self._system_prompt!r}, but the prompts of the environment are whole chats "
+                "with a wording of their own; write template.system_prompt='none'"
+            )
+        system = self._form.system_parts
+        contents = [
+            {
+                **each,
+                "content": _content(
+                    each["content"], parts=system if each["role"] == "system" else self._form.user_parts
+                ),
+            }
+            for each in messages
+        ]
+        text = self._applied(contents, add_generation_prompt=True)
+        lost = [each["content"] for each in messages if isinstance(text, str) and each["content"].strip() not in text]
+        if isinstance(text, Exception) or lost:
+            reason = f": {text}" if isinstance(text, Exception) else f", and its text lacks {lost[0][:60]!r}"
+            roles = ", ".join(each["role"] for each in messages)
+            raise ConfigError(
+                f"the tokenizer's chat template doesn't take the environment's chat ({roles}) as it is{reason}; take "
+                "another template with template.name, or write template.type='plain'"
+            )
+        return text
+
     def answer_end(self) -> str:
         """The text that the template writes after an answer; empty if the template raises."""
         text = self._text(_PROBE, form=self._form, answer=_ANSWER)
@@ -264,12 +298,15 @@ class Chat:
             messages.insert(0, {"role": "system", "content": system_content})
         if answer is not None:
             messages.append({"role": "assistant", "content": _content(answer, parts=form.user_parts)})
+        return self._applied(messages, add_generation_prompt=answer is None)
+
+    def _applied(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str | Exception:
         try:
             text = self._tokenizer.apply_chat_template(
                 messages,
                 chat_template=self._source,
                 tokenize=False,
-                add_generation_prompt=answer is None,
+                add_generation_prompt=add_generation_prompt,
                 **self._arguments,
             )
         except Exception as error:  # a template is a program and may raise anything

@@ -5,7 +5,7 @@ Token-sized fields are numpy arrays (never Python lists) and travel by object re
 Ragged axes: P prompts, n samples of one prompt (0, 1, 37 ...), T tokens of one completion.
 """
 
-from gvm_ray.types.allocation import Allocation, AllocationReport, EstimatorTerms
+from gvm_ray.types.allocation import Allocation, AllocationReport, Counts, EstimatorTerms
 from gvm_ray.types.arrays import (
     BoolArray,
     Float64Array,
@@ -63,6 +63,7 @@ __all__ = [
     "BoolArray",
     "CheckpointState",
     "Completion",
+    "Counts",
     "Delivery",
     "Demonstration",
     "EstimatorTerms",

@@ -1,16 +1,82 @@
 """An allocator's decisions, and its report of a finished step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from gvm_ray.types.arrays import Histograms, Metrics
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gvm_ray.types.arrays import Histograms, IndexArray, Metrics
+
+
+class Counts(Mapping[str, int]):
+    """Samples of each prompt: a read-only mapping prompt_id -> n, kept as ids and an array.
+
+    It is made and summed without a step for each prompt; only the first look-up of an id makes a dictionary.
+
+    Args:
+        ids: P prompt ids, distinct.
+        sizes: n [P], integers >= 0.
+
+    Raises:
+        ValueError: not as many sizes as ids, or a size that isn't an integer >= 0.
+    """
+
+    def __init__(self, ids: Sequence[str], sizes: ArrayLike) -> None:
+        given = np.asarray(sizes)
+        if given.shape != (len(ids),):
+            raise ValueError(f"sizes have shape {given.shape} for {len(ids)} prompts; give one integer for each")
+        if given.size and (given.dtype.kind not in "iu" or given.min() < 0):
+            wrong = next((each, n) for each, n in zip(ids, given.tolist(), strict=True) if type(n) is not int or n < 0)
+            raise ValueError(f"prompt {wrong[0]!r} gets {wrong[1]!r} samples; give it an integer >= 0")
+        self.ids = ids
+        self.sizes: IndexArray = given.astype(np.int64)
+
+    @classmethod
+    def of(cls, counts: Mapping[str, int]) -> "Counts":
+        """The same counts as arrays; from a dictionary too."""
+        return counts if isinstance(counts, Counts) else cls(list(counts), list(counts.values()))
+
+    @property
+    def total(self) -> int:
+        """The sum of all n."""
+        return int(self.sizes.sum())
+
+    def sampled(self) -> Iterator[tuple[str, int]]:
+        """(prompt_id, n) of the prompts that get samples, in order."""
+        rows = np.flatnonzero(self.sizes)
+        sizes: list[int] = self.sizes[rows].tolist()
+        return ((self.ids[row], n) for row, n in zip(rows.tolist(), sizes, strict=True))
+
+    def at(self, ids: Sequence[str]) -> IndexArray:
+        """n of these prompts, 0 for one that isn't here."""
+        if ids is self.ids:
+            return self.sizes
+        return np.fromiter((self._by_id.get(each, 0) for each in ids), dtype=np.int64, count=len(ids))
+
+    def __getitem__(self, prompt_id: str) -> int:
+        return self._by_id[prompt_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return repr(self._by_id)
+
+    @cached_property
+    def _by_id(self) -> dict[str, int]:
+        return dict(zip(self.ids, self.sizes.tolist(), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
     """The decision as data: how many samples each prompt gets in this round (0 skips it), and what they are for."""
 
-    counts: Mapping[str, int]  # prompt_id -> number of samples, >= 0
+    counts: Mapping[str, int]  # prompt_id -> number of samples, >= 0; arrays as `Counts`, or a dictionary
     needs_gradient_norms: bool = False  # measure the gradient norms of this round's accepted samples
     trained_on: bool = True  # false: the samples only inform the allocator (published GVM's pilots)
 
@@ -22,7 +88,11 @@ class Allocation:
     @property
     def total(self) -> int:
         """Samples in this round; 0 says that the allocator is done."""
-        return sum(self.counts.values())
+        return Counts.of(self.counts).total
+
+    def sampled(self) -> Iterator[tuple[str, int]]:
+        """(prompt_id, n) of the prompts that get samples in this round, in order."""
+        return Counts.of(self.counts).sampled()
 
     @classmethod
     def empty(cls) -> "Allocation":
@@ -39,6 +109,9 @@ class EstimatorTerms:
     # the prompt's `pilots`. Empty where the allocator has none.
     accept_rates: Mapping[str, float] = field(default_factory=dict)
     pilots: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # prompt_id -> samples that its p was told by
+    # prompt_id -> p in [0, 1] to compare with what came: `accept_rates`, or else the rate of the run's earlier samples.
+    # Only for metrics.
+    expected_rates: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> b of the advantage r - b
     scales: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> s > 0: the advantage is divided by it
     prompt_weights: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> factor on its samples' weights

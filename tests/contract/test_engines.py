@@ -19,7 +19,7 @@ from tiny_models import (
     reference_logprobs_across,
 )
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine, generate, resolve_engine
 from gvm_ray.exceptions import DataError, SystemFailure
 from gvm_ray.learner.scratch_model import build_character_tokenizer

@@ -5,16 +5,22 @@ from typing import Any
 
 import pytest
 
-from gvm_ray.config.rewards import EnvironmentSettings, FunctionEnvironmentConfig, SingleTurnConfig
+from gvm_ray.config.environments import EnvironmentSettings, FunctionEnvironmentConfig, SingleTurnConfig
 from gvm_ray.envs.environments import Environment, create_environment
 from tests.builders import prompt
 from tests.contract.union_cases import every_variant
+from tests.hosted_environments import GYMNASIUM, START, VERIFIERS
 
 CONFIGS = every_variant(
-    EnvironmentSettings, {"function": FunctionEnvironmentConfig(path="tests.turn_environments:second_chance")}
+    EnvironmentSettings,
+    {
+        "function": FunctionEnvironmentConfig(path="tests.turn_environments:second_chance"),
+        "verifiers": VERIFIERS.model_copy(update={"max_turns": 3}),
+        "gymnasium": GYMNASIUM.model_copy(update={"max_turns": 3}),
+    },
 )
 MULTI_TURN = [name for name, config in CONFIGS.items() if not isinstance(config, SingleTurnConfig)]
-PROMPT = prompt(text="What is 1+1?", answer="2")
+PROMPT = prompt(text="What is 1+1?", answer="2", features={"environment": START})
 TURNS = [
     "",
     " \n",

@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from gvm_ray.config.rewards import (
+    EnvironmentRewardConfig,
     FunctionRewardConfig,
     RewardsConfig,
     RewardTerm,
@@ -16,11 +17,14 @@ from gvm_ray.types import Prompt
 from tests import builders
 from tests.builders import completion
 from tests.contract.union_cases import every_variant
+from tests.hosted_environments import GYMNASIUM, START, VERIFIERS
 
 TERMS = every_variant(
     RewardTerm,
     {
         "function": FunctionRewardConfig(path="tests.faulty_rewards:faulty"),
+        "verifiers": EnvironmentRewardConfig(environment=VERIFIERS),
+        "gymnasium": EnvironmentRewardConfig(environment=GYMNASIUM),
         "the example": FunctionRewardConfig(path="examples.custom_reward:brevity"),
     },
 )
@@ -50,7 +54,7 @@ MODEL_TEXTS = [
 
 
 def prompt(answer: str = "4") -> Prompt:
-    return builders.prompt(text="2+2", answer=answer, features={"reasoning_gym": GYM_ENTRY})
+    return builders.prompt(text="2+2", answer=answer, features={"reasoning_gym": GYM_ENTRY, "environment": START})
 
 
 @pytest.fixture(scope="module", params=TERMS)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gvm_ray.config.prompts import (
+    EnvironmentSourceConfig,
     FileSourceConfig,
     FunctionSourceConfig,
     HuggingFaceSourceConfig,
@@ -18,6 +19,7 @@ from gvm_ray.exceptions import DataError
 from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.tasks.prompt_set import load_prompts, load_tasks
 from tests.contract.union_cases import every_variant
+from tests.hosted_environments import GYMNASIUM, VERIFIERS
 
 ROWS = [
     {"problem": "1+1=", "answer": 2, "level": 1},
@@ -31,6 +33,8 @@ CONFIGS = every_variant(
         "file": FileSourceConfig(path=FOLDER, feature_fields=("level",)),
         "huggingface": HuggingFaceSourceConfig(path=FOLDER, feature_fields=("level",)),
         "function": FunctionSourceConfig(path="tests.contract.test_source_contract:rows", feature_fields=("level",)),
+        "verifiers": EnvironmentSourceConfig(environment=VERIFIERS),
+        "gymnasium": EnvironmentSourceConfig(environment=GYMNASIUM),
         "reasoning_gym": ReasoningGymSourceConfig(task="chain_sum", size=20),
     },
 )

@@ -5,16 +5,21 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 from safetensors.torch import load_file, save_file
 
 from gvm_ray.config import parse_config
 from gvm_ray.exceptions import ModelError
 from gvm_ray.learner.policy import load_causal_lm
 from gvm_ray.prepare import prepare
+from gvm_ray.pretrained import load_tokenizer
 from tests.learner_cases import build_tiny_model
 
 pytestmark = pytest.mark.faults
@@ -109,6 +114,69 @@ def test_found_before_an_actor_starts(folder: Path, spoil: Spoil, expected: str)
     with pytest.raises(ModelError, match=expected) as error:
         prepared(folder)
     assert str(folder) in str(error.value)
+
+
+def write_gguf(file: Path) -> None:
+    """A llama of one block in GGUF, matrices with 8 bits a weight."""
+    rng = np.random.default_rng(0)
+    writer = GGUFWriter(file, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(16)
+    writer.add_vocab_size(8)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["<s>", "</s>", "0", "1", "a", "b", "ab", "+"])
+    writer.add_token_types([3, 3, 1, 1, 1, 1, 1, 1])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    attention = {"attn_q": 32, "attn_k": 16, "attn_v": 16, "attn_output": 32}
+    rows = attention | {"ffn_gate": 64, "ffn_up": 64, "ffn_down": 32}
+    shapes = {f"blk.0.{name}.weight": (n, 64 if name == "ffn_down" else 32) for name, n in rows.items()}
+    for name, shape in (shapes | {"token_embd.weight": (8, 32)}).items():
+        matrix = quantize(rng.normal(size=shape).astype(np.float32), GGMLQuantizationType.Q8_0)
+        writer.add_tensor(name, matrix, raw_dtype=GGMLQuantizationType.Q8_0)
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(32, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def refused_gguf(path: str | Path) -> tuple[str, str]:
+    """The message for a model in GGUF, and the code in it."""
+    with pytest.raises(ModelError, match=r"is a model in GGUF, which can't be trained; write the folder or") as error:
+        prepared(Path(path))
+    message, code = str(error.value).split(":\n", 1)
+    assert repr(str(path)) in message
+    return message, dedent(code)
+
+
+def test_a_model_in_gguf_is_refused_with_lines_that_convert_it(tmp_path: Path) -> None:
+    folder = tmp_path / "TINY-GGUF"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    write_gguf(folder / "tiny.Q8_0.gguf")
+    (_, code), (message, same) = refused_gguf(folder), refused_gguf(folder / "tiny.Q8_0.gguf")
+    assert code == same
+    assert message.endswith(f"write {str(folder / 'tiny.Q8_0')!r}")
+    exec(code, {})
+    assert load(folder / "tiny.Q8_0").lm_head.weight.shape == (8, 32)
+    assert load_tokenizer(folder / "tiny.Q8_0").tokenize("ab+1") == ["ab", "+", "1"]
+    _, code = refused_gguf("owner/Tiny-GGUF")
+    assert "source, file, made = 'owner/Tiny-GGUF', 'NAME.gguf', 'Tiny'" in code
+
+
+def test_weights_beside_a_gguf_file_are_taken(folder: Path) -> None:
+    named = folder.rename(folder.with_name("tiny-gguf"))
+    (named / "tiny.gguf").write_bytes(b"GGUF")
+    prepared(named)
 
 
 @pytest.mark.parametrize(

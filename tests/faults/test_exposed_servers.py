@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ with connected(tiny_config(Path(sys.argv[1]), cluster={"dashboard": True})) as d
 """
 STRANGER = """
 import sys
+import time
 import ray
 
 ray.init(address=sys.argv[1], log_to_driver=False)
@@ -115,3 +117,12 @@ def test_who_has_no_token_cannot_join(host: Host, tmp_path: Path) -> None:
     assert stranger.returncode != 0
     assert "CPU" not in stranger.stdout
     assert "token" in stranger.stderr.lower()
+
+
+def test_workers_of_a_local_cluster_are_as_nice_as_their_driver(host: Host) -> None:
+    driver = psutil.Process(host.pid)
+    deadline = time.monotonic() + 60
+    while not (workers := [each for each in driver.children(recursive=True) if each.name().startswith("ray::")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert {worker.nice() for worker in workers} == {driver.nice()}

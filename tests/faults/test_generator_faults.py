@@ -16,7 +16,8 @@ from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_fleet import WeightSource
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.weight_sync import publish
-from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
+from gvm_ray.config.engine import EngineConfig
+from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.exceptions import TooManyFailures
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import Delivery, GroupOutcome, ModelSpec, RolloutGroup, SamplingParameters, TransferWorld, WeightsRef

@@ -61,7 +61,7 @@ def _assert_close(learner: Learner, expected: Learner, *, rtol: float, atol: flo
     prompts = [group.prompt.token_ids for group in groups]
     results: list[tuple[Any, Any, BatchUpdate, dict[str, torch.Tensor]]] = []
     for rank in (learner, expected):
-        norms, states = rank.gradient_norms(groups), rank.prompt_states(prompts, pooling="both")
+        norms, (states, _) = rank.gradient_norms(groups), rank.prompt_states(prompts, pooling="both")
         update = rank.update(batch_of(groups), groups)
         results.append((norms, states, update, {name: t.clone() for name, t in rank.named_full_tensors()}))
     (norms, states, update, weights), (their_norms, their_states, their_update, their_weights) = results

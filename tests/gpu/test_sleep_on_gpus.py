@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import build_tiny_model, changed_weights, make_prompt
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.engines.server import Sleeps
 from gvm_ray.types import ModelSpec, SamplingParameters

@@ -14,7 +14,8 @@ from tiny_models import build_tiny_model, changed_weights, make_prompt
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.weight_sync import fetch, publish
-from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
+from gvm_ray.config.engine import EngineConfig
+from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DeadlineExceeded, ModelError
 from gvm_ray.failure_log import FailureLog

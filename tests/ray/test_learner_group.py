@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,10 +168,15 @@ def test_prompt_states_equal_those_of_one_rank(
     learners: LearnerGroup, folder: Path, runner: asyncio.Runner, pooling: Pooling
 ) -> None:
     prompts = [group.prompt for group in ragged_groups()] + [group.prompt for group in ragged_groups(seed=1)]
-    states = runner.run(learners.prompt_states(prompts, pooling=pooling))
-    expected = _one_rank(folder / "base").prompt_states([prompt.token_ids for prompt in prompts], pooling=pooling)
-    assert states.dtype == np.float32
-    np.testing.assert_allclose(states, expected, atol=1e-5)
+    prefix = np.arange(40, 52, dtype=np.int32)  # for all, and each rank reads it
+    for first in (prefix[:0], prefix):
+        asked = [replace(prompt, token_ids=np.concatenate([first, prompt.token_ids])) for prompt in prompts]
+        states, num_tokens = runner.run(learners.prompt_states(asked, pooling=pooling))
+        token_ids = [prompt.token_ids for prompt in asked]
+        expected, of_one = _one_rank(folder / "base").prompt_states(token_ids, pooling=pooling)
+        assert states.dtype == np.float32
+        np.testing.assert_allclose(states, expected, atol=1e-5)
+        assert num_tokens == of_one + len(first)
 
 
 def test_a_checkpoint_of_two_ranks_loads_into_one(
@@ -273,13 +279,16 @@ def test_a_dead_rank_fails_the_pending_and_later_commands(
     runner.run(group.stop())
 
 
-def test_ray_train_is_left_as_it_is_but_for_its_placement_group_cleaner(ray_cluster: None, tmp_path: Path) -> None:
+def test_ray_train_is_left_as_it_is_but_for_two_actors(ray_cluster: None, tmp_path: Path) -> None:
     # Ray's method is private, and overridden all the same: this test says when a new version of Ray has it otherwise.
     learner = LearnerSetup(config=_config(num_workers=1), base_path="", token_loss=LOSS)
     trainer = rank_trainer(RankSetup(learner=learner, mailbox=None), run_dir=str(tmp_path))
     names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
     defaults = [type(callback).__name__ for callback in TorchTrainer._create_default_callbacks(trainer)]
-    assert [name for name in defaults if name not in names] == ["PlacementGroupCleanerCallback"]
+    assert [name for name in defaults if name not in names] == [
+        "PlacementGroupCleanerCallback",
+        "DatasetsCallback",
+    ]
 
 
 def test_a_user_error_comes_out_as_it_is(ray_cluster: None, runner: asyncio.Runner, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ def values(found: Scraped, *, run: str) -> dict[str, float]:
 @pytest.mark.usefixtures("ray_cluster")
 def test_gauges_are_exported_with_the_run_as_tag() -> None:
     sink = RayGaugeSink(run="run-1")
-    sink.write(0, {"reward/mean": 0.5})
-    sink.write(3, {"reward/mean": 0.25, "never/finite": math.nan})
+    sink.write(0, {"reward/mean": 0.5}, histograms={}, texts=())
+    sink.write(3, {"reward/mean": 0.25, "never/finite": math.nan}, histograms={}, texts=())
     expected = {"ray_gvm_ray_step": 3.0, "ray_gvm_ray_reward_mean": 0.25}
     found = scraped_once(lambda found: values(found, run="run-1") == expected)
     sink.close()

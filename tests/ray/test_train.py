@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from scraped_metrics import scraped_once
 from tiny_runs import TINY_TOML, largest_change, timeless_rows, tiny_config
 
 from gvm_ray.cli import main
+from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import CheckpointError, ConfigError
 from gvm_ray.metric_names import LIVE_METRICS, OPTIONAL_METRICS, STEP_METRICS, exported_name
 from gvm_ray.reporting import REQUIRED_KEYS, RunFolder, read_rows, read_steps
 from gvm_ray.reporting.grafana import dashboard
 from gvm_ray.run import train
 from gvm_ray.trainer import Trainer
+from gvm_ray.types import Histograms, Metrics, SampleText
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -28,18 +31,34 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+class Lines:
+    """A sink that writes the steps that it is given into a file of the run's folder."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._path = Path(config.runs_dir) / config.name / "lines.txt"
+
+    def write(self, step: int, metrics: Metrics, *, histograms: Histograms, texts: Sequence[SampleText]) -> None:
+        with self._path.open("a") as file:
+            file.write(f"{step} {metrics['tokens/useful_fraction']} {len(histograms['samples_per_prompt'])}\n")
+
+    def close(self) -> None:
+        with self._path.open("a") as file:
+            file.write("closed\n")
+
+
 @pytest.fixture(scope="module")
 def whole(ray_cluster: None, runs_dir: Path) -> RunFolder:
     """Four steps at a stretch."""
-    train(tiny_config(runs_dir, name="whole"))
+    train(tiny_config(runs_dir, name="whole", reporting__sinks=[{"path": f"{__name__}:Lines"}]))
     return RunFolder(runs_dir / "whole")
 
 
 @pytest.fixture(scope="module")
 def resumed(ray_cluster: None, runs_dir: Path) -> RunFolder:
     """Two steps, and then two more, one by one."""
-    train(tiny_config(runs_dir, name="resumed", num_steps=2))
-    with Trainer(tiny_config(runs_dir, name="resumed"), resume=True) as trainer:
+    settings = {"name": "resumed", "reporting__wandb": {"mode": "offline"}}
+    train(tiny_config(runs_dir, num_steps=2, **settings))
+    with Trainer(tiny_config(runs_dir, **settings), resume=True) as trainer:
         steps = list(trainer)
     assert [result.step for result in steps] == [2, 3]
     assert trainer.summary is not None
@@ -58,6 +77,19 @@ def test_every_step_has_its_metrics(whole: RunFolder) -> None:
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [1, 3]
     assert [row["cost/generated_samples"] for row in rows] == [48, 96, 144, 192]
     assert rows[-1]["cost/optimizer_updates"] == 8
+
+
+def test_a_sink_gets_every_step_and_is_closed(whole: RunFolder) -> None:
+    *lines, last = (whole.path / "lines.txt").read_text().splitlines()
+    useful = [row["tokens/useful_fraction"] for row in read_rows(whole.metrics)]
+    assert lines == [f"{step} {fraction} 8" for step, fraction in enumerate(useful)]
+    assert last == "closed"
+
+
+def test_a_resumed_run_is_the_same_run_of_wandb(resumed: RunFolder) -> None:
+    run_id = (resumed.wandb / "run_id").read_text()
+    starts = [path.name for path in resumed.wandb.glob("offline-run-*")]
+    assert [name.rpartition("-")[2] for name in starts] == [run_id] * 2
 
 
 def test_the_budget_is_spent_exactly_and_unevenly(whole: RunFolder) -> None:
@@ -212,7 +244,7 @@ def test_resuming_what_never_began_is_refused(tmp_path: Path) -> None:
 
 
 # --- no signal --------------------------------------------------------------------------------------------------------
-def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path) -> None:
+def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = runs_dir / "unanswerable.jsonl"
     data.write_text("".join(json.dumps({"problem": f"{i}+1=", "answer": "never"}) + "\n" for i in range(8)))
     source = {"type": "file", "path": str(data)}
@@ -221,6 +253,9 @@ def test_steps_without_a_reward_leave_the_weights_alone(runs_dir: Path) -> None:
             runs_dir, name="unanswerable", num_steps=2, warm_start=None, prompts__train=source, prompts__eval=None
         )
     )
+    before_the_steps = capsys.readouterr().out.partition("step 1/2")[0]
+    assert "base accept rates of 8 training prompts, 48 samples: mean 0.000  |  0: 8  below .25: 0" in before_the_steps
+    assert "the base solves none of these training prompts" in before_the_steps
     folder = RunFolder(runs_dir / "unanswerable")
     for row in read_rows(folder.metrics):
         assert row["reward/mean"] == 0

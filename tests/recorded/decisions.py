@@ -27,6 +27,7 @@ from tests.loop_fakes import START, FakePools, Records, make_system, run_config
 
 RECORD = Path(__file__).with_name("decisions.json")
 CHOOSING = {"candidates_per_step": 12}
+BY_STATES = {"states": {"pooling": "mean"}}
 
 ALLOCATORS: dict[str, dict[str, Any]] = {
     "uniform": {"type": "uniform"},
@@ -39,7 +40,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         "min_samples": 2,
     },
     "gvm filtered": {"type": "gvm", "filter_threshold": 0.7, "min_expected_accepted": 1.5, "max_samples": 12},
-    "gvm_pool": {"type": "gvm_pool", **CHOOSING},
+    "gvm_pool": {"type": "gvm_pool", **BY_STATES, **CHOOSING},
     "gvm_pool, single samples": {
         "type": "gvm_pool",
         "group_size": 1,
@@ -48,15 +49,23 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         "predictor": {"token_features": 8},
         **CHOOSING,
     },
-    "gvm_pool, undone": {"type": "gvm_pool", "undo_selection": True, "exploration": "thompson", **CHOOSING},
-    "gvm_pool, signed norms": {"type": "gvm_pool", "score": "gradient_deviation", **CHOOSING},
-    "gvm_online": {"type": "gvm_online", "min_samples": 2},
-    "neyman": {"type": "neyman"},
-    "neyman, log": {"type": "neyman", "score": "log_neyman", "max_samples": 14},
+    "gvm_pool, embedding": {"type": "gvm_pool", "states": "embedding", **CHOOSING},
+    "gvm_pool, undone": {
+        "type": "gvm_pool",
+        "undo_selection": True,
+        "exploration": "thompson",
+        **BY_STATES,
+        **CHOOSING,
+    },
+    "gvm_pool, signed norms": {"type": "gvm_pool", "score": "gradient_deviation", **BY_STATES, **CHOOSING},
+    "gvm_online": {"type": "gvm_online", "min_samples": 2, **BY_STATES},
+    "neyman": {"type": "neyman", **BY_STATES},
+    "neyman, log": {"type": "neyman", "score": "log_neyman", "max_samples": 14, **BY_STATES},
     "reinforce_ada_est": {"type": "reinforce_ada_est"},
     "reinforce_ada_seq": {"type": "reinforce_ada_seq"},
     "reinforce_ada_seq, positive": {"type": "reinforce_ada_seq", "round_samples": 3, "enough_negatives": 0},
     "vip": {"type": "vip"},
+    "vip, embedding": {"type": "vip", "states": "embedding"},
     "vip, rloo": {"type": "vip", "baseline": "rloo", "min_samples": 2},
     "knapsack": {"type": "knapsack"},
     "cures": {"type": "cures", **CHOOSING},

@@ -19,7 +19,8 @@ from gvm_ray.run import train
 from tests.recorded.decisions import differences
 from tests.tiny_runs import timeless_rows, tiny_config
 
-POOL = {"type": "gvm_pool", "candidates_per_step": 24}
+BY_STATES = {"states": {"pooling": "mean"}}
+POOL = {"type": "gvm_pool", "candidates_per_step": 24, **BY_STATES}
 GRPO = {"type": "grpo", "updates_per_batch": 2}
 
 # Name -> changes of the tiny run, and the steps after which it is resumed, or None.
@@ -41,7 +42,7 @@ RUNS: dict[str, tuple[dict[str, Any], int | None]] = {
         None,
     ),
     "gvm_online, reinforce++": (
-        {"allocator": {"type": "gvm_online"}, "algorithm": {"type": "reinforce++"}},
+        {"allocator": {"type": "gvm_online", **BY_STATES}, "algorithm": {"type": "reinforce++"}},
         None,
     ),
     "cures, rloo": ({"allocator": {"type": "cures", "group_size": 6}, "algorithm": {"type": "rloo"}}, None),
@@ -81,8 +82,9 @@ def record(name: str, runs_dir: Path) -> dict[str, Any]:
 
 
 def _config(runs_dir: Path, label: str, changes: dict[str, Any]) -> RunConfig:
-    # As recorded before prompts were shared, which rounds otherwise.
-    return tiny_config(runs_dir, name=label, **{"learner__packing": "padded", **changes})
+    # As recorded before prompts were shared and every phase had all cores, which round otherwise.
+    before = {"learner__packing": "padded", "learner__cpus_per_worker": 1, "engine__cpus_per_generator": 1}
+    return tiny_config(runs_dir, name=label, **{**before, **changes})
 
 
 def main() -> None:

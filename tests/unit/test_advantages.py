@@ -32,6 +32,17 @@ def test_leave_one_out_subtracts_the_mean_of_the_others() -> None:
     )
 
 
+def test_rewards_within_the_tolerance_are_equal() -> None:
+    rewards, groups = [0.7, 0.8, 0.7, 0.9, 0.7], [0, 0, 1, 1, 2]
+    for advantages in (
+        group_normalized(rewards, groups, tolerance=0.1),
+        group_normalized(rewards, groups, tolerance=0.1, normalize_std=False),
+        leave_one_out(rewards, groups, tolerance=0.1),
+    ):
+        assert (advantages != 0).tolist() == [False, False, True, True, False]  # though 0.8 - 0.7 > 0.1 in binary
+    assert group_normalized(rewards, groups)[0] != 0
+
+
 def test_batch_normalized_is_over_all_samples() -> None:
     # mean 1/2, sample std sqrt(1/3); epsilon 0.5
     np.testing.assert_allclose(

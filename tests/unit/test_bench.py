@@ -144,7 +144,7 @@ def test_the_pools_steps_spend_the_budget_and_learn() -> None:
     assert last.std() > first.std()  # it no longer predicts one rate for all
 
 
-@pytest.mark.parametrize("name", ["uniform plan", "gvm decision"])
+@pytest.mark.parametrize("name", ["uniform plan", "gvm decision", "gvm decision, n of at least 4"])
 def test_a_measured_decision_spends_the_budget_that_its_floor_falls_short_of(name: str) -> None:
     prompts = make_prompts(500)
     allocation = plans(prompts)[name]()

@@ -16,14 +16,16 @@ class CountingLearners:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.spared = 0  # tokens of each prompt
         self.pooling: Pooling | None = None
 
-    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
         self.asked.append("".join(prompt.prompt_id for prompt in prompts))
         self.pooling = pooling
         call = len(self.asked)
         await asyncio.sleep(0.01)
-        return np.array([[len(prompt.token_ids), call] for prompt in prompts], dtype=np.float32)
+        rows = np.array([[len(prompt.token_ids), call] for prompt in prompts], dtype=np.float32)
+        return rows, sum(len(prompt.token_ids) - self.spared for prompt in prompts)
 
 
 def prompts(ids: str) -> list[Prompt]:
@@ -60,6 +62,12 @@ def test_states_serve_so_many_steps_and_are_charged_when_computed() -> None:
         assert learners.pooling == "last"
 
     asyncio.run(go())
+
+
+def test_what_the_learners_read_is_charged_not_what_the_prompts_hold() -> None:
+    states, learners = cached()
+    learners.spared = 1
+    assert asyncio.run(states.of(prompts("cab"), step=0))[1] == 3
 
 
 def test_stale_states_are_not_kept() -> None:

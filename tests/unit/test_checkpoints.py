@@ -241,7 +241,10 @@ FIXED: dict[str, list[tuple[dict[str, Any], str]]] = {  # by section: changes, a
             "learner.optimizer.learning_rate = 1e-06 (not 0.5)",
         ),
     ],
-    "engine": [({"engine": {"dtype": "bfloat16"}}, 'engine.dtype = "float32" (not "bfloat16")')],
+    "engine": [
+        ({"engine": {"dtype": "bfloat16"}}, 'engine.dtype = "float32" (not "bfloat16")'),
+        ({"engine": {"vllm": {"kv_cache_dtype": "fp8"}}}, 'engine.vllm.kv_cache_dtype = none (not "fp8")'),
+    ],
     "warm_start": [({"warm_start": {"num_updates": 3}}, 'warm_start = none (not {"num_updates": 3, ')],
     "evaluation": [
         ({"evaluation": {"num_samples": 4}}, "evaluation.num_samples = 1 (not 4)"),

@@ -49,7 +49,7 @@ def refusal(*arguments: str) -> str:
         ["--help"],
         *(
             [name, "--help"]
-            for name in ("train", "eval", "report", "data", "compare", "estimator", "bench", "settings")
+            for name in ("train", "eval", "report", "data", "compare", "estimator", "predictor", "bench", "settings")
         ),
     ],
 )
@@ -68,6 +68,7 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
     assert "steps            7 of 64 prompts and 512 samples" in result.stdout
     assert list(tmp_path.iterdir()) == []
     assert "prefill " not in result.stdout
+    assert "gradient norms   of accepted pilots: each is read with its own prompt" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -75,16 +76,22 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
     [
         # 512 samples of 16 tokens pay for 8,192 / (64 x 0.3) = 426.7 prompts.
         (
-            [],
+            ["allocator.states.pooling=mean"],
+            "at most 426 prompts x 64 tokens = 27,264 per step, charged as 8,179; at most 8,192 tokens are generated; "
+            "what all prompts begin with is read and charged once in a micro-batch, if the model's attention can",
+        ),
+        (
+            ["allocator.states.pooling=mean", "allocator.candidates_per_step=1024"],
+            "at most 1,024 prompts x 64 tokens = 65,536 per step, charged as 19,661; at most 8,192 tokens are "
+            "generated; what all prompts begin with is read and charged once in a micro-batch, if the model's "
+            "attention can; a lower allocator.candidates_per_step saves most of it",
+        ),
+        (
+            ["allocator.states.pooling=mean", "learner.packing=padded"],
             "at most 426 prompts x 64 tokens = 27,264 per step, charged as 8,179; at most 8,192 tokens are generated",
         ),
         (
-            ["allocator.candidates_per_step=1024"],
-            "at most 1,024 prompts x 64 tokens = 65,536 per step, charged as 19,661; at most 8,192 tokens are "
-            "generated; a lower allocator.candidates_per_step saves most of it",
-        ),
-        (
-            ["allocator.states=embedding"],
+            [],
             "none: input embeddings of at most 1,024 prompts per step are looked up",
         ),
     ],
@@ -134,6 +141,15 @@ def test_a_dry_run_of_estimators_is_light() -> None:
     assert result.returncode == 0
     assert result.stderr.strip() == "[]"
     assert "raft/uniform" in result.stdout
+
+
+def test_a_dry_run_of_predictions_is_light() -> None:
+    result = run("predictor", str(CONFIG.parent / "predictor" / "quickstart.toml"), "--dry-run", "--prompts", "300")
+    assert result.returncode == 0
+    assert result.stderr.strip() == "[]"
+    first, *policies = result.stdout.splitlines()
+    assert first == "16 samples of 300 prompts by each of"
+    assert policies[-1] == "after_40_steps: runs/quickstart/model"
 
 
 def test_an_unknown_setting_gets_a_suggestion() -> None:

@@ -38,7 +38,7 @@ def test_json_gives_back_every_record(tmp_path: Path) -> None:
 def test_csv_gives_back_every_record(tmp_path: Path) -> None:
     runs, points = write_csv(RECORDS, tmp_path)
     assert len(points.read_text().splitlines()) == 1 + sum(len(run.evaluations) for run in RECORDS)
-    assert points.read_text().splitlines()[0].endswith("seconds,accuracy/balanced,accuracy/train")
+    assert points.read_text().splitlines()[0].endswith("trained_tokens,accuracy/balanced,accuracy/train")
     assert read_csv(tmp_path) == RECORDS
     assert runs == tmp_path / "runs.csv"
 
@@ -62,8 +62,8 @@ def test_a_write_that_dies_leaves_the_old_record(tmp_path: Path, monkeypatch: py
 def test_arrays_of_a_curve() -> None:
     run = record(accuracy=(0.5, 0.6))
     assert run.tests == ("balanced", "train")
-    assert run.spent("charged_tokens").tolist() == [0.0, 100.0]
-    assert run.spent("seconds").tolist() == [0.0, 2.0]
+    assert run.points("charged_tokens").tolist() == [0.0, 100.0]
+    assert run.points("seconds").tolist() == [0.0, 2.0]
     assert run.accuracy("balanced").tolist() == [0.5, 0.6]
 
 

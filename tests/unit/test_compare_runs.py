@@ -13,7 +13,7 @@ from compare_settings import COMPARISON, RUN_TOML
 from gvm_ray.config import ComparisonConfig
 from gvm_ray.exceptions import ConfigError, DataError, SystemFailure
 from gvm_ray.lab.compare import compare as comparing
-from gvm_ray.lab.compare.compare import ComparisonFolder, report, settings_without
+from gvm_ray.lab.compare.compare import ComparisonFolder, null_report, report, settings_without
 from gvm_ray.lab.compare.records import RunRecord, write_csv, write_record
 from gvm_ray.lab.compare.runs import PlannedRun, planned_runs
 from gvm_ray.lab.compare.slot import CurveLog, ManyTests
@@ -56,6 +56,58 @@ def test_a_run_is_known_by_its_settings_from_its_record_or_the_csv_files(tmp_pat
     known = folder.known(runs)
     assert set(known) == {first.name, third.name}  # a record goes before the CSV files
     assert known[first.name].status == "finished"
+
+
+def test_a_report_keeps_and_names_arms_that_ran_with_other_settings_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparing, "write_plots", lambda *_, **__: None)
+    config = comparison(tmp_path)
+    folder = ComparisonFolder.of(config, config_folder=tmp_path, phase="exploration")
+    runs = [run for run in runs_of(tmp_path, config) if run.setting == runs_of(tmp_path, config)[0].setting]
+    uniform = [run for run in runs if run.arm == "uniform"]
+    pool = [run for run in runs if run.arm == "pool"]
+    folder.results.mkdir(parents=True)
+    old = [record_of(run, fingerprint="of other settings") for run in [*uniform[1:], *pool]]
+    write_csv([record_of(uniform[0]), *old], folder.results)
+    records = report(config, config_folder=tmp_path, phase="exploration")
+    assert {(record.arm, record.seed) for record in records} == {
+        ("uniform", uniform[0].seed),  # it has a run with these settings, so its old ones are no longer its
+        *(("pool", run.seed) for run in pool),
+    }
+    text = (folder.results / "comparison.md").read_text()
+    assert (
+        f"- Recorded with other settings than the comparison's file has now: pool with {pool[0].setting.algorithm}."
+        in text
+    )
+
+
+def test_the_null_report_has_a_part_for_each_group_or_says_what_it_needs(tmp_path: Path) -> None:
+    config = comparison(tmp_path, exploration_seeds=[0, 1, 2])
+    with pytest.raises(DataError, match="no runs of the exploration to simulate from"):
+        null_report(config, config_folder=tmp_path, phase="exploration")
+    folder = ComparisonFolder.of(config, config_folder=tmp_path, phase="exploration")
+    folder.results.mkdir(parents=True)
+    rises = [0.5, 0.55, 0.6, 0.64, 0.68, 0.7, 0.71, 0.72, 0.73, 0.73, 0.73]
+    runs = runs_of(tmp_path, config)
+    write_csv(
+        [
+            record(
+                run.arm,
+                run.seed,
+                phase=run.phase,
+                setting=run.setting,
+                fingerprint=run.fingerprint,
+                accuracy=[value + run.seed / 1000 for value in rises],
+            )
+            for run in runs
+        ],
+        folder.results,
+    )
+    text = null_report(config, config_folder=tmp_path, phase="exploration", num_comparisons=5)
+    groups = {f"{run.setting.training_set}, {run.setting.algorithm}" for run in runs}
+    assert {line for line in text.splitlines() if line and not line.startswith("-")} == groups
+    assert text.count("5 simulated comparisons of") >= len(groups)
 
 
 def test_a_sitting_that_leaves_out_the_baseline_is_noticed_before_its_runs(tmp_path: Path) -> None:
@@ -157,13 +209,13 @@ def test_a_curve_counts_the_runs_own_time_and_what_it_was_charged() -> None:
     log = CurveLog(clock=clock)
 
     class Test:
-        async def evaluate(self) -> Metrics:
+        async def evaluate(self, policy_version: int) -> Metrics:
             with clock.phase("sampling"):
                 hand.now += 50
             return {"eval/accuracy": 0.25, "eval/length": 9.0}
 
     tests = ManyTests(tests={"balanced": Test(), "train": Test()}, log=log)  # type: ignore[dict-item]
-    measured = asyncio.run(tests.evaluate())
+    measured = asyncio.run(tests.evaluate(0))
     assert measured == {"eval/accuracy/balanced": 0.25, "eval/accuracy/train": 0.25}
     log.add(0, measured)
     with clock.phase("planning"):
@@ -173,12 +225,14 @@ def test_a_curve_counts_the_runs_own_time_and_what_it_was_charged() -> None:
     with clock.phase("update"):
         hand.now += 2
     costs = {"cost/generated_tokens": 90.0, "cost/prefill_tokens": 20.0, "cost/charged_tokens": 96.0}
+    costs |= {"cost/prompt_tokens": 30.0, "cost/trained_tokens": 80.0}
     log.log_step(0, {**costs, "cost/optimizer_updates": 4.0}, histograms={})
-    log.log_step(1, {**costs, **asyncio.run(tests.evaluate()), "cost/optimizer_updates": 8.0}, histograms={})
+    log.log_step(1, {**costs, **asyncio.run(tests.evaluate(0)), "cost/optimizer_updates": 8.0}, histograms={})
     first, last = log.evaluations
     assert (first.step, first.seconds, first.charged_tokens, first.accuracy["train"]) == (0, 0, 0, 0.25)
     assert (last.step, last.updates, last.seconds) == (2, 8, 7)
     assert (last.generated_tokens, last.charged_tokens) == (90, 96)
+    assert (last.prefill_tokens, last.prompt_tokens, last.trained_tokens) == (20, 30, 80)
     spent = log.costs()
     assert (spent.planning_s, spent.sampling_s, spent.update_s, spent.prefill_s) == (1, 4, 2, 0)
     assert (spent.generated_tokens, spent.prefill_tokens, spent.pilot_tokens) == (90, 20, 0)
@@ -210,9 +264,9 @@ def test_a_test_without_a_scored_sample_fails_its_run_in_words() -> None:
         def __init__(self, accuracy: float) -> None:
             self.accuracy = accuracy
 
-        async def evaluate(self) -> Metrics:
+        async def evaluate(self, policy_version: int) -> Metrics:
             return {"eval/accuracy": self.accuracy}
 
     tests: Any = {"balanced": Test(0.5), "train": Test(np.nan)}
     with pytest.raises(SystemFailure, match="none of the samples of test 'train' was scored; the reward actors' log"):
-        asyncio.run(ManyTests(tests=tests, log=CurveLog(clock=PhaseClock(Hand()))).evaluate())
+        asyncio.run(ManyTests(tests=tests, log=CurveLog(clock=PhaseClock(Hand()))).evaluate(0))

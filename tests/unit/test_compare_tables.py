@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from compare_records import failed, record, setting
 
+from gvm_ray.config.lab import PriceConfig
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.comparison import compare_arms
+from gvm_ray.lab.compare.costs import CHARGED, GENERATED, UPDATES, costs_of
 from gvm_ray.lab.compare.records import RunCosts, RunRecord
 from gvm_ray.lab.compare.tables import ALL, table_rows, write_tables
 
@@ -25,20 +27,43 @@ def test_arms_by_hand_the_baseline_first_and_the_better_one_next() -> None:
     results = compare_arms([*runs("slow", SLOW), *runs("uniform", UNIFORM), *runs("fast", FAST)])
     assert [result.arm for result in results] == ["uniform", "fast", "slow"]
     uniform, fast, slow = (result.tests["balanced"] for result in results)
-    assert uniform.token_ratio is None
-    assert uniform.area_difference is None
+    assert uniform.ratio is None
+    assert not uniform.by_cost
     assert fast.accuracy == pytest.approx(0.8)
-    assert fast.token_ratio is not None
-    assert fast.token_ratio.value == pytest.approx(2)
-    assert fast.token_ratio.interval == pytest.approx((2, 2))
-    assert fast.area_difference is not None
+    assert fast.ratio is not None
+    assert fast.ratio.value == pytest.approx(2)
+    assert (fast.ratio.num_reached, fast.ratio.num_pairs) == (3, 3)
+    charged = fast.by_cost["charged_tokens"]
     # (.6 + .75 + .8 + .8) / 4 - (.55 + .65 + .7 + .7) / 4
-    assert fast.area_difference.value == pytest.approx(0.35 / 4)
-    assert slow.token_ratio is not None
-    assert slow.token_ratio.value == pytest.approx(0.5)
-    assert slow.token_ratio.censored
-    assert slow.token_ratio.num_reached == 0
+    assert charged.area.value == pytest.approx(0.35 / 4)
+    assert charged.area.interval == pytest.approx((0.35 / 4, 0.35 / 4))
+    assert charged.area.excludes(0)
+    assert charged.stretch is not None
+    assert charged.stretch.value > 1.5
+    assert slow.ratio is not None
+    assert slow.ratio.value == pytest.approx(0.5)
+    assert (slow.ratio.num_reached, slow.ratio.num_pairs) == (0, 3)
+    stretch = slow.by_cost["charged_tokens"].stretch
+    assert stretch is not None
+    assert stretch.value < 0.7
     assert results[0].updates == 16
+
+
+def test_an_arm_that_is_twice_as_fast_has_a_stretch_of_two() -> None:
+    rise = [0.5 + 0.3 * (1 - math.exp(-time / 4)) for time in range(17)]
+    faster = [0.5 + 0.3 * (1 - math.exp(-time / 2)) for time in range(17)]
+    pool = compare_arms([*runs("uniform", tuple(rise)), *runs("pool", tuple(faster))])[1].tests["balanced"]
+    stretch = pool.by_cost["charged_tokens"].stretch
+    assert stretch is not None
+    assert stretch.value == pytest.approx(2, rel=0.03)  # evaluations are few, and curves linear between them
+    assert stretch.interval == pytest.approx((stretch.value, stretch.value))
+
+
+def test_there_is_no_stretch_where_the_baseline_does_not_rise() -> None:
+    uniform = [record("uniform", seed, accuracy=(0.5, *[end] * 3)) for seed, end in enumerate((0.4, 0.5, 0.62))]
+    pool = compare_arms([*uniform, *runs("pool", (0.5, 0.7, 0.7, 0.7))])[1].tests["balanced"]
+    assert pool.by_cost["charged_tokens"].stretch is None
+    assert pool.by_cost["charged_tokens"].area.value > 0
 
 
 def test_deviation_is_that_of_seeds_within_a_setting() -> None:
@@ -60,12 +85,12 @@ def test_runs_are_paired_by_seed_and_setting() -> None:
     pool = compare_arms(records)[1]
     test = pool.tests["balanced"]
     assert pool.num_finished == 3
-    assert test.token_ratio is not None
-    assert test.token_ratio.value == pytest.approx(1)
-    assert test.token_ratio.num_pairs == 2
-    assert test.token_ratio.interval is None
-    assert test.area_difference is not None
-    assert test.area_difference.value == pytest.approx(0)
+    assert test.ratio is not None
+    assert test.ratio.value == pytest.approx(1)
+    assert (test.ratio.num_reached, test.ratio.num_pairs) == (2, 2)
+    area = test.by_cost["charged_tokens"].area
+    assert area.value == pytest.approx(0)
+    assert area.interval is None
 
 
 def test_another_cost_gives_another_ratio() -> None:
@@ -80,10 +105,21 @@ def test_another_cost_gives_another_ratio() -> None:
         for run in runs("pool", FAST)
     ]
     records = [*runs("uniform", UNIFORM), *costly]
-    for cost, expected in (("charged_tokens", 1.0), ("generated_tokens", 2.0), ("updates", 2.0)):
-        ratio = compare_arms(records, cost=cost)[1].tests["balanced"].token_ratio  # pyright: ignore[reportArgumentType]
+    for cost, expected in ((CHARGED, 1.0), (GENERATED, 2.0), (UPDATES, 2.0)):
+        ratio = compare_arms(records, costs=[cost])[1].tests["balanced"].ratio
         assert ratio is not None
         assert ratio.value == pytest.approx(expected)
+
+
+def test_seconds_at_given_prices_by_hand() -> None:
+    point = record().evaluations[1].model_copy(update={"prefill_tokens": 30, "prompt_tokens": 10, "trained_tokens": 80})
+    run = record().model_copy(update={"evaluations": (point,)})
+    prices = PriceConfig(decode_us=1e6, prefill_us=0.1e6, learner_us=2e6)
+    cost = costs_of([run], {"mine": prices})[-1]
+    assert cost.name == "mine_seconds"
+    assert cost.spent(run) == pytest.approx([100 + 0.1 * 40 + 2 * 90])
+    # Records from before these tokens were counted have no price.
+    assert [each.name for each in costs_of([run, record()], {"mine": prices})] == ["charged_tokens", "generated_tokens"]
 
 
 def test_failed_runs_are_counted_and_left_out() -> None:
@@ -93,8 +129,7 @@ def test_failed_runs_are_counted_and_left_out() -> None:
     fast, gone = results[1:]
     assert (fast.num_finished, fast.num_failed) == (2, 1)
     assert fast.tests["balanced"].accuracy == pytest.approx(0.8)
-    assert fast.tests["balanced"].token_ratio is not None
-    assert fast.tests["balanced"].token_ratio.interval is None
+    assert fast.tests["balanced"].by_cost["charged_tokens"].area.interval is None
     assert (gone.num_finished, gone.num_failed) == (0, 1)
     assert gone.tests == {}
 
@@ -128,9 +163,10 @@ def test_phases_do_not_mix() -> None:
 def test_without_a_run_of_the_baseline_the_arms_stand_alone(tmp_path: Path) -> None:
     (fast,) = compare_arms(runs("fast", FAST))
     assert fast.tests["balanced"].accuracy == pytest.approx(0.8)
-    assert fast.tests["balanced"].token_ratio is None
+    assert fast.tests["balanced"].ratio is None
     text = write_tables(runs("fast", FAST), tmp_path)[0].read_text()
-    assert "| fast | 3 | 0.800 ± 0.000 | 0.900 ± 0.000 | - | - | - | - | - | - |" in text
+    assert "| fast | balanced | 3 | 0.800 ± 0.000 | - | - | - | - | - | - |" in text
+    assert "Errors on test" not in text
 
 
 def test_the_mean_over_settings_is_of_the_arms_that_have_them_all(tmp_path: Path) -> None:
@@ -163,19 +199,20 @@ def test_rows_keep_phases_and_algorithms_apart_and_sum_up_families_and_bases() -
     assert [row.result.num_finished for row in rows] == [3, 3, 6, 3, 3, 1, 1]
 
 
-def test_markdown_shows_bounds_failures_and_seeds(tmp_path: Path) -> None:
+def test_markdown_shows_decisions_failures_seeds_and_errors(tmp_path: Path) -> None:
     costs = RunCosts(generated_tokens=400, pilot_tokens=200, planning_s=1, sampling_s=4, update_s=5)
     records = [*runs("uniform", UNIFORM), *runs("fast", FAST, costs=costs), *runs("slow", SLOW), failed("slow", 3)]
     text = write_tables(records, tmp_path / "new")[0].read_text()
-    lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    lines = {line.split(" | ")[0]: line for line in text.splitlines() if "| balanced |" in line}
     assert "## mostly_solved, raft++: confirmation (seeds 0, 1, 2, 3)" in text
     assert "| 3 | 0.800 ± 0.000 |" in lines["| fast"]
-    assert "| 2.00 [2.00, 2.00] |" in lines["| fast"]
-    assert "| 3/3 |" in lines["| fast"]
+    assert "| **+0.088 [+0.088, +0.088]** |" in lines["| fast"]
+    assert "| 2.00 | 3/3 |" in lines["| fast"]
     assert "| 20.0 / 0.0 / 0.0 / 10.0 % | 16 |" in lines["| fast"]
     assert "| 3 (1 failed) |" in lines["| slow"]
-    assert "| ≤ 0.50 [0.50, 0.50] |" in lines["| slow"]
-    assert "| 0/3 |" in lines["| slow"]
+    assert "| 0.50 | 0/3 |" in lines["| slow"]
+    assert "- Errors on test balanced: 200 simulated comparisons of 3 paired seeds in the setting." in text
+    assert "Recorded with other settings" not in text
     assert r"slow/3 | ActorFailure: the learner \| died at once |" in text
 
 
@@ -187,7 +224,8 @@ def test_csv_holds_the_same_numbers(tmp_path: Path) -> None:
     slow = rows[3]
     assert float(slow["balanced/accuracy"]) == pytest.approx(0.6)
     assert float(slow["balanced/ratio"]) == pytest.approx(0.5)
-    assert slow["balanced/ratio_is_upper_bound"] == "True"
     assert (slow["balanced/reached"], slow["balanced/pairs"]) == ("0", "2")
-    assert slow["balanced/ratio_low"] == "nan"
+    assert float(slow["balanced/charged_tokens/area"]) < 0
+    assert slow["balanced/charged_tokens/area_low"] == "nan"
+    assert float(slow["balanced/charged_tokens/stretch"]) < 1
     assert rows[2]["balanced/ratio"] == ""

@@ -342,6 +342,14 @@ def test_importance_bounds_that_would_drop_agreeing_samples_are_refused(
     assert expected in refusal(algorithm={"type": "grpo", "importance": importance})
 
 
+def test_the_engine_s_log_probs_as_old_ones_need_a_correction_and_the_built_in_ratio() -> None:
+    algorithm = {"type": "grpo", "old_logprobs": "engine"}
+    assert parse_config(minimal(algorithm=algorithm)).algorithm.old_logprobs == "engine"
+    message = refusal(algorithm=algorithm | {"importance": {"level": "off"}})
+    assert "write importance.level='token' or 'sequence', or old_logprobs='learner'" in message
+    assert "loss.path='a:b'" in refusal(algorithm=algorithm | {"loss": {"path": "a:b"}})
+
+
 def test_floor_is_not_looked_at_unless_masking() -> None:
     parse_config(minimal(algorithm={"type": "grpo", "importance": {"cap": 1, "floor": 1}}))
 

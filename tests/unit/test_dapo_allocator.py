@@ -9,8 +9,8 @@ from tests.allocator_cases import all_equal, run_step
 from tests.builders import NAN, outcome, prompts
 
 
-def dapo(max_batches: int = 3):
-    return AllocationDriver.of(DAPOAllocatorConfig(max_batches=max_batches), accept_threshold=0.5)
+def dapo(**settings):
+    return AllocationDriver.of(DAPOAllocatorConfig(**settings), accept_threshold=0.5)
 
 
 def test_groups_of_equal_rewards_are_replaced_until_none_is_missing() -> None:
@@ -37,8 +37,9 @@ def test_it_ends_with_the_candidates() -> None:
     assert report.metrics["allocation/total"] == 3 * 8
 
 
-def test_one_batch_drops_and_does_not_refill() -> None:
-    rounds, report = run_step(dapo(max_batches=1), "abc", budget=11, rewards=all_equal(solved="b"))
+@pytest.mark.parametrize("settings", [{"refill": False}, {"max_batches": 1}])
+def test_without_a_refill_the_batch_shrinks(settings: dict[str, object]) -> None:
+    rounds, report = run_step(dapo(**settings), "abc", budget=11, rewards=all_equal(solved="b"))
     assert [dict(allocation.counts) for allocation in rounds] == [{"a": 4, "b": 4, "c": 3}]
     assert report.estimator.kept == {"b": ()}
     assert report.estimator.num_prompts == 2
@@ -58,11 +59,20 @@ def test_variance_is_of_the_scored_rewards_of_any_scale() -> None:
     assert dict(strategy.observe(outcomes, step=0).counts) == {"d": 4, "e": 4}
 
 
+def test_rewards_within_the_tolerance_are_equal() -> None:
+    strategy = dapo(tolerance=0.1, refill=False)
+    strategy.plan(prompts("abc"), step=0, budget=6)
+    strategy.observe([outcome("a", [0.7, 0.8]), outcome("b", [0.7, 0.81]), outcome("c", [0.5, 0.5])], step=0)
+    assert strategy.report(step=0).estimator.kept == {"a": (), "c": ()}
+
+
 def test_the_settings_say_how_many_candidates_and_what_a_step_may_cost() -> None:
     config = DAPOAllocatorConfig(max_batches=4)
     wide = RunShape(prompts_per_step=16, samples_per_prompt=8, max_staleness=0, checkpoint_every_steps=1)
     assert config.needs(wide).candidates == 64
     assert config.max_budget_factor == 4
+    assert DAPOAllocatorConfig(max_batches=4, refill=False).max_budget_factor == 1
+    assert DAPOAllocatorConfig(max_batches=4, refill=False).needs(wide).candidates == 16
     shape = RunShape(prompts_per_step=4, samples_per_prompt=1, max_staleness=0, checkpoint_every_steps=1)
     with pytest.raises(ValueError, match="write samples_per_prompt=2 or more"):
         config.check_fits(shape)

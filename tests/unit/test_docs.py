@@ -131,7 +131,7 @@ def check_files_and_settings(options: Any) -> None:
     paths = [given] if isinstance(given, str) else list(given)
     shipped = [path for path in paths if path.startswith("configs/") and "NAME" not in path]
     assert not [path for path in shipped if not Path(path).is_file()]
-    if not shipped or not shipped[0].startswith(("configs/compare/", "configs/estimator/")):
+    if not shipped or not shipped[0].startswith(("configs/compare/", "configs/estimator/", "configs/predictor/")):
         load_config(shipped or QUICKSTART, overrides)
 
 

@@ -1,16 +1,19 @@
 """Arms on hand-made pools: what is measured agrees with closed forms and with exact expectations."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gvm_ray.algorithms import create_algorithm
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.estimator.measure import EstimatorRow, algorithm_rows, csv_text, markdown
 from gvm_ray.lab.estimator.moments import SampleSizes, measured_error
-from gvm_ray.lab.estimator.repeats import repeated_steps
-from gvm_ray.lab.estimator.truth import exact_moments, prompt_gradients, target_gradient
+from gvm_ray.lab.estimator.repeats import batch_coefficients, repeated_steps
+from gvm_ray.lab.estimator.truth import baseline_moments, exact_moments, prompt_gradients, target_gradient
+from gvm_ray.types import EstimatorTerms
 from tests.estimator_pools import gaussian_pool, planned_arm, run_config, settings
 
 RATES = [0.1, 0.4, 0.6, 0.9, 1.0, 0.0]
@@ -138,6 +141,74 @@ def test_a_warm_up_makes_learning_allocators_better_informed() -> None:
     ]
     assert spread[0] == 8  # nothing known: uniform
     assert spread[1] > 8
+
+
+SINGLES = {"type": "gvm_pool", "group_size": 1, "predicted_baseline": True}
+
+
+def test_an_arm_with_a_predicted_baseline_is_measured_beside_groups_and_single_samples() -> None:
+    pool = gaussian_pool(RATES, num_warm_up=30)
+    arms = [planned_arm(each, prompts=6, algorithm={"type": "grpo"}) for each in ({"type": "uniform"}, SINGLES)]
+    estimator = settings(prompts=6, num_repeats=40, warm_up_steps=3)
+    rows = algorithm_rows("grpo", arms, pool, estimator=estimator, say=lambda _: None)
+    (single,) = [row for row in rows if row.arm == "gvm_pool"]  # what it draws depends on predictions: no exact row
+    assert (single.variant, single.num_samples) == ("measured", 48.0)
+    assert single.error_ratio == pytest.approx(single.mean_squared_error / rows[0].mean_squared_error)
+    groups, right = (
+        {row.variant: row for row in rows if row.arm == arm}
+        for arm in ("groups of random prompts", "the same, true baseline")
+    )
+    assert set(groups) == {f"{size} a prompt" for size in (2, 4, 8)}  # a group of one teaches GRPO nothing
+    assert set(right) == {f"{size} a prompt" for size in (1, 2, 4, 8)}
+    assert min(right.values(), key=lambda row: row.variance).variant == "1 a prompt"
+    assert right["1 a prompt"].mean_squared_error < groups["8 a prompt"].mean_squared_error
+    assert "arXiv 2605.07579" in markdown(rows, baseline="uniform", facts={})
+
+
+def test_single_samples_vary_as_proposition_1_of_poise_says() -> None:
+    config, pool = run_config(prompts=6, algorithm={"type": "grpo"}), gaussian_pool(RATES)
+    moments = baseline_moments(config, pool, target=target_gradient(config, pool), max_samples=4)
+    assert moments is not None
+    rates = np.clip([pool.rewards[own].mean() for own in pool.samples], 0.02, 0.98)
+    terms = [  # of each prompt's samples: (r - p) / sqrt(p (1 - p)) times the gradient
+        ((pool.rewards[own] - rate) / np.sqrt(rate * (1 - rate)))[:, None] * pool.gradients[own]
+        for own, rate in zip(pool.samples, rates, strict=True)
+    ]
+    within = np.mean([each.var(axis=0).sum() for each in terms])
+    between = np.stack([each.mean(axis=0) for each in terms]).var(axis=0).sum()
+    for size in (1, 2, 4):
+        error = moments.error_of_random_prompts(size, budget=48)
+        assert error.variance == pytest.approx((within + size * between) / 48, rel=1e-5)
+        assert error.bias_squared == pytest.approx(moments.error_of_random_prompts(1, budget=48).bias_squared)
+
+
+def test_groups_of_random_prompts_vary_as_measured() -> None:
+    config, pool = run_config(prompts=6, algorithm={"type": "grpo"}), gaussian_pool(RATES)
+    target = target_gradient(config, pool)
+    moments = exact_moments(config, pool, target=target, max_samples=4)
+    assert moments is not None
+    error = moments.error_of_random_prompts(4, budget=48)
+    algorithm = create_algorithm(config.algorithm, accept_threshold=config.rewards.accept_threshold)
+    rng = np.random.default_rng(0)
+    estimates = []
+    for _ in range(600):
+        chosen = rng.integers(6, size=12)
+        outcomes = [
+            replace(pool.draw(int(prompt), num=4, first_index=0, rng=rng), prompt_id=str(place))
+            for place, prompt in enumerate(chosen)
+        ]
+        batch = algorithm.build_batch(outcomes, step=0, terms=EstimatorTerms(num_prompts=12))
+        estimates.append(batch_coefficients(batch, pool) @ pool.gradients)
+    measured = measured_error(np.array(estimates), target)
+    assert abs(measured.variance - error.variance) < 4 * measured.deviations[0] < 0.5 * error.variance
+    assert abs(measured.bias_squared - error.bias_squared) < 4 * measured.deviations[1]
+
+
+def test_no_true_baseline_where_the_algorithm_has_none() -> None:
+    pool = gaussian_pool(RATES)
+    for algorithm in ({"type": "raft++"}, {"type": "grpo", "weighting": "token_mean"}, {"type": "reinforce++"}):
+        config = run_config(prompts=6, algorithm=algorithm)
+        assert baseline_moments(config, pool, target=np.ones(16), max_samples=4) is None
 
 
 def test_a_pool_without_accepted_samples_says_what_to_do() -> None:

@@ -55,7 +55,7 @@ class SlowEvaluator:
     def count(self) -> int:
         return sum(event.startswith("update") for event in self.events)
 
-    async def evaluate(self) -> Metrics:
+    async def evaluate(self, policy_version: int) -> Metrics:
         before = self.count()
         while self.count() == before:
             await asyncio.sleep(0.001)
@@ -127,6 +127,32 @@ class ScoringPools(OwnPools):
             for on_scored in told.values():
                 on_scored(len(request.seeds))
         return []
+
+
+@pytest.mark.parametrize("fresh_seeds", [False, True])
+def test_evaluations_draw_the_same_samples_or_other_ones_of_each_version(fresh_seeds: bool) -> None:
+    drawn: list[list[Any]] = []
+
+    class Pools:
+        async def sample_and_score(self, requests: Any, sampling: object) -> list[Any]:
+            drawn.append([seed for request in requests for seed in request.seeds])
+            return []
+
+    evaluator = HeldOutEvaluator(
+        prompts=prompts(2),
+        pools=Pools(),  # type: ignore[arg-type]
+        sampling=SamplingParameters(temperature=1.0, max_tokens=4),
+        num_samples=3,
+        accept_threshold=0.5,
+        seed=0,
+        fresh_seeds=fresh_seeds,
+    )
+    for version in (0, 4, 8, 8):
+        asyncio.run(evaluator.sample(version))
+    start, fourth, eighth, again = drawn
+    assert eighth == again  # a resumed run measures what it would have measured
+    assert (start == fourth) is not fresh_seeds
+    assert bool(set(fourth) & set(eighth)) is not fresh_seeds
 
 
 def test_an_evaluation_tells_how_many_of_its_samples_are_scored() -> None:

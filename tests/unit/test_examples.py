@@ -13,7 +13,7 @@ import torch
 
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.cli import main
-from gvm_ray.config import RunConfig
+from gvm_ray.config import RunConfig, load_config
 from gvm_ray.reporting import RunFolder
 from gvm_ray.trainer import StepResult
 from tests.builders import completion, outcome, prompt, prompts
@@ -100,6 +100,17 @@ def test_sums_are_rows_of_problems() -> None:
     for row in rows:
         a, b = (int(digit) for digit in row["problem"].rstrip("=").split("+"))
         assert (row["answer"], row["level"]) == ((a + b) % 7, "easy" if a + b < 7 else "hard")
+
+
+def test_a_table_has_a_row_for_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(EXAMPLES.parent / "configs" / "quickstart.toml", ["runs_dir=."])
+    (tmp_path / config.name).mkdir()
+    sink = importlib.import_module("custom_sink").Table(config, metrics=["reward/mean", "eval/accuracy"])
+    sink.write(0, {"reward/mean": 0.5}, histograms={}, texts=())
+    sink.write(1, {"reward/mean": 0.75, "eval/accuracy": 0.25}, histograms={}, texts=())
+    sink.close()
+    assert (tmp_path / config.name / "table.csv").read_text().split() == ["0,0.5,", "1,0.75,0.25"]
 
 
 # --- a walkthrough ----------------------------------------------------------------------------------------------------

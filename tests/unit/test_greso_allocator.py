@@ -69,6 +69,26 @@ def test_zero_variance_groups_leave_the_batch_unless_set_otherwise() -> None:
     assert report.estimator.num_prompts == 4
 
 
+def test_other_candidates_replace_zero_variance_groups_if_asked() -> None:
+    rounds, report = run_step(greso(refill=True, max_batches=3), "abcdefgh", budget=8, rewards=REWARDS)
+    # a and b are solved, and d failed
+    assert [dict(each.counts) for each in rounds] == [{"a": 4, "b": 4}, {"c": 4, "d": 4}, {"e": 4}]
+    assert report.estimator.kept == {"a": (), "b": (), "d": ()}
+    assert report.estimator.num_prompts == 2
+
+
+def test_refills_end_with_their_budget() -> None:
+    rounds, _ = run_step(greso(refill=True, max_batches=2), "abdcefgh", budget=8, rewards=REWARDS)
+    assert [dict(each.counts) for each in rounds] == [{"a": 4, "b": 4}, {"d": 4, "c": 4}]
+    assert GRESOAllocatorConfig(refill=True, max_batches=2).max_budget_factor == 2
+    assert GRESOAllocatorConfig(max_batches=2).max_budget_factor == 1
+
+
+def test_rewards_within_the_tolerance_have_zero_variance() -> None:
+    _, report = run_step(greso(tolerance=0.25), "ab", budget=8, rewards=lambda id_, n: [0.5, 0.75] * (n // 2))
+    assert report.estimator.kept == {"a": (), "b": ()}
+
+
 def test_exploration_adapts_once_prompts_come_again() -> None:
     strategy = greso(probability_step=0.1, target_easy_fraction=0.5, target_hard_fraction=0.3)
     run_step(strategy, "abce", budget=16, rewards=REWARDS)
@@ -88,5 +108,7 @@ def test_settings_that_cannot_be_met_are_refused() -> None:
         GRESOAllocatorConfig(group_size=4).check_fits(shape)
     with pytest.raises(ValueError, match="group_size=33 is above the step's budget of 32 samples; write group_size=4"):
         GRESOAllocatorConfig(group_size=33).check_fits(shape)
+    with pytest.raises(ValueError, match="write drop_zero_variance=true or refill=false"):
+        GRESOAllocatorConfig(refill=True, drop_zero_variance=False)
     with pytest.raises(ValueError, match=r"hard_probability=0.97 is outside min_probability=0.05 to .*=0.95"):
         GRESOAllocatorConfig(hard_probability=0.97)

@@ -90,3 +90,45 @@ def test_diagnostics_tell_the_ratio_from_the_weight(correction: ImportanceCorrec
     assert torch.equal(diagnostics["importance/max"], ratios)
     assert torch.equal(diagnostics["importance/effective_sample_size"], weights)
     assert torch.equal(weights[~outside], ratios[~outside])
+
+
+@pytest.mark.parametrize("correction", EVERY_CORRECTION, ids=str)
+def test_with_the_engine_as_the_old_policy_the_bounded_weight_multiplies_the_policy_gradient(
+    correction: ImportanceCorrection,
+) -> None:
+    case, mask = random_case(8, samples=40), torch.ones(40, 5, dtype=torch.bool)
+    logprobs, engine, advantages = (case[name] for name in ("logprobs", "engine_logprobs", "advantages"))
+    logprobs.requires_grad_()
+    loss, diagnostics = policy_loss(
+        logprobs,
+        old_logprobs=logprobs.detach(),
+        advantages=advantages,
+        **CLIP,
+        engine_logprobs=engine,
+        importance=correction,
+        old_is_engine=True,
+        mask=mask,
+    )
+    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+    weights, _ = importance_weights(logprobs.detach(), engine, correction=correction, mask=mask)
+    ratio = (logprobs - engine).exp().detach()
+    clipped = ((advantages > 0) & (ratio > 1.3)) | ((advantages < 0) & (ratio < 0.8))
+    assert 0 < clipped.sum() < clipped.numel()
+    torch.testing.assert_close(gradient, torch.where(clipped, 0.0, -advantages * weights))
+    assert torch.equal(diagnostics["clip_fraction"], clipped.double())
+    torch.testing.assert_close(diagnostics["ratio"], ratio)
+
+
+def test_a_token_that_has_become_impossible_has_no_gradient_but_a_finite_one() -> None:
+    logprobs = torch.tensor([[-500.0]], requires_grad=True)
+    loss, _ = policy_loss(
+        logprobs,
+        old_logprobs=logprobs.detach(),
+        advantages=torch.ones(1, 1),
+        **CLIP,
+        engine_logprobs=torch.zeros(1, 1),
+        importance=ImportanceCorrection(),
+        old_is_engine=True,
+    )
+    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+    assert gradient.item() == 0

@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
 
 from gvm_ray.algorithms import token_loss
 from gvm_ray.exceptions import CheckpointError, ModelError
 from gvm_ray.learner.learner import Learner
-from gvm_ray.types import Metrics, TrainBatch
+from gvm_ray.learner.norms import PolicyMeasurements
+from gvm_ray.types import Metrics, RolloutGroup, TrainBatch
 from tests.learner_cases import (
     OPTIMIZER,
     SurrogateLoss,
@@ -67,6 +70,20 @@ def test_update_equals_one_written_by_hand(base: str) -> None:
     assert metrics["ratio"] == 1
     expected = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     assert _largest_difference(_weights(learner), expected) < 1e-5
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2}}], ids=["all weights", "adapters"])
+def test_a_rank_alone_holds_whole_weights_and_trains_them_as_shards(base: str, settings: dict) -> None:
+    groups, results = ragged_groups(), []
+    for num_workers in (1, 2):  # the second as one of two, which are both this process
+        config = {"optimizer": OPTIMIZER, "micro_batch_tokens": 60, "num_workers": num_workers, **settings}
+        learner = _learner(base, loss=SurrogateLoss(kl_coefficient=0.1, needs_entropy=True), learner=config)
+        assert isinstance(learner.policy, FSDPModule) == (num_workers == 2)
+        metrics = [learner.update(batch_of(groups, step=step), groups).metrics for step in range(2)]
+        results.append((metrics, _weights(learner)))
+    (metrics, weights), (expected, expected_weights) = results
+    assert metrics == expected
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected_weights.items())
 
 
 @pytest.mark.parametrize("updates", [1, 3])
@@ -129,6 +146,32 @@ def test_importance_weights_correct_for_what_the_engine_sampled_with(base: str) 
 def test_later_updates_of_a_batch_see_the_ratio_move(base: str) -> None:
     learner, groups = _learner(base, algorithm={"type": "grpo", "updates_per_batch": 3}), ragged_groups()
     assert learner.update(batch_of(groups), groups).metrics["ratio"] != pytest.approx(1, abs=1e-3)
+
+
+def test_the_engine_s_log_probs_spare_the_pass_of_the_old_ones(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If they are the learner's own, and nothing is clipped, the updates are the same."""
+    groups = ragged_groups()
+    completions = [
+        [replace(c, logprobs=reference_logprobs(base, group, i, temperature=0.7).numpy()) for i, c in enumerate(cs)]
+        for group in groups
+        for cs in [group.completions]
+    ]
+    own = [
+        RolloutGroup.of(group.prompt, tuple(cs), rewards=group.rewards)
+        for group, cs in zip(groups, completions, strict=True)
+    ]
+    results = []
+    for old in ("learner", "engine"):
+        if old == "engine":
+            monkeypatch.setattr(PolicyMeasurements, "logprobs", None)
+        algorithm = {"type": "grpo", "updates_per_batch": 3, "old_logprobs": old, "clip_low": 0.99, "clip_high": 99.0}
+        config = learner_config(algorithm=algorithm | {"importance": {"cap": 99.0}})
+        learner = Learner(config, base_path=base, token_loss=token_loss(config.algorithm))
+        results.append((learner.update(batch_of(own), own).metrics, _weights(learner)))
+    (metrics, weights), (expected, expected_weights) = results
+    assert metrics["ratio"] == pytest.approx(expected["ratio"], rel=1e-4)
+    assert metrics["ratio"] != 1
+    assert _largest_difference(weights, expected_weights) < 1e-5
 
 
 def test_an_empty_batch_is_skipped_and_counted(base: str) -> None:

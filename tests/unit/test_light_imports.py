@@ -18,6 +18,13 @@ def test_import_loads_nothing_heavy(module: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["allocator", "generator", "mailbox", "reward"])
+def test_an_actors_process_starts_without_the_libraries_of_models(module: str) -> None:
+    script = f"import sys, gvm_ray.actors.{module}; print([name for name in {HEAVY} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "['ray']"
+
+
 def test_public_names_load_on_first_use() -> None:
     script = (
         "import sys, gvm_ray; early = 'pydantic' in sys.modules; "

@@ -91,3 +91,42 @@ def test_gradients_pass_bias_scale_and_soft_cap(temperature: float) -> None:
     )
     for gradient, reference in pairs:
         torch.testing.assert_close(gradient, reference)
+
+
+def test_a_second_backward_pass_gives_the_same() -> None:
+    hidden, weight, targets = _operands()
+    logprobs, entropies = token_logprobs(hidden, OutputHead(weight=weight), targets, chunk_tokens=4, with_entropy=True)
+    assert entropies is not None
+    objective = (logprobs + 0.3 * entropies).sum()
+    first = torch.autograd.grad(objective, (hidden, weight), retain_graph=True)
+    for gradient, expected in zip(torch.autograd.grad(objective, (hidden, weight)), first, strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    hidden, weight, targets = _operands()
+    logprobs, _ = token_logprobs(hidden, OutputHead(weight=weight.detach()), targets, chunk_tokens=4)
+    reference = (hidden @ weight.T).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).sum()
+    (expected,) = torch.autograd.grad(reference, hidden)
+    torch.testing.assert_close(torch.autograd.grad(logprobs.sum(), hidden)[0], expected)
+
+
+@pytest.mark.parametrize("entropy_gradient", [True, False])
+def test_bfloat16_operands_are_reduced_in_float32(entropy_gradient: bool) -> None:
+    hidden, weight, targets = _operands()
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        operands = [tensor.detach().bfloat16().to(dtype).requires_grad_() for tensor in (hidden, weight)]
+        logprobs, entropies = token_logprobs(
+            operands[0],
+            OutputHead(weight=operands[1]),
+            targets,
+            chunk_tokens=3,
+            with_entropy=True,
+            entropy_gradient=entropy_gradient,
+        )
+        assert entropies is not None
+        assert logprobs.dtype == entropies.dtype == torch.float32
+        gradients = torch.autograd.grad(logprobs.sum() + (entropies.sum() if entropy_gradient else 0), operands)
+        results.append([logprobs, entropies, *(gradient.float() for gradient in gradients)])
+    torch.testing.assert_close(results[0], results[1], atol=0.05, rtol=0.02)

@@ -73,19 +73,20 @@ def test_an_evaluation_waits_for_the_weights_it_is_about() -> None:
     versions: list[int] = []
 
     async def go() -> None:
-        config = run_config(num_steps=4, max_staleness=2, evaluation={"every_steps": 2})
+        config = run_config(num_steps=6, max_staleness=2, evaluation={"every_steps": 4, "at_steps": [1, 2]})
         system, pools, _, _ = make_system(config)
         pools.publish_s = 0.02
 
         class VersionEvaluator:
-            async def evaluate(self) -> Metrics:
+            async def evaluate(self, policy_version: int) -> Metrics:
+                assert policy_version == pools.version
                 versions.append(pools.version)
                 return {"eval/accuracy": 0.5}
 
         await drain(train(replace(system, evaluator=VersionEvaluator()), config, start=START))
 
     asyncio.run(go())
-    assert versions == [2, 4]
+    assert versions == [1, 2, 4, 6]
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
@@ -99,7 +100,7 @@ def test_at_zero_staleness_an_evaluation_has_the_generators_for_itself(max_stale
         pools.events = events
 
         class SlowEvaluator:
-            async def evaluate(self) -> Metrics:
+            async def evaluate(self, policy_version: int) -> Metrics:
                 events.append("evaluation begins")
                 await asyncio.sleep(0.05)
                 events.append("evaluation ends")

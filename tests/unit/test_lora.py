@@ -16,6 +16,7 @@ from gvm_ray.exceptions import CheckpointError, ConfigError
 from gvm_ray.learner.learner import Learner
 from gvm_ray.learner.lora import base_name, is_adapter
 from gvm_ray.learner.norms import PolicyMeasurements
+from gvm_ray.learner.policy import local_shards
 from gvm_ray.learner.sequences import BatchLayout, TrainSample, train_sample
 from gvm_ray.types import FloatArray
 from tests.builders import completion, group, prompt
@@ -52,7 +53,7 @@ def _merged(learner: Learner) -> dict[str, Tensor]:
 def _parameters(learner: Learner) -> dict[str, Tensor]:
     """Of the policy in this process: the base's, under their own names, and the adapters'."""
     named = learner.policy.causal_lm.named_parameters()
-    return {base_name(name): parameter.detach().full_tensor().clone() for name, parameter in named}
+    return {base_name(name): local_shards([parameter.detach()])[0].clone() for name, parameter in named}
 
 
 def _logprobs(learner: Learner, samples: list[TrainSample]) -> list[FloatArray]:

@@ -8,7 +8,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from turn_cases import PROMPT, said
 
-from gvm_ray.config.rewards import CalculatorConfig, FunctionEnvironmentConfig, SingleTurnConfig
+from gvm_ray.config.environments import CalculatorConfig, FunctionEnvironmentConfig, SingleTurnConfig
 from gvm_ray.envs.environments import Environment, calculator, create_environment, evaluate
 from gvm_ray.envs.prompt_env import PromptEnv, VectorPromptEnv
 from gvm_ray.exceptions import ConfigError

@@ -43,3 +43,17 @@ def test_too_few_prompts_or_equal_expectations_say_nothing() -> None:
     agreement.expect(["a", "b"], estimates([1.0, 2.0]))
     agreement.observe([trained("a", [1.0]), trained("b", [2.0])])
     assert agreement.metrics() == {}
+
+
+def test_the_oldest_expectations_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gvm_ray.allocators.predictor._MOST_EXPECTED", 4)
+    agreement = NormAgreement()
+    agreement.expect(["a", "b", "c"], estimates([1.0, 2.0, 3.0]))
+    agreement.expect(["a", "d", "e"], estimates([1.0, 2.0, 3.0]))  # b goes, a is new again
+    agreement.observe([trained("b", [9.0]), trained("c", [1.0]), trained("a", [2.0])])
+    assert agreement.metrics() == {}
+    agreement.observe([trained("a", [1.0]), trained("d", [2.0]), trained("c", [3.0])])
+    assert agreement.metrics() == {"allocation/norm_rank_correlation": pytest.approx(1.0)}
+    agreement.expect(list("fghijk"), estimates([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))  # a step's own all stay
+    agreement.observe([trained("f", [6.0]), trained("h", [5.0]), trained("k", [4.0])])
+    assert agreement.metrics() == {"allocation/norm_rank_correlation": pytest.approx(-1.0)}

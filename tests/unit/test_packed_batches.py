@@ -5,23 +5,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from gvm_ray.learner.kernels import register_varlen
-from gvm_ray.learner.learner import Learner
-from gvm_ray.learner.policy import PolicyModule, load_causal_lm, sample_gradient_norms, try_policy
-from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pack_samples, pad_samples, train_sample
+from gvm_ray.learner.policy import sample_gradient_norms, try_policy
+from gvm_ray.learner.sequences import TrainSample, pack_samples, pad_samples, train_sample
 from gvm_ray.types import IntArray, Pooling
 from tests.learner_cases import (
     OPTIMIZER,
-    SurrogateLoss,
     batch_of,
     build_tiny_model,
     copy_demonstrations,
-    learner_config,
+    cpu_policy,
+    learner_with,
     ragged_groups,
-    with_training_norms,
+    values_and_gradients,
+    varlen_attn,
 )
 
 CPU = torch.device("cpu")
@@ -37,17 +35,6 @@ def _samples() -> list[TrainSample]:
     return [train_sample(group, index) for group in ragged_groups() for index in range(len(group))]
 
 
-def _policy(base: str, *, attention: Any = "sdpa") -> PolicyModule:
-    causal_lm = load_causal_lm(base, revision=None, trust_remote_code=False, attention=attention)
-    return PolicyModule(causal_lm, temperature=0.7, chunk_tokens=16).eval()
-
-
-def _learner(base: str, *, settings: dict[str, Any], **tables: Any) -> Learner:
-    config = learner_config(learner={"optimizer": OPTIMIZER} | settings, **tables)
-    loss = SurrogateLoss(kl_coefficient=0.1, needs_entropy=True)
-    return Learner(with_training_norms(config), base_path=base, token_loss=loss)
-
-
 def _prompts() -> list[IntArray]:
     rng = np.random.default_rng(0)
     return [rng.integers(3, 90, size=length).astype(np.int32) for length in (5, 1, 23, 11, 11, 2)]
@@ -55,7 +42,7 @@ def _prompts() -> list[IntArray]:
 
 def test_a_trial_leaves_the_attention_kernels_as_they_were(base: str) -> None:
     register_varlen()
-    policy = _policy(base, attention="varlen")  # which run on GPUs alone
+    policy = cpu_policy(base, attention="varlen")  # which run on GPUs alone
     try_policy(policy, base, packed=True, gradient_parameters=["embed_tokens", "lm_head"])
     assert policy.causal_lm.model.config._attn_implementation == "varlen"
 
@@ -83,63 +70,28 @@ def test_a_packed_row_by_hand() -> None:
     assert batch.sample_indices.tolist() == [[0] * 5 + [1] * 2]
 
 
-def _values_and_gradients(policy: PolicyModule, batch: SequenceBatch) -> tuple[list[Tensor], list[Tensor]]:
-    logprobs, entropies = policy(batch, with_entropy=True)
-    assert entropies is not None
-    weights = torch.linspace(-1, 1, logprobs.numel()).view(logprobs.shape)
-    policy.zero_grad()
-    (weights * (logprobs + 0.1 * entropies)).sum().backward()
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in policy.parameters()]
-    return [logprobs.detach(), entropies.detach()], gradients
-
-
 @pytest.mark.parametrize("num_samples", [9, 1, 0])
 def test_log_probs_entropies_and_every_gradient(base: str, num_samples: int) -> None:
-    policy, samples = _policy(base), _samples()[:num_samples]
-    values, gradients = _values_and_gradients(policy, pack_samples(samples, device=CPU))
-    expected_values, expected_gradients = _values_and_gradients(policy, pad_samples(samples, device=CPU))
+    policy, samples = cpu_policy(base), _samples()[:num_samples]
+    values, gradients = values_and_gradients(policy, pack_samples(samples, device=CPU))
+    expected_values, expected_gradients = values_and_gradients(policy, pad_samples(samples, device=CPU))
     torch.testing.assert_close(values, expected_values, atol=1e-5, rtol=0)
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
 
 
-def _varlen_attn(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    ends: Tensor,
-    key_ends: Tensor,
-    longest: int,
-    longest_key: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-) -> Tensor:
-    """What the kernel of this name does on a GPU, knowing nothing but `ends` of where samples begin."""
-    assert ends.dtype == torch.int32
-    assert torch.equal(ends, key_ends)
-    assert longest == longest_key == int(ends.diff().max())
-    assert window_size == (-1, 0)
-    parts = []
-    for start, stop in zip(ends.tolist(), ends[1:].tolist(), strict=False):
-        heads_first = (tensor[start:stop].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
-        parts.append(scaled_dot_product_attention(*heads_first, is_causal=True, scale=scale, enable_gqa=enable_gqa))
-    return torch.cat(parts, dim=2).squeeze(0).transpose(0, 1)
-
-
 def test_kernels_are_told_where_samples_begin(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen_attn)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     register_varlen()
     samples = _samples()
-    values, gradients = _values_and_gradients(_policy(base, attention="varlen"), pack_samples(samples, device=CPU))
-    expected_values, expected_gradients = _values_and_gradients(_policy(base), pad_samples(samples, device=CPU))
+    values, gradients = values_and_gradients(cpu_policy(base, attention="varlen"), pack_samples(samples, device=CPU))
+    expected_values, expected_gradients = values_and_gradients(cpu_policy(base), pad_samples(samples, device=CPU))
     torch.testing.assert_close(values, expected_values, atol=1e-5, rtol=0)
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("parameters", ["embed_tokens", "lm_head"])
 def test_gradient_norms_of_samples(base: str, parameters: Any) -> None:
-    policy, samples = _policy(base), _samples()
+    policy, samples = cpu_policy(base), _samples()
     norms = sample_gradient_norms(policy, pack_samples(samples, device=CPU), parameters=parameters)
     expected = sample_gradient_norms(policy, pad_samples(samples, device=CPU), parameters=parameters)
     torch.testing.assert_close(norms, expected, atol=1e-5, rtol=1e-4)
@@ -148,7 +100,9 @@ def test_gradient_norms_of_samples(base: str, parameters: Any) -> None:
 @pytest.mark.parametrize("pooling", ["mean", "last", "both"])
 def test_prompt_states(base: str, pooling: Pooling) -> None:
     states = [
-        _learner(base, settings=settings | {"micro_batch_tokens": 30}).prompt_states(_prompts(), pooling=pooling)
+        learner_with(base, norms=True, settings=settings | {"micro_batch_tokens": 30}).prompt_states(
+            _prompts(), pooling=pooling
+        )[0]
         for settings in (PACKED, PADDED)
     ]
     np.testing.assert_allclose(*states, atol=1e-5)
@@ -167,7 +121,7 @@ def test_updates(base: str, settings: dict[str, Any]) -> None:
     groups, results = ragged_groups(), []
     for layout in (PACKED, PADDED):
         algorithm, warm_start = {"type": "grpo", "updates_per_batch": 2}, {"optimizer": OPTIMIZER}
-        learner = _learner(base, settings=settings | layout, algorithm=algorithm, warm_start=warm_start)
+        learner = learner_with(base, norms=True, settings=settings | layout, algorithm=algorithm, warm_start=warm_start)
         supervised = learner.supervised_update(copy_demonstrations())
         learner.finish_warm_start()
         update = learner.update(batch_of(groups), groups)
@@ -183,7 +137,8 @@ def test_updates(base: str, settings: dict[str, Any]) -> None:
 def test_bfloat16_comes_near(base: str) -> None:
     groups, settings = ragged_groups(), {"dtype": "bfloat16", "micro_batch_tokens": 60}
     packed, padded = (
-        _learner(base, settings=settings | layout).update(batch_of(groups), groups) for layout in (PACKED, PADDED)
+        learner_with(base, norms=True, settings=settings | layout).update(batch_of(groups), groups)
+        for layout in (PACKED, PADDED)
     )
     assert packed.metrics == pytest.approx(padded.metrics, abs=0.03, rel=0.03)
     norms, expected = np.concatenate(packed.gradient_norms), np.concatenate(padded.gradient_norms)

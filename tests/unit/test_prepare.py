@@ -41,6 +41,15 @@ def test_a_batch_larger_than_the_machine_is_refused(tmp_path: Path) -> None:
     prepare(config, run_dir=tmp_path, learners=False)  # they alone have such batches
 
 
+def test_a_micro_batch_that_the_longest_sample_exceeds_is_refused(tmp_path: Path) -> None:
+    config = run_config(learner={"micro_batch_tokens": 47})
+    with pytest.raises(ConfigError, match=r"micro_batch_tokens=47 is below the 48 tokens.*=48 or more"):
+        prepare(config, run_dir=tmp_path)
+    assert not any(tmp_path.iterdir())
+    prepare(config, run_dir=tmp_path, learners=False)
+    prepare(run_config(learner={"micro_batch_tokens": 48}), run_dir=tmp_path)
+
+
 def test_prepare_gives_prompts_and_base_model(tmp_path: Path) -> None:
     prepared = prepare(run_config(), run_dir=tmp_path)
     assert len(prepared.prompts.train) == 32

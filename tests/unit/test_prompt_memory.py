@@ -1,6 +1,7 @@
 """What is remembered of a prompt over its visits."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,29 @@ def test_a_step_knows_what_it_saw_itself() -> None:
     visit(driver, {"a": [1, 0, float("nan")], "b": [0]}, {"a": [1]})
     assert seen == [[[2], [2]], [[2, 0], [3, 1]]]
     assert counts(driver.memory, "a") == [[4], [5]]
+
+
+def test_a_growing_memory_is_not_copied_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+
+    def concatenate(arrays: Any, join: Any = np.concatenate) -> Any:
+        if arrays[0].dtype.names:
+            copied.append(len(arrays[0]))
+        return join(arrays)
+
+    monkeypatch.setattr(np, "concatenate", concatenate)
+    memory = PromptMemory()
+    for first in range(0, 2000, 10):
+        group = [outcome(str(i), [1, 0]) for i in range(first, first + 10)]
+        memory.add(PromptMemory.of(group, accept_threshold=0.5))
+        memory.add(PromptMemory.of(group[:1], accept_threshold=0.5))
+        (successes, trials), asked = memory.counts([str(first), str(first + 9), "x"]), len(memory)
+        assert (successes.tolist(), trials.tolist(), asked) == ([2, 1, 0], [4, 2, 0], first + 10)
+    assert len([rows for rows in copied if rows > 100]) < 50
+    other = PromptMemory()
+    other.load_state_dict(memory.state_dict())
+    assert other.state_dict() == memory.state_dict()
+    assert len(other.state_dict()) == 2000
 
 
 def test_a_memory_survives_json() -> None:

@@ -15,6 +15,7 @@ from gvm_ray.config.prompts import (
 from gvm_ray.exceptions import ConfigError, DataError
 from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.tasks import demonstrations, load_prompts
+from gvm_ray.tasks.demonstrations import check_rationales
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,30 @@ def test_a_source_without_rationales_gives_no_demonstrations(tmp_path, tokenizer
     train = source(tmp_path / "train.jsonl", ("a", "1+1=", "2"))
     with pytest.raises(DataError, match=r"0 of its tasks have a reference rationale.*write rationale_field"):
         demonstrations(PromptsConfig(train=train), tokenizer, num=1, seed=0)
+
+
+def test_rationales_without_their_answer_are_counted_and_named(tmp_path, tokenizer):
+    rows = [
+        ("right", "1+1=", "2", "1 + 1 = \\boxed{2}"),
+        ("wrong", "1+2=", "3", "1 + 2 = \\boxed{4}"),
+        ("inside", "1+3=", "4", "\\boxed{14}"),  # 4 is only a digit of another number
+        ("decimal", "1+4=", "5", "so 5.0 it is"),
+        ("thousands", "999+1=", "1000", "$1,000 in all"),
+        ("fraction", "1/2=", "\\frac12", "It is $ \\frac 12 $."),
+        ("unfinished", "2+2=", "4", "2 + 2 ="),
+        ("no rationale", "3+3=", "6", None),
+        ("tests", "print 1", "assert " * 40, "print(1)"),  # of a program: nothing that a response repeats
+        ("held out", "1+5=", "6", "wrong, but never shown"),
+    ]
+    train = source(tmp_path / "train.jsonl", *rows, rationale_field="rationale")
+    evaluation = source(tmp_path / "eval.jsonl", ("z", "1+5=", "6"))
+    report = check_rationales(PromptsConfig(train=train, eval=evaluation))
+    assert report.num == 8
+    assert report.without_answer_ids == ("wrong", "inside", "unfinished")
+    first, second = report.lines("warm start")
+    assert first == "warm start: 8 rationales to learn from"
+    assert "3 don't give the gold answer" in second
+    assert "wrong, inside, unfinished; correct them" in second
 
 
 def test_arithmetic_demonstrations_keep_off_the_evaluation(tokenizer):

@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from gvm_ray.config.model import LearnerConfig
 from gvm_ray.exceptions import ModelError
 from gvm_ray.learner.kernels import register_varlen, resolve_attention, resolve_sharing
-from gvm_ray.learner.learner import Learner
 from gvm_ray.learner.lora import add_adapters
 from gvm_ray.learner.model_trial import share_prompts
-from gvm_ray.learner.policy import PolicyModule, load_causal_lm
+from gvm_ray.learner.policy import PolicyModule
 from gvm_ray.learner.sequences import (
     BatchLayout,
-    SequenceBatch,
     TrainSample,
     pad_samples,
     prompts_of,
@@ -31,13 +27,14 @@ from gvm_ray.learner.sequences import (
 from gvm_ray.learner.shared_prompts import KERNELS
 from tests.learner_cases import (
     OPTIMIZER,
-    SurrogateLoss,
     batch_of,
     build_tiny_model,
     copy_demonstrations,
-    learner_config,
+    cpu_policy,
+    learner_with,
     ragged_groups,
-    with_training_norms,
+    values_and_gradients,
+    varlen_attn,
 )
 from tests.model_families import build_family
 
@@ -51,11 +48,9 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return build_tiny_model(tmp_path_factory.mktemp("base"), tied=request.param)
 
 
-def _policy(base: str, *, attention: Any = "sdpa", sharing: bool = True) -> PolicyModule:
-    causal_lm = load_causal_lm(base, revision=None, trust_remote_code=False, attention=attention)
-    policy = PolicyModule(causal_lm, temperature=0.7, chunk_tokens=16).eval()
-    if sharing:
-        share_prompts(policy, base)
+def _policy(base: str) -> PolicyModule:
+    policy = cpu_policy(base)
+    share_prompts(policy, base)
     return policy
 
 
@@ -74,19 +69,9 @@ def _samples(*groups: Shape, sampled_share: float = 1.0) -> list[TrainSample]:
     ]
 
 
-def _values_and_gradients(policy: PolicyModule, batch: SequenceBatch) -> tuple[list[Tensor], list[Tensor]]:
-    logprobs, entropies = policy(batch, with_entropy=True)
-    assert entropies is not None
-    weights = torch.linspace(-1, 1, logprobs.numel()).view(logprobs.shape)
-    policy.zero_grad()
-    (weights * (logprobs + 0.1 * entropies)).sum().backward()
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in policy.parameters()]
-    return [logprobs.detach(), entropies.detach()], [gradient.clone() for gradient in gradients]
-
-
 def _assert_equal(policy: PolicyModule, samples: Sequence[TrainSample], *, reference: PolicyModule) -> None:
-    values, gradients = _values_and_gradients(policy, share_samples(samples, device=CPU))
-    expected_values, expected_gradients = _values_and_gradients(reference, pad_samples(samples, device=CPU))
+    values, gradients = values_and_gradients(policy, share_samples(samples, device=CPU))
+    expected_values, expected_gradients = values_and_gradients(reference, pad_samples(samples, device=CPU))
     torch.testing.assert_close(values, expected_values, atol=1e-5, rtol=0)
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
 
@@ -128,7 +113,7 @@ def test_a_shared_row_by_hand() -> None:
     ids=["ragged", "37 responses", "one response", "empty responses", "none", "short and long"],
 )
 def test_log_probs_entropies_and_every_gradient(base: str, groups: list[Shape]) -> None:
-    _assert_equal(_policy(base), _samples(*groups), reference=_policy(base, sharing=False))
+    _assert_equal(_policy(base), _samples(*groups), reference=cpu_policy(base))
 
 
 def test_tiles_of_many_sizes(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,16 +123,16 @@ def test_tiles_of_many_sizes(base: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert row is not None
     assert len(row.tiles) > 4
     assert sum(tile.shape[0] for tile in row.tiles) >= len(samples)
-    _assert_equal(_policy(base), samples, reference=_policy(base, sharing=False))
+    _assert_equal(_policy(base), samples, reference=cpu_policy(base))
 
 
 def test_tokens_of_an_environment_are_read_and_not_learned(base: str) -> None:
     samples = _samples((4, (9, 3, 14)), (12, (10, 2)), sampled_share=0.5)
-    _assert_equal(_policy(base), samples, reference=_policy(base, sharing=False))
+    _assert_equal(_policy(base), samples, reference=cpu_policy(base))
 
 
 def test_adapters(base: str) -> None:
-    policies = [_policy(base), _policy(base, sharing=False)]
+    policies = [_policy(base), cpu_policy(base)]
     settings = LearnerConfig.model_validate({"lora": {"rank": 3}}).lora
     assert settings is not None
     for policy in policies:
@@ -170,42 +155,14 @@ def test_first_tokens_of_one_prompt_have_one_distribution(base: str) -> None:
 
 
 # --- kernels for sequences of many lengths ----------------------------------------------------------------------------
-def _varlen_attn(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    ends: Tensor,
-    key_ends: Tensor,
-    longest: int,
-    longest_key: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-) -> Tensor:
-    """What the kernel of this name does on a GPU: queries are the last of their keys, as in FlashAttention 2.1 on."""
-    assert ends.dtype == key_ends.dtype == torch.int32
-    assert (longest, longest_key) == (int(ends.diff().max()), int(key_ends.diff().max()))
-    assert window_size == (-1, 0)
-    parts = []
-    for i in range(len(ends) - 1):
-        queries, keys = slice(int(ends[i]), int(ends[i + 1])), slice(int(key_ends[i]), int(key_ends[i + 1]))
-        rows, columns = queries.stop - queries.start, keys.stop - keys.start
-        mask = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
-        operands = (x[part].transpose(0, 1).unsqueeze(0) for x, part in ((query, queries), (key, keys), (value, keys)))
-        attended = scaled_dot_product_attention(*operands, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
-        parts.append(attended.squeeze(0).transpose(0, 1))
-    return torch.cat(parts)
-
-
 def test_varlen_kernels_are_told_of_a_prompt_before_each_response(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen_attn)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     register_varlen()
-    policy = _policy(base, attention="varlen", sharing=False)
+    policy = cpu_policy(base, attention="varlen")
     share_prompts(policy, base, kernels="varlen")
     assert policy.shares_prompts
     assert policy.causal_lm.config._attn_implementation == "varlen"
-    _assert_equal(policy, _samples((4, (9, 3, 14)), (12, (10, 2))), reference=_policy(base, sharing=False))
+    _assert_equal(policy, _samples((4, (9, 3, 14)), (12, (10, 2))), reference=cpu_policy(base))
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -220,7 +177,7 @@ def test_prompts_are_shared_where_that_spares_tokens() -> None:
 
 def test_micro_batches_are_filled_by_what_they_hold(base: str) -> None:
     _policy(base)  # with which comes a process group of one rank, where no other test made one
-    _learner(base, settings=SHARED)
+    learner_with(base, settings=SHARED)
     samples = _samples((10, (5, 4, 3)), (8, (2, 2)))
     layout = BatchLayout(max_tokens=22, packed=False, device=CPU, shared=True)
     found = [(indices.tolist(), batch.input_ids.shape[1]) for indices, batch in layout.micro_batches(samples)]
@@ -232,12 +189,6 @@ def test_micro_batches_are_filled_by_what_they_hold(base: str) -> None:
 
 
 # --- the learner ------------------------------------------------------------------------------------------------------
-def _learner(base: str, *, settings: dict[str, Any], norms: bool = False, **tables: Any) -> Learner:
-    config = learner_config(learner={"optimizer": OPTIMIZER} | settings, **tables)
-    loss = SurrogateLoss(kl_coefficient=0.1, needs_entropy=True)
-    return Learner(with_training_norms(config) if norms else config, base_path=base, token_loss=loss)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -252,7 +203,7 @@ def test_updates(base: str, settings: dict[str, Any]) -> None:
     groups, results = ragged_groups(), []
     for layout in (SHARED, PADDED):
         algorithm, warm_start = {"type": "grpo", "updates_per_batch": 2}, {"optimizer": OPTIMIZER}
-        learner = _learner(base, settings=settings | layout, algorithm=algorithm, warm_start=warm_start)
+        learner = learner_with(base, settings=settings | layout, algorithm=algorithm, warm_start=warm_start)
         assert learner.policy.shares_prompts == (layout is SHARED)
         supervised = learner.supervised_update(copy_demonstrations())
         learner.finish_warm_start()
@@ -268,28 +219,48 @@ def test_updates(base: str, settings: dict[str, Any]) -> None:
 def test_samples_stand_apart_where_their_gradient_norms_are_measured(base: str) -> None:
     groups = ragged_groups()
     updates = [
-        _learner(base, settings=layout, norms=True).update(batch_of(groups), groups) for layout in (SHARED, PADDED)
+        learner_with(base, settings=layout, norms=True).update(batch_of(groups), groups) for layout in (SHARED, PADDED)
     ]
     for norms, expected in zip(*(update.gradient_norms for update in updates), strict=True):
         assert np.array_equal(norms, expected)
     assert updates[0].metrics == updates[1].metrics
 
 
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_the_samples_that_are_not_measured_share_their_prompts(base: str, num_parts: int) -> None:
+    groups, results = ragged_groups(), []
+    batch = batch_of(groups)
+    for layout in (SHARED, PADDED):
+        tables: dict[str, Any] = {"algorithm": {"type": "grpo", "updates_per_batch": num_parts}}
+        learner = learner_with(base, settings=layout, allocator={"type": "gvm_pool", "norm_samples": 1}, **tables)
+        results.append((learner.update(batch, groups), dict(learner.named_full_tensors())))
+    (update, weights), (expected, expected_weights) = results
+    advantages = [group.advantages for group in batch.groups]
+    assert [np.isfinite(norms).sum() for norms in update.gradient_norms] == [2, 1, 0, 2]
+    for norms, own, values in zip(update.gradient_norms, expected.gradient_norms, advantages, strict=True):
+        for of_class in (values > 0, values < 0):
+            first = np.flatnonzero(of_class)[:1]
+            np.testing.assert_allclose(norms[first], own[first], rtol=1e-3)
+            assert np.isnan(norms[np.flatnonzero(of_class)[1:]]).all()
+    assert update.metrics == pytest.approx(expected.metrics, abs=3e-4, rel=3e-4)
+    assert max(float((weights[name] - expected_weights[name]).abs().max()) for name in weights) < 2e-5
+
+
 def test_auto_shares(base: str) -> None:
     groups = ragged_groups()
-    metrics = [_learner(base, settings=s).update(batch_of(groups), groups).metrics for s in ({}, SHARED, PADDED)]
+    metrics = [learner_with(base, settings=s).update(batch_of(groups), groups).metrics for s in ({}, SHARED, PADDED)]
     assert metrics[0] == metrics[1] != metrics[2]
 
 
 def test_an_export_names_no_kernels(base: str, tmp_path: Path) -> None:
-    _learner(base, settings=SHARED).export(str(tmp_path))
+    learner_with(base, settings=SHARED).export(str(tmp_path))
     assert KERNELS not in (tmp_path / "config.json").read_text(encoding="utf-8")
 
 
 def test_bfloat16_comes_near(base: str) -> None:
     groups, settings = ragged_groups(), {"dtype": "bfloat16", "micro_batch_tokens": 60}
     shared, padded = (
-        _learner(base, settings=settings | layout).update(batch_of(groups), groups) for layout in (SHARED, PADDED)
+        learner_with(base, settings=settings | layout).update(batch_of(groups), groups) for layout in (SHARED, PADDED)
     )
     assert shared.metrics == pytest.approx(padded.metrics, abs=0.03, rel=0.03)
 
@@ -297,12 +268,12 @@ def test_bfloat16_comes_near(base: str) -> None:
 def test_layers_that_read_along_the_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = str(build_family(tmp_path / "model", "qwen3_5_text"))
     with caplog.at_level(logging.WARNING, logger="gvm_ray"):
-        assert not _learner(folder, settings={}).policy.shares_prompts
+        assert not learner_with(folder, settings={}).policy.shares_prompts
     told = [record.getMessage() for record in caplog.records if "can't share prompts" in record.getMessage()]
     assert len(told) == 1
     assert "layers of type 'linear_attention'" in told[0]
     with pytest.raises(ModelError, match=r"can't share prompts.*write learner\.packing = \"auto\" or \"padded\""):
-        _learner(folder, settings=SHARED)
+        learner_with(folder, settings=SHARED)
 
 
 def test_where_sharing_is_tried() -> None:

@@ -8,8 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gvm_ray.learner.learner import Learner
+from gvm_ray.learner.sequences import common_prefix
 from gvm_ray.types import FloatArray, IntArray, Pooling
 from tests.learner_cases import SurrogateLoss, batch_of, build_tiny_model, learner_config, ragged_groups
+from tests.model_families import build_family
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +41,76 @@ def _one_by_one(folder: str | Path, prompts: list[IntArray], *, pooling: Pooling
 @pytest.mark.parametrize("max_tokens", [1, 30, 100_000])
 @pytest.mark.parametrize("pooling", ["mean", "last", "both"])
 def test_equal_to_a_forward_pass_of_each_prompt_alone(base: str, pooling: Pooling, max_tokens: int) -> None:
-    states = _learner(base, micro_batch_tokens=max_tokens).prompt_states(_prompts(), pooling=pooling)
+    states, num_tokens = _learner(base, micro_batch_tokens=max_tokens).prompt_states(_prompts(), pooling=pooling)
+    assert num_tokens == 53
     assert states.dtype == np.float32
     np.testing.assert_allclose(states, _one_by_one(base, _prompts(), pooling=pooling), atol=1e-5)
+
+
+def _with_prefix() -> tuple[list[IntArray], int]:
+    """Prompts that begin with the same tokens, one of which has no others."""
+    prefix = np.arange(30, 52, dtype=np.int32)
+    rests = [*_prompts(), np.zeros(0, dtype=np.int32)]
+    return [np.concatenate([prefix, rest]) for rest in rests], len(prefix)
+
+
+@pytest.mark.parametrize(("max_tokens", "num_batches"), [(1, 6), (50, 3), (100_000, 1)])
+@pytest.mark.parametrize("pooling", ["mean", "last", "both"])
+def test_first_tokens_of_all_prompts_are_read_once_in_a_micro_batch(
+    base: str, pooling: Pooling, max_tokens: int, num_batches: int
+) -> None:
+    prompts, prefix = _with_prefix()
+    states, num_tokens = _learner(base, micro_batch_tokens=max_tokens).prompt_states(prompts, pooling=pooling)
+    np.testing.assert_allclose(states, _one_by_one(base, prompts, pooling=pooling), atol=1e-5)
+    assert num_tokens == 53 + num_batches * prefix
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "shares"),
+    [("gemma3_text", {"sliding_window": 8}, True), ("qwen2", {}, True), ("falcon_h1", {}, False)],
+)
+def test_families(tmp_path: Path, family: str, changes: dict[str, int], shares: bool) -> None:
+    folder = str(build_family(tmp_path, family, **changes))
+    prompts, prefix = _with_prefix()
+    states, num_tokens = _learner(folder).prompt_states(prompts, pooling="both")
+    np.testing.assert_allclose(states, _one_by_one(folder, prompts, pooling="both"), atol=2e-5)
+    assert num_tokens == 53 + prefix * (1 if shares else len(prompts))
+
+
+def test_padded_micro_batches_share_nothing(base: str) -> None:
+    prompts, prefix = _with_prefix()
+    states, num_tokens = _learner(base, packing="padded").prompt_states(prompts, pooling="both")
+    np.testing.assert_allclose(states, _one_by_one(base, prompts, pooling="both"), atol=1e-5)
+    assert num_tokens == 53 + prefix * len(prompts)
+
+
+def test_common_prefixes() -> None:
+    def ids(text: str) -> IntArray:
+        return np.array([ord(letter) for letter in text], dtype=np.int32)
+
+    cases = {"": [], "abc": ["abc"], "ab": ["abc", "ab", "abd"], "a": ["abc", "abd", "axc"], "x": ["xa", "xb", "xa"]}
+    for prefix, texts in cases.items():
+        assert common_prefix([ids(text) for text in texts]) == len(prefix)
+    assert common_prefix([ids("a"), ids("b")]) == common_prefix([ids("ab"), ids("")]) == 0
 
 
 def test_of_the_present_weights_and_without_a_trace(base: str, tmp_path: Path) -> None:
     groups, measured, plain = ragged_groups(), _learner(base), _learner(base)
     measured.prompt_states(_prompts(), pooling="mean")
     assert measured.update(batch_of(groups), groups).metrics == plain.update(batch_of(groups), groups).metrics
-    states = measured.prompt_states(_prompts(), pooling="mean")
+    states, _ = measured.prompt_states(_prompts(), pooling="mean")
     measured.export(str(tmp_path / "exported"))
     np.testing.assert_allclose(states, _one_by_one(tmp_path / "exported", _prompts(), pooling="mean"), atol=1e-5)
-    assert np.abs(states - plain.prompt_states(_prompts(), pooling="mean")).max() == 0
+    assert np.abs(states - plain.prompt_states(_prompts(), pooling="mean")[0]).max() == 0
 
 
 def test_bfloat16_with_activation_checkpointing_comes_near(base: str) -> None:
-    states = _learner(base, dtype="bfloat16", activation_checkpointing=True).prompt_states(_prompts(), pooling="both")
+    learner = _learner(base, dtype="bfloat16", activation_checkpointing=True)
+    states, _ = learner.prompt_states(_prompts(), pooling="both")
     assert states.dtype == np.float32
     np.testing.assert_allclose(states, _one_by_one(base, _prompts(), pooling="both"), atol=0.1)
 
 
 def test_no_prompts_give_no_rows(base: str) -> None:
-    assert _learner(base).prompt_states([], pooling="both").shape == (0, 64)
+    states, num_tokens = _learner(base).prompt_states([], pooling="both")
+    assert (states.shape, num_tokens) == ((0, 64), 0)

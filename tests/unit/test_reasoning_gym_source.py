@@ -9,7 +9,8 @@ from gvm_ray.config.prompts import PromptsConfig, ReasoningGymLevelConfig, Reaso
 from gvm_ray.exceptions import DataError
 from gvm_ray.learner.scratch_model import build_character_tokenizer
 from gvm_ray.tasks import demonstrations, load_tasks
-from gvm_ray.tasks.prompt_set import SourceReport, generated_demonstrations
+from gvm_ray.tasks.demonstrations import generated_demonstrations
+from gvm_ray.tasks.prompt_set import SourceReport
 from gvm_ray.tasks.sources.chains import split_of
 from gvm_ray.tasks.sources.reasoning_gym import generous_tasks
 

@@ -34,7 +34,8 @@ def test_7b_on_four_ranks_and_four_generators_by_hand(tmp_path: Path) -> None:
     # 7.6153 billion parameters of 4 bytes over 4 ranks are 7.09 GiB. Embedding and head are 2 x 152,064 x 3,584, and a
     # block 233.05 million: (1,090 + 2 x 233.05) million x 8 bytes, and 2 more for the reference's embedding and head.
     # A pass of 16,384 tokens keeps 28 x 3,584 inputs and 112,640 values of one block, of 2 bytes each; 1,024 rows of
-    # 152,064 logits take 20 bytes each.
+    # 152,064 logits take 20 bytes each. Of 8 samples with a prompt, one block copies keys and values as wide as queries
+    # 1.28 times, and keeps a padded output; a mask has 2,048 keys: 3,584 + 1.28 x 7,168 + 2,048 values a token.
     assert parts(rank) == pytest.approx(
         {
             "master weights": 7.09,
@@ -43,6 +44,7 @@ def test_7b_on_four_ranks_and_four_generators_by_hand(tmp_path: Path) -> None:
             "reference weights": 7.09,
             "gathered weights": 13.63,
             "activations": 6.50,
+            "shared prompts": 0.45,
             "logits": 2.90,
             "learner's CUDA": 2.0,
         },

@@ -146,6 +146,18 @@ def test_trained_norms_are_those_without_the_advantage() -> None:
     assert second.positive.tolist() == [True]
 
 
+def test_a_requests_samples_share_its_prompt_and_the_learner_gets_what_is_kept() -> None:
+    book = ledger()
+    asked = replace(prompt("a"), token_ids=np.zeros(6, dtype=np.int32))
+    for allocation in (TRAINED, replace(TRAINED, trained_on=False)):
+        for _ in book.requests(replace(allocation, counts={"a": 2}), prompts=[asked], step=0):
+            book.record([outcome("a", [1.0, 0.0])], allocation)
+    book.take([asked])
+    costs = book.take_costs()
+    assert costs["cost/prompt_tokens"] == 12
+    assert costs["cost/trained_tokens"] == costs["cost/generated_tokens"] / 2
+
+
 def test_prefilled_tokens_are_a_cost_of_their_own() -> None:
     book = ledger()
     book.charge_prefill(0)

@@ -14,7 +14,7 @@ from gvm_ray.exceptions import ObjectsLost
 from gvm_ray.ledger import SampleTexts, sample_histograms
 from gvm_ray.loop import train
 from gvm_ray.reporting import REQUIRED_KEYS, Reporter, read_rows
-from gvm_ray.reporting.reporter import as_markdown
+from gvm_ray.reporting.sinks import as_markdown
 from gvm_ray.types import GroupOutcome, GroupRef, RolloutGroup, SampleText
 from tests import builders
 from tests.builders import completion, prompt

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.speed.simulated_engine import LatencyModel, SimulatedEngine

@@ -15,7 +15,8 @@ from gvm_ray.loop import charged_tokens, train
 from gvm_ray.types import CheckpointState
 
 STEP_TOKENS = 32 * 5
-POOL = {"type": "gvm_pool", "candidates_per_step": 12, "group_size": 4}  # prompts of one token
+# Prompts of one token.
+POOL = {"type": "gvm_pool", "candidates_per_step": 12, "group_size": 4, "states": {"pooling": "mean"}}
 
 
 def resume(config: RunConfig, state: CheckpointState, **fakes: Any) -> tuple[FakePools, FakeLearners, Records]:

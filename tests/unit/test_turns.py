@@ -13,7 +13,7 @@ from tiny_models import build_tiny_model, make_prompt, reference_logprobs
 from turn_cases import PROMPT, said
 
 from gvm_ray.actors.pools import SamplingPools
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import create_engine
 from gvm_ray.engines.server import EngineServer
 from gvm_ray.engines.turns import episodes_by_sample, next_turns

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gvm_ray.config.run import InFlightPolicy
+from gvm_ray.config.engine import InFlightPolicy
 from gvm_ray.engines.server import EngineServer
 from gvm_ray.engines.weight_receiver import WeightReceiver
 from gvm_ray.exceptions import ActorFailure, SystemFailure, TransferBroken

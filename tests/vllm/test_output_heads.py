@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import create_engine
 from gvm_ray.learner.policy import PolicyModule, load_causal_lm, named_full_tensors
 from gvm_ray.learner.sequences import TrainSample, pad_samples

@@ -14,7 +14,8 @@ from tiny_models import build_tiny_model, changed_weights, make_prompt, referenc
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool
 from gvm_ray.actors.weight_sync import publish
-from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
+from gvm_ray.config.engine import EngineConfig
+from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.types import ModelSpec, SamplingParameters
 from tests.builders import sample_request

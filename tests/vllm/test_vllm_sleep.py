@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tiny_models import build_tiny_model, changed_weights, make_prompt
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.types import SamplingParameters
 from tests.builders import sample_request
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny_models import build_tiny_model, make_prompt, reference_logprobs
 
-from gvm_ray.config.run import DeadlineConfig, EngineConfig
+from gvm_ray.config.engine import EngineConfig
+from gvm_ray.config.run import DeadlineConfig
 from gvm_ray.engines import create_engine
 from gvm_ray.engines.server import EngineServer
 from gvm_ray.engines.weight_receiver import WeightReceiver

@@ -4,7 +4,6 @@ from typing import Literal
 
 from gvm_ray.allocators.base import (
     Allocator,
-    AllocatorConfig,
     Needs,
     Report,
     Rounds,
@@ -12,31 +11,26 @@ from gvm_ray.allocators.base import (
     SmallestGroup,
     Step,
 )
-from gvm_ray.allocators.selection import even_counts, reward_ranges
-from gvm_ray.settings import Count
+from gvm_ray.allocators.selection import ZeroVarianceSettings, even_counts, reward_ranges
+from gvm_ray.maths.advantages import has_signal
 
 
-class DAPOAllocatorConfig(AllocatorConfig):
+class DAPOAllocatorConfig(ZeroVarianceSettings):
     """DAPO's dynamic sampling (arXiv 2503.14476, Section 3.2): groups of equal rewards are dropped and replaced.
 
     There are prompts_per_step * max_batches candidates, each sampled samples_per_prompt times. When groups are
-    replaced, a step costs up to max_batches times its budget, and all samples are charged. max_batches = 1 drops groups
+    replaced, a step costs up to max_batches times its budget, and all samples are charged. refill = false drops groups
     without replacing them, within the budget. A refill samples as many groups as are missing; the authors' recipe
-    samples whole batches and discards the surplus. A group is dropped if its rewards are equal, whatever their scale.
+    samples whole batches and discards the surplus. A group is dropped if its rewards are equal, up to `tolerance`.
     The rest of DAPO belongs to the algorithm: `token_mean`, a separate upper clip, no KL term.
     """
 
     type: Literal["dapo"] = "dapo"
-    max_batches: Count = 3
-
-    @property
-    def max_budget_factor(self) -> int:
-        """One step's budget for each batch of candidates."""
-        return self.max_batches
+    refill: bool = True  # false: the batch shrinks to the groups that have a signal
 
     def needs(self, run: RunShape) -> Needs:
         """Candidates for the largest number of batches."""
-        return Needs(candidates=run.prompts_per_step * self.max_batches)
+        return Needs(candidates=run.prompts_per_step * self.max_budget_factor)
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
         """The value of samples_per_prompt: all groups are alike."""
@@ -66,15 +60,18 @@ class DAPOAllocator(Allocator):
 
     def rounds(self, step: Step) -> Rounds:
         """Spend the whole budget on the first groups, and up to max_batches budgets including refills."""
-        wanted = max(len(step.ids) // self._settings.max_batches, 1)
-        candidates = step.ids[: wanted * self._settings.max_batches]
+        batches, tolerance = self._settings.max_budget_factor, self._settings.tolerance
+        wanted = max(len(step.ids) // batches, 1)
+        candidates = step.ids[: wanted * batches]
         sampled: list[str] = []
         informative: set[str] = set()
         batch = even_counts(candidates[:wanted], step.budget)
         num_rounds = 0
         while batch:
             outcomes = yield batch
-            informative.update(id_ for id_, (low, high) in reward_ranges(outcomes).items() if low < high)
+            informative.update(
+                id_ for id_, ends in reward_ranges(outcomes).items() if has_signal(*ends, tolerance=tolerance)
+            )
             sampled += batch
             num_rounds += 1
             refill = candidates[len(sampled) : len(sampled) + wanted - len(informative)]

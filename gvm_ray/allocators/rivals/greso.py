@@ -7,21 +7,29 @@ import numpy as np
 from pydantic import model_validator
 
 from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
-from gvm_ray.allocators.selection import CandidateAllocatorConfig, even_counts, num_groups, reward_ranges
+from gvm_ray.allocators.selection import (
+    CandidateAllocatorConfig,
+    ZeroVarianceSettings,
+    even_counts,
+    num_groups,
+    reward_ranges,
+)
+from gvm_ray.maths.advantages import has_signal
 from gvm_ray.maths.rival_rules import adjusted_exploration, sampling_probability, zero_variance_run
 from gvm_ray.settings import Positive, Probability
 from gvm_ray.types import GroupOutcome
 
 
-class GRESOAllocatorConfig(CandidateAllocatorConfig):
+class GRESOAllocatorConfig(CandidateAllocatorConfig, ZeroVarianceSettings):
     """GRESO (arXiv 2506.02177): a prompt is skipped with probability 1 - p^z after z zero-variance visits in a row.
 
     p is `easy_probability` if all samples of these visits were accepted, `hard_probability` if all were rejected. After
     each step both move by `probability_step`: down if the share of such groups reached its target, else up.
     Defaults are those of the released code: a zero-variance target of 25 %, one third of it easy, two thirds hard.
 
-    Left out: the refill until the batch is full of informative groups, and the batch size that adapts to it. A step
-    costs its budget. If too few candidates are left, skipped candidates fill the step.
+    A step costs its budget; with `refill`, which the paper has, further candidates replace groups of equal rewards, up
+    to max_batches budgets. Left out: the batch size that adapts to it. If too few candidates are left, skipped
+    candidates fill the step.
     """
 
     type: Literal["greso"] = "greso"
@@ -34,6 +42,16 @@ class GRESOAllocatorConfig(CandidateAllocatorConfig):
     max_probability: Probability = 0.95
     min_sampling_probability: Probability = 0.01  # of any prompt, whatever its number of zero-variance visits
     drop_zero_variance: bool = True  # groups of equal rewards leave the batch, as published; false = trained on too
+    refill: bool = False  # true: other candidates replace them, as published; false: the batch shrinks
+
+    @model_validator(mode="after")
+    def _refills_what_is_dropped(self) -> "GRESOAllocatorConfig":
+        if self.refill and not self.drop_zero_variance:
+            raise ValueError(
+                "refill=true replaces dropped groups, but drop_zero_variance=false drops none; write "
+                "drop_zero_variance=true or refill=false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _begins_within_bounds(self) -> "GRESOAllocatorConfig":
@@ -66,7 +84,7 @@ class GRESOAllocator(Allocator):
         self._hard = settings.hard_probability
 
     def rounds(self, step: Step) -> Rounds:
-        """Spend the whole budget in one round."""
+        """Spend the whole budget in one round, and up to max_batches budgets with refills."""
         ids, settings = step.ids, self._settings
         adapts = any(prompt_id in self._runs for prompt_id in ids)
         probabilities = sampling_probability(
@@ -82,8 +100,20 @@ class GRESOAllocator(Allocator):
             "allocation/hard_probability": self._hard,
         }
         order = np.argsort(skipped, kind="stable")
-        chosen = order[: num_groups(step.budget, group_size=settings.group_size, num_candidates=len(ids))]
-        outcomes = yield even_counts([ids[row] for row in chosen], step.budget)
+        wanted = num_groups(step.budget, group_size=settings.group_size, num_candidates=len(ids))
+        candidates = [ids[row] for row in order[: wanted * settings.max_budget_factor]]
+        batch = even_counts(candidates[:wanted], step.budget)
+        num_sampled = num_informative = 0
+        outcomes: list[GroupOutcome] = []
+        while batch:
+            sampled = yield batch
+            outcomes += sampled
+            num_sampled += len(batch)
+            num_informative += sum(
+                has_signal(*ends, tolerance=settings.tolerance) for ends in reward_ranges(sampled).values()
+            )
+            missing = wanted - num_informative if settings.refill else 0
+            batch = dict.fromkeys(candidates[num_sampled : num_sampled + missing], step.budget // wanted)
         zero_variance = self._remember(outcomes, adapts=adapts)
         return Report(kept=dict.fromkeys(zero_variance, ()) if settings.drop_zero_variance else {}, metrics=metrics)
 
@@ -104,7 +134,11 @@ class GRESOAllocator(Allocator):
         """Count the visits, and return the prompts whose visit had zero variance."""
         visits = {
             prompt_id: zero_variance_run(
-                self._runs.get(prompt_id, 0), lowest=low, highest=high, accept_threshold=self._accept_threshold
+                self._runs.get(prompt_id, 0),
+                lowest=low,
+                highest=high,
+                accept_threshold=self._accept_threshold,
+                tolerance=self._settings.tolerance,
             )
             for prompt_id, (low, high) in reward_ranges(outcomes).items()
         }

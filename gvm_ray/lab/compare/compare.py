@@ -10,6 +10,7 @@ from pathlib import Path
 from gvm_ray.actors.cluster import connected
 from gvm_ray.config import ComparisonConfig, RunConfig
 from gvm_ray.config.lab import Phase
+from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.plots import write_plots
 from gvm_ray.lab.compare.records import (
     RunCosts,
@@ -23,8 +24,9 @@ from gvm_ray.lab.compare.records import (
 )
 from gvm_ray.lab.compare.runs import PlannedRun, planned_runs, selected
 from gvm_ray.lab.compare.slot import SharedPrompts, Slot
-from gvm_ray.lab.compare.tables import write_tables
+from gvm_ray.lab.compare.tables import null_lines, write_tables
 from gvm_ray.reporting.run_folder import RAY_LOG
+from gvm_ray.resources import logical_cpus
 from gvm_ray.run import run_to_end
 
 Say = Callable[[str], None]
@@ -54,16 +56,29 @@ class ComparisonFolder:
 
     def known(self, runs: Sequence[PlannedRun]) -> dict[str, RunRecord]:
         """Name -> record, for the runs that have a record with the same settings."""
+        recorded = self._recorded(runs)
+        return {run.name: recorded[run.name] for run in runs if _is_of(recorded.get(run.name), run)}
+
+    def superseded(self, runs: Sequence[PlannedRun]) -> dict[str, RunRecord]:
+        """Name -> record with other settings than the file's now, for arms that have no others in their setting."""
+        recorded = self._recorded(runs)
+        present = {(run.setting, run.arm) for run in runs if _is_of(recorded.get(run.name), run)}
+        return {
+            run.name: recorded[run.name]
+            for run in runs
+            if run.name in recorded and (run.setting, run.arm) not in present
+        }
+
+    def _recorded(self, runs: Sequence[PlannedRun]) -> dict[str, RunRecord]:
         by_key = {}
         if (self.results / "runs.csv").is_file():
             by_key = {record.key: record for record in read_csv(self.results)}
-        known = {}
-        for run in runs:
-            path = record_path(self.records, run)
-            record = read_record(path) if path.is_file() else by_key.get(run_key(run))
-            if record is not None and record.fingerprint == run.fingerprint:
-                known[run.name] = record
-        return known
+        paths = {run.name: record_path(self.records, run) for run in runs}
+        recorded = {
+            run.name: read_record(paths[run.name]) if paths[run.name].is_file() else by_key.get(run_key(run))
+            for run in runs
+        }
+        return {name: record for name, record in recorded.items() if record is not None}
 
 
 def compare(
@@ -105,15 +120,55 @@ def compare(
 def report(comparison: ComparisonConfig, *, config_folder: Path, phase: Phase) -> list[RunRecord]:
     """Write tables, plots and CSV files of a phase's existing records, and return the records.
 
+    Among them are those of an arm that has been run with other settings only: the tables name them.
+
     Raises:
         UserError: there are no records yet, or they can't be compared.
     """
     folder = ComparisonFolder.of(comparison, config_folder=config_folder, phase=phase)
-    known = list(folder.known(planned_runs(comparison, folder=config_folder, phase=phase)).values())
+    planned = planned_runs(comparison, folder=config_folder, phase=phase)
+    superseded = folder.superseded(planned)
+    either = folder.known(planned) | superseded
+    known = [either[run.name] for run in planned if run.name in either]
     write_csv(known, folder.results)
-    write_tables(known, folder.results, baseline=comparison.baseline)
-    write_plots(known, folder.results, highlighted=comparison.highlighted)
+    write_tables(
+        known,
+        folder.results,
+        baseline=comparison.baseline,
+        prices=comparison.prices,
+        superseded=list(superseded.values()),
+    )
+    write_plots(
+        known,
+        folder.results,
+        baseline=comparison.baseline,
+        highlighted=comparison.highlighted,
+        prices=comparison.prices,
+    )
     return known
+
+
+def null_report(comparison: ComparisonConfig, *, config_folder: Path, phase: Phase, num_comparisons: int = 400) -> str:
+    """Simulate comparisons with a known truth from a phase's existing records, with as many seeds as the phase has.
+
+    Raises:
+        UserError: there are no records yet.
+    """
+    folder = ComparisonFolder.of(comparison, config_folder=config_folder, phase=phase)
+    known = list(folder.known(planned_runs(comparison, folder=config_folder, phase=phase)).values())
+    if not known:
+        raise DataError(f"there are no runs of the {phase} to simulate from; make them first, or give another --phase")
+    lines = null_lines(
+        known,
+        baseline=comparison.baseline,
+        num_comparisons=num_comparisons,
+        num_seeds=len(comparison.seeds(phase)),
+    )
+    return "\n\n".join("\n".join([", ".join(group[1:]), *errors]) for group, errors in lines.items())
+
+
+def _is_of(record: RunRecord | None, run: PlannedRun) -> bool:
+    return record is not None and record.fingerprint == run.fingerprint
 
 
 def settings_without(arm: str, runs: Sequence[PlannedRun], known: Mapping[str, RunRecord]) -> list[str]:
@@ -125,7 +180,10 @@ def settings_without(arm: str, runs: Sequence[PlannedRun], known: Mapping[str, R
 async def _run_all(runs: Sequence[PlannedRun], *, folder: ComparisonFolder, num_slots: int, say: Say) -> None:
     """Build the bases, then make the runs in order, each in the next free slot."""
     load = SharedPrompts()
-    slots = [Slot(number, folder=folder.path / "work", load=load) for number in range(min(num_slots, len(runs)))]
+    slots = [
+        Slot(number, num_slots=num_slots, folder=folder.path / "work", load=load)
+        for number in range(min(num_slots, len(runs)))
+    ]
     try:
         bases = {(run.setting.family, run.setting.base): run for run in runs}
         await _share(slots, list(bases.values()), Slot.build_base)
@@ -196,8 +254,8 @@ def _for_all_slots(config: RunConfig, *, num_slots: int) -> RunConfig:
     if cluster.num_cpus is None:
         engine, learner, rewards = config.engine, config.learner, config.rewards
         needed = (
-            engine.num_generators * engine.cpus_per_generator
-            + learner.num_workers * learner.cpus_per_worker
+            engine.num_generators * logical_cpus(engine.cpus_per_generator)
+            + learner.num_workers * logical_cpus(learner.cpus_per_worker)
             + rewards.num_actors * rewards.cpus_per_actor
         )
         cluster = cluster.model_copy(update={"num_cpus": math.ceil(num_slots * (needed + 1))})

@@ -9,21 +9,42 @@ from typing import TypeVar
 import numpy as np
 
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.compare.records import Cost, RunRecord, Setting, check_distinct
-from gvm_ray.maths.bootstrap import Estimate, RatioEstimate, estimate_mean, estimate_ratio, stratified_mean
+from gvm_ray.lab.compare.costs import CHARGED, Cost
+from gvm_ray.lab.compare.records import RunRecord, Setting, check_distinct
 from gvm_ray.maths.curves import TokenRatio, area_under_curve, final_accuracy, token_ratio
+from gvm_ray.maths.stretch import jackknife_log_stretch, on_grid
+from gvm_ray.maths.student_t import Estimate, estimate_mean, stratified_mean
+from gvm_ray.types import Float64Array
 
 T = TypeVar("T")
+Pair = tuple[RunRecord, RunRecord]  # an arm's run, and the baseline's of the same setting and seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostResult:
+    """An arm's curve beside the baseline's, over one cost."""
+
+    area: Estimate  # mean accuracy over the cost that both runs of a pair spent, arm minus baseline: it decides
+    stretch: Estimate | None  # how many times as fast the arm is; None where the baseline doesn't rise
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioResult:
+    """Baseline's cost / arm's cost, both up to the baseline's final accuracy: a description of the curves' ends."""
+
+    value: float  # geometric mean; a run that didn't reach the accuracy counts with all it spent
+    num_reached: int
+    num_pairs: int  # with an accuracy to reach: one above the base policy's
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyResult:
-    """An arm's result on one test. Comparisons are None for the baseline itself, and without a pair of runs."""
+    """An arm's result on one test. The baseline itself, and an arm without a pair of runs, have no comparisons."""
 
     accuracy: float  # final accuracy: mean over settings of the mean over seeds
     deviation: float  # standard deviation over a setting's seeds, root mean square over settings; NaN for single seeds
-    token_ratio: RatioEstimate | None  # baseline's cost / arm's cost, both up to the baseline's final accuracy
-    area_difference: Estimate | None  # mean accuracy over the cost that both runs of a pair spent, arm minus baseline
+    ratio: RatioResult | None  # over the first cost
+    by_cost: Mapping[str, CostResult]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +60,7 @@ class ArmResult:
 
 
 def compare_arms(
-    records: Sequence[RunRecord], *, baseline: str = "uniform", cost: Cost = "charged_tokens"
+    records: Sequence[RunRecord], *, baseline: str = "uniform", costs: Sequence[Cost] = (CHARGED,)
 ) -> list[ArmResult]:
     """Compute one result per arm: the baseline, then the others by their final accuracy on the first test.
 
@@ -48,7 +69,7 @@ def compare_arms(
     Args:
         records: runs of one phase, at least one, in one or more settings; pairs are made within a setting.
         baseline: the arm to compare the others with.
-        cost: the cost that ratios and areas are computed over.
+        costs: the costs that curves are compared over; the first is also that of the ratio.
 
     Raises:
         DataError: the records can't be compared; see :func:`check_comparable`.
@@ -58,7 +79,7 @@ def compare_arms(
     arms = sorted({record.arm for record in records})
     references = {(run.setting, run.seed): run for run in records if run.arm == baseline and run.status == "finished"}
     results = [
-        _arm_result([run for run in records if run.arm == arm], {} if arm == baseline else references, cost)
+        _arm_result([run for run in records if run.arm == arm], {} if arm == baseline else references, costs)
         for arm in arms
     ]
     return sorted(results, key=lambda result: (result.arm != baseline, -_first_accuracy(result)))
@@ -105,7 +126,7 @@ def _check_budget_is_used(run: RunRecord) -> None:
 
 
 def _arm_result(
-    runs: Sequence[RunRecord], references: Mapping[tuple[Setting, int], RunRecord], cost: Cost
+    runs: Sequence[RunRecord], references: Mapping[tuple[Setting, int], RunRecord], costs: Sequence[Cost]
 ) -> ArmResult:
     finished = [run for run in runs if run.status == "finished"]
     pairs = [(run, references[run.setting, run.seed]) for run in finished if (run.setting, run.seed) in references]
@@ -114,42 +135,91 @@ def _arm_result(
         arm=runs[0].arm,
         num_finished=len(finished),
         num_failed=len(runs) - len(finished),
-        tests={test: _accuracy_result(test, finished, pairs, cost) for test in finished[0].tests} if finished else {},
+        tests={test: _accuracy_result(test, finished, pairs, costs) for test in finished[0].tests} if finished else {},
         allocation_shares={name: _mean([share[name] for share in shares]) for name in shares[0]} if finished else {},
         updates=_mean([run.evaluations[-1].updates for run in finished]) if finished else math.nan,
     )
 
 
 def _accuracy_result(
-    test: str, runs: Sequence[RunRecord], pairs: Sequence[tuple[RunRecord, RunRecord]], cost: Cost
+    test: str, runs: Sequence[RunRecord], pairs: Sequence[Pair], costs: Sequence[Cost]
 ) -> AccuracyResult:
-    def ratio(run: RunRecord, reference: RunRecord) -> TokenRatio | None:
-        return token_ratio(
-            run.spent(cost),
-            run.accuracy(test),
-            baseline_tokens=reference.spent(cost),
-            baseline_accuracy=reference.accuracy(test),
-        )
-
-    def area_difference(run: RunRecord, reference: RunRecord) -> float:
-        up_to = float(min(run.spent(cost)[-1], reference.spent(cost)[-1]))
-        areas = [area_under_curve(r.spent(cost), r.accuracy(test), up_to=up_to) for r in (run, reference)]
-        return areas[0] - areas[1]
-
     final = _strata([(run, run) for run in runs], lambda run, _: final_accuracy(run.accuracy(test)))
-    ratios, differences = _strata(pairs, ratio), _strata(pairs, area_difference)
     variances = [np.var(list(values.values()), ddof=1) for values in final.values() if len(values) > 1]
     return AccuracyResult(
         accuracy=stratified_mean(final),
         deviation=math.sqrt(np.mean(variances)) if variances else math.nan,
-        token_ratio=estimate_ratio(ratios) if ratios else None,
-        area_difference=estimate_mean(differences) if differences else None,
+        ratio=_ratio(test, pairs, costs[0]),
+        by_cost={cost.name: _cost_result(test, pairs, cost) for cost in costs} if pairs else {},
     )
 
 
-def _strata(
-    pairs: Sequence[tuple[RunRecord, RunRecord]], value: Callable[[RunRecord, RunRecord], T | None]
-) -> dict[str, dict[int, T]]:
+def _ratio(test: str, pairs: Sequence[Pair], cost: Cost) -> RatioResult | None:
+    def ratio(run: RunRecord, reference: RunRecord) -> TokenRatio | None:
+        return token_ratio(
+            cost.spent(run),
+            run.accuracy(test),
+            baseline_tokens=cost.spent(reference),
+            baseline_accuracy=reference.accuracy(test),
+        )
+
+    strata = _strata(pairs, ratio)
+    if not strata:
+        return None
+    reached = [not each.censored for ratios in strata.values() for each in ratios.values()]
+    logs = {name: {seed: math.log(each.value) for seed, each in ratios.items()} for name, ratios in strata.items()}
+    return RatioResult(value=math.exp(stratified_mean(logs)), num_reached=sum(reached), num_pairs=len(reached))
+
+
+def _cost_result(test: str, pairs: Sequence[Pair], cost: Cost) -> CostResult:
+    def area_difference(run: RunRecord, reference: RunRecord) -> float:
+        up_to = float(min(cost.spent(run)[-1], cost.spent(reference)[-1]))
+        areas = [area_under_curve(cost.spent(r), r.accuracy(test), up_to=up_to) for r in (run, reference)]
+        return areas[0] - areas[1]
+
+    return CostResult(area=estimate_mean(_strata(pairs, area_difference)), stretch=_stretch(test, pairs, cost))
+
+
+def _stretch(test: str, pairs: Sequence[Pair], cost: Cost) -> Estimate | None:
+    """The stretch over the settings in which the baseline rises: of one that doesn't there is nothing to say."""
+    values: list[float] = []
+    pseudo_values: dict[str, dict[int, float]] = {}
+    for name, members in _by_setting(pairs).items():
+        if not rises([reference.accuracy(test) for _, reference in members]):
+            continue
+        up_to = min(float(cost.spent(run)[-1]) for pair in members for run in pair)
+        arms, baselines = (
+            on_grid([cost.spent(run) for run in runs], [run.accuracy(test) for run in runs], up_to=up_to)
+            for runs in zip(*members, strict=True)
+        )
+        log, *pseudo = jackknife_log_stretch(arms, baselines).tolist()
+        values.append(log)
+        pseudo_values[name] = dict(enumerate(pseudo or [log]))
+    if not values:
+        return None
+    interval = estimate_mean(pseudo_values).interval
+    value = _mean(values)
+    if interval is not None:  # centred at the estimate itself: the mean pseudo-value is noisier
+        half = (interval[1] - interval[0]) / 2
+        interval = value - half, value + half
+    return Estimate(value=value, interval=interval).exponential()
+
+
+def rises(accuracies: Sequence[Float64Array]) -> bool:
+    """True if curves [E] end above their start: by Student-t over seeds, or on average where there are too few."""
+    gains = {seed: final_accuracy(each) - each[0] for seed, each in enumerate(accuracies)}
+    gain = estimate_mean({"": gains})
+    return gain.value > 0 and (gain.interval is None or gain.interval[0] > 0)
+
+
+def _by_setting(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    by_setting: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        by_setting[str(pair[0].setting)].append(pair)
+    return by_setting
+
+
+def _strata(pairs: Sequence[Pair], value: Callable[[RunRecord, RunRecord], T | None]) -> dict[str, dict[int, T]]:
     """Setting -> seed -> value of the pair; pairs whose value is None are left out."""
     strata: dict[str, dict[int, T]] = defaultdict(dict)
     for run, reference in pairs:

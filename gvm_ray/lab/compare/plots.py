@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gvm_ray.config.lab import PriceConfig
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.comparison import check_comparable
-from gvm_ray.lab.compare.records import Cost, RunRecord
-from gvm_ray.maths.bootstrap import MIN_SEEDS, pointwise_interval
+from gvm_ray.lab.compare.costs import SECONDS, UPDATES, Cost, costs_of
+from gvm_ray.lab.compare.records import RunRecord
+from gvm_ray.maths.student_t import MIN_SEEDS, pointwise_interval
 from gvm_ray.reporting.plots import ORANGE, add_axes, new_figure, save_figure
 from gvm_ray.reporting.progress import short_count
 from gvm_ray.types import Float64Array
@@ -19,13 +21,6 @@ from gvm_ray.types import Float64Array
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COSTS: dict[Cost, str] = {
-    "charged_tokens": "charged tokens (generated + prefilled at its price)",
-    "generated_tokens": "generated tokens (pilots included)",
-    "updates": "optimizer updates",
-    "seconds": "seconds (without evaluation)",
-}
-_PLOTTED: tuple[Cost, ...] = ("charged_tokens", "updates", "seconds")
 _NUM_POINTS = 60
 # 24 arms can be told apart; black is for the baseline and orange for the highlighted arm.
 _COLOURS = ("#2a6fb0", "#2e8b57", "#8e5bb5", "#c44e75", "#7a6a58", "#1aa6b7", "#a3a500", "#7f7f7f")
@@ -33,7 +28,12 @@ _LINE_STYLES = ("solid", "dashed", "dotted")
 
 
 def write_plots(
-    records: Sequence[RunRecord], folder: Path, *, baseline: str = "uniform", highlighted: str | None = None
+    records: Sequence[RunRecord],
+    folder: Path,
+    *,
+    baseline: str = "uniform",
+    highlighted: str | None = None,
+    prices: Mapping[str, PriceConfig] | None = None,
 ) -> list[Path]:
     """Plot accuracy on each test against each cost, for each phase, training set and algorithm; returns the files.
 
@@ -42,6 +42,7 @@ def write_plots(
         folder: output folder, created if missing.
         baseline: the arm drawn in black.
         highlighted: the arm drawn thick in orange, with its interval.
+        prices: machines whose prices turn tokens into seconds.
 
     Raises:
         DataError: the records can't be compared.
@@ -52,8 +53,8 @@ def write_plots(
     for (phase, training_set, algorithm), group in groupby(finished, key=_group):
         runs = list(group)
         for test in runs[0].tests:
-            for cost in _PLOTTED:
-                written.append(folder / f"{phase}-{training_set}-{algorithm}-{test}-{cost}.png")
+            for cost in [*costs_of(runs, prices or {}), UPDATES, SECONDS]:
+                written.append(folder / f"{phase}-{training_set}-{algorithm}-{test}-{cost.name}.png")
                 plot_curves(runs, written[-1], test=test, cost=cost, baseline=baseline, highlighted=highlighted)
     return written
 
@@ -69,7 +70,7 @@ def plot_curves(
 ) -> None:
     """Plot mean accuracy over seeds against a cost, with a panel for each family and base.
 
-    A curve ends where the first of an arm's seeds ends. Bands are 95 % bootstrap intervals over seeds. With more than
+    A curve ends where the first of an arm's seeds ends. Bands are 95 % Student-t intervals over seeds. With more than
     three arms only the baseline and the highlighted arm have bands, because many overlapping bands can't be told apart.
     An arm with fewer than three seeds has no band.
 
@@ -97,11 +98,11 @@ def plot_curves(
         axes = add_axes(figure, num_rows, num_columns, index + 1)
         runs = [record for record in records if (record.setting.family, record.setting.base) == panel]
         for arm in arms:
-            if curves := [(run.spent(cost), run.accuracy(test)) for run in runs if run.arm == arm]:
+            if curves := [(cost.spent(run), run.accuracy(test)) for run in runs if run.arm == arm]:
                 _draw_mean(axes, curves, style=styles[arm], band=arm in with_band)
         axes.set(title=" ".join(panel), xlim=(0, None))
         axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
-    figure.supxlabel(_COSTS[cost], fontsize=13)
+    figure.supxlabel(cost.label, fontsize=13)
     figure.supylabel(f"accuracy, {test} test (bands: 95 % over seeds)", fontsize=13)
     lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
     figure.legend(

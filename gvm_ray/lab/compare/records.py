@@ -17,7 +17,6 @@ from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Probability, 
 from gvm_ray.types import Float64Array
 
 Phase = Literal["exploration", "confirmation"]
-Cost = Literal["charged_tokens", "generated_tokens", "updates", "seconds"]
 
 # A name is also the name of a folder.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -43,6 +42,9 @@ class Evaluation(Settings):
     generated_tokens: NonNegativeCount  # including pilots
     charged_tokens: NonNegative  # generated tokens, plus prefilled tokens of candidate prompts at their measured price
     seconds: NonNegative
+    prefill_tokens: NonNegativeCount | None = None  # of candidates, in forward passes that only the allocator needs
+    prompt_tokens: NonNegativeCount | None = None  # of the requests' prompts; a request's samples share them
+    trained_tokens: NonNegativeCount | None = None  # generated tokens of the samples handed to the learner
     accuracy: dict[str, Probability]  # test -> share of correct samples
 
 
@@ -122,9 +124,9 @@ class RunRecord(Settings):
     def tests(self) -> tuple[str, ...]:
         return tuple(self.evaluations[0].accuracy) if self.evaluations else ()
 
-    def spent(self, cost: Cost) -> Float64Array:
-        """The cumulative cost at each evaluation [E]."""
-        return np.array([getattr(point, cost) for point in self.evaluations], dtype=np.float64)
+    def points(self, name: str) -> Float64Array:
+        """A count or time at each evaluation [E], by its field's name; NaN where it isn't known."""
+        return np.array([getattr(point, name) for point in self.evaluations], dtype=np.float64)
 
     def accuracy(self, test: str) -> Float64Array:
         """The accuracy on a test at each evaluation [E]."""
@@ -243,7 +245,7 @@ def read_csv(folder: Path) -> list[RunRecord]:
     points: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in _read_rows(folder / "evaluations.csv"):
         accuracy = {name.removeprefix(_ACCURACY): row[name] for name in row if name.startswith(_ACCURACY) and row[name]}
-        points[_key(row)].append({name: row.get(name) for name in _POINT} | {"accuracy": accuracy})
+        points[_key(row)].append({name: row.get(name) or None for name in _POINT} | {"accuracy": accuracy})
     records = [_record(row, points.pop(_key(row), [])) for row in _read_rows(folder / "runs.csv")]
     check_distinct(records)
     if points:

@@ -13,7 +13,7 @@ from gvm_ray.config.lab import ArmConfig, FamilyConfig, Phase, TrainingSetConfig
 from gvm_ray.config.load import merged, read_toml
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.lab.compare.records import Setting
-from gvm_ray.maths.bootstrap import MIN_SEEDS
+from gvm_ray.maths.student_t import MIN_SEEDS
 
 # Settings that the arms of one setting must share, besides the number of updates.
 _EQUAL = ("token_budget", "prefill_price", "model", "warm_start", "prompts", "sampling", "rewards", "evaluation")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gvm_ray.actors.cluster import find_threads
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.learners import LearnerGroup
 from gvm_ray.actors.pools import SamplingPools
@@ -49,14 +50,14 @@ class ManyTests:
     tests: Mapping[str, HeldOutEvaluator]
     log: "CurveLog"
 
-    async def evaluate(self) -> Metrics:
+    async def evaluate(self, policy_version: int) -> Metrics:
         """Evaluate all tests, and return `eval/accuracy/<test>` of each.
 
         Raises:
             SystemFailure: no sample of a test was scored, so there is nothing to compare.
         """
         with self.log.apart():
-            values = {name: (await test.evaluate())["eval/accuracy"] for name, test in self.tests.items()}
+            values = {name: (await test.evaluate(policy_version))["eval/accuracy"] for name, test in self.tests.items()}
         for name, value in values.items():
             if math.isnan(value):
                 raise SystemFailure(f"none of the samples of test {name!r} was scored; the reward actors' log says why")
@@ -110,6 +111,9 @@ class CurveLog:
                     generated_tokens=int(metrics.get("cost/generated_tokens", 0)),
                     charged_tokens=metrics.get("cost/charged_tokens", 0.0),
                     seconds=max(self.clock.elapsed - self._apart_s["all"], 0.0),
+                    prefill_tokens=int(metrics.get("cost/prefill_tokens", 0)),
+                    prompt_tokens=int(metrics.get("cost/prompt_tokens", 0)),
+                    trained_tokens=int(metrics.get("cost/trained_tokens", 0)),
                     accuracy=accuracy,
                 )
             )
@@ -173,7 +177,10 @@ class SharedPrompts:
 class Slot:
     """Makes planned runs, one at a time."""
 
-    def __init__(self, number: int, *, folder: Path, load: Callable[..., PromptSets] = load_prompts) -> None:
+    def __init__(
+        self, number: int, *, num_slots: int, folder: Path, load: Callable[..., PromptSets] = load_prompts
+    ) -> None:
+        self._num_slots = num_slots  # of the comparison, which divide the machine's cores
         self._prefix = f"slot-{number}-"
         self._folder = folder / f"slot-{number}"
         self._bases = folder / "bases"  # shared by all slots, so that runs of one base start from the same weights
@@ -239,7 +246,7 @@ class Slot:
                 embeddings=embeddings_of(prepared.base),
             )
             warm.clock.restart()
-            log.add(0, await evaluator.evaluate())
+            log.add(0, await evaluator.evaluate(0))
             await drain(train(system, config, start=_START))
         finally:
             allocator.close()
@@ -277,7 +284,7 @@ class Slot:
         if self._warm is not None and self._warm.key == key:
             return self._warm
         await self.close()
-        context = RunContext.of(config)
+        context = RunContext.of(config, threads=find_threads(config, num_runs=self._num_slots))
         pools = start_pools(config, prepared.model, kind=prepared.engine_kind, context=context, prefix=self._prefix)
         learners = learner_group(config, prepared, pools, run_dir=self._folder, context=context)
         self._warm = _Warm(key=key, pools=pools, learners=learners, clock=context.clock)

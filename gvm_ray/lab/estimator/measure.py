@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.lab.estimator.arms import PlannedArm, base_config, planned_arms
 from gvm_ray.lab.estimator.moments import (
@@ -23,8 +24,9 @@ from gvm_ray.lab.estimator.moments import (
 )
 from gvm_ray.lab.estimator.pool import SamplePool
 from gvm_ray.lab.estimator.repeats import RepeatedSteps, repeated_steps
-from gvm_ray.lab.estimator.sampling import Say, draw_pool
-from gvm_ray.lab.estimator.truth import exact_moments, prompt_truth, target_gradient, true_sizes
+from gvm_ray.lab.estimator.sampling import draw_pool
+from gvm_ray.lab.estimator.truth import baseline_moments, exact_moments, prompt_truth, target_gradient, true_sizes
+from gvm_ray.lab.responses import Say
 from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.types import Float64Array
 
@@ -101,6 +103,9 @@ def _legend(baseline: str) -> list[str]:
         "true accept rates and gradient norms in place of estimates, and no pilots; the difference is lost to "
         "estimation. "
         "`real n`: n is not rounded either. `undone`: weights undo the selection of prompts.",
+        "- groups of random prompts: exact expectations for prompts drawn with replacement, so many samples each and "
+        "the same sum, with the algorithm's own baseline or with the true mean and deviation of each prompt's reward, "
+        "which single samples need. With those the variance is least at one sample a prompt (POISE, arXiv 2605.07579).",
         "- oracle: the n_i with the same sum that give the least MSE, if every prompt's gradients are known.",
         "- cosine: of the mean estimate with the target; measured ones are corrected for noise, so they may exceed 1.",
     ]
@@ -192,6 +197,8 @@ def algorithm_rows(
         for name, known in _true_sizes(arm.config, pool, seed=estimator.seed).items():
             sizes[arm.name, name] = known
     errors += _exact_errors(config, pool, sizes, target=target)
+    if any(_predicts_baseline(arm.config) for arm in arms):
+        errors += _random_prompt_errors(config, pool, target=target)
     order = {arm.name: number for number, arm in enumerate(arms)}
     errors.sort(key=lambda each: order.get(each.arm, len(order)))
     return [_row(algorithm, each, errors, baseline=estimator.baseline, scale=float(target @ target)) for each in errors]
@@ -210,6 +217,25 @@ def _exact_errors(
         yield ArmError(arm=arm, variant=name, error=moments.expected_error(each))
     budget = min(config.prompts_per_step, pool.num_targets) * config.samples_per_prompt
     yield ArmError(arm="oracle", variant=EXACT, error=_oracle_error(moments, budget=budget))
+
+
+def _predicts_baseline(config: RunConfig) -> bool:
+    return isinstance(config.allocator, GVMPoolAllocatorConfig) and config.allocator.predicted_baseline
+
+
+def _random_prompt_errors(config: RunConfig, pool: SamplePool, *, target: Float64Array) -> Iterator[ArmError]:
+    """Yield the exact errors of groups of prompts at random, with the algorithm's own baseline and with a predicted one
+    that is right, for sizes 1, 2, 4 ... up to samples_per_prompt. A group with a baseline of its own starts at 2."""
+    budget, most = config.prompts_per_step * config.samples_per_prompt, config.samples_per_prompt
+    for arm, first, moments_of in (
+        ("groups of random prompts", 2 if config.algorithm.group_baseline else 1, exact_moments),
+        ("the same, true baseline", 1, baseline_moments),
+    ):
+        size, moments = first, moments_of(config, pool, target=target, max_samples=most)
+        while moments is not None and size <= most:
+            error = moments.error_of_random_prompts(size, budget=budget)
+            yield ArmError(arm=arm, variant=f"{size} a prompt", error=error)
+            size *= 2
 
 
 def _true_sizes(config: RunConfig, pool: SamplePool, *, seed: int) -> dict[str, SampleSizes]:

@@ -174,6 +174,24 @@ class GroupMoments:
             cosine=float(total @ self.with_target) / square**0.5 if square > 0 else float("nan"),
         )
 
+    def error_of_random_prompts(self, size: int, *, budget: int) -> ErrorSplit:
+        """Compute the error of the mean term of budget / size prompts drawn with replacement, of `size` samples each.
+
+        With single samples' variance Sigma_w within and Sigma_b between prompts, terms that are means over samples have
+        the variance (Sigma_w + size Sigma_b) / budget (POISE, arXiv 2605.07579, Proposition 1): least at one a prompt.
+        """
+        mean = (self.means[:, size] / self.num_prompts).reshape(-1)
+        square = float(mean @ self.products @ mean)
+        variance = (float(self.seconds[size].mean()) - square) * size / budget
+        bias_squared = self.bias_square(mean)
+        norms = square * self.target_square
+        return ErrorSplit(
+            variance=variance,
+            bias_squared=bias_squared,
+            mean_squared_error=variance + bias_squared,
+            cosine=float(mean @ self.with_target) / norms**0.5 if norms > 0 else float("nan"),
+        )
+
     def bias_square(self, total: Array) -> float:
         """Compute |sum of mean gradients - target|^2 for weights [2P] of the classes' mean gradients."""
         return float(total @ self.products @ total - 2 * total @ self.with_target + self.target_square)

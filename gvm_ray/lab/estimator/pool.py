@@ -1,6 +1,6 @@
 """The sample pool that stands for the policy: rewards and gradients of each prompt's responses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,11 +69,3 @@ class SamplePool:
     def index_of(self) -> dict[str, int]:
         """prompt_id -> index of the prompt."""
         return {prompt.prompt_id: index for index, prompt in enumerate(self.prompts)}
-
-
-def distinct_rows(keys: Sequence[bytes]) -> tuple[list[int], IndexArray]:
-    """Find the first position of each distinct key, in order, and for every key [N] the index of its distinct key."""
-    row_of: dict[bytes, int] = {}
-    rows = np.array([row_of.setdefault(key, len(row_of)) for key in keys], dtype=np.int64)
-    _, first = np.unique(rows, return_index=True)
-    return first.tolist(), rows

@@ -1,6 +1,6 @@
 """Repetitions of an arm's step on the pool: the allocator's rounds, the algorithm's batch, the gradient estimate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,8 @@ from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.lab.estimator.moments import SampleSizes
 from gvm_ray.lab.estimator.pool import SamplePool
-from gvm_ray.types import EstimatorTerms, Float64Array, GroupOutcome, IndexArray, TrainBatch, TrainedNorms
+from gvm_ray.learner.norms import measured_samples
+from gvm_ray.types import Allocation, EstimatorTerms, Float64Array, GroupOutcome, IndexArray, TrainBatch, TrainedNorms
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,7 +127,7 @@ class _ArmSteps:
             states=self._pool.states[kind][chosen] if kind else None,
         )
         while allocation.total:
-            outcomes = self._draw(allocation.counts, drawn)
+            outcomes = self._draw(allocation, drawn)
             num_rounds += 1
             num_tokens += sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
             if allocation.needs_gradient_norms:
@@ -140,24 +141,27 @@ class _ArmSteps:
             self._allocator.observe_training(self._trained_norms(batch))
         return _Step(batch=batch, drawn=drawn, num_tokens=num_tokens, terms=report.estimator, one_round=num_rounds == 1)
 
-    def _draw(self, counts: Mapping[str, int], drawn: dict[str, int]) -> list[GroupOutcome]:
+    def _draw(self, allocation: Allocation, drawn: dict[str, int]) -> list[GroupOutcome]:
         outcomes = []
-        for prompt_id, count in counts.items():
-            if count:
-                prompt = self._index_of[prompt_id]
-                outcomes.append(self._pool.draw(prompt, num=count, first_index=drawn[prompt_id], rng=self._rng))
-                drawn[prompt_id] += count
+        for prompt_id, count in allocation.sampled():
+            prompt = self._index_of[prompt_id]
+            outcomes.append(self._pool.draw(prompt, num=count, first_index=drawn[prompt_id], rng=self._rng))
+            drawn[prompt_id] += count
         return outcomes
 
     def _trained_norms(self, batch: TrainBatch) -> Sequence[TrainedNorms]:
-        """The norms that training on the batch would measure."""
+        """The norms that training on the batch would measure with shared prompts."""
+        measured = measured_samples(batch, per_class=self._config.needs.norm_samples)
+        ends = np.cumsum([len(group.advantages) for group in batch.groups])[:-1]
         return [
             TrainedNorms(
                 prompt_id=group.prompt_id,
                 positive=group.advantages > 0,
                 norms=np.where(
-                    group.advantages != 0, self._pool.training_norms[group.ref.ref[group.sample_indices]], np.nan
+                    chosen & (group.advantages != 0),
+                    self._pool.training_norms[group.ref.ref[group.sample_indices]],
+                    np.nan,
                 ),
             )
-            for group in batch.groups
+            for group, chosen in zip(batch.groups, np.split(measured, ends), strict=False)  # one part of no groups
         ]

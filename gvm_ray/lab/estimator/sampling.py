@@ -1,40 +1,35 @@
 """Drawing of the pool: samples of the policy from the run's own engine, scored by its rewards, with gradients."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gvm_ray.actors.reward_env import make_reward_sandbox
-from gvm_ray.algorithms import token_loss
 from gvm_ray.allocators.base import states_kind
 from gvm_ray.config import EstimatorConfig, RunConfig
-from gvm_ray.engines import create_engine, generate
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.estimator.pool import SamplePool, distinct_rows
-from gvm_ray.learner.learner import Learner
+from gvm_ray.lab.estimator.pool import SamplePool
+from gvm_ray.lab.responses import (
+    Responses,
+    Say,
+    draw_responses,
+    load_whole_policy,
+    score_responses,
+    warm_started_path,
+)
 from gvm_ray.learner.policy import (
     PolicyModule,
     embedding_row_gradients,
-    load_causal_lm,
     sample_gradient_norms,
-    try_policy,
 )
-from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples, prompt_sample
+from gvm_ray.learner.sequences import SequenceBatch, TrainSample, pad_samples, prompt_samples
 from gvm_ray.maths.gradient_norms import embedding_gradient_square_norms
-from gvm_ray.maths.packing import demonstration_batches
-from gvm_ray.prepare import Prepared, check_date, prepare
+from gvm_ray.prepare import check_date, prepare
 from gvm_ray.prompt_states import EmbeddingStates
-from gvm_ray.reporting.progress import ProgressLines
-from gvm_ray.rewards.sandbox import Scored
 from gvm_ray.system import embeddings_of
-from gvm_ray.tasks.prompt_set import demonstrations
 from gvm_ray.types import (
-    Completion,
     Float64Array,
     FloatArray,
     GradientParameters,
@@ -42,63 +37,8 @@ from gvm_ray.types import (
     IntArray,
     Pooling,
     Prompt,
-    SampleRequest,
-    SamplingParameters,
     StatesKind,
-    sample_seed,
 )
-
-Say = Callable[[str], None]
-
-
-def warm_started_path(config: RunConfig, prepared: Prepared, *, say: Say) -> str:
-    """Return the model folder (or hub id) of the run's starting policy, after making and caching its warm start."""
-    warm_start, target = config.warm_start, prepared.base.warm_start_folder
-    if warm_start is None or target is None:
-        return prepared.base.path
-    examples = demonstrations(
-        config.prompts,
-        prepared.tokenizer,
-        num=warm_start.num_demonstrations,
-        seed=warm_start.seed,
-        end_token_ids=prepared.end_token_ids,
-    )
-    batches = demonstration_batches(
-        len(examples), batch_size=warm_start.batch_size, num_updates=warm_start.num_updates, seed=warm_start.seed
-    )
-    learner = Learner(config, base_path=prepared.base.path, token_loss=token_loss(config.algorithm))
-    metrics: dict[str, Any] = {}
-    lines = ProgressLines("warm start", len(batches), say=say)
-    for indices in batches:
-        metrics = learner.supervised_update([examples[index] for index in indices])
-        lines.add(note=f"loss {metrics['loss']:.3f}")
-    say(f"warm start of {len(batches)} updates, loss {metrics['loss']:.3f}")
-    learner.export(str(target))
-    return str(target)
-
-
-def load_whole_policy(config: RunConfig, prepared: Prepared, path: str) -> PolicyModule:
-    """Load the policy as one unsharded module, whose gradients are whole tensors."""
-    of_hub = path == prepared.base.path
-    causal_lm = load_causal_lm(
-        path,
-        revision=prepared.base.revision if of_hub else None,
-        trust_remote_code=prepared.base.trust_remote_code,
-    )
-    policy = PolicyModule(
-        causal_lm, temperature=config.sampling.temperature, chunk_tokens=config.learner.logprob_chunk_tokens
-    )
-    try_policy(policy, path, gradient_parameters=("embed_tokens",))
-    return policy.eval()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Responses:
-    """The distinct responses of each prompt, and the samples as indices into them."""
-
-    prompts: tuple[Prompt, ...]  # [U]
-    completions: tuple[Completion, ...]  # [U]
-    samples: tuple[IndexArray, ...]  # for each prompt: [K] indices into the completions
 
 
 def draw_pool(
@@ -115,9 +55,11 @@ def draw_pool(
     prompts = _chosen_prompts(estimator, prepared.prompts.train)
     path = warm_started_path(base, prepared, say=say)
     say(f"sampling {len(prompts)} prompts x {estimator.num_samples}")
-    responses = _sampled(estimator, base, prepared, path=path, prompts=prompts)
+    responses = draw_responses(
+        base, prepared, path=path, prompts=prompts, num_samples=estimator.num_samples, seed=estimator.seed
+    )
     say(f"{len(prompts)} prompts with {estimator.num_samples} samples each, {len(responses.prompts)} different ones")
-    rewards = _scored(base, responses)
+    rewards = score_responses(base, responses)
     samples = _with_rewards(responses, prompts, rewards)
     num_targets = estimator.num_prompts
     device = torch.device("cuda" if base.learner.gpus_per_worker else "cpu")
@@ -172,49 +114,7 @@ def _chosen_prompts(estimator: EstimatorConfig, prompts: Sequence[Prompt]) -> tu
     return tuple(prompts[index] for index in order[:needed])
 
 
-def _sampled(
-    estimator: EstimatorConfig, base: RunConfig, prepared: Prepared, *, path: str, prompts: Sequence[Prompt]
-) -> _Responses:
-    revision = prepared.base.revision if path == prepared.base.path else None
-    engine = create_engine(
-        prepared.engine_kind, replace(prepared.model, path=path, revision=revision), config=base.engine
-    )
-    indices = tuple(range(estimator.num_samples))
-    requests = [
-        SampleRequest(
-            prompt=prompt,
-            sample_indices=indices,
-            seeds=tuple(
-                sample_seed(estimator.seed, step=0, prompt_id=prompt.prompt_id, sample_index=index) for index in indices
-            ),
-        )
-        for prompt in prompts
-    ]
-    parameters = SamplingParameters(temperature=base.sampling.temperature, max_tokens=base.sampling.max_tokens)
-    answers = generate(engine, requests, parameters)
-    engine.close()
-    owners: list[Prompt] = []
-    completions: list[Completion] = []
-    samples: list[IndexArray] = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        first, rows = distinct_rows([completion.token_ids.tobytes() for completion in answer])
-        samples.append(rows + len(completions))
-        completions += [answer[index] for index in first]
-        owners += [prompt] * len(first)
-    return _Responses(prompts=tuple(owners), completions=tuple(completions), samples=tuple(samples))
-
-
-def _scored(base: RunConfig, responses: _Responses) -> Float64Array:
-    """Score the responses: rewards [U], NaN for a response that could not be scored."""
-    sandbox = make_reward_sandbox(base.rewards, max_tokens=base.sampling.max_tokens)
-    try:
-        results = sandbox.score(list(zip(responses.prompts, responses.completions, strict=True)))
-    finally:
-        sandbox.close()
-    return np.array([result.reward if isinstance(result, Scored) else np.nan for result in results])
-
-
-def _with_rewards(responses: _Responses, prompts: Sequence[Prompt], rewards: Float64Array) -> tuple[IndexArray, ...]:
+def _with_rewards(responses: Responses, prompts: Sequence[Prompt], rewards: Float64Array) -> tuple[IndexArray, ...]:
     """Keep each prompt's scored samples.
 
     Raises:
@@ -290,7 +190,7 @@ class ScoreGradients:
     @torch.no_grad()
     def prompt_states(self, token_ids: Sequence[IntArray], *, pooling: Pooling) -> FloatArray:
         """Compute hidden states [P, F] as an allocator gets them; see `PolicyModule.prompt_states`."""
-        batches = self._batches([prompt_sample(ids) for ids in token_ids])
+        batches = self._batches(prompt_samples(token_ids, shared=False)[0])
         parts = [self._policy.prompt_states(batch, pooling=pooling) for batch in batches]
         return torch.cat(parts).cpu().numpy()
 

@@ -1,7 +1,7 @@
 """Exact values of a pool, and allocators' rules applied to them in place of estimates."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -90,6 +90,35 @@ def exact_moments(
     )
 
 
+def baseline_moments(
+    config: RunConfig, pool: SamplePool, *, target: Float64Array, max_samples: int
+) -> GroupMoments | None:
+    """Compute the moments of groups whose advantages have the true mean and deviation of the prompt's reward as their
+    baseline; None if they aren't known, or if the algorithm has no baseline.
+
+    Then a term is a mean over its samples, whatever their number. Accept rates are clipped as `gvm_pool` clips them.
+    Arguments as for :func:`exact_moments`.
+    """
+    rewards = _binary_rewards(config, pool)
+    mean_only = config.algorithm.weighting == "prompt_mean" and not config.algorithm.mixes_prompts
+    if rewards is None or not mean_only or not config.algorithm.group_baseline:
+        return None
+    gradients = prompt_gradients(config, pool)
+    rates = gradients.accept_rates.clip(_CLIP, 1 - _CLIP)
+    spread = rewards[0] - rewards[1]
+    means, deviations = rewards[1] + spread * rates, abs(spread) * np.sqrt(rates * (1 - rates))
+    advantages = (np.array(rewards)[:, None] - means) / deviations  # [2, T]
+    scaled = replace(
+        gradients, means=advantages[..., None] * gradients.means, spreads=advantages**2 * gradients.spreads
+    )
+    n, k = np.arange(max_samples + 1)[:, None], np.arange(max_samples + 1)[None]
+    inside = (k <= n) & (n > 0)
+    shares = GroupCoefficients(
+        accepted=np.where(inside, k / np.maximum(n, 1), 0.0), rejected=np.where(inside, (n - k) / np.maximum(n, 1), 0.0)
+    )
+    return GroupMoments(shares, scaled, target=target)
+
+
 def prompt_gradients(config: RunConfig, pool: SamplePool) -> PromptGradients:
     """Compute the mean and spread of the gradients of each target's accepted and rejected samples."""
     accepted = pool.rewards >= config.rewards.accept_threshold
@@ -151,6 +180,7 @@ def _binary_rewards(config: RunConfig, pool: SamplePool) -> tuple[float, float] 
     return float(good[0]) if good.size else 1.0, float(bad[0]) if bad.size else 0.0
 
 
+_CLIP = 0.02  # of accept rates that a baseline is computed from
 _PARTS = 1000  # a real-valued split is computed to this fraction of a sample
 _NUM_DRAWS = 200  # of prompts or groups, if they are drawn at random
 

@@ -1,9 +1,9 @@
 """Benchmark of whole training steps, against TRL's GRPOTrainer on the same model and prompts.
 
 The case: a step has 32 prompts x 8 completions of at most 64 tokens and one optimizer update; GRPO with equal numbers
-of samples, float32, two threads in total. Prompts are arithmetic chains whose worked responses take 41 to 64 tokens.
-The model of 0.9 million parameters has just learned to write such responses, so rewards are mixed, every group has
-something to train on, and lengths are realistic.
+of samples, float32, as many threads at a time as the machine has cores. Prompts are arithmetic chains whose worked
+responses take 41 to 64 tokens. The model of 0.9 million parameters has just learned to write such responses, so rewards
+are mixed, every group has something to train on, and lengths are realistic.
 """
 
 import contextlib
@@ -23,14 +23,15 @@ from statistics import mean, median
 from typing import Any
 
 from gvm_ray.config import RunConfig, parse_config
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.config.prompts import ArithmeticSourceConfig
-from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import resolve_engine
 from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.lab.speed.suite import BenchOptions, BenchRow
 from gvm_ray.prepare import find_base_model
 from gvm_ray.reporting import RunFolder, read_rows
 from gvm_ray.reporting.progress import EVERY_S, ProgressLines
+from gvm_ray.resources import plan_threads, this_machine
 from gvm_ray.run import train
 from gvm_ray.tasks import load_tasks
 
@@ -38,7 +39,6 @@ PROMPTS_PER_STEP = 32
 SAMPLES_PER_PROMPT = 8
 MAX_TOKENS = 64
 LEARNING_RATE = 1e-4
-NUM_THREADS = 2
 WARM_UP_STEPS = 3  # first steps of each run, left out of the median
 
 # The worked response of a chain of k operations has 2k + 2 tokens.
@@ -155,20 +155,18 @@ def prepare_case(folder: Path, *, num_steps: int) -> Case:
 
 
 def case_config(case: Case, *, engine: str, max_staleness: int) -> RunConfig:
-    """Build the case's run configuration. Sampling and training share threads if they overlap, else each uses all."""
-    threads = NUM_THREADS if max_staleness == 0 else NUM_THREADS // 2
+    """Build the case's run configuration."""
     values = _values(case.prompts.parent) | {
         "name": f"{engine}-staleness-{max_staleness}",
         "num_steps": case.num_steps,
         "max_staleness": max_staleness,
         "model": {"type": "pretrained", "path": str(case.model)},
-        "engine": {"type": engine, "kv_cache_gib": 0.25, "cpus_per_generator": threads},
+        "engine": {"type": engine, "kv_cache_gib": 0.25},
     }
     values["prompts"] = {
         "max_tokens": MAX_TOKENS,
         "train": {"type": "file", "path": str(case.prompts), "prompt_field": "prompt"},
     }
-    values["learner"] = values["learner"] | {"cpus_per_worker": threads}
     return parse_config(values)
 
 
@@ -196,10 +194,11 @@ def run_trl(python: str, case: Case, *, say: Say = _tell_nobody) -> RunFigures:
     script = Path(__file__).parents[3] / "tests" / "speed" / "trl_grpo.py"
     if not script.is_file():
         raise ConfigError(f"--trl-python needs {str(script)!r}, which only a checkout of the repository has")
+    threads = plan_threads(case_config(case, engine="transformers", max_staleness=0), this_machine()).rank
     sizes = {"steps": case.num_steps, "warm-up-steps": WARM_UP_STEPS, "prompts-per-step": PROMPTS_PER_STEP}
-    sizes |= {"samples-per-prompt": SAMPLES_PER_PROMPT, "max-tokens": MAX_TOKENS, "threads": NUM_THREADS}
+    sizes |= {"samples-per-prompt": SAMPLES_PER_PROMPT, "max-tokens": MAX_TOKENS, "threads": threads}
     arguments = [f"--{name}={value}" for name, value in (sizes | {"learning-rate": LEARNING_RATE}).items()]
-    environment = os.environ | {"OMP_NUM_THREADS": str(NUM_THREADS), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("PYTHONPATH", None)  # meant for this interpreter, not for the other
     command = [python, str(script), str(case.model), str(case.prompts), *arguments]
     say(f"  TRL, {case.num_steps} steps")
@@ -247,7 +246,7 @@ def _values(folder: Path) -> dict[str, Any]:
         "rewards": {"terms": [{"type": "exact"}]},
         "allocator": {"type": "uniform"},
         "algorithm": {"type": "grpo"},
-        "learner": {"cpus_per_worker": NUM_THREADS, "optimizer": {"learning_rate": LEARNING_RATE}},
+        "learner": {"optimizer": {"learning_rate": LEARNING_RATE}},
         "checkpoint": {"every_steps": 10**6},
         "cluster": {"dashboard": False},
         "reporting": {"tensorboard": False, "ray_metrics": False, "progress": False, "samples_every_steps": 0},

@@ -13,8 +13,9 @@ import ray
 
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.generator_pool import GeneratorPool, Outcome
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.config.model import ScratchModelConfig
-from gvm_ray.config.run import DeadlineConfig, EngineConfig, FaultsConfig
+from gvm_ray.config.run import DeadlineConfig, FaultsConfig
 from gvm_ray.engines import EngineKind, resolve_engine
 from gvm_ray.failure_log import FailureLog
 from gvm_ray.lab.speed.suite import BenchOptions, BenchRow, local_cluster

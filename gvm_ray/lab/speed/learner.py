@@ -84,30 +84,34 @@ def measure(options: BenchOptions) -> list[BenchRow]:
         floor=num_tokens / bare_s,
         floor_name="bare PyTorch loop",
     )
-    cases = (replace(each, num_prompts=4) for each in SHARED_CASES) if options.quick else SHARED_CASES
+    cases = [replace(each, num_prompts=4) for each in SHARED_CASES] if options.quick else SHARED_CASES
     rows = [row, *(shared_row(each, repeats=repeats) for each in cases)]
+    rows.append(shared_row(cases[0], repeats=repeats, measured=True))
     if not torch.cuda.is_available():
         return rows
     gpu_case = replace(GPU_CASE, num_prompts=4) if options.quick else GPU_CASE
     return [*rows, *gpu_rows(gpu_case, device=torch.device("cuda"), repeats=repeats)]
 
 
-def shared_row(case: LearnerCase, *, repeats: int) -> BenchRow:
+def shared_row(case: LearnerCase, *, repeats: int, measured: bool = False) -> BenchRow:
     """Measure an update that reads each prompt once against one that reads it once per response, in tokens/s.
 
-    Both count the tokens of the latter.
+    Both count the tokens of the latter. With `measured` they give gradient norms too: the former of two samples of each
+    prompt, as `gvm_pool` has it by default, the latter of all.
     """
     groups = make_groups(case)
     batch, num_tokens = make_batch(groups), _num_tokens(groups)
     with tempfile.TemporaryDirectory() as folder:
         write_model(case, folder)
-        shared, padded = (make_learner(case, folder, packing=packing) for packing in ("shared", "padded"))
+        shared, padded = (
+            make_learner(case, folder, packing=packing, measured=measured) for packing in ("shared", "padded")
+        )
     shared_s, padded_s = compare(
         lambda: shared.update(batch, groups), lambda: padded.update(batch, groups), repeats=repeats
     )
     return BenchRow(
-        name=f"learner update with shared prompts, {case.samples_per_prompt} x ({case.prompt_tokens[1]} + "
-        f"{case.response_tokens[1]}) tokens",
+        name=f"learner update with shared prompts{' and gradient norms' * measured}, {case.samples_per_prompt} x "
+        f"({case.prompt_tokens[1]} + {case.response_tokens[1]}) tokens",
         value=num_tokens / shared_s,
         unit="tokens/s",
         floor=num_tokens / padded_s,
@@ -224,10 +228,18 @@ def make_batch(groups: Sequence[RolloutGroup]) -> TrainBatch:
 
 
 def make_learner(
-    case: LearnerCase, folder: str | Path, *, packing: str = "auto", device: torch.device | None = None
+    case: LearnerCase,
+    folder: str | Path,
+    *,
+    packing: str = "auto",
+    device: torch.device | None = None,
+    measured: bool = False,
 ) -> Learner:
-    """Create the learner as in a run: GRPO's clipped loss, truncated importance weights, AdamW, gradient clipping."""
-    config = _config(case, packing=packing)
+    """Create the learner as in a run: GRPO's clipped loss, truncated importance weights, AdamW, gradient clipping.
+
+    With `measured` updates give gradient norms.
+    """
+    config = _config(case, packing=packing, measured=measured)
     return Learner(config, base_path=str(folder), token_loss=token_loss(config.algorithm), device=device)
 
 
@@ -281,14 +293,14 @@ class BareLoop:
         return losses * (old - engine_logprobs).exp().clamp(max=2.0)
 
 
-def _config(case: LearnerCase, *, packing: str) -> RunConfig:
+def _config(case: LearnerCase, *, packing: str, measured: bool) -> RunConfig:
     return parse_config(
         {
             "name": "bench",
             "model": {"type": "scratch"},
             "prompts": {"train": {"type": "arithmetic"}},
             "algorithm": {"type": "grpo"},
-            "allocator": {"type": "uniform"},  # needs no gradient norms, which the bare loop hasn't either
+            "allocator": {"type": "gvm_pool" if measured else "uniform"},
             "learner": {
                 "micro_batch_tokens": case.micro_batch_tokens,
                 "packing": packing,

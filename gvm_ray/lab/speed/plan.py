@@ -1,7 +1,12 @@
-"""Benchmark of allocation: plans for a thousand to a million prompts, and a whole step of `gvm_pool`."""
+"""Benchmark of allocation: plans for a thousand to a million prompts, a whole step of `gvm_pool`, and memory."""
 
 import itertools
-from collections.abc import Callable, Iterator
+import json
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +16,20 @@ from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.lab.speed.suite import BenchOptions, BenchRow, compare
 from gvm_ray.maths.allocation import apportion, gvm_weights
-from gvm_ray.types import Allocation, AllocationReport, Float64Array, FloatArray, GroupOutcome, GroupRef, Prompt
+from gvm_ray.types import (
+    Allocation,
+    AllocationReport,
+    Counts,
+    Float64Array,
+    FloatArray,
+    GroupOutcome,
+    GroupRef,
+    Prompt,
+)
 
 SAMPLES_PER_PROMPT = 8
+_PROMPTS_PER_STEP = 10_000  # where memory is measured
+_COUNTS_BYTES = 24  # three float64
 HIDDEN_SIZE = 1536  # of a 1.5B model
 
 
@@ -34,6 +50,43 @@ def measure(options: BenchOptions) -> Iterator[BenchRow]:
                 higher_is_better=False,
             )
     yield from pool_rows(options)
+    yield from memory_rows(sizes[-1])
+
+
+def memory_rows(num_prompts: int) -> list[BenchRow]:
+    """Measure what a driver keeps of sampled prompts, and how far memory rises while that is made ready to save."""
+    tracemalloc.start()
+    try:
+        driver = AllocationDriver.of(UniformAllocatorConfig(), accept_threshold=0.5)
+        for number, first in enumerate(range(0, num_prompts, _PROMPTS_PER_STEP)):
+            _uniform_step(driver, range(first, min(first + _PROMPTS_PER_STEP, num_prompts)), number=number)
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        json.dumps(driver.state_dict())
+        peak = tracemalloc.get_traced_memory()[1] - kept
+    finally:
+        tracemalloc.stop()
+    floor = sum(sys.getsizeof(f"prompt-{i}") for i in range(num_prompts)) + _COUNTS_BYTES * num_prompts
+    return [
+        BenchRow(
+            name=f"{name}, {num_prompts:,} prompts",
+            value=num_bytes / num_prompts,
+            unit="bytes a prompt",
+            floor=floor / num_prompts,
+            floor_name="the ids, and three numbers for each",
+            higher_is_better=False,
+        )
+        for name, num_bytes in (("driver's memory", kept), ("driver's memory as JSON, peak", peak))
+    ]
+
+
+def _uniform_step(driver: AllocationDriver, numbers: Iterable[int], *, number: int) -> None:
+    """Plan and observe one sample of each prompt of a step, whose ids are then the driver's alone."""
+    (prompt,), outcome = make_prompts(1), _outcome("", rewards=np.ones(1))
+    prompts = [replace(prompt, prompt_id=f"prompt-{i}") for i in numbers]
+    allocation = driver.plan(prompts, step=number, budget=len(prompts))
+    driver.observe([replace(outcome, prompt_id=prompt_id) for prompt_id in allocation.counts], step=number)
+    driver.report(step=number)
 
 
 def pool_rows(options: BenchOptions) -> list[BenchRow]:
@@ -74,8 +127,7 @@ def pool_step(num_prompts: int) -> tuple[Callable[[], AllocationReport], FloatAr
         driver.observe(
             [
                 _outcome(prompt_id, rewards=(rng.uniform(size=count) < accept_rates[prompt_id]).astype(np.float64))
-                for prompt_id, count in allocation.counts.items()
-                if count
+                for prompt_id, count in allocation.sampled()
             ],
             step=number,
         )
@@ -110,15 +162,15 @@ def plans(prompts: list[Prompt]) -> dict[str, Callable[[], Allocation]]:
     budget = SAMPLES_PER_PROMPT * len(prompts)
     uniform, numbers = AllocationDriver.of(UniformAllocatorConfig(), accept_threshold=0.5), itertools.count()
 
-    def gvm() -> Allocation:
+    def gvm(minimum: int) -> Allocation:
         weights = gvm_weights(accept_rates, gradient_norms, alpha=1e-3, beta=2.0)
-        sizes = apportion(weights, budget=budget).tolist()
-        return Allocation(counts=dict(zip([prompt.prompt_id for prompt in prompts], sizes, strict=True)))
+        sizes = apportion(weights, budget=budget, minimum=minimum)
+        return Allocation(counts=Counts([prompt.prompt_id for prompt in prompts], sizes))
 
     def plan() -> Allocation:
         return uniform.plan(prompts, step=next(numbers), budget=budget)
 
-    return {"uniform plan": plan, "gvm decision": gvm}
+    return {"uniform plan": plan, "gvm decision": partial(gvm, 0), "gvm decision, n of at least 4": partial(gvm, 4)}
 
 
 def rounded_down(prompts: list[Prompt]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gvm_ray.config.run import EngineConfig
+from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines.open_requests import check_lengths
 from gvm_ray.types import Completion, SampleRequest, SamplingParameters
 

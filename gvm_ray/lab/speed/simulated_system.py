@@ -106,15 +106,16 @@ class SimulatedLearners:
             for outcome, mask in zip(outcomes, accepted, strict=True)
         ]
 
-    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> FloatArray:
-        """Return standard normal states [P, 16], or [P, 32] for both poolings; deterministic for a given prompt."""
+    async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
+        """Return standard normal states [P, 16], or [P, 32] for both poolings, deterministic for a given prompt; and
+        the prompts' tokens."""
         num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         async with self._command:
             with self._clock.phase("prompt_states"):
                 await asyncio.sleep(num_tokens / self._latency.tokens_per_s)
         width = _STATE_WIDTH * (2 if pooling == "both" else 1)
         states = [_draw(prompt.prompt_id).standard_normal(width, dtype=np.float32) for prompt in prompts]
-        return np.array(states, dtype=np.float32).reshape(len(prompts), width)
+        return np.array(states, dtype=np.float32).reshape(len(prompts), width), num_tokens
 
     async def update(self, batch: TrainBatch) -> UpdateResult:
         """Sleep for the time of the batch's tokens, and return the next version."""
@@ -179,7 +180,7 @@ class SimulatedParts:
 class NoEvaluation:
     """An evaluator (protocol `Evaluator`) that returns nothing: there is no policy to evaluate."""
 
-    async def evaluate(self) -> Metrics:
+    async def evaluate(self, policy_version: int) -> Metrics:
         return {}
 
 

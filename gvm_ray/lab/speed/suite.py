@@ -62,7 +62,7 @@ def compare(ours: Callable[[], object], bare: Callable[[], object], *, repeats: 
 _PACKAGE = "gvm_ray.lab.speed"
 
 # In running order, cheapest first; each is a module of this package with `measure(options) -> list[BenchRow]`.
-_ORDER = ("plan", "gradient_norms", "weight_sync", "learner", "engine", "end_to_end", "simulation")
+_ORDER = ("plan", "gradient_norms", "weight_sync", "learner", "engine", "startup", "end_to_end", "simulation")
 
 
 @dataclass(frozen=True, kw_only=True)

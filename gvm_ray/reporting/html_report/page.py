@@ -102,7 +102,11 @@ def calibration_section(runs: Sequence[RunData]) -> Section:
         key="calibration",
         title="Calibration of p̂",
         note=note,
-        panels=[*calibration_panel(runs), *metric_panel(runs, "allocation/brier", title="Brier score of a step")],
+        panels=[
+            *calibration_panel(runs),
+            *metric_panel(runs, "allocation/brier", title="Brier score of a step"),
+            *metric_panel(runs, "allocation/calibration_error", title="Expected calibration error of a step"),
+        ],
         table=Table(head=("run", "Brier score", "rank correlation", "prompts"), rows=rows) if rows else None,
     )
 

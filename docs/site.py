@@ -1,7 +1,8 @@
 """Hooks of the documentation site: pages of the repository outside `docs/`, and links to its files.
 
-The start page is README.md. A file outside `docs/` that a page links to becomes part of the site under `repository/`: Markdown as a page,
-anything else as it is, a folder by its README. Links are written for readers of the repository, and turned into the site's here.
+The start page is README.md. A file outside `docs/` that a page links to becomes part of the site under `repository/`:
+Markdown as a page, anything else as it is, a folder by its README. Links are written for readers of the
+repository, and turned into the site's here.
 """
 
 import os
@@ -68,4 +69,8 @@ def _file(page: Path, link: str) -> Path | None:
 def _uri(path: Path) -> str:
     if path == ROOT / "README.md":
         return "index.md"
-    return path.relative_to(DOCS).as_posix() if path.is_relative_to(DOCS) else f"repository/{path.relative_to(ROOT).as_posix()}"
+    return (
+        path.relative_to(DOCS).as_posix()
+        if path.is_relative_to(DOCS)
+        else f"repository/{path.relative_to(ROOT).as_posix()}"
+    )

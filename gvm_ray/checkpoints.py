@@ -270,6 +270,7 @@ MAY_CHANGE = frozenset(
         *(
             f"learner.{name}"
             for name in (
+                "lora.sync",
                 "num_workers",
                 "cpus_per_worker",
                 "gpus_per_worker",

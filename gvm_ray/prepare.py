@@ -14,9 +14,10 @@ from gvm_ray.config import RunConfig
 from gvm_ray.config.model import PretrainedModelConfig, ScratchModelConfig
 from gvm_ray.config.prompts import FunctionSourceConfig, GeneratedSourceConfig
 from gvm_ray.engines import EngineKind, resolve_engine
+from gvm_ray.engines.adapters import adapter_drawback, adapter_obstacle
 from gvm_ray.envs.environments import create_environment
 from gvm_ray.exceptions import ConfigError, DataError, obstacle_to_writing
-from gvm_ray.learner.lora import check_target_modules
+from gvm_ray.learner.lora import adapter_spec, add_adapters, check_target_modules
 from gvm_ray.learner.model_folder import try_model_folder
 from gvm_ray.learner.model_trial import check_output
 from gvm_ray.learner.policy import output_head
@@ -41,7 +42,7 @@ from gvm_ray.tasks.demonstrations import RationaleReport, check_rationales
 from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
 from gvm_ray.tasks.rows import Task
 from gvm_ray.tasks.templates import reads_date
-from gvm_ray.types import Completion, ModelSpec, Prompt, WeightTransfer
+from gvm_ray.types import AdapterSpec, Completion, ModelSpec, Prompt, WeightTransfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,8 @@ class Prepared:
     max_model_len: int  # prompt and response tokens
     end_token_ids: frozenset[int] = frozenset()  # each of them ends a response
     transfer: WeightTransfer = "object_store"
+    adapters: AdapterSpec | None = None  # if given, new weights are these adapters
+    whole_because: str | None = None  # reason why new weights are whole although adapters are trained
     left_out_of_export: tuple[str, ...] = ()  # generation settings that contradict others
     changing_options: tuple[str, ...] = ()  # of the engine, which change the distribution that it samples from
 
@@ -78,6 +81,7 @@ class Prepared:
             revision=self.base.revision,
             trust_remote_code=self.base.trust_remote_code,
             transfer=self.transfer,
+            adapters=self.adapters,
         )
 
 
@@ -105,19 +109,18 @@ def prepare(
     max_model_len = config.prompts.max_tokens + config.sampling.max_tokens
     model_config = load_model_config(base.path, revision=base.revision, trust_remote_code=base.trust_remote_code)
     _check_context_length(model_config, max_model_len)
-    empty = empty_causal_lm(
-        model_config, trust_remote_code=base.trust_remote_code, attention="sdpa" if learners else None
-    )
+    attention = "sdpa" if learners else None
+    empty = empty_causal_lm(model_config, trust_remote_code=base.trust_remote_code, attention=attention)
     check_vocabulary(tokenizer, empty.config)
     check_weight_files(base.path)
     check_tied_weights(base.path, empty.config)
-    left_out = _try_training(config, base, empty, tokenizer=tokenizer, kind=engine_kind) if learners else ()
+    left_out, adapters, whole_because = (), None, None
+    if learners:
+        left_out = _try_training(config, base, empty, tokenizer=tokenizer, kind=engine_kind)
+        adapters, whole_because = _adapters(config, base, empty, kind=engine_kind)
     sizes = read_model_sizes(base.path, revision=base.revision)
     plan_resources(config, sizes, find_hardware(config), learners=learners).check()
-    verified = any(term.type == "math_verify" for term in config.rewards.terms)
-    prompts = load(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
-    if learners:
-        _check_batch(config, len(prompts.train))
+    prompts = _load_prompts(config, tokenizer, load=load, learners=learners)
     return Prepared(
         base=base,
         prompts=prompts,
@@ -126,10 +129,20 @@ def prepare(
         end_token_ids=load_end_token_ids(base.path, tokenizer=tokenizer, revision=base.revision),
         engine_kind=engine_kind,
         max_model_len=max_model_len,
-        transfer=transfer,
+        transfer=transfer if adapters is None else "object_store",
+        adapters=adapters,
+        whole_because=whole_because,
         left_out_of_export=left_out,
         changing_options=tuple(config.engine.vllm.changing_given),
     )
+
+
+def _load_prompts(config: RunConfig, tokenizer: Any, *, load: Callable[..., PromptSets], learners: bool) -> PromptSets:
+    verified = any(term.type == "math_verify" for term in config.rewards.terms)
+    prompts = load(config.prompts, tokenizer, verify_answer=can_parse_answer if verified else None)
+    if learners:
+        _check_batch(config, len(prompts.train))
+    return prompts
 
 
 def with_date(config: RunConfig, *, earlier: datetime.date | None = None) -> RunConfig:
@@ -184,6 +197,36 @@ def _try_training(
         trust_remote_code=base.trust_remote_code,
     )
     return left_out
+
+
+def _adapters(
+    config: RunConfig, base: BaseModel, causal_lm: Any, *, kind: EngineKind
+) -> tuple[AdapterSpec | None, str | None]:
+    """The adapters that generators get, or the reason why they get whole weights; adds adapters to the model.
+
+    Raises:
+        ConfigError: the settings ask for adapters, and the engine can't take them.
+    """
+    lora = config.learner.lora
+    if lora is None or lora.sync == "merge":
+        return None, None
+    add_adapters(causal_lm, lora, seed=0)
+    adapters = adapter_spec(causal_lm, lora)
+    if base.warm_start_folder is not None:
+        obstacle = "engines load the model as it is before this run's warm start"
+    else:
+        obstacle = adapter_obstacle(kind, config.engine, adapters)
+    if lora.sync == "auto":
+        if config.weight_sync.transfer not in ("auto", "object_store"):
+            obstacle = obstacle or f"weight_sync.transfer={config.weight_sync.transfer!r}"
+        obstacle = obstacle or adapter_drawback(
+            kind, config.engine, architectures=causal_lm.config.architectures or [type(causal_lm).__name__]
+        )
+    elif obstacle is not None:
+        raise ConfigError(
+            f"learner.lora.sync='adapter', but {obstacle}; write learner.lora.sync='merge', or leave it 'auto'"
+        )
+    return (adapters, None) if obstacle is None else (None, obstacle)
 
 
 def find_base_model(config: RunConfig, *, run_dir: Path) -> BaseModel:
@@ -302,7 +345,7 @@ def report_lines(prepared: Prepared) -> Sequence[str]:
         *prepared.prompts.report.lines(),
         *([] if prepared.rationales is None else prepared.rationales.lines("warm start")),
         f"model {prepared.base.path}" + (", to be warm-started" if prepared.base.warm_start_folder is not None else ""),
-        f"engine {prepared.engine_kind}, weights by {prepared.transfer}",
+        _engine_line(prepared),
         *(
             f"{option} changes the distribution that samples come from: importance weights correct for it, and "
             "logprob_difference/mean shows by how much"
@@ -310,6 +353,12 @@ def report_lines(prepared: Prepared) -> Sequence[str]:
         ),
         *_left_out_lines(prepared),
     ]
+
+
+def _engine_line(prepared: Prepared) -> str:
+    sent = "weights" if prepared.adapters is None else "adapters"
+    why = f", adapters merged in: {prepared.whole_because}" if prepared.whole_because else ""
+    return f"engine {prepared.engine_kind}, {sent} by {prepared.transfer}{why}"
 
 
 def _left_out_lines(prepared: Prepared) -> Sequence[str]:

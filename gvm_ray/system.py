@@ -173,6 +173,7 @@ def learner_group(
         run_dir=str(run_dir),
         context=context,
         transfer=prepared.transfer,
+        adapters=prepared.adapters is not None,
         generators=pools.generators if config.cluster.placement == "colocated" else None,
     )
 

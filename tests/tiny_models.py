@@ -76,6 +76,7 @@ def reference_logprobs_across(
     prompt: Prompt,
     completion: Completion,
     num_before: int,
+    temperature: float = 1.0,
 ) -> np.ndarray:
     """[T] log-probs where the first `num_before` >= 1 tokens come of one policy and the rest of another.
 
@@ -89,7 +90,7 @@ def reference_logprobs_across(
         model.load_state_dict(weights, strict=False)
         model.tie_weights()
         logits.append(model(part, past_key_values=cache, use_cache=True).logits[0])
-    logprobs = torch.log_softmax(torch.cat(logits)[len(prompt.token_ids) - 1 :], dim=-1)
+    logprobs = torch.log_softmax(torch.cat(logits)[len(prompt.token_ids) - 1 :] / temperature, dim=-1)
     return logprobs.gather(-1, token_ids[0, len(prompt.token_ids) :, None])[:, 0].numpy()
 
 

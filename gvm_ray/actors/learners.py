@@ -62,6 +62,7 @@ class LearnerGroup(LearnerCommands):
         run_dir: the run's folder; Ray Train keeps its own files below it.
         context: the namespace of the run's actors, and the clock for updates, gradient norms and prompt states.
         transfer: how updates publish the new weights.
+        adapters: whether they publish the adapters alone; then the transfer is "object_store".
         generators: share the ranks' GPUs. They start first, so that each rank can be placed beside one. If the two
             sides alternate, the generators are away while a command fills the GPUs.
     """
@@ -75,9 +76,12 @@ class LearnerGroup(LearnerCommands):
         run_dir: str,
         context: RunContext,
         transfer: WeightTransfer = "object_store",
+        adapters: bool = False,
         generators: GeneratorFleet | None = None,
     ) -> None:
-        self._setup = learner_setup(config, base_path=base_path, token_loss=token_loss, transfer=transfer)
+        self._setup = learner_setup(
+            config, base_path=base_path, token_loss=token_loss, transfer=transfer, adapters=adapters
+        )
         self._context = context
         self._run_dir = run_dir
         self._shifts = _LearnerShifts(generators)
@@ -147,7 +151,14 @@ class LearnerGroup(LearnerCommands):
             ModelError: the model or its tokenizer can't be loaded; this ends the ranks.
         """
         check_ranks_fit(config.learner, self.config.learner)
-        setup = learner_setup(config, base_path=base_path, token_loss=token_loss, transfer=self._setup.transfer)
+        before = self._setup
+        setup = learner_setup(
+            config,
+            base_path=base_path,
+            token_loss=token_loss,
+            transfer=before.transfer,
+            adapters=before.adapters,
+        )
         await self.do(Reset(setup=ray.put(setup)))
         self._setup = setup
 

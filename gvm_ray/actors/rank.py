@@ -60,6 +60,7 @@ class LearnerSetup:
     base_path: str
     token_loss: "TokenLoss"
     transfer: WeightTransfer = "object_store"
+    adapters: bool = False  # whether generators get the adapters alone
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -198,7 +199,8 @@ class _RankServer:
         return WeightsRef(policy_version=policy_version, location=location)
 
     def _store(self, policy_version: int) -> WeightsRef | None:
-        tensors = self._learner.named_full_tensors()
+        learner = self._learner
+        tensors = learner.named_adapter_tensors() if self._setup.adapters else learner.named_full_tensors()
         if self._rank == 0:
             bucket_bytes = self._setup.config.weight_sync.bucket_mib * 2**20
             return publish(tensors, policy_version=policy_version, bucket_bytes=bucket_bytes)
@@ -256,11 +258,11 @@ _NODE_ID = "ray.io/node-id"  # a label that Ray gives every node
 
 
 def learner_setup(
-    config: RunConfig, *, base_path: str, token_loss: "TokenLoss", transfer: WeightTransfer
+    config: RunConfig, *, base_path: str, token_loss: "TokenLoss", transfer: WeightTransfer, adapters: bool
 ) -> LearnerSetup:
     """The `LearnerSetup` of a run; a local base path is made absolute."""
     path = absolute(base_path) if Path(base_path).is_dir() else base_path  # a hub id stays
-    return LearnerSetup(config=config, base_path=path, token_loss=token_loss, transfer=transfer)
+    return LearnerSetup(config=config, base_path=path, token_loss=token_loss, transfer=transfer, adapters=adapters)
 
 
 def check_ranks_fit(wanted: LearnerConfig, present: LearnerConfig) -> None:

@@ -65,9 +65,16 @@ def describe(config: RunConfig) -> str:
             *norms,
             f"updates          {config.algorithm.updates_per_batch} per step, about {per_update:g} samples each",
             f"engine           {config.engine.type}",
-            f"new weights      by {config.weight_transfer()}",
+            f"new weights      {_describe_new_weights(config)}",
         ]
     )
+
+
+def _describe_new_weights(config: RunConfig) -> str:
+    lora, whole = config.learner.lora, f"by {config.weight_transfer()}"
+    if lora is None or lora.sync == "merge":
+        return whole
+    return "adapters by object_store" + (f" if the engine takes them, else {whole}" if lora.sync == "auto" else "")
 
 
 def describe_prefill(config: RunConfig) -> str:

@@ -88,8 +88,8 @@ class SupervisedOptimizerConfig(OptimizerConfig):
 class LoRAConfig(Settings):
     """Train low-rank adapters beside the frozen weights (LoRA, arXiv 2106.09685); without this table, all weights.
 
-    Generators, exports and evaluation get the merged weights. A warm start trains all weights, and the adapters are
-    added to its result. There is no dropout: the same tokens must have the same log-probs in every pass.
+    Exports have the merged weights. A warm start trains all weights, and the adapters are added to its result. There is
+    no dropout: the same tokens must have the same log-probs in every pass.
     """
 
     rank: Count = 16
@@ -97,6 +97,10 @@ class LoRAConfig(Settings):
     rank_stabilized: bool = False  # by alpha / sqrt(rank) instead (arXiv 2312.03732)
     # Linear layers of the blocks by the last part of their names, e.g. ["q_proj", "v_proj"], or all of them.
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    # New weights for generators: "adapter" = the adapters alone, through the object store, for engines that have loaded
+    # the base; "merge" = all weights, the adapters merged in. "auto" = adapter where the engine can take it without
+    # sampling more slowly; otherwise merge, and the run says at its start why.
+    sync: Literal["auto", "adapter", "merge"] = "auto"
 
 
 class LearnerConfig(Settings):

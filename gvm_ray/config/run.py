@@ -208,7 +208,7 @@ class RunConfig(Settings):
         return self.needs.training_norms
 
     def weight_transfer(self, engine: str | None = None) -> WeightTransfer:
-        """The transfer of weights to generators with this engine, or with `engine.type`.
+        """The transfer of whole weights to generators with this engine, or with `engine.type`.
 
         Raises:
             ValueError: `weight_sync.transfer` doesn't fit the run's other settings.
@@ -234,6 +234,12 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _weights_can_travel(self) -> "RunConfig":
         self.weight_transfer()
+        lora, transfer = self.learner.lora, self.weight_sync.transfer
+        if lora is not None and lora.sync == "adapter" and transfer not in ("auto", "object_store"):
+            raise ValueError(
+                f"learner.lora.sync='adapter' goes through the object store, but weight_sync.transfer={transfer!r}; "
+                "leave out weight_sync.transfer, or write learner.lora.sync='merge'"
+            )
         return self
 
     @model_validator(mode="after")

@@ -63,12 +63,13 @@ def create_engine(kind: EngineKind, model: ModelSpec, *, config: EngineConfig) -
         case "vllm":
             from gvm_ray.engines.vllm import VLLMEngine
 
-            return VLLMEngine(model.path, **parameters, transfer=model.transfer)
+            return VLLMEngine(model.path, **parameters, transfer=model.transfer, adapters=model.adapters)
         case "transformers":
             from gvm_ray.engines.transformers import TransformersEngine
 
-            return TransformersEngine(model.path, **parameters)
+            return TransformersEngine(model.path, **parameters, adapters=model.adapters)
         case "custom":
+            assert model.adapters is None, "a custom engine gets whole weights"
             return _custom_engine(config.path, model.path, parameters=parameters)
 
 

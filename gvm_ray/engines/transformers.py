@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from gvm_ray.config.engine import EngineConfig
+from gvm_ray.engines.adapters import MergingAdapters
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
 from gvm_ray.exceptions import ModelError, SystemFailure
 from gvm_ray.pretrained import load_end_token_ids, load_generation_config, load_tokenizer
-from gvm_ray.types import Completion, SampleRequest, SamplingParameters
+from gvm_ray.types import AdapterSpec, Completion, SampleRequest, SamplingParameters
 
 # Ended rows are removed once at most this share is running: copying the cache costs more than a few useless rows.
 _KEPT_SHARE = 0.9
@@ -65,6 +66,7 @@ class TransformersEngine:
         max_model_len: int,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        adapters: AdapterSpec | None = None,
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if config.gpus_per_generator and torch.cuda.is_available() else "cpu")
@@ -86,6 +88,7 @@ class TransformersEngine:
         except (OSError, ValueError) as error:
             raise ModelError(f"transformers can't run {model_path!r}: {error}") from error
         self._model = model.to(self._device).eval()
+        self._merging = None if adapters is None else MergingAdapters(self._model, adapters)
 
     @property
     def policy_version(self) -> int:
@@ -144,12 +147,23 @@ class TransformersEngine:
 
     @torch.no_grad()
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace every weight by the named CPU tensors (Hugging Face names).
+        """Replace every weight by the named CPU tensors (Hugging Face names), or with adapters the last ones by these.
 
         Raises:
             SystemFailure: a tensor is unknown or has another shape, or a weight of the model is missing.
         """
         self._model.to(self._device)
+        if self._merging is not None:
+            self._merging.load(policy_version, tensors)
+        else:
+            self._load_all(policy_version, tensors)
+        self._policy_version = policy_version
+
+    def close(self) -> None:
+        """Free the model; the engine can't be used afterwards."""
+        del self._model
+
+    def _load_all(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         weights: dict[str, torch.Tensor] = self._model.state_dict()  # tied weights appear under both names
         loaded: set[int] = set()
         for name, tensor in tensors:
@@ -164,11 +178,6 @@ class TransformersEngine:
         missing = [name for name, weight in weights.items() if weight.data_ptr() not in loaded]
         if missing:
             raise SystemFailure(f"weights version {policy_version} lack {len(missing)} weights: {missing[:3]} ...")
-        self._policy_version = policy_version
-
-    def close(self) -> None:
-        """Free the model; the engine can't be used afterwards."""
-        del self._model
 
     def _start_batch(self) -> _Batch:
         """Start a batch with the next waiting rows, at most `max_num_seqs`, padded on the left."""

@@ -6,100 +6,15 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PretrainedConfig
 
 from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
+from gvm_ray.engines.vllm_receiver import VLLMWeightReceiver
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
-from gvm_ray.maths.checksum import TensorChecksum
 from gvm_ray.model_files import tensor_names, ties_embeddings
 from gvm_ray.pretrained import load_end_token_ids, load_model_config, load_tokenizer
-from gvm_ray.types import Completion, SampleRequest, SamplingParameters, WeightTransfer
-
-_CHECKSUM = "_gvm_ray_checksum"  # attribute of a worker during an update
-
-
-class VLLMWeightReceiver:
-    """Runs the phases of a weight transfer in all workers of one vLLM engine.
-
-    Args:
-        llm_engine: vLLM's engine, created with a weight transfer config.
-        names: names of the tensors that have to arrive; empty if unknown.
-    """
-
-    def __init__(self, llm_engine: Any, *, names: frozenset[str]) -> None:
-        self._llm_engine = llm_engine
-        self._names = names
-        self._announced: set[str] = set()
-
-    def join_world(self, init_info: Mapping[str, Any]) -> None:
-        """Connect the workers to the sender, replacing an earlier connection."""
-        self._llm_engine.collective_rpc("shutdown_weight_transfer_engine")
-        self._llm_engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": dict(init_info)})
-
-    def start_update(self) -> None:
-        """Prepare the workers for checkpoint tensors."""
-        self._announced.clear()
-        self._llm_engine.collective_rpc("start_weight_update")
-        self._llm_engine.collective_rpc(_count_tensors)
-
-    def receive_weights(self, update_info: Mapping[str, Any]) -> None:
-        """Receive the announced weights in every worker."""
-        self._announced.update(update_info["names"])
-        self._llm_engine.collective_rpc("update_weights", kwargs={"update_info": dict(update_info)})
-
-    def finish_update(self, policy_version: int) -> Sequence[str]:
-        """Put the weights in place, and return the checksum of each worker's received weights.
-
-        Raises:
-            SystemFailure: a weight did not arrive; vLLM would silently keep the old one.
-        """
-        checksums = self._llm_engine.collective_rpc(_checksum)
-        self._llm_engine.collective_rpc("finish_weight_update")
-        missing = sorted(self._names - self._announced)
-        if missing:
-            raise SystemFailure(f"weights version {policy_version} lack {len(missing)} weights: {missing[:3]} ...")
-        return checksums
-
-
-# --- in a worker's process --------------------------------------------------------------------------------------------
-def has_output_head(worker: Any) -> bool:
-    """Whether the worker's model has a module `lm_head`; some models use their input embedding instead."""
-    return hasattr(worker.get_model(), "lm_head")
-
-
-def _count_tensors(worker: Any) -> None:
-    """Start a checksum of every tensor that the transfer loads from now on."""
-    transfer = worker.weight_transfer_engine
-    checksum = TensorChecksum()
-    setattr(worker, _CHECKSUM, checksum)
-    transfer.set_weight_update_target(_CountingModel(transfer.model, checksum), transfer.model_config)
-
-
-def _checksum(worker: Any) -> str:
-    worker.weight_transfer_engine.reset_weight_update_target()
-    checksum = getattr(worker, _CHECKSUM)
-    delattr(worker, _CHECKSUM)
-    return checksum.hexdigest()
-
-
-class _CountingModel:
-    """A model during an update: every tensor loaded into it is added to the checksum."""
-
-    def __init__(self, model: Any, checksum: TensorChecksum) -> None:
-        self._model = model
-        self._checksum = checksum
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
-        counted = self._checksum.following(weights)
-        if not hasattr(self._model, "lm_head"):  # the sender also sends a tied head by its own name, for models with it
-            counted = (pair for pair in counted if pair[0] != "lm_head.weight")
-        return self._model.load_weights(counted)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
+from gvm_ray.types import AdapterSpec, Completion, SampleRequest, SamplingParameters, WeightTransfer
 
 # vLLM reads these at import. The engine runs in this process; as a child process it starts several times slower.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -117,6 +32,8 @@ try:
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
+
+    from gvm_ray.engines.vllm_adapters import VLLMAdapters
 except (ImportError, RuntimeError) as error:
     raise ConfigError(
         f"vLLM is installed but can't be imported: {error}. On a machine without CUDA, CUDA builds of torchvision, "
@@ -139,12 +56,14 @@ class VLLMEngine:
         revision: str | None = None,
         trust_remote_code: bool = False,
         transfer: WeightTransfer = "object_store",
+        adapters: AdapterSpec | None = None,
     ) -> None:
         self._tokenizer = load_tokenizer(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._end_token_ids = load_end_token_ids(model_path, tokenizer=self._tokenizer, revision=revision)
         self._open = OpenRequests(self._tokenizer, end_token_ids=self._end_token_ids, max_model_len=max_model_len)
         self._in_process = config.tensor_parallel_size == 1
         self._policy_version = -1
+        self._adapters = None if adapters is None else VLLMAdapters(adapters)
         self._asleep: set[str] = set()  # memory that has left the GPU, by vLLM's names
         model_config = load_model_config(model_path, revision=revision, trust_remote_code=trust_remote_code)
         self._tied = ties_embeddings(model_config)  # a tied head is sent under one name, whatever names the files have
@@ -155,15 +74,20 @@ class VLLMEngine:
         arguments.weight_transfer_config = (
             None if transfer == "object_store" else WeightTransferConfig(backend=transfer)
         )
+        if self._adapters is not None:
+            self._adapters.enable(arguments)
         if current_platform.is_cpu():
             _set_up_cpu(arguments, config=config, model_config=model_config)
         try:
             self.llm_engine = LLMEngine.from_engine_args(arguments)  # vLLM's own
+            if self._adapters is not None:
+                self._adapters.load_zeros(self.llm_engine)
         except ValueError as error:
             options = f" with [engine.vllm] {config.vllm.given}" if config.vllm.given else ""
-            raise ModelError(f"vLLM can't run {model_path!r}{options}: {error}") from error
+            remedy = "" if adapters is None else "; write learner.lora.sync='merge' to send it whole weights"
+            raise ModelError(f"vLLM can't run {model_path!r}{options}: {error}{remedy}") from error
         self.llm_engine.set_weight_version(str(self._policy_version))
-        self._head_apart = all(self.llm_engine.collective_rpc(has_output_head))
+        self._head_apart = all(self.llm_engine.collective_rpc(_has_output_head))
         self._receiver = VLLMWeightReceiver(self.llm_engine, names=self._names)
 
     @property
@@ -185,10 +109,12 @@ class VLLMEngine:
         """
         self._parameters(sampling, seed=0)  # so that bad settings are rejected before anything is queued
         self._wake("weights", "kv_cache")
+        lora_request = None if self._adapters is None else self._adapters.request
         for number, request, seed in self._open.add(requests, sampling):
             # Prefix-cache blocks are shared only within one policy version: keys and values depend on the weights.
             prompt = tokens_input(request.prompt.token_ids.tolist(), cache_salt=str(self._policy_version))
-            self.llm_engine.add_request(str(number), prompt, self._parameters(sampling, seed=seed))
+            parameters = self._parameters(sampling, seed=seed)
+            self.llm_engine.add_request(str(number), prompt, parameters, lora_request=lora_request)
 
     def step(self) -> list[tuple[SampleRequest, tuple[Completion, ...]]]:
         """Run a forward pass for every running sample, and return the requests that it finishes."""
@@ -225,19 +151,25 @@ class VLLMEngine:
             self._asleep -= asleep
 
     def load_weights(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace every weight by the named CPU tensors (Hugging Face names).
+        """Replace every weight by the named CPU tensors (Hugging Face names), or with adapters the last ones by these.
 
         Raises:
             SystemFailure: a weight is missing.
         """
         self._wake("weights")
+        if self._adapters is not None:
+            self._adapters.load(self.llm_engine, policy_version, tensors)
+        else:
+            self._load_all(policy_version, tensors)
+        self._set_version(policy_version)
+
+    def _load_all(self, policy_version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         present = _complete(tensors, names=self._names, policy_version=policy_version)
         weights = _with_tied_head(present, head_apart=self._head_apart) if self._tied else present
         # Workers in separate processes are sent the tensors, and an iterator can't be sent.
         self.llm_engine.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": weights if self._in_process else list(weights)}
         )
-        self._set_version(policy_version)
 
     # --- weights that the learners send, see `ReceivesWeights` --------------------------------------------------------
     def join_world(self, init_info: Mapping[str, Any]) -> None:
@@ -270,6 +202,8 @@ class VLLMEngine:
     def close(self) -> None:
         """Free the model and its cache; the engine can't be used afterwards."""
         self.llm_engine.engine_core.shutdown()
+        if self._adapters is not None:
+            self._adapters.close()
 
     def _parameters(self, sampling: SamplingParameters, *, seed: int) -> SamplingParams:
         try:
@@ -357,6 +291,11 @@ def _cpu_head_dims() -> list[int]:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     return CPUAttentionBackend.get_supported_head_sizes()
+
+
+def _has_output_head(worker: Any) -> bool:
+    """Whether the worker's model has a module `lm_head`; some models use their input embedding instead."""
+    return hasattr(worker.get_model(), "lm_head")
 
 
 def _raw_sample(output: RequestOutput) -> RawSample:

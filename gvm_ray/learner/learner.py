@@ -26,6 +26,7 @@ from gvm_ray.learner.kernels import (
     resolve_attention,
     resolve_sharing,
 )
+from gvm_ray.learner.lora import named_adapter_tensors
 from gvm_ray.learner.losses import CrossEntropy, MetricSums, MicroBatchLoss, PolicyLoss, TokenLoss
 from gvm_ray.learner.model_folder import write_model_folder
 from gvm_ray.learner.norms import PolicyMeasurements, TrainingGradientNorms, measured_samples
@@ -256,6 +257,12 @@ class Learner:
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, whole CPU tensor in the engine's dtype) of every weight, gathered one at a time."""
         return named_full_tensors(self._policy, dtype=getattr(torch, self._config.engine.dtype))
+
+    def named_adapter_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(Name in an `AdapterSpec`, whole CPU tensor in the engine's dtype) of every A and B, one at a time."""
+        dtype = getattr(torch, self._config.engine.dtype)
+        for name, tensor in named_adapter_tensors(self._policy.causal_lm):
+            yield name, tensor.to(dtype=dtype, device="cpu")
 
     def save(self, folder: str) -> None:
         """Write this rank's shards of weights and optimizer (and of the reference, if there is one) under `folder`."""

@@ -2,9 +2,10 @@
 
 A layer W gets A [r, in] and B [out, r], and computes W x + s B A x, with s = alpha / r (alpha / sqrt(r) if
 rank-stabilized, arXiv 2312.03732). B starts at 0, so the first policy is the base model. peft makes the layers. The
-learners publish and export only merged weights W + s B A, under the base model's own names.
+learners export merged weights W + s B A, under the base model's own names, and publish these or the adapters alone.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from gvm_ray.config.model import LoRAConfig
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.types import AdapterSpec
 
 _ADAPTER = "default"  # peft's name for a model's first adapter
 _BASE_LAYER = ".base_layer."  # part of the names of parameters that peft wraps
@@ -65,6 +67,22 @@ def add_adapters(causal_lm: Any, lora: LoRAConfig, *, seed: int) -> None:
 def is_adapter(name: str) -> bool:
     """Whether the parameter with this name is an adapter's A or B."""
     return ".lora_A." in name or ".lora_B." in name
+
+
+def adapter_spec(causal_lm: nn.Module, lora: LoRAConfig) -> AdapterSpec:
+    """The adapters that `add_adapters` put beside the layers of an unsharded model, as engines get them."""
+    return AdapterSpec(
+        rank=lora.rank,
+        scale=lora.alpha / (math.sqrt(lora.rank) if lora.rank_stabilized else lora.rank),
+        shapes=tuple((name, tuple(tensor.shape)) for name, tensor in named_adapter_tensors(causal_lm)),
+    )
+
+
+def named_adapter_tensors(causal_lm: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(Name in an `AdapterSpec`, whole float32 tensor) of every A and B; gathers shards, so every rank must iterate."""
+    for name, tensor in causal_lm.state_dict().items():
+        if is_adapter(name):
+            yield name.replace(f".{_ADAPTER}.weight", ".weight"), _whole(tensor)
 
 
 def base_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

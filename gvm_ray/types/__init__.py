@@ -44,6 +44,7 @@ from gvm_ray.types.training import (
     WeightsRef,
 )
 from gvm_ray.types.transfer import (
+    AdapterSpec,
     Delivery,
     FinishUpdate,
     JoinWorld,
@@ -58,6 +59,7 @@ from gvm_ray.types.transfer import (
 )
 
 __all__ = [
+    "AdapterSpec",
     "Allocation",
     "AllocationReport",
     "BoolArray",

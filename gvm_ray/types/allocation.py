@@ -46,8 +46,9 @@ class Counts(Mapping[str, int]):
     def sampled(self) -> Iterator[tuple[str, int]]:
         """(prompt_id, n) of the prompts that get samples, in order."""
         rows = np.flatnonzero(self.sizes)
+        places: list[int] = rows.tolist()
         sizes: list[int] = self.sizes[rows].tolist()
-        return ((self.ids[row], n) for row, n in zip(rows.tolist(), sizes, strict=True))
+        return ((self.ids[place], n) for place, n in zip(places, sizes, strict=True))
 
     def at(self, ids: Sequence[str]) -> IndexArray:
         """n of these prompts, 0 for one that isn't here."""

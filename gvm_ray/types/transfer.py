@@ -8,6 +8,21 @@ WeightTransfer = Literal["object_store", "nccl", "ipc"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterSpec:
+    """LoRA adapters that engines are sent instead of whole weights: a layer computes W x + scale B A x."""
+
+    rank: int
+    scale: float
+    # Of A [rank, in] and B [out, rank] of every adapted layer, named LAYER.lora_A.weight and LAYER.lora_B.weight.
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the adapted layers."""
+        return tuple(name.removesuffix(".lora_A.weight") for name, _ in self.shapes if name.endswith(".lora_A.weight"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A model with its tokenizer, as an engine loads it."""
 
@@ -16,6 +31,7 @@ class ModelSpec:
     revision: str | None = None  # of a hub id; None takes the newest
     trust_remote_code: bool = False  # run code that comes with the model
     transfer: WeightTransfer = "object_store"  # how the learners send weights; "nccl" and "ipc" are vLLM's alone
+    adapters: AdapterSpec | None = None  # if given, new weights are adapters beside the weights of `path`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -275,3 +275,55 @@ def test_a_home_folder_is_not_needed_where_a_cluster_has_an_address(monkeypatch:
     check_home(run_config(cluster={"address": "10.0.0.1:6379"}))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     check_home(run_config())
+
+
+ADAPTERS_LINE = "engine transformers, adapters by object_store"
+
+
+def test_generators_get_adapters_and_the_run_says_so(tmp_path: Path) -> None:
+    prepared = prepare(run_config(learner={"lora": {"rank": 4, "alpha": 8.0}}), run_dir=tmp_path)
+    assert prepared.adapters is not None
+    assert (prepared.adapters.rank, prepared.adapters.scale) == (4, 2.0)
+    assert prepared.model.adapters == prepared.adapters
+    assert ADAPTERS_LINE in report_lines(prepared)
+    learner = Learner(
+        run_config(learner={"lora": {"rank": 4}}), base_path=prepared.base.path, token_loss=SurrogateLoss()
+    )
+    published = [(name, tuple(tensor.shape)) for name, tensor in learner.named_adapter_tensors()]
+    assert published == list(prepared.adapters.shapes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"learner": {"lora": {"sync": "merge"}}}, "engine transformers, weights by object_store"),
+        ({}, "engine transformers, weights by object_store"),
+        (
+            {"learner": {"lora": {}}, "warm_start": {"cache": False}},
+            "engine transformers, weights by object_store, adapters merged in: engines load the model as it is before "
+            "this run's warm start",
+        ),
+        (
+            {"learner": {"lora": {}}, "engine": {"type": "custom", "path": "examples.custom_engine:ReportingEngine"}},
+            "engine custom, weights by object_store, adapters merged in: a custom engine takes whole weights only",
+        ),
+    ],
+)
+def test_adapters_are_merged_where_they_must_be(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    prepared = prepare(run_config(**changes), run_dir=tmp_path)
+    assert prepared.adapters is None
+    assert prepared.model.adapters is None
+    assert line in report_lines(prepared)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"warm_start": {"cache": False}}, "engines load the model as it is before this run's warm start"),
+        ({"engine": {"type": "custom", "path": "a:B"}}, "a custom engine takes whole weights only"),
+    ],
+)
+def test_adapters_that_the_engine_cannot_take_are_refused(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    config = run_config(learner={"lora": {"sync": "adapter"}}, **changes)
+    with pytest.raises(ConfigError, match=f"sync='adapter', but {why}; write learner.lora.sync='merge', or leave it"):
+        prepare(config, run_dir=tmp_path)

@@ -76,8 +76,15 @@ def test_contradictions_are_refused(tables: dict[str, Any], transfer: str, messa
     assert "or leave it 'auto'" in str(refused.value)
 
 
-def test_adapters_are_merged_and_change_nothing() -> None:
-    assert run(ON_GPUS | {"learner": {"gpus_per_worker": 1, "lora": {}}}).weight_transfer() == "nccl"
+def test_merged_adapters_travel_as_other_weights_and_adapters_through_the_object_store() -> None:
+    merged, apart = ({"gpus_per_worker": 1, "lora": {"sync": sync}} for sync in ("merge", "adapter"))
+    assert run(ON_GPUS | {"learner": merged}, "nccl").weight_transfer() == "nccl"
+    assert "new weights      by nccl" in describe(run(ON_GPUS | {"learner": merged}))
+    assert "new weights      adapters by object_store\n" in describe(run(ON_GPUS | {"learner": apart})) + "\n"
+    auto = run(ON_GPUS | {"learner": {"gpus_per_worker": 1, "lora": {}}})
+    assert "adapters by object_store if the engine takes them, else by nccl" in describe(auto)
+    with pytest.raises(ConfigError, match=r"weight_sync\.transfer='nccl'; leave out weight_sync"):
+        run(ON_GPUS | {"learner": apart}, "nccl")
 
 
 @pytest.mark.parametrize("engine", ["auto", "vllm", "transformers", "custom"])

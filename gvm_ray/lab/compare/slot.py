@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -322,5 +322,6 @@ def warm_key(config: RunConfig, prepared: Prepared) -> str:
         config.rewards.model_dump(),
         learner,
         prepared.max_model_len,
+        prepared.adapters and asdict(prepared.adapters),
     )
     return json.dumps([files, config.sampling.max_tokens, *parts], sort_keys=True, default=str)

@@ -20,8 +20,10 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 # Two processes, as CI has two cores. A file stays in one of them: its tests share engines, and some go on from others.
 PARALLEL := -n 2 --dist loadfile
 CHECKED := $(wildcard gvm_ray tests examples)
+# Strict: a link or an anchor that leads nowhere is an error. The variable turns off an advertisement.
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .mkdocs.yml
 
-.PHONY: quickstart help test unit check house bench-tests faults soak format install dev flash-attn clean
+.PHONY: quickstart help test unit check docs house bench-tests faults soak format install dev flash-attn clean
 
 quickstart: $(STAMP)
 	$(BIN)/gvm-ray train configs/quickstart.toml --overwrite
@@ -32,7 +34,8 @@ help:
 	@echo "make dev          the developers' tools on top; the targets below do it themselves"
 	@echo "make test         checks and every test: what CI runs"
 	@echo "make unit         the unit tests"
-	@echo "make check        format, lint, types, imports, sizes"
+	@echo "make check        format, lint, types, imports, links, sizes"
+	@echo "make docs         the documentation as a site, into build/site"
 	@echo "make house        the package measured: modules, lines, the longest file and function"
 	@echo "make format       let ruff mend what it can"
 	@echo "make bench-tests  times of single parts"
@@ -73,7 +76,12 @@ check: $(DEV_STAMP)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-logo
+	$(SITE) --quiet
 	$(PYTEST) tests/unit/test_sizes.py
+
+docs: $(DEV_STAMP)
+	$(SITE)
+	@echo "build/site/index.html"
 
 house: $(STAMP)
 	@$(BIN)/python -m tests.house

@@ -1,6 +1,7 @@
 """The pages hold what they say: snippets run, settings and commands exist, links lead somewhere, messages are real."""
 
 import ast
+import csv
 import importlib
 import itertools
 import re
@@ -19,7 +20,14 @@ from gvm_ray.config.load import merged
 from tests.house import with_floor_plan
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *GUIDES]
+LINKING_PAGES = [
+    *PAGES,
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "gvm_ray").rglob("*.md")),
+    *sorted((ROOT / "configs").rglob("*.md")),
+]
 QUICKSTART = ROOT / "configs" / "quickstart.toml"
 MINIMAL: dict[str, Any] = {
     "name": "docs",
@@ -172,7 +180,7 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-@every_page
+@pytest.mark.parametrize("page", LINKING_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = prose(page)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -205,6 +213,58 @@ def test_messages_are_quoted_as_the_source_has_them() -> None:
     source = "\n".join(texts_of_the_source())
     missing = [m for m in quoted if not re.search("[^\n]*".join(map(re.escape, m.split("…"))), source)]
     assert not missing
+
+
+# --- the front page ---------------------------------------------------------------------------------------------------
+def test_the_readme_can_be_read_in_one_sitting() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 1300
+    assert len(text.splitlines()) <= 180
+
+
+def test_the_readmes_gains_are_those_of_the_tables() -> None:
+    """Each row's stretches, and bold exactly where the area excludes 0; every other decimal is in a CSV too."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## What it gains") : text.index("## What it does")]
+    rows = comparison_rows()
+    traced = set()
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("| `"):
+            continue
+        family, algorithm = cells[0].strip("`"), cells[1].lower()
+        file = "controls" if family == "list_programs" else "main"
+        setting = (file, "mostly_solved", algorithm, family, "b")
+        quoted = [("gvm_pool", "charged_tokens"), ("gvm_pool_singles", "charged_tokens")]
+        for cell, (arm, cost) in zip(cells[2:], [*quoted, ("gvm_pool_singles", "h100_seconds")], strict=True):
+            row = rows[(*setting, arm)]
+            low, high = (float(row[f"balanced/{cost}/area_{end}"]) for end in ("low", "high"))
+            stretch = "{:.2f} [{:.2f}, {:.2f}]".format(*(float(row[name]) for name in stretch_columns(cost)))
+            assert cell == (f"**{stretch}**" if low > 0 or high < 0 else stretch), (family, algorithm, arm, cost)
+            traced |= {*re.findall(r"\d+\.\d\d", cell)}
+    assert len(traced) > 20
+    known = {
+        f"{float(row[name]):.2f}"
+        for row in rows.values()
+        for name in stretch_columns("charged_tokens")
+        if row.get(name)
+    }
+    assert {*re.findall(r"\d+\.\d\d", section)} <= known | traced
+
+
+def comparison_rows() -> dict[tuple[str, ...], dict[str, str]]:
+    """(comparison, training set, algorithm, family, base, arm) -> row of the published tables."""
+    found = {}
+    for path in sorted((ROOT / "docs" / "results" / "compare").glob("*/confirmation/comparison.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                names = ("training_set", "algorithm", "family", "base", "arm")
+                found[(path.parts[-3], *(row[name] for name in names))] = row
+    return found
+
+
+def stretch_columns(cost: str) -> tuple[str, ...]:
+    return tuple(f"balanced/{cost}/stretch{end}" for end in ("", "_low", "_high"))
 
 
 # --- the architecture -------------------------------------------------------------------------------------------------

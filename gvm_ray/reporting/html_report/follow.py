@@ -212,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         host = self.headers.get("Host", "")
         # A name that an attacker has pointed at this machine (DNS rebinding) would make the page theirs to read.
         if (host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host).lower() not in _HOSTS:
-            self._answer(HTTPStatus.FORBIDDEN, "open this page as http://127.0.0.1 or http://localhost\n".encode())
+            self._answer(HTTPStatus.FORBIDDEN, b"open this page as http://127.0.0.1 or http://localhost\n")
             return
         if self.path.partition("?")[0] not in ("/", "/index.html"):
             self._answer(HTTPStatus.NOT_FOUND, b"there is nothing but the page at /\n")

@@ -197,10 +197,11 @@ def torch_on_gpus(gpus: Sequence[GPU], *, program: str = _COMPUTE) -> Finding:
 def _nccl(gpus: Sequence[GPU]) -> Finding:
     import torch
     import torch.distributed as dist
+    from torch.cuda import nccl
 
     if torch.version.cuda is None or not dist.is_nccl_available():
         return wrong("NCCL", "this build of PyTorch has none", remedy="install the CUDA build: `make install`")
-    number = ".".join(map(str, torch.cuda.nccl.version()))
+    number = ".".join(map(str, nccl.version()))
     if len(gpus) < 2:
         return not_applicable("NCCL", f"{number} is there, and one GPU has no other to talk to")
     return right("NCCL", number)

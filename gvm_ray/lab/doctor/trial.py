@@ -157,7 +157,8 @@ async def _measure(plan: Plan, config: RunConfig, prepared: Prepared, *, run_dir
         freed = await _freed_bytes(parts) if plan.sleeps else None
         second = await _batch(parts, config, prepared)
         result = await parts.learners.update(replace(second, step=2))
-        measured = Measured(*differences, result.metrics["logprob_difference/mean"], freed_bytes=freed)
+        before, stale = differences
+        measured = Measured(before, stale, result.metrics["logprob_difference/mean"], freed_bytes=freed)
     await names_are_free(timeout_s=_NAMES_S)
     return measured
 

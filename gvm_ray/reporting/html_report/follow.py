@@ -203,7 +203,6 @@ def _clock_time(seconds: float) -> str:
 class _Handler(BaseHTTPRequestHandler):
     """Answers GET of the page, and nothing else."""
 
-    server: "PageServer"
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "gvm-ray", ""
     timeout = 30.0  # of an idle connection
@@ -217,15 +216,21 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] not in ("/", "/index.html"):
             self._answer(HTTPStatus.NOT_FOUND, b"there is nothing but the page at /\n")
             return
-        text = self.server.page.text()
+        text = self._page.text()
         tag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
         if self.headers.get("If-None-Match") == tag:
             self._answer(HTTPStatus.NOT_MODIFIED, b"", tag=tag)
         else:
             self._answer(HTTPStatus.OK, text, kind="text/html", tag=tag)
 
+    @property
+    def _page(self) -> LivePage:
+        server = self.server
+        assert isinstance(server, PageServer)
+        return server.page
+
     def _answer(self, status: HTTPStatus, body: bytes, *, kind: str = "text/plain", tag: str = "") -> None:
-        nonce = self.server.page.nonce
+        nonce = self._page.nonce
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))

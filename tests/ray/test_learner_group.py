@@ -168,7 +168,7 @@ def test_prompt_states_equal_those_of_one_rank(
     learners: LearnerGroup, folder: Path, runner: asyncio.Runner, pooling: Pooling
 ) -> None:
     prompts = [group.prompt for group in ragged_groups()] + [group.prompt for group in ragged_groups(seed=1)]
-    prefix = np.arange(40, 52, dtype=np.int32)  # for all, and each rank reads it
+    prefix = np.arange(40, 52, dtype=np.int32)  # for all, and read once in each micro-batch, of which ranks make more
     for first in (prefix[:0], prefix):
         asked = [replace(prompt, token_ids=np.concatenate([first, prompt.token_ids])) for prompt in prompts]
         states, num_tokens = runner.run(learners.prompt_states(asked, pooling=pooling))
@@ -176,7 +176,9 @@ def test_prompt_states_equal_those_of_one_rank(
         expected, of_one = _one_rank(folder / "base").prompt_states(token_ids, pooling=pooling)
         assert states.dtype == np.float32
         np.testing.assert_allclose(states, expected, atol=1e-5)
-        assert num_tokens == of_one + len(first)
+        again = num_tokens - of_one
+        assert (again >= 12 and again % 12 == 0) if len(first) else again == 0
+        assert num_tokens <= sum(map(len, token_ids))
 
 
 def test_a_checkpoint_of_two_ranks_loads_into_one(

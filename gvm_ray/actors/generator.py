@@ -53,8 +53,8 @@ class GeneratorActor:
         # Created by the first call: an error raised here would reach the caller only as the actor's death.
         def create() -> Engine:
             show_group_gpus(bundles)
-            # The engine's libraries read them when they are imported. In Ray's runtime_env they would take a new process
-            # instead of one that is waiting, in which torch may be there already.
+            # The engine's libraries read them when they are imported. In Ray's runtime_env they would take a new
+            # process instead of one that is waiting, in which torch may be there already.
             os.environ.update(thread_variables(num_threads))
             import torch
 

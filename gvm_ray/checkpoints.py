@@ -287,6 +287,7 @@ MAY_CHANGE = frozenset(
         "weight_sync",
         "evaluation.every_steps",
         "evaluation.at_steps",
+        "evaluation.base_prompts",
         "evaluation.num_generators",
         "checkpoint",
         "deadlines",

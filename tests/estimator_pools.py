@@ -33,7 +33,7 @@ def gaussian_pool(
         gradients=gradients[: len(accept_rates) * num_samples].astype(np.float32),
         pilot_norms={"embed_tokens": norms, "lm_head": norms},
         training_norms=norms,
-        states={"mean": np.array(rates, dtype=np.float32)[:, None]},
+        states=dict.fromkeys(("mean", "embedding"), np.array(rates, dtype=np.float32)[:, None]),
     )
 
 

@@ -1,5 +1,6 @@
 """The driver of an allocation strategy: advances its generators round by round, and keeps counts and reports."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -192,7 +193,8 @@ def _account(done: _OpenStep, report: Report) -> AllocationReport:
             num_prompts=sampled if report.num_prompts is None else report.num_prompts,
             accept_rates=report.accept_rates,
             pilots=report.pilots,
-            expected_rates=report.accept_rates or done.earlier_rates,
+            expected_rates=report.accept_rates
+            or {prompt_id: rate for prompt_id, rate in done.earlier_rates.items() if not math.isnan(rate)},
             baselines=report.baselines,
             scales=report.scales,
             prompt_weights=report.prompt_weights,

@@ -36,9 +36,11 @@ def logical_cpus(setting: float | None) -> float:
 
 def this_machine() -> Machines:
     """This machine with the physical cores that this process may use, by its affinity and its container's limits."""
+    import psutil
     from joblib import cpu_count  # takes 0.2 s
 
-    return Machines(number=1, cores=cpu_count(only_physical_cores=True))
+    usable = cpu_count()
+    return Machines(number=1, cores=min(usable, psutil.cpu_count(logical=False) or usable))
 
 
 _ASSUMED_GPU_GIB = 80.0  # of an A100 or H100

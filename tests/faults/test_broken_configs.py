@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gvm_ray.config import RunConfig, load_comparison, load_config, load_estimator, parse_config
-from gvm_ray.config.lab import ComparisonConfig, EstimatorConfig
+from gvm_ray.config.lab import ComparisonConfig, EstimatorConfig, PredictionConfig
 from gvm_ray.config.load import validated
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.settings import Settings
@@ -20,11 +20,17 @@ from gvm_ray.settings import Settings
 pytestmark = pytest.mark.faults
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-KINDS: dict[str, type[Settings]] = {"arena": RunConfig, "compare": ComparisonConfig, "estimator": EstimatorConfig}
+KINDS: dict[str, type[Settings]] = {
+    "arena": RunConfig,
+    "compare": ComparisonConfig,
+    "estimator": EstimatorConfig,
+    "predictor": PredictionConfig,
+}
+PARTS = ("numina_math", "word_problems")  # folders with parts of runs
 SHIPPED: list[tuple[type[Settings], dict[str, Any]]] = [
     (KINDS.get(path.parent.name, RunConfig), tomllib.loads(path.read_text(encoding="utf-8")))
     for path in sorted(CONFIGS.rglob("*.toml"))
-    if path.parent.name != "numina_math"  # parts of runs
+    if path.parent.name not in PARTS
 ]
 MINIMAL_TOML = 'name = "t"\n[model]\ntype = "scratch"\n[prompts.train]\ntype = "arithmetic"\n'
 FREE = {"set", "phases", "by_algorithm", "test", "parameters", "step_accuracy"}  # tables of names that are not settings

@@ -251,6 +251,7 @@ FIXED: dict[str, list[tuple[dict[str, Any], str]]] = {  # by section: changes, a
         ({"evaluation": {"temperature": 0.6}}, "evaluation.temperature = 1.0 (not 0.6)"),
         ({"evaluation": {"top_p": 0.6}}, "evaluation.top_p = 1.0 (not 0.6)"),
         ({"evaluation": {"num_prompts": 6}}, "evaluation.num_prompts = none (not 6)"),
+        ({"evaluation": {"fresh_seeds": True}}, "evaluation.fresh_seeds = false (not true)"),
     ],
 }
 FREE: dict[str, list[dict[str, Any]]] = {
@@ -276,7 +277,7 @@ FREE: dict[str, list[dict[str, Any]]] = {
         {"learner": {"activation_checkpointing": True, "cpu_offload": True, "max_skipped_updates": 5}},
     ],
     "weight_sync": [{"weight_sync": {"transfer": "object_store", "bucket_mib": 3}}],
-    "evaluation": [{"evaluation": {"every_steps": 3, "num_generators": 1}}],
+    "evaluation": [{"evaluation": {"every_steps": 3, "num_generators": 1, "at_steps": [1], "base_prompts": 3}}],
     "checkpoint": [{"checkpoint": {"every_steps": 3, "keep": 1}}],
     "deadlines": [{"deadlines": {"start_s": 3}}],
     "faults": [{"faults": {"max_failures": 3}}],

@@ -139,7 +139,7 @@ class FakeSlot:
     started: list[tuple[int, str, str]]
     wrong_base = ""
 
-    def __init__(self, number: int, *, folder: Path, load: object) -> None:
+    def __init__(self, number: int, *, folder: Path, load: object, num_slots: int) -> None:
         self.number = number
 
     async def build_base(self, run: PlannedRun) -> None:

@@ -140,7 +140,7 @@ def test_a_summary_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
     [
         ({"allocator": {"type": "gvm_pool"}}, r'allocator.type = "gvm" \(not "gvm_pool"\)'),
         ({"samples_per_prompt": 8, "seed": 1}, r"seed = 0 \(not 1\), samples_per_prompt = 6 \(not 8\)"),
-        ({"warm_start": None}, r'warm_start = {"num_updates": 40, .* \(not none\)'),
+        ({"warm_start": None}, r'warm_start = {.*"num_updates": 40, .* \(not none\)'),
     ],
 )
 def test_other_settings_are_refused_before_anything_is_written(

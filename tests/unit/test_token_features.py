@@ -48,6 +48,8 @@ def test_token_counts_alone_tell_the_prompts_near_one_half() -> None:
 
 def test_states_can_be_refused_in_a_file() -> None:
     assert parse_config({**RUN, "allocator": {"type": "gvm_pool", "states": "none"}}).prompt_states is None
-    assert parse_config({**RUN, "allocator": {"type": "gvm_pool"}}).prompt_states == PromptStatesConfig()
+    assert parse_config({**RUN, "allocator": {"type": "gvm_pool"}}).prompt_states == "embedding"
+    hidden = {"type": "gvm_pool", "states": {"pooling": "last"}}
+    assert parse_config({**RUN, "allocator": hidden}).prompt_states == PromptStatesConfig(pooling="last")
     with pytest.raises(ConfigError, match=r"allocator.*states"):
         parse_config({**RUN, "allocator": {"type": "gvm_pool", "states": "some"}})

@@ -24,6 +24,7 @@ from gvm_ray.reporting.run_folder import RunFolder
 
 LOOPBACK = "127.0.0.1"
 _HOSTS = {LOOPBACK, "localhost", "[::1]"}  # as a browser may name this machine, at either end of a tunnel
+_REFUSAL = "open this page as http://127.0.0.1 or http://localhost"
 _REST = 10  # times the duration of the work before it
 _NUM_FAILURES = 3  # shown on top
 _LOG_BYTES = 2**17  # of the end of ray.log
@@ -211,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         host = self.headers.get("Host", "")
         # A name that an attacker has pointed at this machine (DNS rebinding) would make the page theirs to read.
         if (host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host).lower() not in _HOSTS:
-            self._answer(HTTPStatus.FORBIDDEN, b"open this page as http://127.0.0.1 or http://localhost\n")
+            self._answer(HTTPStatus.FORBIDDEN, f"{_REFUSAL}\n".encode())
             return
         if self.path.partition("?")[0] not in ("/", "/index.html"):
             self._answer(HTTPStatus.NOT_FOUND, b"there is nothing but the page at /\n")

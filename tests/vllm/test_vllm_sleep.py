@@ -38,7 +38,7 @@ class FakeLLMEngine:
         self.calls.append(method)
         return []
 
-    def add_request(self, *_: Any) -> None:
+    def add_request(self, *_: Any, **__: Any) -> None:
         self.calls.append("add")
 
 

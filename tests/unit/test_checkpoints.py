@@ -223,7 +223,7 @@ FIXED: dict[str, list[tuple[dict[str, Any], str]]] = {  # by section: changes, a
     ],
     "allocator": [
         ({"allocator": {"type": "uniform"}}, 'allocator.type = "gvm_pool" (not "uniform")'),
-        ({"allocator": {"type": "gvm_pool", "states": "none"}}, 'allocator.states = {"pooling": "mean", "refresh_s'),
+        ({"allocator": {"type": "gvm_pool", "states": "none"}}, 'allocator.states = "embedding" (not none)'),
         (
             {"allocator": {"type": "gvm_pool", "predictor": {"forgetting": 0.5}}},
             "allocator.predictor.forgetting = 0.9 (not 0.5)",
@@ -245,7 +245,7 @@ FIXED: dict[str, list[tuple[dict[str, Any], str]]] = {  # by section: changes, a
         ({"engine": {"dtype": "bfloat16"}}, 'engine.dtype = "float32" (not "bfloat16")'),
         ({"engine": {"vllm": {"kv_cache_dtype": "fp8"}}}, 'engine.vllm.kv_cache_dtype = none (not "fp8")'),
     ],
-    "warm_start": [({"warm_start": {"num_updates": 3}}, 'warm_start = none (not {"num_updates": 3, ')],
+    "warm_start": [({"warm_start": {"num_updates": 3}}, 'warm_start = none (not {"source": null, "num_updates": 3, ')],
     "evaluation": [
         ({"evaluation": {"num_samples": 4}}, "evaluation.num_samples = 1 (not 4)"),
         ({"evaluation": {"temperature": 0.6}}, "evaluation.temperature = 1.0 (not 0.6)"),

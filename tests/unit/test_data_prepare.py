@@ -217,7 +217,10 @@ def test_an_interrupted_preparation_leaves_no_output(tmp_path: Path, monkeypatch
             ["g.jsonl", "--answer-field", "gold"],
             "no field 'gold'; set --answer-field to one of its fields: answer, que",
         ),
-        (["g.jsonl", "--layout", "gsm9k"], "layout: Input should be 'auto', 'numina_math', 'gsm8k', 'math' or 'plain'"),
+        (
+            ["g.jsonl", "--layout", "gsm9k"],
+            "layout: Input should be 'auto', 'numina_math', 'gsm8k', 'math', 'svamp', 'mawps' or 'plain'",
+        ),
         (["g.jsonl", "--output", "train.csv"], "output 'train.csv' isn't a .parquet file"),
         (["train.parquet"], "'train.parquet' is both a source and the output"),
         (["g.jsonl", "--decontaminate", "gone.jsonl"], "data file 'gone.jsonl' doesn't exist"),

@@ -220,14 +220,14 @@ def test_quantized_weights_are_refused(tmp_path: Path) -> None:
         ("./qwen", "there is no folder './qwen'; write model.path"),
         ("~/models/x", "there is no folder '{home}/models/x'"),
         ("nowhere/else/x", "there is no folder 'nowhere/else/x', nor is there a folder '.*nowhere/else'; write"),
-        ("models/weights.gguf", "'models/weights.gguf' is a file, not a model's folder; did you mean 'models'"),
+        ("models/weights.bin", "'models/weights.bin' is a file, not a model's folder; did you mean 'models'"),
     ],
 )
 def test_a_misspelt_model_folder_is_told_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, expected: str
 ) -> None:
     (tmp_path / "models" / "Qwen2.5-0.5B").mkdir(parents=True)
-    (tmp_path / "models" / "weights.gguf").touch()
+    (tmp_path / "models" / "weights.bin").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with pytest.raises(ModelError, match=expected.format(home=tmp_path / "home")) as error:

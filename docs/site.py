@@ -46,7 +46,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return match[1] if target is None else os.path.relpath(_uri(target), Path(page.file.src_uri).parent)
 
     parts = FENCE.split(markdown)
-    return "".join(part if index % 2 else LINK.sub(on_site, part) for index, part in enumerate(parts))
+    parts[::2] = [LINK.sub(on_site, part) for part in parts[::2]]
+    parts[1::2] = [part.replace("```python no-run", "```python", 1) for part in parts[1::2]]
+    return "".join(parts)
 
 
 def _linked_files(page: Path) -> Iterator[Path]:

@@ -80,8 +80,10 @@ def run_rank(setup: dict[str, RankSetup]) -> None:
     alike, isn't raised again: the driver shows it, and a traceback would only hide it.
     """
     import ray.train
+    import torch
     from ray.train.torch import get_device
 
+    torch.set_num_threads(setup["rank"].num_threads)  # Ray Train has imported it, perhaps before the variables were set
     rank, mailbox, learner = ray.train.get_context().get_world_rank(), setup["rank"].mailbox, setup["rank"].learner
     doing = "starting"
     context = ray.get_runtime_context()

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from tiny_runs import tiny_config
 
 from gvm_ray.actors.cluster import chosen_variables, find_machines
 from gvm_ray.resources import Machines
 from gvm_ray.run import train
+from tests.tiny_runs import tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -27,6 +27,9 @@ def test_a_runs_actors_have_the_planned_threads(
         engine__type="custom",
         engine__path="tests.thread_counts:ThreadCountingEngine",
         allocator={"type": "uniform"},
+        rewards__terms=[
+            {"type": "function", "path": "tests.real.word_problems:even_length"}
+        ],  # so that there are updates
         algorithm={
             "type": "grpo",
             "loss": {"path": "tests.thread_counts:surrogate", "parameters": {"file": str(of_rank)}},

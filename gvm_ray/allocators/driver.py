@@ -1,8 +1,7 @@
 """The driver of an allocation strategy: advances its generators round by round, and keeps counts and reports."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,7 @@ class _OpenStep:
     step: Step
     rounds: Rounds
     sizes: IndexArray  # [P] samples to train on, over the rounds so far
-    # prompt_id -> accept rate of the run's samples before the first of this step; NaN without any
-    earlier_rates: dict[str, float] = field(default_factory=dict)
+    earlier_rates: dict[str, float]  # prompt_id -> accept rate of the run's samples before this step, where it has any
 
 
 class AllocationDriver:
@@ -96,7 +94,8 @@ class AllocationDriver:
             distinct = [prompts[row] for row in rows]
             shown = replace(shown, prompts=distinct, states=None if states is None else states[rows])
         sizes = np.zeros(len(shown.prompts), dtype=np.int64)
-        return self._advance(_OpenStep(step=shown, rounds=self._strategy.rounds(shown), sizes=sizes), None)
+        rounds, earlier_rates = self._strategy.rounds(shown), self._known_rates(shown.ids)
+        return self._advance(_OpenStep(step=shown, rounds=rounds, sizes=sizes, earlier_rates=earlier_rates), None)
 
     def observe(self, outcomes: Sequence[GroupOutcome], *, step: int) -> Allocation:
         """Return the next round, given the outcomes of the last one; empty when the step is done."""
@@ -147,11 +146,15 @@ class AllocationDriver:
             return Allocation.empty()
         if allocation.trained_on:
             under_way.sizes = under_way.sizes + Counts.of(allocation.counts).at(under_way.step.ids)
-        earlier = under_way.earlier_rates
-        new = [id_ for id_, _ in Counts.of(allocation.counts).sampled() if id_ not in earlier]
-        earlier.update(zip(new, self.memory.accept_rates(new).tolist(), strict=True))
         self._open[number] = under_way
         return allocation
+
+    def _known_rates(self, ids: Sequence[str]) -> dict[str, float]:
+        if not len(self.memory):
+            return {}
+        rates = self.memory.accept_rates(ids)
+        known: list[int] = np.flatnonzero(~np.isnan(rates)).tolist()
+        return {ids[row]: float(rates[row]) for row in known}
 
     def _allocation(self, decision: Mapping[str, int] | Allocation) -> Allocation:
         """The round as an `Allocation` with its counts as arrays."""
@@ -193,8 +196,7 @@ def _account(done: _OpenStep, report: Report) -> AllocationReport:
             num_prompts=sampled if report.num_prompts is None else report.num_prompts,
             accept_rates=report.accept_rates,
             pilots=report.pilots,
-            expected_rates=report.accept_rates
-            or {prompt_id: rate for prompt_id, rate in done.earlier_rates.items() if not math.isnan(rate)},
+            expected_rates=report.accept_rates or done.earlier_rates,
             baselines=report.baselines,
             scales=report.scales,
             prompt_weights=report.prompt_weights,

@@ -37,7 +37,8 @@ _SETTINGS: Mapping[str, Any] = {
     # About half of the characters that a random model begins with, so that there is something to learn.
     "rewards": {"terms": [{"type": "format", "pattern": "^[ -O]"}]},
     "allocator": {"type": "uniform"},
-    "algorithm": {"type": "grpo"},
+    # With an entropy term, however small, samples of groups whose rewards are all equal are read too.
+    "algorithm": {"type": "grpo", "entropy_coefficient": 1e-9},
     "learner": {"optimizer": {"learning_rate": 3e-2}},
     "faults": {"max_failures": 0},  # a failure is what the trial looks for
 }

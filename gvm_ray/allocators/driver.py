@@ -166,7 +166,7 @@ class AllocationDriver:
 
 
 def _are_distinct(ids: Sequence[str]) -> bool:
-    """Whether no id comes twice; false may also mean two equal hashes. Of a million ids the hashes are sorted in a
+    """True if no id comes twice; false may also mean two equal hashes. Of a million ids the hashes are sorted in a
     fraction of the time that a set takes."""
     hashes = np.sort(np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids)))
     return bool((hashes[1:] != hashes[:-1]).all())

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gvm_ray.cli.options import Commands, add_overrides
+from gvm_ray.cli.options import Commands, add_measurement, measurement_overrides
 from gvm_ray.config import EstimatorConfig, load_estimator
 
 _SHORT = {
@@ -22,21 +22,16 @@ def add_to(commands: Commands) -> None:
         description="Variance, squared bias and mean squared error of each arm's gradient estimate against the true "
         "gradient, x a baseline and beside an oracle. One process, no Ray.",
     )
-    estimator.add_argument("config", metavar="ESTIMATOR.toml", help="the measurement's settings")
-    for option, setting in _SHORT.items():
-        estimator.add_argument(f"--{option}", metavar="N", help=f"short for --set {setting}=N")
-    add_overrides(estimator)
-    estimator.add_argument(
-        "--output", default=None, metavar="FOLDER", help="of the results (default: the run's folder)"
-    )
+    add_measurement(estimator, metavar="ESTIMATOR.toml", short=_SHORT)
     estimator.add_argument("--dry-run", action="store_true", help="check every arm's settings, list them, and stop")
     estimator.set_defaults(run=_estimator)
 
 
 def _estimator(options: argparse.Namespace) -> int:
-    short = {setting: getattr(options, option) for option, setting in _SHORT.items()}
-    overrides = [*options.overrides, *(f"{name}={value}" for name, value in short.items() if value is not None)]
-    estimator, folder = load_estimator(options.config, overrides), Path(options.config).parent
+    estimator, folder = (
+        load_estimator(options.config, measurement_overrides(options, short=_SHORT)),
+        Path(options.config).parent,
+    )
     from gvm_ray.lab.estimator.arms import planned_arms
 
     arms = planned_arms(estimator, folder=folder)

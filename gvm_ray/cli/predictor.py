@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gvm_ray.cli.options import Commands, add_overrides
+from gvm_ray.cli.options import Commands, add_measurement, measurement_overrides
 from gvm_ray.config import load_prediction
 
 _SHORT = {"prompts": "num_prompts", "samples": "num_samples", "seed": "seed"}
@@ -17,22 +17,17 @@ def add_to(commands: Commands) -> None:
         description="Pearson's r, absolute error and Brier score of the accept rates that the allocators' predictor "
         "predicts, by what it predicts from, beside what the samples drawn allow. One process, no Ray.",
     )
-    predictor.add_argument("config", metavar="PREDICTOR.toml", help="the measurement's settings")
-    for option, setting in _SHORT.items():
-        predictor.add_argument(f"--{option}", metavar="N", help=f"short for --set {setting}=N")
-    add_overrides(predictor)
-    predictor.add_argument(
-        "--output", default=None, metavar="FOLDER", help="of the results (default: the run's folder)"
-    )
+    add_measurement(predictor, metavar="PREDICTOR.toml", short=_SHORT)
     predictor.add_argument("--overwrite", action="store_true", help="draw the samples of an earlier measurement again")
     predictor.add_argument("--dry-run", action="store_true", help="check every policy's settings, list them, and stop")
     predictor.set_defaults(run=_predictor)
 
 
 def _predictor(options: argparse.Namespace) -> int:
-    short = {setting: getattr(options, option) for option, setting in _SHORT.items()}
-    overrides = [*options.overrides, *(f"{name}={value}" for name, value in short.items() if value is not None)]
-    settings, folder = load_prediction(options.config, overrides), Path(options.config).parent
+    settings, folder = (
+        load_prediction(options.config, measurement_overrides(options, short=_SHORT)),
+        Path(options.config).parent,
+    )
     from gvm_ray.lab.predictor.policies import policy_config
 
     runs = [policy_config(settings, policy, folder=folder) for policy in settings.policies]

@@ -138,7 +138,7 @@ class LearnerConfig(Settings):
 
     @property
     def shards(self) -> bool:
-        """Whether FSDP2 holds the weights: to divide them, to compute in another dtype, or to offload them."""
+        """True if FSDP2 holds the weights: to divide them, to compute in another dtype, or to offload them."""
         return self.num_workers > 1 or self.dtype != "float32" or self.cpu_offload
 
     @model_validator(mode="after")

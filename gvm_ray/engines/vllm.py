@@ -294,7 +294,7 @@ def _cpu_head_dims() -> list[int]:
 
 
 def _has_output_head(worker: Any) -> bool:
-    """Whether the worker's model has a module `lm_head`; some models use their input embedding instead."""
+    """True if the worker's model has a module `lm_head`; some models use their input embedding instead."""
     return hasattr(worker.get_model(), "lm_head")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from gvm_ray.cli import main
 from gvm_ray.config import RunConfig, load_config
+from tests import model_shapes
 
 FOLDER = Path(__file__).parents[2] / "configs" / "word_problems"
 METHODS = ("grpo", "raft++", "gvm_grpo", "gvm_pool")
@@ -23,16 +24,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 49152,
         "tie_word_embeddings": True,
     },
-    "gsm8k": {  # Qwen2.5-1.5B-Instruct, the largest that it is for
-        "model_type": "qwen2",
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
+    "gsm8k": model_shapes.SHAPES["qwen2.5-math-1.5b"],  # as Qwen2.5-1.5B-Instruct, the largest that it is for
 }
 
 

@@ -148,7 +148,7 @@ def check_gpus() -> Iterator[Finding]:
 
 
 def no_gpus(*, program: str | None, has_device: bool) -> Finding:
-    """Whether a machine on which the driver names no GPU should have one.
+    """Finding: whether a machine on which the driver names no GPU should have one.
 
     Args:
         program: the path of nvidia-smi; None if there is none.
@@ -168,7 +168,7 @@ def no_gpus(*, program: str | None, has_device: bool) -> Finding:
 
 
 def torch_on_gpus(gpus: Sequence[GPU], *, program: str = _COMPUTE) -> Finding:
-    """Whether PyTorch computes on every GPU; tried in a process of its own, which leaves no CUDA context behind."""
+    """Finding: whether PyTorch computes on every GPU, in a process of its own that leaves no CUDA context behind."""
     import torch
 
     subject, built = "PyTorch on the GPUs", torch.version.cuda
@@ -208,7 +208,7 @@ def _nccl(gpus: Sequence[GPU]) -> Finding:
 
 
 def vllm_build(engine: str, *, gpus: Sequence[GPU], build: str | None) -> Finding:
-    """Whether the build of vLLM is the one for this machine.
+    """Finding: whether the build of vLLM is the one for this machine.
 
     Args:
         engine: that `engine.type = "auto"` takes here.

@@ -147,13 +147,14 @@ class ActorWatch(Generic[Actor]):
             DeadlineExceeded: all of them died or hung, and none came back within `deadlines.start_s`.
             Exception: the error that ended a restart.
         """
-        await wait_for(
-            self.until(lambda: bool(self.available)),
-            timeout_s=self._context.deadlines.start_s,
-            what=f"the restart of any of {len(self._actors)} {self._what}, which all died or hung,",
-            setting="deadlines.start_s",
-        )
-        return self.available
+        while not (available := self.available):  # another waiter may come first, and see the actor die again
+            await wait_for(
+                self.until(lambda: bool(self.available)),
+                timeout_s=self._context.deadlines.start_s,
+                what=f"the restart of any of {len(self._actors)} {self._what}, which all died or hung,",
+                setting="deadlines.start_s",
+            )
+        return available
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return once the condition holds; it is checked after every restart and every `notify`."""

@@ -173,6 +173,29 @@ def test_a_pool_without_an_actor_waits_for_a_restart_only_so_long() -> None:
     asyncio.run(run())
 
 
+def test_no_waiter_gets_an_actor_that_died_again_meanwhile() -> None:
+    async def run() -> None:
+        async def revive(actor: Actor) -> bool:
+            await asyncio.sleep(0 if actor.name == "generator-0" else 60)
+            return True
+
+        watch, (first, second) = watch_of(revive)
+        watch.failed(first, died(), life=0)
+        watch.failed(second, died(), life=0)
+
+        async def work() -> list[Actor]:
+            available = await watch.wait_available()
+            if first.life == 1:  # whoever comes first finds it dead once more
+                watch.failed(first, died(), life=1)
+            return list(available)
+
+        found = await asyncio.wait_for(asyncio.gather(work(), work(), work()), timeout=5)
+        assert found == [[first]] * 3
+        assert first.life == 2
+
+    asyncio.run(run())
+
+
 def test_an_error_of_the_work_itself_comes_out() -> None:
     async def run() -> None:
         async def revive(actor: Actor) -> bool:

@@ -101,7 +101,7 @@ $(BIN)/python:
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/pip install --quiet torch==$(TORCH_VERSION)$(TORCH_LOCAL) || \
-		{ echo "pip can't install torch $(TORCH_VERSION)$(TORCH_LOCAL); README.md, Installation, says how to point" \
+		{ echo "pip can't install torch $(TORCH_VERSION)$(TORCH_LOCAL); docs/guide/installation.md says how to point" \
 		"pip at PyTorch's builds"; exit 1; }
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(EXTRA)]'
 ifeq ($(EXTRA),cpu)

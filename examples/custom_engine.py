@@ -2,7 +2,7 @@
 
 This one is the transformers engine with a report of its speed now and then:
 
-    cd examples && gvm-ray train ../configs/quickstart.toml --set name=custom-engine \\
+    cd examples && gvm-ray train ../configs/quickstart.toml --set name=custom-engine \
         --set engine.type=custom --set engine.path=custom_engine:ReportingEngine
 """
 

@@ -3,8 +3,11 @@
 This one makes problems of two numbers; one that reads a database or a dataset of the `datasets` library looks no
 different:
 
-    cd examples && gvm-ray train ../configs/quickstart.toml --set name=custom-source --set warm_start=none \\
+    cd examples && gvm-ray train ../configs/quickstart.toml --set name=custom-source --set warm_start=none \
         --set 'prompts.train={type="function", path="custom_source:sums", parameters={size=500}}'
+
+The rows have no rationales, so there is no warm start, and the new model solves nothing: look at its prompts in
+runs/custom-source/samples.jsonl, and give [model] one that can add.
 """
 
 import random

@@ -188,6 +188,8 @@ def model_errors(what: str, path: str | Path, *, remedy: str = _WRITE_FOLDER) ->
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
         where = f"no {what} can be loaded from {str(path)!r}"
+        if is_folder and (exported := _exported_model(Path(path))):
+            raise ModelError(f"{where}, a folder of a run; write the run's model, {str(exported)!r}") from error
         if is_folder or not path:
             raise ModelError(f"{where} ({reason}); {remedy}") from error
         if "/" in str(path) and Path(path).parent.is_dir():  # probably a misspelt folder, not an owner on a hub
@@ -220,6 +222,12 @@ def _refuse_gguf(path: str | Path) -> None:
         '    load(source, gguf_file=file, quantization_config=dense, dtype="float32").save_pretrained(made)\n'
         "    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(made)"
     )
+
+
+def _exported_model(folder: Path) -> Path | None:
+    """The model of the run that the folder is, or has as a checkpoint."""
+    runs = [folder, folder.parent.parent] if folder.parent.name == "checkpoints" else [folder]
+    return next((run / "model" for run in runs if (run / "model" / "config.json").is_file()), None)
 
 
 def _no_folder(path: str | Path) -> str:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from gvm_ray import __version__
 from gvm_ray.cli import bench, compare, data, doctor, estimator, evaluate, predictor, report, settings, train
 from gvm_ray.exceptions import RunStopped, SystemFailure, UserError
 
@@ -33,6 +34,7 @@ def create_parser() -> argparse.ArgumentParser:
         prog="gvm-ray",
         description="Reinforcement learning for reasoning models with a dynamic sampling budget, on Ray.",
     )
+    parser.add_argument("--version", action="version", version=f"gvm-ray {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (train, evaluate, report, data, compare, estimator, predictor, bench, doctor, settings):
         command.add_to(commands)

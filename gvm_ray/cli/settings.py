@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import difflib
 import inspect
 import io
 import json
@@ -78,7 +79,10 @@ def reference(only: str | None = None) -> str:
     chosen = [s for s in sections() if only is None or any(_is_below(path, only) for path in s.paths)]
     if not chosen:
         tables = sorted({path for section in sections() for path in section.paths if path})
-        raise ConfigError(f"there is no table {only!r}; the tables are {', '.join(tables)}")
+        parent = str(only).rpartition(".")[0]
+        near = [parent] if parent in tables else difflib.get_close_matches(str(only), tables, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the tables are {', '.join(tables)}"
+        raise ConfigError(f"there is no table {only!r}; {hint}")
     return ("" if only else _HEAD) + "\n\n".join(section.markdown() for section in chosen) + "\n"
 
 

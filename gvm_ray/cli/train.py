@@ -1,10 +1,12 @@
 """`gvm-ray train`."""
 
 import argparse
+import os
 from pathlib import Path
 
 from gvm_ray.cli.options import Commands, add_configs
 from gvm_ray.config import RunConfig, load_config
+from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.resources import find_hardware, plan_resources, sizes_of_settings
 
 
@@ -66,8 +68,17 @@ def describe(config: RunConfig) -> str:
             f"updates          {config.algorithm.updates_per_batch} per step, about {per_update:g} samples each",
             f"engine           {config.engine.type}",
             f"new weights      {_describe_new_weights(config)}",
+            *(f"missing          {path}: the run is refused until this file exists" for path in missing_files(config)),
         ]
     )
+
+
+def missing_files(config: RunConfig) -> list[str]:
+    """The files of prompts and demonstrations that don't exist."""
+    warm_start = config.warm_start
+    sources = [config.prompts.train, config.prompts.eval, None if warm_start is None else warm_start.source]
+    paths = dict.fromkeys(source.path for source in sources if isinstance(source, FileSourceConfig))
+    return [path for path in paths if not Path(os.path.expanduser(path)).exists()]
 
 
 def _describe_new_weights(config: RunConfig) -> str:

@@ -20,7 +20,7 @@ from gvm_ray.config.data import DataConfig
 from gvm_ray.config.lab import ComparisonConfig, EstimatorConfig, PredictionConfig
 from gvm_ray.config.run import RunConfig
 from gvm_ray.config.schema import Place, classes_of, place_at, settings_of, variants_of, with_default_types
-from gvm_ray.exceptions import ConfigError
+from gvm_ray.exceptions import ConfigError, likely_paths
 from gvm_ray.settings import Settings
 
 Model = TypeVar("Model", bound=Settings)
@@ -85,7 +85,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         text = content.decode("utf-8-sig")  # editors on Windows write a byte order mark
         return tomllib.loads(text)
     except FileNotFoundError:
-        raise ConfigError(f"config file {str(path)!r} doesn't exist; write the path of a .toml file") from None
+        near = f"; write a setting as --set {path}" if "=" in str(path) else likely_paths(path)
+        raise ConfigError(f"config file {str(path)!r} doesn't exist; write the path of a .toml file{near}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config file {str(path)!r} is not valid TOML: {error}{_line_of(error, text)}") from error
     except (OSError, ValueError, RecursionError) as error:  # includes endless brackets or digits
@@ -185,7 +186,27 @@ def validated(model: type[Model], values: Mapping[str, Any], *, origin: str) -> 
     try:
         return model.model_validate(with_default_types(model, values))
     except ValidationError as error:
+        if (command := _other_command(error, model)) is not None:
+            raise ConfigError(
+                f"{origin} has settings of `gvm-ray {command}`, not of `gvm-ray {_COMMANDS[model]}`; give it to that "
+                "command"
+            ) from None
         raise ConfigError(explain(error, origin, model)) from None
+
+
+_COMMANDS: dict[type[Settings], str] = {
+    RunConfig: "train",
+    ComparisonConfig: "compare",
+    EstimatorConfig: "estimator",
+    PredictionConfig: "predictor",
+}
+
+
+def _other_command(error: ValidationError, model: type[Settings]) -> str | None:
+    """The command that knows all of several unknown settings at the top of a file for another command."""
+    unknown = {item["loc"][0] for item in error.errors() if item["type"] == "extra_forbidden" and len(item["loc"]) == 1}
+    known_by = [kind for kind in _COMMANDS if unknown <= kind.model_fields.keys()]
+    return _COMMANDS[known_by[0]] if model in _COMMANDS and len(unknown) > 1 and known_by else None
 
 
 def _apply_override(model: type[Settings], values: dict[str, Any], names: Sequence[str], override: str) -> None:
@@ -287,7 +308,10 @@ def _message(item: Mapping[str, Any], place: Place, model: type[Settings]) -> st
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"takes a table, not {shown(value)}; {_as_table(value, variants, place)}"
         case "tuple_type":
+            tables = variants_of(place_at(model, (*item["loc"], 0)).annotations)
             example = shown([value]) if isinstance(value, str | int | float) else "[...]"
+            if tables:
+                example = f"[{{ type = {next((name for name in tables if name == value), next(iter(tables)))!r} }}]"
             return f"takes a list, not {shown(value)}; write it in brackets, e.g. {place.names[-1]} = {example}"
         case "string_type":
             return f"takes text, not {shown(value)}; write quotes, e.g. {place.names[-1]} = {_quoted(value)}"
@@ -368,6 +392,6 @@ def _likeness(name: str, names: tuple[str, ...]) -> float:
         return 1.0
     if len(words) > 1 and name == "".join(word[:1] for word in words):
         return 0.9
-    spelling = difflib.SequenceMatcher(None, name, known).ratio()
+    spelling = 0.9 if sorted(name) == sorted(known) else difflib.SequenceMatcher(None, name, known).ratio()
     is_part = set(name.split("_")) < set(words) or (len(name) > 2 and known.startswith(name))
     return max(spelling, 0.8) if is_part else spelling

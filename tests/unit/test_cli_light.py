@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import gvm_ray
 from gvm_ray.cli import main
 from tests.model_shapes import write_shape
 
@@ -14,6 +15,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 COMPARISON = CONFIG.parent / "compare" / "smoke.toml"
 PROGRAM = """
 import json, sys
+import gvm_ray
 from gvm_ray.cli import main
 try:
     code = main(json.loads(sys.argv[1]))
@@ -208,3 +210,43 @@ def test_the_benchmarks_are_listed_and_a_wrong_name_is_refused_at_once() -> None
 
 def test_a_command_is_needed() -> None:
     assert "required: COMMAND" in refusal()
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"gvm-ray {gvm_ray.__version__}\n"
+
+
+def test_a_dry_run_names_the_data_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, missing = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    train.write_text('{"problem": "1+1=", "answer": "2"}\n')
+    overrides = [
+        f'prompts.{name}={{type="file", path="{path}"}}' for name, path in (("train", train), ("eval", missing))
+    ]
+    sets = [part for override in overrides for part in ("--set", override)]
+    assert main(["train", str(CONFIG), "--dry-run", "--set", "warm_start=none", *sets]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing ")]
+    assert lines == [f"missing          {missing}: the run is refused until this file exists"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", str(COMPARISON)], "has settings of `gvm-ray compare`, not of `gvm-ray train`"),
+        (["compare", str(CONFIG)], "has settings of `gvm-ray train`, not of `gvm-ray compare`"),
+        (
+            ["train", str(CONFIG), "num_steps=3"],
+            "'num_steps=3' doesn't exist; write the path of a .toml file; write a ",
+        ),
+        (["train", str(CONFIG.with_name("quickstrat.toml"))], f"; did you mean '{CONFIG}'"),
+        (["settings", "allocatr"], "there is no table 'allocatr'; did you mean 'allocator'?"),
+        (["settings", "allocator.gvm_pool"], "there is no table 'allocator.gvm_pool'; did you mean 'allocator'?"),
+    ],
+)
+def test_a_near_miss_is_told_what_to_write(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err

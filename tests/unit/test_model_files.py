@@ -169,3 +169,13 @@ def test_a_family_without_the_learners_attention_is_named(family: str) -> None:
 def test_a_model_that_is_no_causal_one_is_answered_by_families() -> None:
     with pytest.raises(ModelError, match=r"T5Config.*; put the model's own config.json there, or use a text model of"):
         empty_causal_lm(AutoConfig.for_model("t5"))
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints/step_000040"])
+def test_a_runs_folder_is_answered_by_its_model(tmp_path: Path, name: str) -> None:
+    build_tiny_model(tmp_path / "run" / "model", tied=True)
+    (tmp_path / "run" / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / "config.json").write_text('{"name": "run"}')
+    with pytest.raises(ModelError, match="a folder of a run; write the run's model, ") as error:
+        load_tokenizer(str(tmp_path / "run" / name))
+    assert str(tmp_path / "run" / "model") in str(error.value)

@@ -59,5 +59,5 @@ def test_one_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_table_that_is_none_is_named_with_those_that_are() -> None:
-    with pytest.raises(ConfigError, match=r"no table 'alocator'; the tables are .*allocator"):
-        reference("alocator")
+    with pytest.raises(ConfigError, match=r"no table 'verl'; the tables are .*allocator"):
+        reference("verl")

@@ -90,7 +90,7 @@ def plans(engine: EngineKind, *, num_gpus: int) -> list[Plan]:
             transfer="ipc",
             settings=_SHARED,
             obstacle=no_engine
-            or ("hands weights over inside a GPU, and this machine has none" if not num_gpus else ""),
+            or ("needs a GPU that learner and generator share, and this machine has none" if not num_gpus else ""),
         ),
     ]
 

@@ -46,7 +46,7 @@ def file_rows(path: str, *, fields: Mapping[str, str] | None = None) -> Iterator
         raise DataError(f"data file {path!r} {obstacle}; write the path of a .jsonl, .parquet or .csv file{near}")
     suffix = file.suffix.lower()
     if suffix not in DATA_SUFFIXES:
-        raise DataError(f"data file {path!r} is neither .jsonl nor .parquet nor .csv; convert it to one of these")
+        raise DataError(f"data file {path!r} is neither .jsonl nor .parquet nor .csv nor .json; convert it")
     if suffix == ".parquet":
         return _parquet_rows(file, fields=fields)
     if suffix == ".csv":

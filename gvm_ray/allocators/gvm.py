@@ -31,8 +31,8 @@ class GVMAllocatorConfig(AllocatorConfig):
 
     type: Literal["gvm"] = "gvm"
     pilot_samples: Count = 4  # N', drawn for every prompt first; part of the budget
-    alpha: Positive = 1e-3
-    beta: Annotated[float, Field(ge=2)] = 2.0
+    alpha: Positive = 1e-3  # larger: fewer samples for prompts that are hardly ever solved
+    beta: Annotated[float, Field(ge=2)] = 2.0  # larger: the same, more sharply as p falls
     block_steps: Count = 1  # k steps share one pilot round
     reuse_pilots: bool = True  # train on the pilots too; false = as published
     gradient_parameters: Literal["embed_tokens", "lm_head"] = "embed_tokens"  # either means the shared matrix, if tied

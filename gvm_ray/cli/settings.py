@@ -22,7 +22,7 @@ from gvm_ray.settings import Settings
 _HEAD = """\
 # Settings
 
-A run is one TOML file with these tables; `gvm-ray settings` prints this page. Any setting can be overridden on the
+TOML files with these tables describe a run; `gvm-ray settings` prints this page. Any setting can be overridden on the
 command line: `--set engine.num_generators=4`. `gvm-ray train FILE.toml --dry-run` prints a file's settings with all
 defaults.
 

@@ -69,12 +69,12 @@ class EngineConfig(Settings):
 
     type: Literal["auto", "vllm", "transformers", "custom"] = "auto"
     path: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$")  # `module:Class` of a custom engine
-    num_generators: Count = 1
+    num_generators: Count = 1  # actors that sample, each with an engine
     # Ray's logical CPUs for a generator, which also has this many threads (at least one). None = one logical CPU, and
     # threads by the machine's cores: all of them if max_staleness = 0, else a share.
     cpus_per_generator: Positive | None = None
     gpus_per_generator: NonNegative = 0
-    tensor_parallel_size: Count = 1
+    tensor_parallel_size: Count = 1  # GPUs that share a generator's model
     max_num_seqs: Count = 256  # sequences that one generator decodes at once
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of a GPU's memory, weights included
     # Only if learners and generators share GPUs (cluster.placement = "colocated"): true = an engine frees the GPU while

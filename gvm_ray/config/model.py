@@ -16,8 +16,8 @@ class PretrainedModelConfig(Settings):
 
     type: Literal["pretrained"] = "pretrained"
     path: str = Field(min_length=1)
-    revision: str | None = None
-    trust_remote_code: bool = False
+    revision: str | None = None  # branch, tag or commit on the hub
+    trust_remote_code: bool = False  # run code from the model's repository
 
     @field_validator("path")
     @classmethod

@@ -46,7 +46,7 @@ class FileSourceConfig(Settings):
     id_field: str | None = None  # none = the id is a hash of the content
     rationale_field: str | None = None  # reference rationales, for the warm start
     feature_fields: tuple[str, ...] = ()  # kept with the prompt, e.g. level, subject
-    limit: Count | None = None
+    limit: Count | None = None  # only the first rows
 
 
 class HuggingFaceSourceConfig(Settings):
@@ -61,7 +61,7 @@ class HuggingFaceSourceConfig(Settings):
     id_field: str | None = None
     rationale_field: str | None = None
     feature_fields: tuple[str, ...] = ()
-    limit: Count | None = None
+    limit: Count | None = None  # only the first rows
 
 
 class FunctionSourceConfig(Settings):
@@ -78,7 +78,7 @@ class FunctionSourceConfig(Settings):
     id_field: str | None = None
     rationale_field: str | None = None
     feature_fields: tuple[str, ...] = ()
-    limit: Count | None = None
+    limit: Count | None = None  # only the first rows
 
 
 class EnvironmentSourceConfig(Settings):

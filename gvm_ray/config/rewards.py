@@ -14,7 +14,7 @@ class MathVerifyRewardConfig(Settings):
     """1 if Math-Verify finds the response's final answer equal to the gold answer, else 0."""
 
     type: Literal["math_verify"] = "math_verify"
-    weight: float = 1.0
+    weight: float = 1.0  # factor of the term in the sum
     require_boxed: bool = False  # true: an answer outside \boxed{} is wrong; for prompts that ask for a box
     # The grade of a response cut at sampling.max_tokens: "boxed_only" takes an answer that it boxed before the cut,
     # "wrong" gives 0, and "as_finished" also takes the last number, although the cut was arbitrary.
@@ -25,22 +25,22 @@ class ExactRewardConfig(Settings):
     """1 if the content of the last \\boxed{} equals the gold answer letter by letter (ignoring spaces), else 0."""
 
     type: Literal["exact"] = "exact"
-    weight: float = 1.0
+    weight: float = 1.0  # factor of the term in the sum
 
 
 class ReasoningGymRewardConfig(Settings):
     """The score of the reasoning-gym task that made the prompt, in [0, 1]."""
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
-    weight: float = 1.0
+    weight: float = 1.0  # factor of the term in the sum
 
 
 class FormatRewardConfig(Settings):
     """1 if the response has a non-blank \\boxed{} or, with `pattern`, matches that regular expression, else 0."""
 
     type: Literal["format"] = "format"
-    weight: float = 1.0
-    pattern: str | None = None
+    weight: float = 1.0  # factor of the term in the sum
+    pattern: str | None = None  # a regular expression to find in the response, in place of a box
 
     @field_validator("pattern")
     @classmethod
@@ -60,7 +60,7 @@ class FunctionRewardConfig(Settings):
     """Any importable `module:function` taking (prompt, completion) and returning a finite float."""
 
     type: Literal["function"] = "function"
-    weight: float = 1.0
+    weight: float = 1.0  # factor of the term in the sum
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
 
 
@@ -68,7 +68,7 @@ class EnvironmentRewardConfig(Settings):
     """The score that the environment gives: a verifiers rubric's, or the sum of a gymnasium episode's rewards."""
 
     type: Literal["environment"] = "environment"
-    weight: float = 1.0
+    weight: float = 1.0  # factor of the term in the sum
     environment: HostedEnvironmentSettings | None = None  # none = that of [environment]
 
 
@@ -88,7 +88,7 @@ class RewardsConfig(Settings):
 
     terms: tuple[RewardTerm, ...] = (MathVerifyRewardConfig(),)
     accept_threshold: float = 0.5  # a response is accepted (correct) if its reward is at least this
-    num_actors: Count = 1
+    num_actors: Count = 1  # actors that score in parallel
     cpus_per_actor: NonNegative = 0.5
     timeout_s: Positive = 5.0  # wall clock for one response; after it the process is killed and the sample is unscored
     memory_mb: Annotated[int, Field(ge=256)] = 4096  # address space of the process that runs the reward

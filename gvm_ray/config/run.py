@@ -116,10 +116,10 @@ class ReportingConfig(Settings):
 class RunConfig(Settings):
     """All settings of a run. Loaded from TOML by `load_config`; saved with all defaults as config.json."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")  # the run's folder is runs_dir/name
     runs_dir: str = Field(default="runs", pattern=r"^[^\x00]*$")
     seed: NonNegativeCount = 0
-    num_steps: Count = 100
+    num_steps: Count = 100  # each draws a budget of samples and trains on it
     token_budget: Count | None = None  # charged tokens after which the run ends before num_steps; none = no limit
     prefill_price: NonNegative = 1.0  # charge, in generated tokens, for a token prefilled only for the allocator
     prompts_per_step: Count = 64

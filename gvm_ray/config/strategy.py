@@ -14,8 +14,8 @@ Weighting = Literal["prompt_mean", "inverse", "token_mean"]
 class KLConfig(Settings):
     """KL penalty in the loss against the frozen starting policy; coefficient 0 turns it (and its forward pass) off."""
 
-    coefficient: NonNegative = 0.0
-    kind: Literal["k1", "k2", "k3"] = "k3"
+    coefficient: NonNegative = 0.0  # weight of the penalty
+    kind: Literal["k1", "k2", "k3"] = "k3"  # estimator of the divergence: verl's kl, mse, low_var_kl
 
 
 class ImportanceConfig(Settings):
@@ -64,11 +64,11 @@ class _AlgorithmBase(Settings):
     # "prompt_mean".
     weighting: Weighting = "prompt_mean"
     updates_per_batch: Count = 1  # optimizer updates on one step's samples, whatever their number
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    clip_high: Positive = 0.2
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2  # the policy ratio is clipped at 1 - clip_low
+    clip_high: Positive = 0.2  # the policy ratio is clipped at 1 + clip_high
     dual_clip: Annotated[float, Field(gt=1)] | None = None  # arXiv 1912.09729, equation 5
     kl: KLConfig = KLConfig()
-    entropy_coefficient: NonNegative = 0.0
+    entropy_coefficient: NonNegative = 0.0  # weight of the entropy term, which favours varied responses
     importance: ImportanceConfig = ImportanceConfig()
     # The old policy of ratio and clip. "learner": the learner's log-probs from before the batch's first update, from a
     # pass of their own if there are several updates. "engine": those of sampling, which spares that pass. The bounds of

@@ -20,9 +20,9 @@ class SPOAllocatorConfig(AllocatorConfig):
     """SPO (arXiv 2509.13232) as SPO++ (arXiv 2608.24870): one sample a prompt, whose tracked value is the baseline.
 
     Each prompt has alpha and beta, which begin at 1/2, and the value v = alpha / (alpha + beta). Prompts are drawn
-    without replacement, with probability ~ sqrt(v (1 - v)) + exploration, and the advantage is r - v. Then decay alpha
-    + r takes the place of alpha, and decay beta + 1 - r that of beta, for rewards in [0, 1]; several samples in one step
-    decay them once. Published with `algorithm.advantage_normalization`: "samples" is SPO's, "tokens" SPO++'s.
+    without replacement, with probability ~ sqrt(v (1 - v)) + exploration, and the advantage is r - v. Then alpha is set
+    to decay alpha + r, and beta to decay beta + 1 - r, for rewards in [0, 1]; several samples in one step decay them
+    once. Published with `algorithm.advantage_normalization`: "samples" is SPO's, "tokens" SPO++'s.
 
     SPO's decay follows the KL divergence of the prompt's last response, for which it takes further passes; SPO++'s is
     constant. Without `offline_samples` all values begin at 1/2. With them a prompt is measured when it is first drawn,

@@ -42,17 +42,19 @@ class EBPOAllocator(Allocator):
 
     def rounds(self, step: Step) -> Rounds:
         """Spend the whole budget in one round."""
+        earlier = self._rewards, self._means  # without steps that overlap this one, so that their timing changes nothing
         groups = _rewards_by_prompt((yield even_counts(step.ids, step.budget)))
         if not groups:
             return Report()
-        sizes = np.array([len(rewards) for rewards in groups.values()])
-        means = np.array([rewards.mean() for rewards in groups.values()])
-        self._rewards = self._rewards.with_values(np.concatenate(list(groups.values())))
-        self._means = self._means.with_values(means)
-        noise = self._rewards.variance / sizes
-        total = noise + self._means.variance
+        sizes = np.array([len(group) for group in groups.values()])
+        means = np.array([group.mean() for group in groups.values()])
+        pooled = np.concatenate(list(groups.values()))
+        self._rewards, self._means = self._rewards.with_values(pooled), self._means.with_values(means)
+        rewards, group_means = earlier[0].with_values(pooled), earlier[1].with_values(means)
+        noise = rewards.variance / sizes
+        total = noise + group_means.variance
         shrinkage = np.divide(noise, total, out=np.zeros_like(noise), where=total > 0)
-        baselines = (1 - shrinkage) * means + shrinkage * self._rewards.mean
+        baselines = (1 - shrinkage) * means + shrinkage * rewards.mean
         return Report(
             baselines=dict(zip(groups, baselines.tolist(), strict=True)),
             metrics={"allocation/shrinkage_mean": float(shrinkage.mean())},

@@ -35,8 +35,8 @@ class SPOAllocatorConfig(AllocatorConfig):
     # step: every prompt of the step gets one, a uniform choice with tracked baselines.
     candidates_per_step: Count | None = None
     decay: Annotated[float, Field(gt=0, le=1)] = 0.875  # rho, at each visit; 1 forgets nothing
-    exploration: NonNegative = 0.05
-    offline_samples: NonNegativeCount = 0  # n; 8 in SPO
+    exploration: NonNegative = 0.05  # added to each prompt's weight in the draw
+    offline_samples: NonNegativeCount = 0  # n of the first measurement, 8 in SPO; 0 = none
 
     def needs(self, run: RunShape) -> Needs:
         """Prompts to draw from."""

@@ -127,7 +127,7 @@ class PredictiveAllocator(Allocator):
         self._predictor.observe(step.prompts, rows, outcomes, step=step.number)
         chosen = np.flatnonzero(sizes)
         sampled = [step.ids[row] for row in chosen.tolist()]
-        baselines, scales = self._baselines(step.ids, chosen, estimates)
+        baselines, scales = self._baselines(sampled, estimates, rows=chosen)
         self._levels.observe(outcomes)  # after the baselines, which must not depend on the samples they are for
         return Report(
             accept_rates=dict(zip(sampled, estimates.accept_rates[chosen].tolist(), strict=True)),
@@ -165,9 +165,10 @@ class PredictiveAllocator(Allocator):
         """Return n [P], which sum to the budget, and weights [P] that undo the selection, or None without them."""
 
     def _baselines(
-        self, ids: Sequence[str], chosen: IndexArray, estimates: "PromptEstimates"
+        self, prompt_ids: Sequence[str], estimates: "PromptEstimates", *, rows: IndexArray
     ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """Predicted means and deviations of the reward by prompt_id; empty if the group's own are used."""
+        """Predicted means and deviations of the reward by prompt_id, of prompts that are these rows of the estimates;
+        empty if the group's own are used."""
         return {}, {}
 
     def _scores(self, estimates: "PromptEstimates", rng: np.random.Generator) -> Float64Array:
@@ -275,16 +276,15 @@ class GVMPoolAllocator(PredictiveAllocator):
         return counts, weights
 
     def _baselines(
-        self, ids: Sequence[str], chosen: IndexArray, estimates: "PromptEstimates"
+        self, prompt_ids: Sequence[str], estimates: "PromptEstimates", *, rows: IndexArray
     ) -> tuple[Mapping[str, float], Mapping[str, float]]:
         settings = self._settings
         if not settings.predicted_baseline:
             return {}, {}
-        rates = estimates.rates_from(settings.baseline_source)[chosen]
+        rates = estimates.rates_from(settings.baseline_source)[rows]
         means, deviations = self._levels.expected(rates.clip(0.02, 0.98))
-        sampled = [ids[row] for row in chosen.tolist()]
-        scales = dict(zip(sampled, deviations.tolist(), strict=True)) if settings.predicted_scale else {}
-        return dict(zip(sampled, means.tolist(), strict=True)), scales
+        scales = dict(zip(prompt_ids, deviations.tolist(), strict=True)) if settings.predicted_scale else {}
+        return dict(zip(prompt_ids, means.tolist(), strict=True)), scales
 
 
 class _BoundedConfig(_PredictiveConfig):

@@ -178,7 +178,8 @@ class ReinforcePlusPlusConfig(AdvantageSettings):
     """
 
     type: Literal["reinforce++"] = "reinforce++"
-    advantage_normalization: Literal["samples", "tokens"] = "samples"  # each sample counts once, or each token
+    # "tokens": each token counts once. "none": plain REINFORCE with the reward, or r - b.
+    advantage_normalization: Literal["none", "samples", "tokens"] = "samples"
     epsilon: Positive = 1e-6
 
     @property

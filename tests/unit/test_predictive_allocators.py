@@ -229,10 +229,11 @@ def test_the_predicted_baseline_is_of_one_source_and_may_go_without_its_scale(so
     )
     allocator, ids = create(config), "abcdefghij"
     script = {id_: [1.0, 0.0, 1.0] if id_ == "a" else [1.0, 1.0, 1.0] if id_ < "f" else [0.0, 0.0, 0.0] for id_ in ids}
+    reports = []
     for step in range(3):
         rewards = {id_: values[step:] for id_, values in script.items()}
-        _, report = run_script(allocator, ids, budget=10, rewards=rewards, step=step)
-    terms = report.estimator
+        reports.append(run_script(allocator, ids, budget=10, rewards=rewards, step=step)[1])
+    terms = reports[-1].estimator
     # At step 2 a sample of step 0 counts 1/4 and one of step 1 counts 1/2: 1/4 of 3/4 successes for a, 3/4 for b.
     own = {"a": (1 / 4, 3 / 4), "b": (3 / 4, 3 / 4), "f": (0.0, 3 / 4)}
     # Without features all prompts have the same prediction, here recovered from a's own accept rate.

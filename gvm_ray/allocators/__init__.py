@@ -11,6 +11,7 @@ from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.allocators.gvm_pool import GVMOnlineAllocatorConfig, GVMPoolAllocatorConfig, NeymanAllocatorConfig
 from gvm_ray.allocators.rivals.cures import CurESAllocatorConfig
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
+from gvm_ray.allocators.rivals.ebpo import EBPOAllocatorConfig
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
 from gvm_ray.allocators.rivals.knapsack import KnapsackAllocatorConfig
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
@@ -19,6 +20,7 @@ from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_est import ReinforceAdaEstAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
+from gvm_ray.allocators.rivals.spo import SPOAllocatorConfig
 from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
 
@@ -31,6 +33,8 @@ AllocatorSettings = Annotated[
     | GVMPoolAllocatorConfig
     | GVMOnlineAllocatorConfig
     | NeymanAllocatorConfig
+    | SPOAllocatorConfig
+    | EBPOAllocatorConfig
     | ReinforceAdaEstAllocatorConfig
     | ReinforceAdaSeqAllocatorConfig
     | VIPAllocatorConfig

@@ -234,7 +234,7 @@ def _parse_value(text: str, place: Place) -> Any:
     value = _toml_value(text)
     if place.takes_text and not isinstance(value, str | list if place.takes_list else str):
         return None if place.takes_none and value is None else text
-    return value
+    return text if value is None and place.names_none and not place.takes_none else value
 
 
 def _toml_value(text: str) -> Any:

@@ -11,6 +11,7 @@ from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.allocators.gvm_pool import GVMOnlineAllocatorConfig, GVMPoolAllocatorConfig, NeymanAllocatorConfig
 from gvm_ray.allocators.rivals.cures import CurESAllocatorConfig
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
+from gvm_ray.allocators.rivals.dps import DPSAllocatorConfig
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
 from gvm_ray.allocators.rivals.knapsack import KnapsackAllocatorConfig
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
@@ -40,6 +41,7 @@ AllocatorSettings = Annotated[
     | SPEEDAllocatorConfig
     | GRESOAllocatorConfig
     | MoPPSAllocatorConfig
+    | DPSAllocatorConfig
     | PODSAllocatorConfig
     | OfflineFilterAllocatorConfig
     | CustomAllocatorConfig,

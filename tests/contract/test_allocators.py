@@ -22,6 +22,7 @@ from gvm_ray.allocators.gvm_pool import (
     PredictorConfig,
 )
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
+from gvm_ray.allocators.rivals.dps import DPSAllocatorConfig
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
@@ -57,6 +58,7 @@ OWN_CASES: dict[str, Any] = {
     "speed trained on all": SPEEDAllocatorConfig(screening_samples=2, train_on_screened_out=True),
     "greso": GRESOAllocatorConfig(group_size=16),
     "mopps": MoPPSAllocatorConfig(group_size=16),
+    "dps": DPSAllocatorConfig(group_size=16),
     "pods": PODSAllocatorConfig(),
     "pods, pairs": PODSAllocatorConfig(kept_samples=2),
     "offline filter": OfflineFilterAllocatorConfig(group_size=16, measurement_samples=4),

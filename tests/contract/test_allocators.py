@@ -44,6 +44,7 @@ OWN_CASES: dict[str, Any] = {
     "gvm_pool with draws": GVMPoolAllocatorConfig(
         candidates_per_step=8, exploration="thompson", group_size=1, predicted_baseline=True, undo_selection=True
     ),
+    "gvm_pool by pcl": GVMPoolAllocatorConfig(candidates_per_step=8, score="pcl", uniform_share=0, states=None),
     "gvm_online": GVMOnlineAllocatorConfig(),
     "gvm_online, no singles": GVMOnlineAllocatorConfig(min_samples=2),
     "neyman": NeymanAllocatorConfig(score="log_neyman"),

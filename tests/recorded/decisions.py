@@ -58,6 +58,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         **CHOOSING,
     },
     "gvm_pool, signed norms": {"type": "gvm_pool", "score": "gradient_deviation", **BY_STATES, **CHOOSING},
+    "gvm_pool, pcl": {"type": "gvm_pool", "score": "pcl", "uniform_share": 0, **BY_STATES, **CHOOSING},
     "gvm_online": {"type": "gvm_online", "min_samples": 2, **BY_STATES},
     "neyman": {"type": "neyman", **BY_STATES},
     "neyman, log": {"type": "neyman", "score": "log_neyman", "max_samples": 14, **BY_STATES},

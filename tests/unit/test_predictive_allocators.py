@@ -145,7 +145,7 @@ def test_pcls_rule_is_refused_where_it_means_nothing() -> None:
         pool(score="pcl", uniform_share=0.0, undo_selection=True)
     assert pool(score="pcl", undo_selection=True).uniform_share == 0.1
     with pytest.raises(ValueError, match="'log_neyman' or 'gvm'"):
-        GVMOnlineAllocatorConfig(score="pcl")
+        GVMOnlineAllocatorConfig.model_validate({"score": "pcl"})
 
 
 def test_norms_of_training_move_samples_to_the_larger_ones() -> None:

@@ -59,6 +59,7 @@ OWN_CASES: dict[str, Any] = {
     "speed trained on all": SPEEDAllocatorConfig(screening_samples=2, train_on_screened_out=True),
     "greso": GRESOAllocatorConfig(group_size=16),
     "mopps": MoPPSAllocatorConfig(group_size=16),
+    "mopps with refill": MoPPSAllocatorConfig(group_size=16, refill=True, max_batches=2),
     "dps": DPSAllocatorConfig(group_size=16),
     "pods": PODSAllocatorConfig(),
     "pods, pairs": PODSAllocatorConfig(kept_samples=2),

@@ -75,6 +75,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
     "speed": {"type": "speed", "screening_samples": 2, **CHOOSING},
     "greso": {"type": "greso", **CHOOSING},
     "mopps": {"type": "mopps", **CHOOSING},
+    "mopps with refill": {"type": "mopps", "refill": True, **CHOOSING},
     "dps": {"type": "dps", **CHOOSING},
     "pods": {"type": "pods"},
     "offline_filter": {"type": "offline_filter", "measurement_samples": 4, **CHOOSING},

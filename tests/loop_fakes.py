@@ -21,6 +21,7 @@ from gvm_ray.types import (
     GroupOutcome,
     GroupRef,
     Histograms,
+    IndexArray,
     IntArray,
     Metrics,
     Pooling,
@@ -120,7 +121,7 @@ class FakeLearners:
         return [replace(o, gradient_norms=np.where(o.rewards > 0.5, 2.0, np.nan)) for o in outcomes]
 
     async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
-        width = 8 if pooling == "both" else 4
+        width = {"mean": 4, "last": 4, "both": 8, "entropy": 1}[pooling]
         seeds = [prompt.token_ids for prompt in prompts]
         rows = [np.random.default_rng(seed).standard_normal(width, dtype=np.float32) for seed in seeds]
         return np.array(rows), sum(map(len, seeds))
@@ -165,6 +166,9 @@ class AsyncAllocator:
 
     def __init__(self, config: RunConfig) -> None:
         self.driver = AllocationDriver.of(config.allocator, accept_threshold=0.5)
+
+    async def shortlist(self, prompts: Sequence[Prompt], **step: Any) -> IndexArray:
+        return self.driver.shortlist(prompts, **step)
 
     async def plan(self, prompts: Sequence[Prompt], **step: Any) -> Allocation:
         return self.driver.plan(prompts, **step)

@@ -13,6 +13,7 @@ from gvm_ray.allocators.rivals.cures import CurESAllocatorConfig
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
 from gvm_ray.allocators.rivals.dps import DPSAllocatorConfig
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
+from gvm_ray.allocators.rivals.hive import HIVEAllocatorConfig
 from gvm_ray.allocators.rivals.knapsack import KnapsackAllocatorConfig
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
@@ -42,6 +43,7 @@ AllocatorSettings = Annotated[
     | GRESOAllocatorConfig
     | MoPPSAllocatorConfig
     | DPSAllocatorConfig
+    | HIVEAllocatorConfig
     | PODSAllocatorConfig
     | OfflineFilterAllocatorConfig
     | CustomAllocatorConfig,

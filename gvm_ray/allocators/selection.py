@@ -20,6 +20,10 @@ class CandidateAllocatorConfig(AllocatorConfig):
     candidates_per_step: Count | None = None
     group_size: GroupSize = 8  # n of a selected prompt; the budget's remainder goes one each to the first prompts
 
+    def num_groups(self, run: RunShape) -> int:
+        """The number of groups that the budget makes."""
+        return run.prompts_per_step * run.samples_per_prompt // self.group_size
+
     def needs(self, run: RunShape) -> Needs:
         """Candidates to select from."""
         return Needs(candidates=self.candidates_per_step or run.prompts_per_step)
@@ -31,7 +35,7 @@ class CandidateAllocatorConfig(AllocatorConfig):
     def check_fits(self, run: RunShape) -> None:
         """Check that the budget makes at least one group, and that there are more candidates than groups."""
         budget = run.prompts_per_step * run.samples_per_prompt
-        groups, candidates = budget // self.group_size, self.needs(run).candidates
+        groups, candidates = self.num_groups(run), self.needs(run).candidates
         if groups == 0:
             raise ValueError(
                 f"allocator.group_size={self.group_size} is above the step's budget of {budget} samples; "

@@ -89,9 +89,22 @@ class PolicyModule(nn.Module):
     def prompt_states(self, batch: SequenceBatch, *, pooling: Pooling) -> Tensor:
         """[B, F] float32: the final hidden states, after the final norm, at each prompt's tokens.
 
-        Their mean, the last one, or both end to end, mean first (F is the hidden size H, or 2H for both).
+        Their mean, the last one, or both end to end, mean first (F is the hidden size H, or 2H for both). Or the mean
+        entropy of the next token's distribution there, in nats at the sampling temperature (F = 1).
         """
-        return batch.pooled(self._hidden(batch).float(), pooling=pooling)
+        hidden = self._hidden(batch)
+        if pooling != "entropy":
+            return batch.pooled(hidden.float(), pooling=pooling)
+        _, entropies = token_logprobs(
+            hidden,
+            self.head,
+            batch.input_ids,  # any tokens: their log-probs aren't used
+            temperature=self.temperature,
+            chunk_tokens=self.chunk_tokens,
+            with_entropy=True,
+        )
+        assert entropies is not None
+        return batch.pooled(entropies.unsqueeze(-1), pooling="mean")
 
     def response_gradients(
         self, batch: SequenceBatch, *, square_norms: bool, offset: Tensor | None = None

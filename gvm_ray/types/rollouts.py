@@ -109,6 +109,14 @@ class RolloutGroup:
         return np.diff(np.concatenate([[0], np.cumsum(self.sampled)])[self.offsets]).astype(np.int32)
 
     @property
+    def entropies(self) -> Float64Array:
+        """[n] nats: the mean of -ln pi over the tokens that the policy sampled, which estimates the mean entropy of
+        their distributions; NaN without such a token."""
+        sums = np.concatenate([[0.0], np.cumsum(self.logprobs, dtype=np.float64)])[self.offsets]
+        counts = self.num_tokens
+        return np.where(counts > 0, -np.diff(sums) / np.maximum(counts, 1), np.nan)
+
+    @property
     def num_turns(self) -> IntArray:
         """[n] turns of the policy."""
         return np.array([max(len(turns), 1) for turns in self.turns] or [1] * len(self), dtype=np.int32)
@@ -179,6 +187,7 @@ class GroupOutcome:
     reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
     num_turns: IntArray | None = None  # [n] turns of the policy; None = one each
     unscored: Mapping[str, int] = field(default_factory=dict)  # known reason -> number of samples without a reward
+    entropies: Float64Array | None = None  # [n] nats, as in RolloutGroup; None if unknown
 
     @classmethod
     def of(cls, group: RolloutGroup, *, ref: GroupRef) -> "GroupOutcome":
@@ -193,6 +202,7 @@ class GroupOutcome:
             ref=ref,
             reward_terms=group.reward_terms,
             num_turns=group.num_turns if group.turns else None,
+            entropies=group.entropies,
         )
 
     @property

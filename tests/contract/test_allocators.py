@@ -24,6 +24,7 @@ from gvm_ray.allocators.gvm_pool import (
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
 from gvm_ray.allocators.rivals.dps import DPSAllocatorConfig
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
+from gvm_ray.allocators.rivals.hive import HIVEAllocatorConfig
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
 from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
@@ -61,6 +62,7 @@ OWN_CASES: dict[str, Any] = {
     "mopps": MoPPSAllocatorConfig(group_size=16),
     "mopps with refill": MoPPSAllocatorConfig(group_size=16, refill=True, max_batches=2),
     "dps": DPSAllocatorConfig(group_size=16),
+    "hive": HIVEAllocatorConfig(group_size=16),
     "pods": PODSAllocatorConfig(),
     "pods, pairs": PODSAllocatorConfig(kept_samples=2),
     "offline filter": OfflineFilterAllocatorConfig(group_size=16, measurement_samples=4),

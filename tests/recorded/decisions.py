@@ -77,6 +77,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
     "mopps": {"type": "mopps", **CHOOSING},
     "mopps with refill": {"type": "mopps", "refill": True, **CHOOSING},
     "dps": {"type": "dps", **CHOOSING},
+    "hive": {"type": "hive", "group_size": 16, **CHOOSING},
     "pods": {"type": "pods"},
     "offline_filter": {"type": "offline_filter", "measurement_samples": 4, **CHOOSING},
     "custom": {"type": "custom", "path": "examples.custom_allocator:FewerForSolved"},
@@ -121,6 +122,7 @@ class RecordedPools(FakePools):
             rewards=np.where(unscored, np.nan, outcome.rewards),
             num_tokens=np.array([2 + int(8 * draws[2]) for draws in drawn], dtype=np.int32),
             truncated=np.array([draws[3] < 1 / 10 for draws in drawn], dtype=bool),
+            entropies=np.array([draws[1] for draws in drawn]),
         )
 
 

@@ -164,6 +164,7 @@ CHOOSING = {
     "greso": {"candidates_per_step": 12},
     "mopps": {"candidates_per_step": 12},
     "dps": {},
+    "hive": {},
     "pods": {"kept_samples": 2},
     "offline_filter": {"candidates_per_step": 12, "measurement_samples": 4},
 }

@@ -63,7 +63,7 @@ def test_groups_of_equal_rewards_are_replaced_by_the_next_nearest_if_asked() -> 
     assert [dict(allocation.counts) for allocation in rounds] == [{"d": 5, "c": 4}, {"b": 4}]
     assert report.estimator.kept == {"c": ()}
     assert report.estimator.num_prompts == 2
-    assert report.estimator.accept_rates == pytest.approx({"d": 0.5, "c": 0.6, "b": 0.7}, abs=1e-6)
+    assert report.estimator.accept_rates == {}  # whose samples are averaged over depends on their rewards
     assert report.metrics["allocation/total"] == 13
     _, trials = strategy.memory.counts(["c", "a"])  # dropped groups are remembered
     assert trials.tolist() == [5e5 + 4, 1e6]

@@ -37,8 +37,7 @@ class DPSAllocatorConfig(CandidateAllocatorConfig):
 
     def needs(self, run: RunShape) -> Needs:
         """Candidates to select from."""
-        groups = max(run.prompts_per_step * run.samples_per_prompt // self.group_size, 1)
-        return Needs(candidates=self.candidates_per_step or _CANDIDATES_PER_GROUP * groups)
+        return Needs(candidates=self.candidates_per_step or _CANDIDATES_PER_GROUP * max(self.num_groups(run), 1))
 
     def build(self, *, accept_threshold: float, seed: int) -> "DPSAllocator":
         """Create the strategy."""

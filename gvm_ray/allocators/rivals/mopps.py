@@ -32,8 +32,8 @@ class MoPPSAllocatorConfig(CandidateAllocatorConfig, ZeroVarianceSettings):
 
     @property
     def knows_accept_rates(self) -> bool:
-        """True: they are posterior means from earlier visits."""
-        return True
+        """True: they are posterior means from earlier visits. But with refills the rewards say which samples stay."""
+        return not self.refill
 
     def build(self, *, accept_threshold: float, seed: int) -> "MoPPSAllocator":
         """Create the strategy."""
@@ -63,9 +63,8 @@ class MoPPSAllocator(Allocator):
         rates = step.memory.accept_rates(
             candidates, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures
         )
-        drawn = yield from draw_groups(candidates, wanted=wanted, budget=step.budget, tolerance=settings.tolerance)
         accept_rates = dict(zip(candidates, rates.tolist(), strict=True))
-        return Report(
-            kept=drawn.dropped if settings.refill else {},
-            accept_rates={prompt_id: accept_rates[prompt_id] for prompt_id in drawn.sampled},
-        )
+        drawn = yield from draw_groups(candidates, wanted=wanted, budget=step.budget, tolerance=settings.tolerance)
+        if settings.refill:
+            return Report(kept=drawn.dropped)
+        return Report(kept={}, accept_rates={prompt_id: accept_rates[prompt_id] for prompt_id in drawn.sampled})

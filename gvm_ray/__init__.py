@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gvm_ray.run import evaluate, train
     from gvm_ray.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Trainer", "__version__", "evaluate", "evaluate_benchmarks", "load_config", "train"]
 
 _MODULE_OF = {

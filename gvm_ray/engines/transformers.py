@@ -40,9 +40,20 @@ class _Batch:
 
     rows: list[_Row]
     cache: DynamicCache
-    token_ids: torch.Tensor  # [rows, width] prompts at first, then [rows, 1]
+    token_ids: torch.Tensor  # [rows, 1]; for the first pass [prompts, width], each distinct prompt once
     positions: torch.Tensor  # as token_ids
-    mask: torch.Tensor  # [rows, tokens so far]
+    mask: torch.Tensor  # [rows, tokens so far]; for the first pass [prompts, width]
+    prompt_of_row: torch.Tensor | None  # [rows] until the first pass
+
+    def copy_prompts(self, logits: torch.Tensor) -> torch.Tensor:
+        """Copy what the first pass made of each prompt for its rows; returns logits [rows, V] of [prompts, V]."""
+        if (index := self.prompt_of_row) is None:
+            return logits
+        self.prompt_of_row = None
+        if len(index) > len(logits):
+            self.cache.batch_select_indices(index)
+            self.positions, self.mask, logits = self.positions[index], self.mask[index], logits[index]
+        return logits
 
     def keep(self, kept: list[int]) -> None:
         """Remove all other rows."""
@@ -55,7 +66,7 @@ class _Batch:
 class TransformersEngine:
     """The transformers engine (protocol `Engine`): left-padded batches of up to `max_num_seqs` rows with a KV cache.
 
-    Waiting rows start when the whole batch has ended.
+    The samples of a prompt share its forward pass. Waiting rows start when the whole batch has ended.
     """
 
     def __init__(
@@ -182,9 +193,11 @@ class TransformersEngine:
     def _start_batch(self) -> _Batch:
         """Start a batch with the next waiting rows, at most `max_num_seqs`, padded on the left."""
         rows = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_num_seqs))]
-        width = max(len(row.prompt_token_ids) for row in rows)
-        padded = [[0] * (width - len(row.prompt_token_ids)) + row.prompt_token_ids for row in rows]
-        present = [[0] * (width - len(row.prompt_token_ids)) + [1] * len(row.prompt_token_ids) for row in rows]
+        prompts = list(dict.fromkeys(tuple(row.prompt_token_ids) for row in rows))
+        number_of = {prompt: number for number, prompt in enumerate(prompts)}
+        width = max(map(len, prompts))
+        padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        present = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         mask = torch.tensor(present, device=self._device)
         return _Batch(
             rows=rows,
@@ -192,6 +205,7 @@ class TransformersEngine:
             token_ids=torch.tensor(padded, device=self._device),
             positions=(mask.cumsum(-1) - 1).clamp_min(0),
             mask=mask,
+            prompt_of_row=torch.tensor([number_of[tuple(row.prompt_token_ids)] for row in rows], device=self._device),
         )
 
     def _decode(self, batch: _Batch) -> None:
@@ -204,6 +218,7 @@ class TransformersEngine:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        logits = batch.copy_prompts(logits)
         temperatures = torch.tensor([[row.sampling.temperature] for row in batch.rows], device=self._device)
         logprobs = torch.log_softmax(logits.float() / temperatures, dim=-1)
         if any(row.sampling.top_p < 1 for row in batch.rows):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from tiny_models import (
     reference_logprobs,
     reference_logprobs_across,
 )
+from transformers import Qwen2ForCausalLM
 
 from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines import EngineKind, create_engine, generate, resolve_engine
@@ -174,6 +175,30 @@ def test_samples_depend_on_seeds_and_not_on_company_or_order(loaded: Loaded) -> 
     (reversed_samples,) = generate(loaded.engine, [backwards], sampling())
     assert [tokens(c) for c in reversed_samples[::-1]] == [tokens(c) for c in alone]
     assert len({tuple(tokens(c)) for c in alone}) == 4  # other seeds, other samples
+
+
+def test_the_transformers_engine_reads_a_prompt_once_for_all_its_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_path = build_tiny_model(tmp_path / "model", tied=True)
+    config = EngineConfig(type="transformers", max_num_seqs=32)
+    engine = create_engine("transformers", ModelSpec(path=model_path, max_model_len=MAX_MODEL_LEN), config=config)
+    passes: list[tuple[int, ...]] = []
+    forward = Qwen2ForCausalLM.forward
+
+    def counted(self: Qwen2ForCausalLM, input_ids: torch.Tensor, **arguments: Any) -> Any:
+        passes.append(tuple(input_ids.shape))
+        return forward(self, input_ids, **arguments)
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "forward", counted)
+    requests = [sample_request(prompt, num_samples=n) for prompt, n in zip(PROMPTS, (5, 1, 3), strict=True)]
+    together = generate(engine, requests, sampling())
+    width = max(len(prompt.token_ids) for prompt in PROMPTS)
+    assert passes[0] == (3, width)
+    assert passes[1] == (9, 1)
+    alone = [generate(engine, [request], sampling())[0] for request in requests]
+    assert [[tokens(c) for c in group] for group in together] == [[tokens(c) for c in group] for group in alone]
+    engine.close()
 
 
 def test_responses_end_with_end_of_sequence_or_at_max_tokens(loaded: Loaded) -> None:

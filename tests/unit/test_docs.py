@@ -17,6 +17,7 @@ from gvm_ray.cli import create_parser
 from gvm_ray.cli.settings import sections
 from gvm_ray.config import load_config, parse_config
 from gvm_ray.config.load import merged
+from gvm_ray.reporting.progress import step_line
 from tests.house import with_floor_plan
 
 ROOT = Path(__file__).parents[2]
@@ -220,6 +221,14 @@ def test_the_readme_can_be_read_in_one_sitting() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 1300
     assert len(text.splitlines()) <= 180
+
+
+def test_a_steps_line_is_shown_as_the_console_prints_it() -> None:
+    metrics = {"reward/mean": 0.672, "eval/accuracy": 0.706, "cost/generated_tokens": 43_300, "staleness/mean": 0.0}
+    metrics |= {"tokens/useful_fraction": 0.68, "allocation/min": 4, "allocation/max": 50, "allocation/zero": 0}
+    line = step_line(9, num_steps=40, metrics=metrics | {"logprob_difference/mean": 5.5e-8}, step_s=1.8)
+    for page in (ROOT / "README.md", ROOT / "docs" / "guide" / "runs.md"):
+        assert re.findall(r"^step .*$", page.read_text(encoding="utf-8"), re.MULTILINE) == [line]
 
 
 def test_the_readmes_gains_are_those_of_the_tables() -> None:

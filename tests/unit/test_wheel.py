@@ -1,33 +1,59 @@
 """The wheel holds all that the package needs, and works outside the repository."""
 
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built in a folder of its own, where no earlier build's files lie about."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a release, made in one where no earlier build's files lie about: the wheel comes of the sdist."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("release")
     for name in [*package_files(), "pyproject.toml", "README.md", "LICENSE"]:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    subprocess.run([*pip, str(target), str(source)], check=True, capture_output=True)
-    (built,) = target.glob("gvm_ray-*.whl")
-    return built
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (wheel,) = built.glob("gvm_ray-*.whl")
+    return wheel
 
 
 def package_files() -> list[str]:
     """The package's files, without what Python compiled."""
     files = (path for path in (ROOT / "gvm_ray").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return [path.relative_to(ROOT).as_posix() for path in files]
+
+
+def test_its_version_is_the_one_that_is_cited_and_whose_changes_are_listed(wheel: Path) -> None:
+    version = wheel.name.split("-")[1]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.search(
+        r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert newest is not None
+    assert newest.groups() == (version, str(cited["date-released"]))
+    assert cited["version"] == version
+
+
+def test_the_source_distribution_holds_what_the_wheel_is_made_of(built: Path) -> None:
+    (sdist,) = built.glob("gvm_ray-*.tar.gz")
+    with tarfile.open(sdist) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    assert names >= {name for name in package_files() if not name.endswith(".md")} | {"README.md", "LICENSE"}
 
 
 def test_it_holds_every_file_of_the_package_but_its_notes(wheel: Path) -> None:

@@ -29,7 +29,7 @@ from gvm_ray.maths.gradient_norms import (
     head_gradients,
     tied_gradient_inner_products,
 )
-from gvm_ray.maths.logprobs import OutputHead, token_logprobs
+from gvm_ray.maths.logprobs import OutputHead, token_entropies, token_logprobs
 from gvm_ray.model_files import model_errors, ties_embeddings
 from gvm_ray.pretrained import check_layout, load_generation_config
 from gvm_ray.types import GradientParameters, Pooling
@@ -95,15 +95,7 @@ class PolicyModule(nn.Module):
         hidden = self._hidden(batch)
         if pooling != "entropy":
             return batch.pooled(hidden.float(), pooling=pooling)
-        _, entropies = token_logprobs(
-            hidden,
-            self.head,
-            batch.input_ids,  # any tokens: their log-probs aren't used
-            temperature=self.temperature,
-            chunk_tokens=self.chunk_tokens,
-            with_entropy=True,
-        )
-        assert entropies is not None
+        entropies = token_entropies(hidden, self.head, temperature=self.temperature, chunk_tokens=self.chunk_tokens)
         return batch.pooled(entropies.unsqueeze(-1), pooling="mean")
 
     def response_gradients(

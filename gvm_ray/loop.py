@@ -178,6 +178,8 @@ async def sample_in_rounds(
             outcomes += await system.pools.sample_and_score(refill, sampling)
         if allocation.needs_gradient_norms:
             outcomes = await system.learners.gradient_norms(outcomes)
+        if allocation.needs_response_states:
+            outcomes = await system.learners.response_states(outcomes)
         ledger.record(outcomes, allocation)
         allocation = await system.allocator.observe(outcomes, step=step)
 

@@ -200,6 +200,11 @@ class Learners(Protocol):
         """The outcomes with the gradient norms of accepted samples filled in."""
         ...
 
+    async def response_states(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """The outcomes with the policy's final hidden states of their samples, [n, 2H]: the mean over the tokens of
+        prompt and response, and the last one."""
+        ...
+
     async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
         """The policy's final hidden states over each prompt's tokens, pooled to [P, F] float32, and the number of
         tokens that were run through the model, fewer than the prompts' own where these share their first ones.

@@ -120,6 +120,14 @@ class FakeLearners:
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
         return [replace(o, gradient_norms=np.where(o.rewards > 0.5, 2.0, np.nan)) for o in outcomes]
 
+    async def response_states(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """[n, 2] states: the reward with some noise, and noise."""
+        drawn = [np.random.default_rng([*map(ord, o.prompt_id), *o.sample_indices]) for o in outcomes]
+        states = [rng.standard_normal((len(o.rewards), 2)) for o, rng in zip(outcomes, drawn, strict=True)]
+        for outcome, rows in zip(outcomes, states, strict=True):
+            rows[:, 0] += np.nan_to_num(outcome.rewards)
+        return [o.with_response_states(rows.astype(np.float32)) for o, rows in zip(outcomes, states, strict=True)]
+
     async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
         width = {"mean": 4, "last": 4, "both": 8, "entropy": 1}[pooling]
         seeds = [prompt.token_ids for prompt in prompts]

@@ -46,6 +46,7 @@ class OutcomeColumns:
     measured: BoolArray  # [G] whether the outcome has gradient norms
     reward_terms: dict[str, Float64Array]  # name -> [N], NaN where the outcome has no such term
     entropies: Float64Array  # [N], NaN where unknown
+    response_states: FloatArray | None  # [N, F]; None if an outcome has none
 
     @classmethod
     def of(cls, outcomes: Sequence[GroupOutcome]) -> "OutcomeColumns":
@@ -68,6 +69,7 @@ class OutcomeColumns:
                 name: _concatenate([o.reward_terms.get(name, nan) for o, nan in pairs], np.float64) for name in names
             },
             entropies=_concatenate([nan if o.entropies is None else o.entropies for o, nan in pairs], np.float64),
+            response_states=_all_states(outcomes),
         )
 
     def outcomes(self) -> list[GroupOutcome]:
@@ -86,11 +88,17 @@ class OutcomeColumns:
                 gradient_norms=self.gradient_norms[part] if measured else None,
                 reward_terms={name: values[part] for name, values in self.reward_terms.items()},
                 entropies=self.entropies[part],
+                response_states=None if self.response_states is None else self.response_states[part],
             )
             for prompt_id, indices, part, measured in zip(
                 self.prompt_ids, self.sample_indices, parts, self.measured.tolist(), strict=True
             )
         ]
+
+
+def _all_states(outcomes: Sequence[GroupOutcome]) -> FloatArray | None:
+    known = [outcome.response_states for outcome in outcomes if outcome.response_states is not None]
+    return np.concatenate(known) if known and len(known) == len(outcomes) else None
 
 
 def _concatenate(arrays: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:

@@ -18,6 +18,7 @@ from gvm_ray.allocators.rivals.knapsack import KnapsackAllocatorConfig
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
 from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
+from gvm_ray.allocators.rivals.poise import POISEAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_est import ReinforceAdaEstAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
@@ -44,6 +45,7 @@ AllocatorSettings = Annotated[
     | MoPPSAllocatorConfig
     | DPSAllocatorConfig
     | HIVEAllocatorConfig
+    | POISEAllocatorConfig
     | PODSAllocatorConfig
     | OfflineFilterAllocatorConfig
     | CustomAllocatorConfig,

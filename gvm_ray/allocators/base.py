@@ -239,6 +239,8 @@ class Report:
     accept_rates: Mapping[str, float] = field(default_factory=dict)
     pilots: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # indices of the samples that estimated p
     baselines: Mapping[str, float] = field(default_factory=dict)  # b of the advantage r - b
+    # b by sample index, of that sample alone; its own reward must have no part in it
+    sample_baselines: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)  # s > 0: the advantage is divided by it
     prompt_weights: Mapping[str, float] = field(default_factory=dict)  # factors on the weights of a prompt's samples
     kept: Mapping[str, tuple[int, ...]] | None = None  # indices of samples to train on; () drops the group

@@ -217,6 +217,7 @@ def _account(done: _OpenStep, report: Report) -> AllocationReport:
             pilots=report.pilots,
             expected_rates=report.accept_rates or done.earlier_rates,
             baselines=report.baselines,
+            sample_baselines=report.sample_baselines,
             scales=report.scales,
             prompt_weights=report.prompt_weights,
             kept=kept,

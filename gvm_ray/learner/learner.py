@@ -249,6 +249,13 @@ class Learner:
         """
         return self._measure.prompt_states(token_ids, pooling=pooling)
 
+    def response_states(self, groups: Sequence[RolloutGroup]) -> list[FloatArray]:
+        """[n, 2H] float32 for each group: the final hidden states at the tokens of prompt and response, their mean and
+        the last one."""
+        sequences = [np.concatenate([g.prompt.token_ids, each.token_ids]) for g in groups for each in g.completions]
+        states, _ = self._measure.prompt_states(sequences, pooling="both")
+        return np.split(states, np.cumsum([len(group) for group in groups])[:-1])
+
     # --- state --------------------------------------------------------------------------------------------------------
     @property
     def policy(self) -> PolicyModule:

@@ -188,6 +188,7 @@ class GroupOutcome:
     num_turns: IntArray | None = None  # [n] turns of the policy; None = one each
     unscored: Mapping[str, int] = field(default_factory=dict)  # known reason -> number of samples without a reward
     entropies: Float64Array | None = None  # [n] nats, as in RolloutGroup; None if unknown
+    response_states: FloatArray | None = None  # [n, F], as `Learners.response_states` computes them
 
     @classmethod
     def of(cls, group: RolloutGroup, *, ref: GroupRef) -> "GroupOutcome":
@@ -209,6 +210,9 @@ class GroupOutcome:
     def scored(self) -> BoolArray:
         """[n] True where the reward is known."""
         return np.isfinite(self.rewards)
+
+    def with_response_states(self, response_states: FloatArray) -> "GroupOutcome":
+        return replace(self, response_states=response_states)
 
     def with_gradient_norms(self, gradient_norms: Float64Array) -> "GroupOutcome":
         return replace(self, gradient_norms=gradient_norms)

@@ -28,6 +28,7 @@ from gvm_ray.allocators.rivals.hive import HIVEAllocatorConfig
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
 from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
+from gvm_ray.allocators.rivals.poise import POISEAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
 from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
@@ -63,6 +64,7 @@ OWN_CASES: dict[str, Any] = {
     "mopps with refill": MoPPSAllocatorConfig(group_size=16, refill=True, max_batches=2),
     "dps": DPSAllocatorConfig(group_size=16),
     "hive": HIVEAllocatorConfig(group_size=16),
+    "poise": POISEAllocatorConfig(),
     "pods": PODSAllocatorConfig(),
     "pods, pairs": PODSAllocatorConfig(kept_samples=2),
     "offline filter": OfflineFilterAllocatorConfig(group_size=16, measurement_samples=4),
@@ -103,6 +105,7 @@ def sample(
                 rewards=rewards,  # itself, which is read-only
                 num_tokens=rng.integers(1, 50, size=count).astype(np.int32),
                 gradient_norms=norms if allocation.needs_gradient_norms else None,
+                response_states=np.stack([rewards, norms], axis=1) if allocation.needs_response_states else None,
             )
         )
         drawn[prompt_id] += count

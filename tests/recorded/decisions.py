@@ -78,6 +78,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
     "mopps with refill": {"type": "mopps", "refill": True, **CHOOSING},
     "dps": {"type": "dps", **CHOOSING},
     "hive": {"type": "hive", "group_size": 16, **CHOOSING},
+    "poise": {"type": "poise"},
     "pods": {"type": "pods"},
     "offline_filter": {"type": "offline_filter", "measurement_samples": 4, **CHOOSING},
     "custom": {"type": "custom", "path": "examples.custom_allocator:FewerForSolved"},

@@ -105,11 +105,16 @@ def sample(
                 rewards=rewards,  # itself, which is read-only
                 num_tokens=rng.integers(1, 50, size=count).astype(np.int32),
                 gradient_norms=norms if allocation.needs_gradient_norms else None,
-                response_states=np.stack([rewards, norms], axis=1) if allocation.needs_response_states else None,
+                response_states=_states(rewards, rng) if allocation.needs_response_states else None,
             )
         )
         drawn[prompt_id] += count
     return outcomes
+
+
+def _states(rewards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[n, 2] states that tell something of the rewards."""
+    return np.nan_to_num(np.stack([rewards, rewards], axis=1)) + rng.normal(size=(len(rewards), 2))
 
 
 def run_step(

@@ -77,15 +77,15 @@ class POISEAllocator(Allocator):
 
     def rounds(self, step: Step) -> Rounds:
         """Spend the whole budget in one round."""
+        fit = self._fit()  # now, so that it doesn't depend on which overlapping step is observed first
         outcomes = yield Allocation(counts=even_counts(step.ids, step.budget), needs_response_states=True)
         samples = _samples(outcomes, step)
         if samples is None:
             return Report()
-        predicted = self._predict(samples.rows)  # before these samples are learned from
         self._learn(samples.rows, _mean_of_others(samples.rewards, samples.groups))
-        if predicted is None:
+        if fit is None or len(fit.mean) != samples.rows.shape[1]:  # resumed with other features
             return Report()
-        baselines = _mean_of_others(predicted, samples.groups)
+        baselines = _mean_of_others(fit.values(samples.rows), samples.groups)
         by_prompt: dict[str, dict[int, float]] = {}
         for (prompt_id, index), baseline in zip(samples.keys, baselines.tolist(), strict=True):
             by_prompt.setdefault(prompt_id, {})[index] = baseline
@@ -108,9 +108,9 @@ class POISEAllocator(Allocator):
         values = np.frombuffer(base64.b64decode(state["features"]), dtype="<f4").astype(np.float32)
         self._rows = values.reshape(len(self._targets), state["num_features"])
 
-    def _predict(self, rows: Float64Array) -> Float64Array | None:
-        """Rewards [M] of other samples of the prompts of these samples [M, D]; None before enough are known."""
-        if len(self._rows) < _FEWEST_ROWS or self._rows.shape[1] != rows.shape[1]:
+    def _fit(self) -> "_ValueFit | None":
+        """The regression on the samples known so far; None before there are enough."""
+        if len(self._rows) < _FEWEST_ROWS:
             return None
         # Imported here, because reading settings imports this module, and scipy loads slower than the rest of the CLI.
         from gvm_ray.maths.regression import fit_ridge
@@ -118,17 +118,20 @@ class POISEAllocator(Allocator):
 
         known = self._rows.astype(np.float64)
         mean, spread = known.mean(axis=0), known.std(axis=0)
-        spread = np.where(spread > 0, spread, np.inf)
-        known, new = (known - mean) / spread, (rows - mean) / spread
-        _, directions, variances = principal_components(known, most=self._settings.components)
-        directions = directions / np.sqrt(np.where(variances > 0, variances, np.inf))
+        known, scale = known - mean, np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
+        _, directions, variances = principal_components(known * scale, most=self._settings.components)
+        lengths = np.sqrt(np.where(variances > 0, variances, np.inf))
+        components = scale[:, None] * directions / lengths
         fit = fit_ridge(
-            _with_constant(known @ directions),
+            _with_constant(known @ components),
             self._targets,
             weights=np.ones(len(known)),
             ridge=self._settings.ridge,
         )
-        return fit.mean(_with_constant(new @ directions)).clip(self._targets.min(), self._targets.max())
+        lowest, highest = self._targets.min(), self._targets.max()
+        return _ValueFit(
+            mean=mean, components=components, coefficients=fit.coefficients, bounds=(float(lowest), float(highest))
+        )
 
     def _learn(self, rows: Float64Array, targets: Float64Array) -> None:
         if self._rows.shape[1] != rows.shape[1]:
@@ -136,6 +139,20 @@ class POISEAllocator(Allocator):
         window = self._settings.window_rows
         self._rows = np.concatenate([self._rows, rows.astype(np.float32)])[-window:]
         self._targets = np.concatenate([self._targets, targets])[-window:]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _ValueFit:
+    """A prediction of the reward of another sample of the same prompt."""
+
+    mean: Float64Array  # [D] of the features
+    components: Float64Array  # [D, K] directions; projections on them have variance 1
+    coefficients: Float64Array  # [1 + K], of the constant first
+    bounds: tuple[float, float]  # lowest and highest target seen
+
+    def values(self, rows: Float64Array) -> Float64Array:
+        """Predictions [M] from features [M, D]."""
+        return (_with_constant((rows - self.mean) @ self.components) @ self.coefficients).clip(*self.bounds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -101,6 +101,7 @@ class Needs:
     shortlist: int | None = (
         None  # the most candidates that `Allocator.shortlist` leaves, chosen before states; None = all
     )
+    response_states: bool = False  # hidden states of samples, in rounds that ask for them
     training_norms: bool = False  # gradient norms of samples, measured in training
     # Where responses share their prompts in training: the samples of each prompt that are measured, of those with a
     # positive advantage and of those with a negative one. None = all, for which no prompt is shared.

@@ -47,8 +47,8 @@ class POISEAllocatorConfig(AllocatorConfig):
     window_rows: Count = 2048  # number of latest samples to learn from
 
     def needs(self, run: RunShape) -> Needs:
-        """The step's prompts, with embeddings or hidden states to predict from."""
-        return Needs(candidates=run.prompts_per_step, states=self.states)
+        """The step's prompts, with embeddings or hidden states to predict from, and hidden states of responses."""
+        return Needs(candidates=run.prompts_per_step, states=self.states, response_states=True)
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
         """The value of samples_per_prompt: all groups are alike."""

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gvm_ray.config.strategy import AlgorithmSettings, Weighting
+from gvm_ray.config.strategy import AdvantageSettings, Weighting
 from gvm_ray.exceptions import ConfigError
+from gvm_ray.maths.advantages import batch_normalized
 from gvm_ray.types import (
     BoolArray,
     EstimatorTerms,
@@ -225,15 +226,19 @@ def batch_with_advantages(
     samples: ScoredSamples,
     advantages: Float64Array,
     *,
-    config: AlgorithmSettings,
+    config: AdvantageSettings,
     step: int,
 ) -> TrainBatch:
-    """Build the batch with these advantages [N]. Baselines from the allocator take precedence for their prompts.
+    """Build the batch with these advantages [N]. Baselines from the allocator take precedence for their prompts, and
+    `advantage_normalization` comes last.
 
     A sample with advantage 0 is kept only if the loss has a KL or entropy term.
     """
     everything = np.ones(len(advantages), dtype=np.bool_)
     advantages = _with_given_baselines(samples, advantages)
+    if config.advantage_normalization != "none":
+        num_tokens = samples.num_tokens if config.advantage_normalization == "tokens" else None
+        advantages = batch_normalized(advantages, epsilon=config.normalization_epsilon, num_tokens=num_tokens)
     weights = sample_weights(samples, weighting=config.weighting, averaged=everything)
     has_other_terms = config.kl.coefficient > 0 or config.entropy_coefficient > 0
     return train_batch(

@@ -12,6 +12,7 @@ from gvm_ray.allocators.gvm_pool import GVMOnlineAllocatorConfig, GVMPoolAllocat
 from gvm_ray.allocators.rivals.cures import CurESAllocatorConfig
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
 from gvm_ray.allocators.rivals.dps import DPSAllocatorConfig
+from gvm_ray.allocators.rivals.ebpo import EBPOAllocatorConfig
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
 from gvm_ray.allocators.rivals.hive import HIVEAllocatorConfig
 from gvm_ray.allocators.rivals.knapsack import KnapsackAllocatorConfig
@@ -22,6 +23,7 @@ from gvm_ray.allocators.rivals.poise import POISEAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_est import ReinforceAdaEstAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
+from gvm_ray.allocators.rivals.spo import SPOAllocatorConfig
 from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
 
@@ -34,6 +36,8 @@ AllocatorSettings = Annotated[
     | GVMPoolAllocatorConfig
     | GVMOnlineAllocatorConfig
     | NeymanAllocatorConfig
+    | SPOAllocatorConfig
+    | EBPOAllocatorConfig
     | ReinforceAdaEstAllocatorConfig
     | ReinforceAdaSeqAllocatorConfig
     | VIPAllocatorConfig

@@ -32,7 +32,7 @@ from gvm_ray.maths.allocation import (
     select_groups,
 )
 from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability, Settings
-from gvm_ray.types import Float64Array, Metrics, TrainedNorms
+from gvm_ray.types import Float64Array, IndexArray, Metrics, TrainedNorms
 
 if TYPE_CHECKING:
     from gvm_ray.allocators.predictor import PromptEstimates
@@ -44,6 +44,7 @@ _FREE_CANDIDATES = 1024  # takes a few milliseconds to predict
 
 Score = Literal["gradient_deviation", "norm_neyman", "neyman", "log_neyman", "gvm"]
 PoolScore = Literal[Score, "pcl"]  # "pcl" chooses among candidates, and has no share of a fixed batch to give
+RateSource = Literal["both", "features", "history"]
 
 
 class PredictorConfig(Settings):
@@ -128,7 +129,7 @@ class PredictiveAllocator(Allocator):
         self._predictor.observe(step.prompts, rows, outcomes, step=step.number)
         chosen = np.flatnonzero(sizes)
         sampled = [step.ids[row] for row in chosen.tolist()]
-        baselines, scales = self._baselines(sampled, estimates.accept_rates[chosen])
+        baselines, scales = self._baselines(sampled, estimates, rows=chosen)
         self._levels.observe(outcomes)  # after the baselines, which must not depend on the samples they are for
         return Report(
             accept_rates=dict(zip(sampled, estimates.accept_rates[chosen].tolist(), strict=True)),
@@ -166,9 +167,10 @@ class PredictiveAllocator(Allocator):
         """Return n [P], which sum to the budget, and weights [P] that undo the selection, or None without them."""
 
     def _baselines(
-        self, prompt_ids: Sequence[str], accept_rates: Float64Array
+        self, prompt_ids: Sequence[str], estimates: "PromptEstimates", *, rows: IndexArray
     ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """Predicted means and deviations of the reward by prompt_id; empty if the group's own are used."""
+        """Predicted means and deviations of the reward by prompt_id, of prompts that are these rows of the estimates;
+        empty if the group's own are used."""
         return {}, {}
 
     def _scores(self, estimates: "PromptEstimates", rng: np.random.Generator) -> Float64Array:
@@ -203,6 +205,10 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
     # Advantage (r - b) / s with the predicted mean b and deviation s of the reward, so that a group of one works too:
     # with rewards of 0 and 1, (r - p) / sqrt(p (1 - p)).
     predicted_baseline: bool = False
+    predicted_scale: bool = True  # false: the advantage is r - b
+    # Prediction behind b and s: from the prompt's features, from its own earlier samples (decayed counts with a
+    # Beta(1/2, 1/2) prior), or from both as everywhere else.
+    baseline_source: RateSource = "both"
     undo_selection: bool = False  # weight prompts by the inverse of their selection probability
     undo_selection_cap: Annotated[float, Field(ge=1)] = 5.0  # largest such weight
 
@@ -212,6 +218,15 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
             raise ValueError(
                 'undo_selection=true divides by chances, but score="pcl" with uniform_share=0 leaves none to chance; '
                 "write uniform_share=0.1 or more, or undo_selection=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_is_predicted(self) -> "GVMPoolAllocatorConfig":
+        if not self.predicted_baseline and (not self.predicted_scale or self.baseline_source != "both"):
+            raise ValueError(
+                f"predicted_scale={str(self.predicted_scale).lower()} and baseline_source={self.baseline_source!r} are "
+                "of the predicted baseline; write predicted_baseline=true, or leave them out"
             )
         return self
 
@@ -284,15 +299,15 @@ class GVMPoolAllocator(PredictiveAllocator):
         return counts, weights
 
     def _baselines(
-        self, prompt_ids: Sequence[str], accept_rates: Float64Array
+        self, prompt_ids: Sequence[str], estimates: "PromptEstimates", *, rows: IndexArray
     ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        if not self._settings.predicted_baseline:
+        settings = self._settings
+        if not settings.predicted_baseline:
             return {}, {}
-        means, deviations = self._levels.expected(accept_rates.clip(0.02, 0.98))
-        return (
-            dict(zip(prompt_ids, means.tolist(), strict=True)),
-            dict(zip(prompt_ids, deviations.tolist(), strict=True)),
-        )
+        rates = estimates.rates_from(settings.baseline_source)[rows]
+        means, deviations = self._levels.expected(rates.clip(0.02, 0.98))
+        scales = dict(zip(prompt_ids, deviations.tolist(), strict=True)) if settings.predicted_scale else {}
+        return dict(zip(prompt_ids, means.tolist(), strict=True)), scales
 
 
 class _BoundedConfig(_PredictiveConfig):

@@ -10,11 +10,11 @@ from scipy.special import expit
 
 from gvm_ray.allocators.memory import Observations
 from gvm_ray.maths.regression import fit_binomial, fit_ridge
-from gvm_ray.maths.statistics import rank_correlation
+from gvm_ray.maths.statistics import beta_posterior_mean, rank_correlation
 from gvm_ray.types import BoolArray, Float64Array, FloatArray, GroupOutcome, Metrics, Prompt, TrainedNorms
 
 if TYPE_CHECKING:
-    from gvm_ray.allocators.gvm_pool import PredictorConfig
+    from gvm_ray.allocators.gvm_pool import PredictorConfig, RateSource
 
 _SUREST = 1e-6  # accept rates predicted from features alone stay at least this far from 0 and 1
 _FEWEST_ROWS = 8  # groups with a measured quantity that a regression on it needs
@@ -89,12 +89,19 @@ class PromptFeatures:
 class PromptEstimates:
     """Predictions for P prompts."""
 
-    accept_rates: Float64Array  # [P] p
+    accept_rates: Float64Array  # [P] p, from features and history
+    feature_rates: Float64Array  # [P] p from the features alone
+    history_rates: Float64Array  # [P] p from the prompt's own samples alone
     deviations: Float64Array  # [P] posterior standard deviation of p
     accepted_norms: Float64Array  # [P] G+, norm of the gradient of ln pi for an accepted sample
     # [P] G-, the same for rejected samples. A class without measurements takes the other's value; without either, 1.
     rejected_norms: Float64Array
     learned: bool  # false before the first samples: all prompts have the same predictions
+
+    def rates_from(self, source: "RateSource") -> Float64Array:
+        """The accept rates [P] predicted from this source."""
+        by_source = {"both": self.accept_rates, "features": self.feature_rates, "history": self.history_rates}
+        return by_source[source]
 
 
 class StatsPredictor:
@@ -133,13 +140,18 @@ class StatsPredictor:
             return _nothing_known(len(prompts))
         known, new = _standardised(self._seen.rows, rows)
         weights = self._config.forgetting ** (step - seen["step"]).clip(min=0)
-        rates, deviations = self._accept_rates(prompts, known, new, weights=weights, step=step)
+        features = self._feature_rates(known, new, weights=weights)
+        successes, trials = self._seen.recent_counts(prompts, forgetting=self._config.forgetting, step=step)
+        total = self._config.history_trials + trials
+        rates = (self._config.history_trials * features + successes) / total
         accepted, rejected = (
             self._regress(seen[name], known, new, weights=weights) for name in ("accepted_square", "rejected_square")
         )
         return PromptEstimates(
             accept_rates=rates,
-            deviations=deviations,
+            feature_rates=features,
+            history_rates=beta_posterior_mean(successes, trials, prior_successes=0.5, prior_failures=0.5),
+            deviations=np.sqrt(rates * (1 - rates) / (total + 1)),
             accepted_norms=_first_known(accepted, rejected, num_prompts=len(prompts)) ** 0.5,
             rejected_norms=_first_known(rejected, accepted, num_prompts=len(prompts)) ** 0.5,
             learned=True,
@@ -165,19 +177,13 @@ class StatsPredictor:
         self._features.load_state_dict(state["features"])
         self._seen.load_state_dict(state["observations"])
 
-    def _accept_rates(
-        self, prompts: Sequence[Prompt], known: Float64Array, new: Float64Array, *, weights: Float64Array, step: int
-    ) -> tuple[Float64Array, Float64Array]:
-        """Posterior means and standard deviations [P] of p."""
-        seen, config = self._seen.columns, self._config
+    def _feature_rates(self, known: Float64Array, new: Float64Array, *, weights: Float64Array) -> Float64Array:
+        """Predict p [P] from the features alone."""
+        seen = self._seen.columns
         fit = fit_binomial(known, seen["successes"], seen["trials"], weights=weights, ridge=self._ridge(known))
         logits = fit.mean(new)
         # The mean of a logistic of a Gaussian (MacKay 1992, equation 10).
-        shrunk = expit(logits / np.sqrt(1 + np.pi * fit.variance(new) / 8)).clip(_SUREST, 1 - _SUREST)
-        successes, trials = self._seen.recent_counts(prompts, forgetting=config.forgetting, step=step)
-        total = config.history_trials + trials
-        rates = (config.history_trials * shrunk + successes) / total
-        return rates, np.sqrt(rates * (1 - rates) / (total + 1))
+        return expit(logits / np.sqrt(1 + np.pi * fit.variance(new) / 8)).clip(_SUREST, 1 - _SUREST)
 
     def _ridge(self, features: Float64Array) -> float:
         return (features.shape[1] - 1) / self._config.prior_deviation**2 or 1.0
@@ -226,6 +232,8 @@ def _nothing_known(num_prompts: int) -> PromptEstimates:
     ones = np.ones(num_prompts)
     return PromptEstimates(
         accept_rates=ones / 2,
+        feature_rates=ones / 2,
+        history_rates=ones / 2,
         deviations=ones / np.sqrt(12),  # of a uniform belief
         accepted_norms=ones,
         rejected_norms=ones,

@@ -48,6 +48,14 @@ class ArmConfig(VariantConfig):
         return self.algorithms is None or algorithm in self.algorithms
 
 
+class ComparedArmConfig(ArmConfig):
+    """An arm of a comparison of curves."""
+
+    # Added to the seeds of its runs; they stay paired with the other arms' runs as without it. The same settings twice,
+    # once with an offset, show what noise alone makes of a comparison.
+    seed_offset: NonNegativeCount = 0
+
+
 class PriceConfig(Settings):
     """Prices of a machine, in microseconds a token: what a curve costs in seconds."""
 
@@ -94,7 +102,7 @@ class ComparisonConfig(Settings):
     num_slots: Count = 2  # concurrent runs, each with engines and learners of its own
     families: tuple[FamilyConfig, ...]
     algorithms: tuple[VariantConfig, ...] = (VariantConfig(name="as_configured"),)
-    arms: tuple[ArmConfig, ...]
+    arms: tuple[ComparedArmConfig, ...]
 
     def seeds(self, phase: Phase) -> tuple[int, ...]:
         """The seeds of a phase."""

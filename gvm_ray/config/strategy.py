@@ -56,7 +56,6 @@ class _AlgorithmBase(Settings):
     # Facts of an algorithm that other parts of a run have to agree with.
     group_baseline: ClassVar[bool] = False  # of a prompt's other samples: a sample alone teaches nothing
     divides_by_accept_rates: ClassVar[bool] = False  # with weighting "inverse"
-    mixes_prompts: ClassVar[bool] = False  # a sample's advantage depends on other prompts of the batch
     has_ratio: ClassVar[bool] = True  # the loss has an importance ratio, which is clipped
 
     # The estimator's weighting, separate from allocation. "inverse" (arXiv 2505.02391, Lemma 1) needs an allocator that
@@ -75,6 +74,11 @@ class _AlgorithmBase(Settings):
     # [algorithm.importance] then apply to the ratio of the policy being updated to the engine's.
     old_logprobs: Literal["learner", "engine"] = "learner"
     loss: LossConfig | None = None
+
+    @property
+    def mixes_prompts(self) -> bool:
+        """Whether a sample's advantage depends on other prompts of the batch."""
+        return False
 
     @model_validator(mode="after")
     def _engine_is_corrected(self) -> "_AlgorithmBase":
@@ -106,7 +110,26 @@ class RaftPlusPlusConfig(_AlgorithmBase):
     type: Literal["raft++"] = "raft++"
 
 
-class _GroupBaseline(_AlgorithmBase):
+class AdvantageSettings(_AlgorithmBase):
+    """Settings of algorithms that train on every scored sample, by its advantage."""
+
+    # A = (A - mean) / std over the batch, after all baselines, the allocator's included. The moments are over its
+    # samples (SPO, arXiv 2509.13232) or, so that they are those of a loss that sums over tokens, over its trained
+    # tokens: mean = sum L A / sum L, std^2 = sum L (A - mean)^2 / (sum L - 1) (SPO++, arXiv 2608.24870).
+    advantage_normalization: Literal["none", "samples", "tokens"] = "none"
+
+    @property
+    def mixes_prompts(self) -> bool:
+        """Whether a sample's advantage depends on other prompts of the batch."""
+        return self.advantage_normalization != "none"
+
+    @property
+    def normalization_epsilon(self) -> float:
+        """The addition to the batch's standard deviation, as in SPO."""
+        return 1e-8
+
+
+class _GroupBaseline(AdvantageSettings):
     group_baseline = True
 
     tolerance: NonNegative = 0.0  # rewards of a group that differ by no more are equal: the group trains nothing
@@ -129,23 +152,53 @@ class RLOOConfig(_GroupBaseline):
     """RLOO (arXiv 2402.14740): the baseline of a sample is the mean of the others in its group."""
 
     type: Literal["rloo"] = "rloo"
+    # Shrinks the mean of the others to the mean of the batch's other prompts (James-Stein, arXiv 2511.03710): the more,
+    # the less the prompts' means differ beside their noise. Groups of equal rewards then train too.
+    shrinkage: bool = False
+
+    @property
+    def mixes_prompts(self) -> bool:
+        """Whether a sample's advantage depends on other prompts of the batch."""
+        return self.shrinkage or super().mixes_prompts
+
+    @model_validator(mode="after")
+    def _equal_rewards_are_shrunk(self) -> "RLOOConfig":
+        if self.shrinkage and self.tolerance:
+            raise ValueError(
+                f"tolerance={self.tolerance} takes rewards of a group as equal, so that it trains nothing, but with "
+                "shrinkage every group trains; leave out one of them"
+            )
+        return self
 
 
-class ReinforcePlusPlusConfig(_AlgorithmBase):
-    """REINFORCE++ (arXiv 2501.03262): rewards normalised over the whole batch."""
+class ReinforcePlusPlusConfig(AdvantageSettings):
+    """REINFORCE++ (arXiv 2501.03262): rewards normalised over the whole batch.
 
-    mixes_prompts = True
+    With baselines from the allocator it normalises r - b.
+    """
+
     type: Literal["reinforce++"] = "reinforce++"
+    # "tokens": each token counts once. "none": plain REINFORCE with the reward, or r - b.
+    advantage_normalization: Literal["none", "samples", "tokens"] = "samples"
     epsilon: Positive = 1e-6
 
+    @property
+    def normalization_epsilon(self) -> float:
+        """The addition to the batch's standard deviation."""
+        return self.epsilon
 
-class CustomAlgorithmConfig(_AlgorithmBase):
+
+class CustomAlgorithmConfig(AdvantageSettings):
     """Any importable `module:Class` that satisfies `protocols.Algorithm`; the token loss is the built-in one."""
 
-    mixes_prompts = True  # as far as is known
     type: Literal["custom"] = "custom"
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments besides config and accept_threshold
+
+    @property
+    def mixes_prompts(self) -> bool:
+        """True, as far as is known."""
+        return True
 
 
 AlgorithmSettings = Annotated[
@@ -203,6 +256,7 @@ def _allocators() -> dict[str, type[AllocatorConfig]]:
 
 
 __all__ = [
+    "AdvantageSettings",
     "AlgorithmSettings",
     "CustomAlgorithmConfig",
     "DrGRPOConfig",

@@ -63,15 +63,68 @@ def leave_one_out(rewards: ArrayLike, group_ids: ArrayLike, *, tolerance: float 
     return centered * (sizes / np.maximum(sizes - 1, 1))[inverse]
 
 
-def batch_normalized(rewards: ArrayLike, *, epsilon: float) -> NDArray[np.float64]:
-    """Compute (r - mean) / (std + epsilon) over all samples (REINFORCE++, arXiv 2501.03262). Each sample counts once,
-    whatever its length. A single sample, or equal rewards, give exactly 0.
+def shrunk_leave_one_out(rewards: ArrayLike, group_ids: ArrayLike) -> NDArray[np.float64]:
+    """Compute r minus the mean of the other rewards in its group, shrunk to the mean of the other groups (James-Stein,
+    arXiv 2511.03710).
+
+    The baseline of a sample of group g is (1 - lambda_g) (mean of the others in g) + lambda_g M_g with lambda_g =
+    v_g / (v_g + s_g). M_g and s_g are the mean and the mean squared deviation of the other groups' means, and v_g is
+    the mean of their var / n, with the sample variance of groups of at least two. The baseline doesn't depend on the
+    sample itself, so the gradient stays unbiased. A group of one has the baseline M_g; in a batch of one group nothing
+    is shrunk.
+
+    Args:
+        rewards: [N], finite.
+        group_ids: [N] integers; equal ids are one group.
 
     Raises:
-        ValueError: a reward isn't finite.
+        ValueError: a reward isn't finite, or the shapes differ.
     """
     values = _finite(rewards)
-    return group_normalized(values, np.zeros(len(values), dtype=np.int64), epsilon=epsilon)
+    centered, inverse, sizes = _center(values, group_ids, tolerance=0.0)
+    others = len(sizes) - 1
+    if others < 1:
+        return leave_one_out(values, group_ids)
+    means = np.bincount(inverse, weights=values) / sizes
+    deviations = means - means.mean()
+    centre = means.mean() - deviations / others  # M_g
+    spread = (deviations @ deviations - deviations**2 * (1 + 1 / others)).clip(min=0.0) / others  # s_g
+    is_pair = sizes > 1
+    noise = np.bincount(inverse, weights=centered**2) / (sizes * np.maximum(sizes - 1, 1))
+    variance = (noise.sum() - noise).clip(min=0.0) / np.maximum(is_pair.sum() - is_pair, 1)  # v_g
+    total = variance + spread
+    shrinkage = np.divide(variance, total, out=np.zeros_like(total), where=total > 0)
+    shrinkage = np.where(is_pair, shrinkage, 1.0)[inverse]
+    mean_of_others = values - centered * (sizes / np.maximum(sizes - 1, 1))[inverse]
+    return values - (1 - shrinkage) * mean_of_others - shrinkage * centre[inverse]
+
+
+def batch_normalized(values: ArrayLike, *, epsilon: float, num_tokens: ArrayLike | None = None) -> NDArray[np.float64]:
+    """Compute (x - mean) / (std + epsilon) over all samples. A single sample, or equal values, give exactly 0.
+
+    Each sample counts once (REINFORCE++, arXiv 2501.03262; SPO, arXiv 2509.13232). With `num_tokens` it counts once for
+    each token: mean = sum L x / sum L and std^2 = sum L (x - mean)^2 / (sum L - 1), the moments of a loss that sums
+    over tokens (SPO++, arXiv 2608.24870).
+
+    Args:
+        values: x [N], rewards or advantages, finite.
+        epsilon: added to the standard deviation.
+        num_tokens: L [N], the trained tokens of each sample.
+
+    Raises:
+        ValueError: a value isn't finite, or the shapes differ.
+    """
+    x = _finite(values)
+    if num_tokens is None:
+        return group_normalized(x, np.zeros(len(x), dtype=np.int64), epsilon=epsilon)
+    counts = np.asarray(num_tokens, dtype=np.float64)
+    if counts.shape != x.shape:
+        raise ValueError(f"num_tokens has shape {counts.shape}, values {x.shape}; give one number per sample")
+    total = counts.sum()
+    if not total or not has_signal(x.min(), x.max()):
+        return np.zeros_like(x)
+    centered = x - (counts @ x) / total
+    return centered / (np.sqrt((counts @ centered**2) / max(total - 1, 1)) + epsilon)
 
 
 def has_signal(lowest: Any, highest: Any, *, tolerance: float = 0.0) -> Any:

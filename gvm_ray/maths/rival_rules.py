@@ -141,6 +141,21 @@ def _draw_by_log_weights(
     return np.sort(np.argsort(-keys)[:num_drawn])
 
 
+def draw_by_uncertainty(values: ArrayLike, *, floor: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw an order of the prompts, without replacement and with probability ~ sqrt(v (1 - v)) + floor.
+
+    The first of the order are SPO's choice (arXiv 2509.13232), by the Gumbel-top-k trick (arXiv 1903.06059).
+
+    Args:
+        values: v [P]; one outside [0, 1] counts as the nearest inside.
+        floor: >= 0; with 0, prompts at v = 0 and 1 come last.
+        rng: generator of the draws.
+    """
+    v = np.asarray(values, dtype=np.float64).clip(0.0, 1.0)
+    with np.errstate(divide="ignore"):  # a weight of 0 is drawn last
+        return np.argsort(-(np.log(np.sqrt(v * (1 - v)) + floor) + rng.gumbel(size=v.size)), kind="stable")
+
+
 def policy_gradient_std(
     accept_rates: ArrayLike, norm_means: ArrayLike, norm_variances: ArrayLike
 ) -> NDArray[np.float64]:

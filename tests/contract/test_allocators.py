@@ -31,6 +31,7 @@ from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
 from gvm_ray.allocators.rivals.poise import POISEAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
+from gvm_ray.allocators.rivals.spo import SPOAllocatorConfig
 from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
 from gvm_ray.types import Allocation, AllocationReport, GroupOutcome, Prompt
 from tests.allocator_cases import run_script
@@ -47,6 +48,9 @@ OWN_CASES: dict[str, Any] = {
         candidates_per_step=8, exploration="thompson", group_size=1, predicted_baseline=True, undo_selection=True
     ),
     "gvm_pool by pcl": GVMPoolAllocatorConfig(candidates_per_step=8, score="pcl", uniform_share=0, states=None),
+    "gvm_pool, unscaled history": GVMPoolAllocatorConfig(
+        candidates_per_step=8, group_size=1, predicted_baseline=True, predicted_scale=False, baseline_source="history"
+    ),
     "gvm_online": GVMOnlineAllocatorConfig(),
     "gvm_online, no singles": GVMOnlineAllocatorConfig(min_samples=2),
     "neyman": NeymanAllocatorConfig(score="log_neyman"),
@@ -54,6 +58,8 @@ OWN_CASES: dict[str, Any] = {
     "reinforce-ada-seq, positive": ReinforceAdaSeqAllocatorConfig(round_samples=3, enough_negatives=0),
     "vip": VIPAllocatorConfig(),
     "vip, rloo": VIPAllocatorConfig(baseline="rloo", min_samples=2),
+    "spo": SPOAllocatorConfig(),
+    "spo offline": SPOAllocatorConfig(offline_samples=4),
     "dapo": DAPOAllocatorConfig(max_batches=2),
     "dapo without refill": DAPOAllocatorConfig(refill=False),
     "greso with refill": GRESOAllocatorConfig(refill=True, max_batches=2, candidates_per_step=64),

@@ -59,6 +59,14 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
     },
     "gvm_pool, signed norms": {"type": "gvm_pool", "score": "gradient_deviation", **BY_STATES, **CHOOSING},
     "gvm_pool, pcl": {"type": "gvm_pool", "score": "pcl", "uniform_share": 0, **BY_STATES, **CHOOSING},
+    "gvm_pool, unscaled history": {
+        "type": "gvm_pool",
+        "group_size": 1,
+        "predicted_baseline": True,
+        "predicted_scale": False,
+        "baseline_source": "history",
+        **CHOOSING,
+    },
     "gvm_online": {"type": "gvm_online", "min_samples": 2, **BY_STATES},
     "neyman": {"type": "neyman", **BY_STATES},
     "neyman, log": {"type": "neyman", "score": "log_neyman", "max_samples": 14, **BY_STATES},
@@ -69,6 +77,9 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
     "vip, embedding": {"type": "vip", "states": "embedding"},
     "vip, rloo": {"type": "vip", "baseline": "rloo", "min_samples": 2},
     "knapsack": {"type": "knapsack"},
+    "spo": {"type": "spo"},
+    "spo, offline": {"type": "spo", "offline_samples": 4},
+    "ebpo": {"type": "ebpo"},
     "cures": {"type": "cures", **CHOOSING},
     "dapo": {"type": "dapo"},
     "dapo without refill": {"type": "dapo", "max_batches": 1},
@@ -104,6 +115,10 @@ def cases() -> dict[str, tuple[dict[str, Any], int | None]]:
                     "algorithm": {"type": algorithm, "weighting": weighting, "updates_per_batch": 2},
                 }
                 found[f"{name} / {algorithm} / {weighting}"] = (changes, None)
+    for algorithm in ({"type": "grpo"}, {"type": "reinforce++"}, {"type": "rloo", "shrinkage": True}):
+        for name in ("uniform", "spo"):
+            changes = {"allocator": ALLOCATORS[name], "algorithm": {**algorithm, "advantage_normalization": "tokens"}}
+            found[f"{name} / {algorithm['type']} / normalised over tokens"] = (changes, None)
     for staleness in (1, 3):
         blocks = {"allocator": {"type": "gvm", "block_steps": 2}, "max_staleness": staleness}
         found[f"gvm in blocks / staleness {staleness}"] = (blocks, None)

@@ -262,6 +262,27 @@ def test_the_allocator_s_baseline_takes_the_group_s_place(config_class) -> None:
     assert "a" not in by_ref(without, "advantages")  # alone, a sample is its own mean
 
 
+@pytest.mark.parametrize("config_class", [GRPOConfig, DrGRPOConfig, RLOOConfig, ReinforcePlusPlusConfig])
+@pytest.mark.parametrize("over", ["samples", "tokens"])
+def test_advantages_are_normalised_after_the_allocator_s_baselines(config_class, over: str) -> None:
+    outcomes = [outcome("a", [1.0], num_tokens=[1]), outcome("b", [0.0, NAN], num_tokens=[3, 9])]
+    config = config_class(advantage_normalization=over)
+    batch = build(config, outcomes, baselines={"a": 0.5, "b": 0.25}, scales={"b": 0.5}, num_prompts=2)
+    # A = 1/2 and -1/2; over samples mean 0 and variance 1/2, over tokens mean -1/4 and variance (9/16 + 3/16) / 3 = 1/4
+    expected = {"samples": [0.5**0.5, -(0.5**0.5)], "tokens": [1.5, -0.5]}[over]
+    assert [*by_ref(batch, "advantages")["a"], *by_ref(batch, "advantages")["b"]] == pytest.approx(expected, rel=1e-5)
+    assert config.mixes_prompts
+
+
+def test_groups_of_equal_rewards_train_where_advantages_are_shrunk_to_other_groups() -> None:
+    outcomes = [outcome("a", [1.0, 0.0]), outcome("b", [1.0, 1.0]), outcome("c", [0.0, 0.0]), outcome("d", [0.0, 1.0])]
+    batch = build(RLOOConfig(shrinkage=True), outcomes)  # as worked out in test_advantages.py
+    assert by_ref(batch, "advantages")["b"] == pytest.approx([1 / 2, 1 / 2], rel=1e-12)
+    assert by_ref(batch, "advantages")["c"] == pytest.approx([-1 / 2, -1 / 2], rel=1e-12)
+    with pytest.raises(ValueError, match=r"tolerance=0\.1 takes rewards .*; leave out one of them"):
+        RLOOConfig(shrinkage=True, tolerance=0.1)
+
+
 @pytest.mark.parametrize("weighting", ["prompt_mean", "inverse", "token_mean"])
 def test_prompt_weights_multiply_the_samples_weights(weighting) -> None:
     rates = {"a": 0.5, "b": 0.5, "c": 0.5}

@@ -70,6 +70,16 @@ def test_a_run_has_the_settings_of_its_place(folder: Path) -> None:
     assert other.algorithm.updates_per_batch == 2
 
 
+def test_an_arm_may_run_again_with_other_seeds(folder: Path) -> None:
+    again = {"name": "again", "seed_offset": 1000, "set": {"allocator": {"type": "uniform"}}}
+    runs = {run.name: run for run in plan(folder, arms=arms(again))}
+    first, second = (runs[f"exploration/sums/a/small/raft/{arm}/1"] for arm in ("uniform", "again"))
+    assert (first.seed, second.seed) == (1, 1)  # a pair
+    assert (first.config.seed, second.config.seed, second.train_test.seed) == (1, 1001, 1001)
+    assert first.config.model_copy(update={"seed": 1001}) == second.config
+    assert first.fingerprint != second.fingerprint
+
+
 def test_the_second_test_is_drawn_like_the_training_set(folder: Path) -> None:
     (small,) = [run for run in plan(folder) if run.name == "exploration/sums/a/small/raft/uniform/0"]
     assert small.config.prompts.eval is not None

@@ -67,6 +67,8 @@ def test_groups_of_one_are_refused_where_the_group_is_the_baseline(
         ("raft++", {"allocator": {"type": "gvm_pool", "group_size": 1}}),
         ("grpo", {"allocator": {"type": "gvm_pool", "group_size": 1, "predicted_baseline": True}}),
         ("grpo", {"samples_per_prompt": 2, "allocator": {"type": "uniform"}}),
+        ("grpo", {"allocator": {"type": "spo"}}),
+        ("grpo", {"samples_per_prompt": 1, "allocator": {"type": "ebpo"}}),
         ("raft++", {"allocator": {"type": "gvm_online"}}),
         ("grpo", {"allocator": {"type": "gvm_online", "min_samples": 2}}),
         ("grpo", {"allocator": {"type": "gvm", "pilot_samples": 1, "min_samples": 2}}),
@@ -80,7 +82,7 @@ def test_groups_of_one_are_taken_where_something_else_is(algorithm: str, setting
     assert config.algorithm.type == algorithm
 
 
-KNOW_NO_ACCEPT_RATES = {"uniform", "greso", "dapo", "pods", "reinforce_ada_seq"}
+KNOW_NO_ACCEPT_RATES = {"uniform", "spo", "ebpo", "greso", "dapo", "pods", "reinforce_ada_seq"}
 
 
 @pytest.mark.parametrize("variant", variants(AllocatorSettings), ids=lambda each: each.model_fields["type"].default)

@@ -11,6 +11,8 @@ def estimates(accepted_norms: list[float]) -> PromptEstimates:
     ones = np.ones(len(accepted_norms))
     return PromptEstimates(
         accept_rates=ones / 2,
+        feature_rates=ones / 2,
+        history_rates=ones / 2,
         deviations=ones,
         accepted_norms=np.array(accepted_norms),
         rejected_norms=ones,

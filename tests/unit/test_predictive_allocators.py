@@ -16,6 +16,7 @@ from gvm_ray.allocators.gvm_pool import (
 from gvm_ray.config import parse_config
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.types import Allocation, AllocationReport, FloatArray, TrainedNorms
+from tests.allocator_cases import run_script
 from tests.builders import outcome, prompts
 
 Rates = Callable[[np.ndarray], np.ndarray]
@@ -238,6 +239,47 @@ def test_predicted_baselines_and_weights_reach_the_estimator() -> None:
     assert np.mean(middle) < 1  # sampled more often than an even choice would
     plain = run_steps(create(pool()), steps=range(2))[1].estimator
     assert plain.baselines == plain.scales == plain.prompt_weights == {}
+
+
+@pytest.mark.parametrize("source", ["history", "features", "both"])
+def test_the_predicted_baseline_is_of_one_source_and_may_go_without_its_scale(source: str) -> None:
+    config = pool(
+        group_size=1,
+        uniform_share=1.0,
+        predicted_baseline=True,
+        predicted_scale=source == "features",
+        baseline_source=source,
+        states=None,
+        predictor={"forgetting": 0.5, "history_trials": 2.0},
+    )
+    allocator, ids = create(config), "abcdefghij"
+    script = {id_: [1.0, 0.0, 1.0] if id_ == "a" else [1.0, 1.0, 1.0] if id_ < "f" else [0.0, 0.0, 0.0] for id_ in ids}
+    reports = []
+    for step in range(3):
+        rewards = {id_: values[step:] for id_, values in script.items()}
+        reports.append(run_script(allocator, ids, budget=10, rewards=rewards, step=step)[1])
+    terms = reports[-1].estimator
+    # At step 2 a sample of step 0 counts 1/4 and one of step 1 counts 1/2: 1/4 of 3/4 successes for a, 3/4 for b.
+    own = {"a": (1 / 4, 3 / 4), "b": (3 / 4, 3 / 4), "f": (0.0, 3 / 4)}
+    # Without features all prompts have the same prediction, here recovered from a's own accept rate.
+    common = (terms.accept_rates["a"] * (2 + 3 / 4) - 1 / 4) / 2
+    assert 0.4 < common < 0.6
+    for id_, (successes, trials) in own.items():
+        expected = {
+            "history": (successes + 1 / 2) / (trials + 1),
+            "features": common,
+            "both": (2 * common + successes) / (2 + trials),
+        }[source]
+        assert terms.baselines[id_] == pytest.approx(expected, rel=1e-9)
+        if source == "features":
+            assert terms.scales[id_] == pytest.approx(np.sqrt(common * (1 - common)), rel=1e-9)
+    assert source == "features" or terms.scales == {}
+
+
+def test_settings_of_a_predicted_baseline_need_one() -> None:
+    for settings in ({"predicted_scale": False}, {"baseline_source": "history"}):
+        with pytest.raises(ValueError, match="are of the predicted baseline; write predicted_baseline=true, or leave"):
+            pool(**settings)
 
 
 def test_a_resumed_run_goes_on_to_the_bit() -> None:

@@ -13,7 +13,8 @@ from gvm_ray.maths.allocation import gradient_deviation, gvm_weights, neyman_wei
 def estimates(**fields: Any) -> PromptEstimates:
     ones = np.ones(3)
     values = {"deviations": ones, "accepted_norms": ones, "rejected_norms": ones, "learned": True}
-    return PromptEstimates(**{**values, "accept_rates": ones / 2, **fields})
+    rates = dict.fromkeys(("accept_rates", "feature_rates", "history_rates"), ones / 2)
+    return PromptEstimates(**{**values, **rates, **fields})
 
 
 @pytest.mark.parametrize(

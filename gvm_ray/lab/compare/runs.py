@@ -28,7 +28,7 @@ class PlannedRun:
     phase: Phase
     setting: Setting
     arm: str
-    seed: int
+    seed: int  # of the comparison, by which arms are paired; the run's own adds the arm's offset
     base: RunConfig
     config: RunConfig  # its prompts.eval is the test "balanced"
     train_test: RunConfig  # the same, but prompts.eval is the test drawn like the training set
@@ -117,17 +117,14 @@ def _setting_runs(
     shared = base_values
     for changes in (training_set.set, comparison.phases.get(phase, {}), algorithm.set):
         shared = merged(shared, changes)
-    configs: dict[str, dict[str, Any]] = {}
-    for arm in comparison.arms:
-        if not arm.runs_with(algorithm.name):
-            continue
-        configs[arm.name] = merged(shared, _of_arm(comparison, arm, algorithm.name))
+    arms = {arm.name: arm for arm in comparison.arms if arm.runs_with(algorithm.name)}
+    configs = {name: merged(shared, _of_arm(comparison, arm, algorithm.name)) for name, arm in arms.items()}
     _check_equal_means(setting, {name: _parsed(each, f"{setting}/{name}") for name, each in configs.items()})
     train_test = {"prompts": {"eval": merged(_taken(shared, training_set), training_set.test)}}
     runs = []
     for seed in comparison.seeds(phase):
         for name, each in configs.items():
-            seeded = {**each, "seed": seed}
+            seeded = {**each, "seed": seed + arms[name].seed_offset}
             runs.append(
                 PlannedRun(
                     phase=phase,

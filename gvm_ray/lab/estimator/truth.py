@@ -245,6 +245,8 @@ def _scores(
     zeros = np.zeros(len(truth.accept_rates))
     estimates = PromptEstimates(
         accept_rates=truth.accept_rates,
+        feature_rates=truth.accept_rates,
+        history_rates=truth.accept_rates,
         deviations=zeros,
         accepted_norms=truth.accepted_norms,
         rejected_norms=truth.rejected_norms,

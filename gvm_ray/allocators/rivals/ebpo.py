@@ -42,10 +42,7 @@ class EBPOAllocator(Allocator):
 
     def rounds(self, step: Step) -> Rounds:
         """Spend the whole budget in one round."""
-        earlier = (
-            self._rewards,
-            self._means,
-        )  # without steps that overlap this one, so that their timing changes nothing
+        earlier = self._rewards, self._means  # without overlapping steps, so that their timing changes nothing
         groups = _rewards_by_prompt((yield even_counts(step.ids, step.budget)))
         if not groups:
             return Report()

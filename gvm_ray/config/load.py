@@ -211,8 +211,10 @@ def _parse_value(text: str, place: Place) -> Any:
     """
     text = text.strip()
     value = _toml_value(text)
+    if value is None:
+        return None if place.takes_none else text  # "none" may be one of the setting's texts
     if place.takes_text and not isinstance(value, str | list if place.takes_list else str):
-        return None if place.takes_none and value is None else text
+        return text
     return value
 
 

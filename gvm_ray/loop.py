@@ -163,6 +163,9 @@ async def sample_in_rounds(
     """Spend the step's budget in the allocator's rounds, and record the outcomes in the ledger."""
     step, prompts = step_prompts.step, step_prompts.prompts
     sampling = SamplingParameters(temperature=config.sampling.temperature, max_tokens=config.sampling.max_tokens)
+    if config.needs.shortlist is not None:
+        rows = await system.allocator.shortlist(prompts, step=step, budget=config.samples_per_step)
+        prompts = [prompts[row] for row in rows]
     states, num_tokens = await system.states.of(prompts, step=step)
     ledger.charge_prefill(num_tokens)
     allocation = await system.allocator.plan(
@@ -175,6 +178,8 @@ async def sample_in_rounds(
             outcomes += await system.pools.sample_and_score(refill, sampling)
         if allocation.needs_gradient_norms:
             outcomes = await system.learners.gradient_norms(outcomes)
+        if allocation.needs_response_states:
+            outcomes = await system.learners.response_states(outcomes)
         ledger.record(outcomes, allocation)
         allocation = await system.allocator.observe(outcomes, step=step)
 

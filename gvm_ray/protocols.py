@@ -20,6 +20,7 @@ from gvm_ray.types import (
     FloatArray,
     GroupOutcome,
     Histograms,
+    IndexArray,
     Metrics,
     Pooling,
     Prompt,
@@ -117,6 +118,11 @@ class PromptStream(Protocol):
 class Allocator(Protocol):
     """The central allocator's asynchronous side. Rounds of different steps may be interleaved."""
 
+    async def shortlist(self, prompts: Sequence[Prompt], *, step: int, budget: int) -> IndexArray:
+        """Rows of the candidates that the step goes on with, before anything is computed of them; called if the
+        strategy asks for it."""
+        ...
+
     async def plan(
         self,
         prompts: Sequence[Prompt],
@@ -194,11 +200,17 @@ class Learners(Protocol):
         """The outcomes with the gradient norms of accepted samples filled in."""
         ...
 
+    async def response_states(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """The outcomes with the policy's final hidden states of their samples, [n, 2H]: the mean over the tokens of
+        prompt and response, and the last one."""
+        ...
+
     async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
         """The policy's final hidden states over each prompt's tokens, pooled to [P, F] float32, and the number of
         tokens that were run through the model, fewer than the prompts' own where these share their first ones.
 
-        Pooling takes their mean, the last one, or both end to end (F is the hidden size, or twice that).
+        Pooling takes their mean, the last one, or both end to end (F is the hidden size, or twice that); "entropy" is
+        the mean entropy of the next token's distribution (F is 1).
         """
         ...
 

@@ -21,6 +21,7 @@ from gvm_ray.types import (
     GroupOutcome,
     GroupRef,
     Histograms,
+    IndexArray,
     IntArray,
     Metrics,
     Pooling,
@@ -119,8 +120,16 @@ class FakeLearners:
     async def gradient_norms(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
         return [replace(o, gradient_norms=np.where(o.rewards > 0.5, 2.0, np.nan)) for o in outcomes]
 
+    async def response_states(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """[n, 2] states: the reward with some noise, and noise."""
+        drawn = [np.random.default_rng([*map(ord, o.prompt_id), *o.sample_indices]) for o in outcomes]
+        states = [rng.standard_normal((len(o.rewards), 2)) for o, rng in zip(outcomes, drawn, strict=True)]
+        for outcome, rows in zip(outcomes, states, strict=True):
+            rows[:, 0] += np.nan_to_num(outcome.rewards)
+        return [o.with_response_states(rows.astype(np.float32)) for o, rows in zip(outcomes, states, strict=True)]
+
     async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
-        width = 8 if pooling == "both" else 4
+        width = {"mean": 4, "last": 4, "both": 8, "entropy": 1}[pooling]
         seeds = [prompt.token_ids for prompt in prompts]
         rows = [np.random.default_rng(seed).standard_normal(width, dtype=np.float32) for seed in seeds]
         return np.array(rows), sum(map(len, seeds))
@@ -165,6 +174,9 @@ class AsyncAllocator:
 
     def __init__(self, config: RunConfig) -> None:
         self.driver = AllocationDriver.of(config.allocator, accept_threshold=0.5)
+
+    async def shortlist(self, prompts: Sequence[Prompt], **step: Any) -> IndexArray:
+        return self.driver.shortlist(prompts, **step)
 
     async def plan(self, prompts: Sequence[Prompt], **step: Any) -> Allocation:
         return self.driver.plan(prompts, **step)

@@ -21,6 +21,7 @@ from gvm_ray.types import (
     FloatArray,
     GroupOutcome,
     GroupRef,
+    IndexArray,
     IntArray,
     Prompt,
     TrainedNorms,
@@ -44,6 +45,8 @@ class OutcomeColumns:
     gradient_norms: Float64Array  # [N], NaN where not computed
     measured: BoolArray  # [G] whether the outcome has gradient norms
     reward_terms: dict[str, Float64Array]  # name -> [N], NaN where the outcome has no such term
+    entropies: Float64Array  # [N], NaN where unknown
+    response_states: FloatArray | None  # [N, F]; None if an outcome has none
 
     @classmethod
     def of(cls, outcomes: Sequence[GroupOutcome]) -> "OutcomeColumns":
@@ -65,6 +68,8 @@ class OutcomeColumns:
             reward_terms={
                 name: _concatenate([o.reward_terms.get(name, nan) for o, nan in pairs], np.float64) for name in names
             },
+            entropies=_concatenate([nan if o.entropies is None else o.entropies for o, nan in pairs], np.float64),
+            response_states=_all_states(outcomes),
         )
 
     def outcomes(self) -> list[GroupOutcome]:
@@ -82,11 +87,18 @@ class OutcomeColumns:
                 ref=GroupRef(ref=None, index=0),
                 gradient_norms=self.gradient_norms[part] if measured else None,
                 reward_terms={name: values[part] for name, values in self.reward_terms.items()},
+                entropies=self.entropies[part],
+                response_states=None if self.response_states is None else self.response_states[part],
             )
             for prompt_id, indices, part, measured in zip(
                 self.prompt_ids, self.sample_indices, parts, self.measured.tolist(), strict=True
             )
         ]
+
+
+def _all_states(outcomes: Sequence[GroupOutcome]) -> FloatArray | None:
+    known = [outcome.response_states for outcome in outcomes if outcome.response_states is not None]
+    return np.concatenate(known) if known and len(known) == len(outcomes) else None
 
 
 def _concatenate(arrays: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
@@ -102,6 +114,9 @@ class AllocatorActor:
 
     def __init__(self, config: AllocatorSettings, *, accept_threshold: float, seed: int) -> None:
         self._driver = AllocationDriver.of(config, accept_threshold=accept_threshold, seed=seed)
+
+    def shortlist(self, prompts: Sequence[Prompt], **step: Any) -> IndexArray:
+        return self._driver.shortlist(prompts, **step)
 
     def plan(self, prompts: Sequence[Prompt], **step: Any) -> Allocation:
         return self._driver.plan(prompts, **step)
@@ -144,6 +159,13 @@ class AllocatorClient:
         self._open_steps: set[int] = set()  # planned, not reported yet
         self._actor: Replayed[Any] = Replayed(  # Ray's types don't know the methods of an actor handle
             self._make(), name=name, replace=self._replacement, start=_ready, failures=context.failures
+        )
+
+    async def shortlist(self, prompts: Sequence[Prompt], *, step: int, budget: int) -> IndexArray:
+        return await self._ask(
+            lambda actor: actor.shortlist.remote(prompts, step=step, budget=budget),
+            f"its shortlist of step {step}",
+            changes_state=False,
         )
 
     async def plan(

@@ -114,6 +114,16 @@ class GradientNorms(Command):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ResponseStates(Command):
+    """Compute hidden states of prompts with their responses."""
+
+    what = "response states"
+    generators = "away"
+    phase = "gradient_norms"  # the same time: a pass over samples for the allocator
+    refs: Sequence[GroupRef]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PromptStates(Command):
     """Compute pooled hidden states of prompts."""
 
@@ -202,6 +212,13 @@ class LearnerCommands(ABC):
             answer = await self.do(GradientNorms(refs=[outcomes[i].ref for i in chosen]))
             norms |= dict(zip(chosen, answer, strict=True))
         return [outcome.with_gradient_norms(norms[i]) for i, outcome in enumerate(outcomes)]
+
+    async def response_states(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """The outcomes with the hidden states [n, 2H] of their samples; see `Learner.response_states`."""
+        if not outcomes:
+            return []
+        answer = await self.do(ResponseStates(refs=[outcome.ref for outcome in outcomes]))
+        return [outcome.with_response_states(states) for outcome, states in zip(outcomes, answer, strict=True)]
 
     async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
         """[P, F] float32 pooled final hidden states of the prompts' tokens, and the tokens read; see

@@ -19,6 +19,7 @@ from gvm_ray.actors.commands import (
     PromptStates,
     Publish,
     Reset,
+    ResponseStates,
     Save,
     SendWeights,
     Start,
@@ -133,6 +134,8 @@ class _RankServer:
                 return self._update(batch)
             case GradientNorms(refs=refs):
                 return self._learner.gradient_norms(_fetch(refs))
+            case ResponseStates(refs=refs):
+                return self._learner.response_states(_fetch(refs))
             case PromptStates(token_ids=token_ids, pooling=pooling):
                 return self._learner.prompt_states(ray.get(token_ids), pooling=pooling)
             case SupervisedUpdates():

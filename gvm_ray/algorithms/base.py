@@ -251,11 +251,21 @@ def batch_with_advantages(
 
 
 def _with_given_baselines(samples: ScoredSamples, advantages: Float64Array) -> Float64Array:
-    """Advantages [N]: (r - b) / s for prompts with a baseline b (and scale s) from the allocator, else as given."""
+    """Advantages [N]: (r - b) / s for samples with a baseline b (and scale s) from the allocator, else as given."""
     terms = samples.terms
-    if not terms.baselines:
+    if not terms.baselines and not terms.sample_baselines:
         return advantages
-    baselines = np.array([terms.baselines.get(prompt_id, np.nan) for prompt_id in samples.prompt_ids])
+    of_prompts = np.array([terms.baselines.get(prompt_id, np.nan) for prompt_id in samples.prompt_ids])
     scales = np.array([terms.scales.get(prompt_id, 1.0) for prompt_id in samples.prompt_ids])
-    given = (samples.rewards - baselines[samples.prompt_index]) / scales[samples.prompt_index]
+    own = _own_baselines(samples)
+    baselines = np.where(np.isnan(own), of_prompts[samples.prompt_index], own)
+    given = (samples.rewards - baselines) / scales[samples.prompt_index]
     return np.where(np.isnan(given), advantages, given)
+
+
+def _own_baselines(samples: ScoredSamples) -> Float64Array:
+    """Baselines [N] of single samples; NaN for a sample without one."""
+    by_prompt = samples.terms.sample_baselines
+    rows = zip(samples.outcome_index.tolist(), samples.sample_index.tolist(), strict=True)
+    keys = ((samples.outcomes[row].prompt_id, samples.outcomes[row].sample_indices[index]) for row, index in rows)
+    return np.array([by_prompt.get(prompt_id, {}).get(index, np.nan) for prompt_id, index in keys], dtype=np.float64)

@@ -11,12 +11,15 @@ from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.allocators.gvm_pool import GVMOnlineAllocatorConfig, GVMPoolAllocatorConfig, NeymanAllocatorConfig
 from gvm_ray.allocators.rivals.cures import CurESAllocatorConfig
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
+from gvm_ray.allocators.rivals.dps import DPSAllocatorConfig
 from gvm_ray.allocators.rivals.ebpo import EBPOAllocatorConfig
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
+from gvm_ray.allocators.rivals.hive import HIVEAllocatorConfig
 from gvm_ray.allocators.rivals.knapsack import KnapsackAllocatorConfig
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
 from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
+from gvm_ray.allocators.rivals.poise import POISEAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_est import ReinforceAdaEstAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
@@ -44,6 +47,9 @@ AllocatorSettings = Annotated[
     | SPEEDAllocatorConfig
     | GRESOAllocatorConfig
     | MoPPSAllocatorConfig
+    | DPSAllocatorConfig
+    | HIVEAllocatorConfig
+    | POISEAllocatorConfig
     | PODSAllocatorConfig
     | OfflineFilterAllocatorConfig
     | CustomAllocatorConfig,

@@ -22,6 +22,7 @@ from gvm_ray.types import (
     FloatArray,
     GradientParameters,
     GroupOutcome,
+    IndexArray,
     Metrics,
     Pooling,
     Prompt,
@@ -42,7 +43,8 @@ class PromptStatesConfig(Settings):
     With `states = "none"` an allocator predicts from neither. In both cases candidates cost nothing.
     """
 
-    pooling: Pooling = "mean"  # over the prompt's tokens, in the last layer
+    # Over the prompt's tokens, in the last layer; "entropy" is one number, the mean entropy of the next token there.
+    pooling: Pooling = "mean"
     refresh_steps: Count = 20  # a prompt's states are reused for this many steps
 
 
@@ -96,6 +98,10 @@ class Needs:
 
     candidates: int  # prompts in a step's `Step`; an allocator that doesn't select samples all of them
     states: PromptStates | None = None  # hidden states of the candidates, or their input embeddings
+    shortlist: int | None = (
+        None  # the most candidates that `Allocator.shortlist` leaves, chosen before states; None = all
+    )
+    response_states: bool = False  # hidden states of samples, in rounds that ask for them
     training_norms: bool = False  # gradient norms of samples, measured in training
     # Where responses share their prompts in training: the samples of each prompt that are measured, of those with a
     # positive advantage and of those with a negative one. None = all, for which no prompt is shared.
@@ -234,6 +240,8 @@ class Report:
     accept_rates: Mapping[str, float] = field(default_factory=dict)
     pilots: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # indices of the samples that estimated p
     baselines: Mapping[str, float] = field(default_factory=dict)  # b of the advantage r - b
+    # b by sample index, of that sample alone; its own reward must have no part in it
+    sample_baselines: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)  # s > 0: the advantage is divided by it
     prompt_weights: Mapping[str, float] = field(default_factory=dict)  # factors on the weights of a prompt's samples
     kept: Mapping[str, tuple[int, ...]] | None = None  # indices of samples to train on; () drops the group
@@ -261,6 +269,13 @@ class Allocator(ABC):
 
         A round without samples is skipped: the generator is sent an empty list.
         """
+
+    def shortlist(self, step: Step) -> IndexArray:
+        """Choose rows of the step's prompts, before their states are computed: `rounds` then sees these alone.
+
+        Called if the settings' `needs` have a shortlist; it must leave the memory as it is.
+        """
+        return np.arange(len(step.prompts))
 
     def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
         """Learn the gradient norms that training measured on one batch, if the settings ask for them."""

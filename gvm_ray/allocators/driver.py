@@ -62,6 +62,20 @@ class AllocationDriver:
         strategy = settings.build(accept_threshold=accept_threshold, seed=seed)
         return cls(strategy, accept_threshold=accept_threshold, seed=seed)
 
+    def shortlist(self, prompts: Sequence[Prompt], *, step: int, budget: int) -> IndexArray:
+        """Choose the rows of the prompts that a step goes on with: `plan` is then given these alone, and states of them
+        at most. It changes nothing that is remembered."""
+        rows = _distinct_rows([prompt.prompt_id for prompt in prompts])
+        shown = Step(
+            number=step,
+            prompts=[prompts[row] for row in rows],
+            budget=budget,
+            rng=np.random.default_rng((self._seed, step, 1)),  # unrelated to what the rounds draw
+            memory=self.memory,
+            samples=PromptMemory(),
+        )
+        return rows[self._strategy.shortlist(shown)]
+
     def plan(
         self,
         prompts: Sequence[Prompt],
@@ -90,7 +104,7 @@ class AllocationDriver:
             states=states,
         )
         if not _are_distinct(shown.ids):
-            rows = list({prompt_id: row for row, prompt_id in enumerate(shown.ids)}.values())
+            rows = _distinct_rows(shown.ids)
             distinct = [prompts[row] for row in rows]
             shown = replace(shown, prompts=distinct, states=None if states is None else states[rows])
         sizes = np.zeros(len(shown.prompts), dtype=np.int64)
@@ -172,6 +186,11 @@ def _are_distinct(ids: Sequence[str]) -> bool:
     return bool((hashes[1:] != hashes[:-1]).all())
 
 
+def _distinct_rows(ids: Sequence[str]) -> IndexArray:
+    """One row of each id, in order of first appearance."""
+    return np.array(list({prompt_id: row for row, prompt_id in enumerate(ids)}.values()), dtype=np.int64)
+
+
 def _account(done: _OpenStep, report: Report) -> AllocationReport:
     """Build a step's report: metrics for the loop to log, and estimator terms for the algorithm.
 
@@ -198,6 +217,7 @@ def _account(done: _OpenStep, report: Report) -> AllocationReport:
             pilots=report.pilots,
             expected_rates=report.accept_rates or done.earlier_rates,
             baselines=report.baselines,
+            sample_baselines=report.sample_baselines,
             scales=report.scales,
             prompt_weights=report.prompt_weights,
             kept=kept,

@@ -27,6 +27,7 @@ from gvm_ray.maths.allocation import (
     gradient_deviation,
     gvm_weights,
     inclusion_weights,
+    largest,
     neyman_weights,
     select_groups,
 )
@@ -42,6 +43,7 @@ _FREE_CANDIDATES = 1024  # takes a few milliseconds to predict
 
 
 Score = Literal["gradient_deviation", "norm_neyman", "neyman", "log_neyman", "gvm"]
+PoolScore = Literal[Score, "pcl"]  # "pcl" chooses among candidates, and has no share of a fixed batch to give
 RateSource = Literal["both", "features", "history"]
 
 
@@ -182,12 +184,18 @@ class PredictiveAllocator(Allocator):
 
 
 class GVMPoolAllocatorConfig(_PredictiveConfig):
-    """Selects prompts from a pool of candidates, and sizes groups, by their predicted share of gradient variance."""
+    """Selects prompts from a pool of candidates, and sizes groups, by their predicted share of gradient variance.
+
+    With `score = "pcl"` by the rule of Prompt Curriculum Learning (arXiv 2510.01135) instead: as many candidates as the
+    budget makes groups, those with the largest -|p - 1/2|, share it equally. As published with `uniform_share = 0`; a
+    larger one splits that share evenly over all candidates. The paper learns a value model beside the policy to predict
+    p; here it is the prediction that the other scores have.
+    """
 
     baseline_setting: ClassVar[str | None] = "predicted_baseline"
 
     type: Literal["gvm_pool"] = "gvm_pool"
-    score: Score = "norm_neyman"
+    score: PoolScore = "norm_neyman"
     # Number of candidates in a step, or the whole training set if it is smaller. None = 16 prompts_per_step, or fewer,
     # so that prefilling them costs no more than the step's samples (if all prompts and responses have max_tokens), but
     # at least twice the number of groups. Without hidden states, as by default, candidates are free: 1024 or more.
@@ -205,6 +213,15 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
     undo_selection_cap: Annotated[float, Field(ge=1)] = 5.0  # largest such weight
 
     @model_validator(mode="after")
+    def _undoes_chances(self) -> "GVMPoolAllocatorConfig":
+        if self.undo_selection and self.score == "pcl" and not self.uniform_share:
+            raise ValueError(
+                'undo_selection=true divides by chances, but score="pcl" with uniform_share=0 leaves none to chance; '
+                "write uniform_share=0.1 or more, or undo_selection=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _baseline_is_predicted(self) -> "GVMPoolAllocatorConfig":
         if not self.predicted_baseline and (not self.predicted_scale or self.baseline_source != "both"):
             raise ValueError(
@@ -212,6 +229,12 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
                 "of the predicted baseline; write predicted_baseline=true, or leave them out"
             )
         return self
+
+    def expected_samples(self, scores: Float64Array, *, budget: int) -> Float64Array:
+        """E[n] [C] of candidates with these scores [C]."""
+        if self.score == "pcl":
+            scores = largest(scores, count=max(budget // self.group_size, 1))
+        return expected_samples(scores, budget=budget, uniform_share=self.uniform_share)
 
     def num_candidates(self, run: RunShape) -> int:
         """The value of `candidates_per_step`, or its default for this run."""
@@ -252,7 +275,7 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
 
 class GVMPoolAllocator(PredictiveAllocator):
     """Give n_i in proportion to the score. If n_i is below `group_size`, give a group of that size with probability
-    n_i / group_size.
+    n_i / group_size. With PCL's rule n_i is the same for the candidates with the largest scores, and 0 for the others.
 
     Samples go where the predicted gradient is large, so the objective changes: an implicit curriculum toward prompts
     that are neither solved nor out of reach. `undo_selection` corrects this with (clipped) weights.
@@ -264,7 +287,7 @@ class GVMPoolAllocator(PredictiveAllocator):
         self, scores: Float64Array, *, budget: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], Float64Array | None]:
         settings = self._settings
-        expected = expected_samples(scores, budget=budget, uniform_share=settings.uniform_share)
+        expected = settings.expected_samples(scores, budget=budget)
         counts = select_groups(
             expected, budget=budget, group_size=settings.group_size, rng=rng, maximum=settings.max_samples
         )
@@ -350,7 +373,7 @@ def _weight_metrics(weights: Float64Array) -> Metrics:
     }
 
 
-def score(name: Score, accept_rates: Float64Array, estimates: "PromptEstimates") -> Float64Array:
+def score(name: PoolScore, accept_rates: Float64Array, estimates: "PromptEstimates") -> Float64Array:
     """Compute the scores [P] by the named rule; see `_PredictiveConfig`."""
     match name:
         case "gradient_deviation":
@@ -363,6 +386,8 @@ def score(name: Score, accept_rates: Float64Array, estimates: "PromptEstimates")
             return neyman_weights(accept_rates, objective="log")
         case "gvm":
             return gvm_weights(accept_rates, estimates.accepted_norms, alpha=_ALPHA, beta=_BETA)
+        case "pcl":
+            return 0.5 - np.abs(accept_rates - 0.5)  # in the order of -|p - 1/2|, but not negative
 
 
 def beta_draws(means: Float64Array, deviations: Float64Array, rng: np.random.Generator) -> Float64Array:

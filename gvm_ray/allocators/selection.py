@@ -1,10 +1,12 @@
 """Helpers of allocators that select prompts or samples: group counts, sample indices, reward ranges."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from gvm_ray.allocators.base import AllocatorConfig, GroupSize, Needs, RunShape, SmallestGroup
+from gvm_ray.maths.advantages import has_signal
 from gvm_ray.settings import Count, NonNegative
 from gvm_ray.types import Counts, GroupOutcome
 
@@ -18,6 +20,10 @@ class CandidateAllocatorConfig(AllocatorConfig):
     candidates_per_step: Count | None = None
     group_size: GroupSize = 8  # n of a selected prompt; the budget's remainder goes one each to the first prompts
 
+    def num_groups(self, run: RunShape) -> int:
+        """The number of groups that the budget makes."""
+        return run.prompts_per_step * run.samples_per_prompt // self.group_size
+
     def needs(self, run: RunShape) -> Needs:
         """Candidates to select from."""
         return Needs(candidates=self.candidates_per_step or run.prompts_per_step)
@@ -29,7 +35,7 @@ class CandidateAllocatorConfig(AllocatorConfig):
     def check_fits(self, run: RunShape) -> None:
         """Check that the budget makes at least one group, and that there are more candidates than groups."""
         budget = run.prompts_per_step * run.samples_per_prompt
-        groups, candidates = budget // self.group_size, self.needs(run).candidates
+        groups, candidates = self.num_groups(run), self.needs(run).candidates
         if groups == 0:
             raise ValueError(
                 f"allocator.group_size={self.group_size} is above the step's budget of {budget} samples; "
@@ -74,6 +80,49 @@ class ZeroVarianceSettings(AllocatorConfig):
     def max_budget_factor(self) -> int:
         """The budgets that refills may cost."""
         return self.max_batches if self.refill else 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DrawnGroups:
+    """The groups of a step that were drawn in the order of its candidates."""
+
+    sampled: Sequence[str]  # prompt ids in that order
+    informative: Collection[str]  # those whose rewards differ
+    outcomes: Sequence[GroupOutcome]
+    num_rounds: int
+
+    @property
+    def dropped(self) -> dict[str, tuple[int, ...]]:
+        """`Report.kept` that drops every group without different rewards."""
+        return {prompt_id: () for prompt_id in self.sampled if prompt_id not in self.informative}
+
+
+def draw_groups(
+    candidates: Sequence[str], *, wanted: int, budget: int, tolerance: float
+) -> Generator[Mapping[str, int], Sequence[GroupOutcome], DrawnGroups]:
+    """Draw rounds of groups: the first candidates share the budget, and each group of equal rewards is replaced by one
+    of the next candidate, until no group is missing or no candidate is left.
+
+    Args:
+        candidates: prompt ids; the first `wanted`, if none is to be replaced.
+        wanted: number of groups, at least 1.
+        budget: number of samples of these groups; the replacements come on top.
+        tolerance: rewards of a group that differ by no more are equal.
+    """
+    sampled: list[str] = []
+    informative: set[str] = set()
+    outcomes: list[GroupOutcome] = []
+    num_rounds = 0
+    batch: Mapping[str, int] = even_counts(candidates[:wanted], budget)
+    while batch:
+        drawn = yield batch
+        outcomes += drawn
+        informative |= {id_ for id_, ends in reward_ranges(drawn).items() if has_signal(*ends, tolerance=tolerance)}
+        sampled += batch
+        num_rounds += 1
+        missing = candidates[len(sampled) : len(sampled) + wanted - len(informative)]
+        batch = dict.fromkeys(missing, budget // wanted)
+    return DrawnGroups(sampled=sampled, informative=informative, outcomes=outcomes, num_rounds=num_rounds)
 
 
 def reward_ranges(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[float, float]]:

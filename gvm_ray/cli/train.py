@@ -90,7 +90,7 @@ def _describe_new_weights(config: RunConfig) -> str:
 
 def describe_prefill(config: RunConfig) -> str:
     """The most prompt tokens that a step prefills for the allocator's hidden states, and the most it generates."""
-    candidates, prompt_tokens = config.candidates_per_step, config.prompts.max_tokens
+    candidates, prompt_tokens = config.needs.shortlist or config.candidates_per_step, config.prompts.max_tokens
     if config.prompt_states == "embedding":
         return f"none: input embeddings of at most {candidates:,} prompts per step are looked up"
     prefilled = candidates * prompt_tokens

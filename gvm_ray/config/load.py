@@ -232,9 +232,11 @@ def _parse_value(text: str, place: Place) -> Any:
     """
     text = text.strip()
     value = _toml_value(text)
+    if value is None:
+        return None if place.takes_none else text  # "none" may be one of the setting's texts
     if place.takes_text and not isinstance(value, str | list if place.takes_list else str):
-        return None if place.takes_none and value is None else text
-    return text if value is None and place.names_none and not place.takes_none else value
+        return text
+    return value
 
 
 def _toml_value(text: str) -> Any:

@@ -43,11 +43,6 @@ class Place:
         """True if the setting can be none."""
         return type(None) in self.annotations
 
-    @property
-    def names_none(self) -> bool:
-        """True if "none" is one of the setting's names, in some `type` of its table."""
-        return any("none" in get_args(annotation) for annotation in self.annotations)
-
 
 def place_at(model: type[Settings], location: Sequence[int | str]) -> Place:
     """The place at a location in the model's files: names and indices, or an error's location, which has types too."""

@@ -243,10 +243,18 @@ class Learner:
         """[P, F] float32: what the policy makes of each prompt, before any response; and the tokens read for it.
 
         These are its final hidden states at the prompt's tokens, after the final norm: their mean, the last one, or
-        both end to end, mean first (F is the hidden size H, or 2H for both). Tokens that all prompts begin with are
-        read once in each micro-batch, if the model's attention can share them (`learner.packing`).
+        both end to end, mean first (F is the hidden size H, or 2H for both). Or it is the mean entropy, in nats, of the
+        distributions that they predict (F = 1). Tokens that all prompts begin with are read once in each micro-batch,
+        if the model's attention can share them (`learner.packing`).
         """
         return self._measure.prompt_states(token_ids, pooling=pooling)
+
+    def response_states(self, groups: Sequence[RolloutGroup]) -> list[FloatArray]:
+        """[n, 2H] float32 for each group: the final hidden states at the tokens of prompt and response, their mean and
+        the last one."""
+        sequences = [np.concatenate([g.prompt.token_ids, each.token_ids]) for g in groups for each in g.completions]
+        states, _ = self._measure.prompt_states(sequences, pooling="both")
+        return np.split(states, np.cumsum([len(group) for group in groups])[:-1])
 
     # --- state --------------------------------------------------------------------------------------------------------
     @property

@@ -58,7 +58,8 @@ class PolicyMeasurements:
         Where the layout may share prompts, a prefix that all have in common is read once in each micro-batch. Gradient
         norms don't share it: of tokens that several samples read, none has a gradient of its own.
         """
-        width = self._policy.causal_lm.config.hidden_size * (2 if pooling == "both" else 1)
+        size = self._policy.causal_lm.config.hidden_size
+        width = {"mean": size, "last": size, "both": 2 * size, "entropy": 1}[pooling]
         states, num_tokens = self._zeros(len(token_ids), width), self._zeros(1, dtype=torch.float64)
         samples, prefix = prompt_samples(token_ids, shared=self._layout.shared)
         for indices, batch in self._layout.micro_batches(samples, by_sample=not prefix):

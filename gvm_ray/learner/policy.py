@@ -29,7 +29,7 @@ from gvm_ray.maths.gradient_norms import (
     head_gradients,
     tied_gradient_inner_products,
 )
-from gvm_ray.maths.logprobs import OutputHead, token_logprobs
+from gvm_ray.maths.logprobs import OutputHead, token_entropies, token_logprobs
 from gvm_ray.model_files import model_errors, ties_embeddings
 from gvm_ray.pretrained import check_layout, load_generation_config
 from gvm_ray.types import GradientParameters, Pooling
@@ -89,9 +89,14 @@ class PolicyModule(nn.Module):
     def prompt_states(self, batch: SequenceBatch, *, pooling: Pooling) -> Tensor:
         """[B, F] float32: the final hidden states, after the final norm, at each prompt's tokens.
 
-        Their mean, the last one, or both end to end, mean first (F is the hidden size H, or 2H for both).
+        Their mean, the last one, or both end to end, mean first (F is the hidden size H, or 2H for both). Or the mean
+        entropy of the next token's distribution there, in nats at the sampling temperature (F = 1).
         """
-        return batch.pooled(self._hidden(batch).float(), pooling=pooling)
+        hidden = self._hidden(batch)
+        if pooling != "entropy":
+            return batch.pooled(hidden.float(), pooling=pooling)
+        entropies = token_entropies(hidden, self.head, temperature=self.temperature, chunk_tokens=self.chunk_tokens)
+        return batch.pooled(entropies.unsqueeze(-1), pooling="mean")
 
     def response_gradients(
         self, batch: SequenceBatch, *, square_norms: bool, offset: Tensor | None = None

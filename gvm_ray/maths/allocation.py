@@ -266,6 +266,13 @@ def expected_samples(scores: NDArray[np.float64], *, budget: int, uniform_share:
     return budget * shares
 
 
+def largest(scores: NDArray[np.float64], *, count: int) -> NDArray[np.float64]:
+    """Mark the `count` largest scores [C] by 1 and the others by 0; of equal scores the earlier are taken."""
+    marks = np.zeros(len(scores))
+    marks[np.argsort(-scores, kind="stable")[:count]] = 1.0
+    return marks
+
+
 def select_groups(
     expected: NDArray[np.float64],
     *,

@@ -91,6 +91,20 @@ def token_logprobs(
     return logprobs.view(targets.shape), entropies.view(targets.shape) if with_entropy else None
 
 
+def token_entropies(hidden: Tensor, head: OutputHead, *, temperature: float = 1.0, chunk_tokens: int = 1024) -> Tensor:
+    """Compute the entropies [...] in float32 nats of the distributions that states [..., H] predict, without gradients.
+
+    Arguments as for :func:`token_logprobs`.
+    """
+    any_token = torch.zeros(hidden.shape[:-1], dtype=torch.int64, device=hidden.device)
+    with torch.no_grad():
+        _, entropies = token_logprobs(
+            hidden, head, any_token, temperature=temperature, chunk_tokens=chunk_tokens, with_entropy=True
+        )
+    assert entropies is not None
+    return entropies
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Reduction:
     """Settings of the way from states to log-probs and back."""

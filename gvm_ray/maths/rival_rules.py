@@ -109,7 +109,35 @@ def draw_by_learning_potential(
         rng: generator of the draws.
     """
     p = np.asarray(accept_rates, dtype=np.float64)
-    keys = np.sqrt(p * (1 - p)) / temperature + rng.gumbel(size=p.size)
+    return _draw_by_log_weights(np.sqrt(p * (1 - p)) / temperature, num_drawn=num_drawn, rng=rng)
+
+
+def draw_at_learning_edge(
+    accept_rates: ArrayLike, entropies: ArrayLike, *, num_drawn: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw prompts without replacement, with probability ~ p (1 - p) h; ascending indices.
+
+    HIVE's learning edge (arXiv 2603.25184) is where difficulty is intermediate and response entropy high; the product
+    is this package's choice.
+
+    Args:
+        accept_rates: p [P] in [0, 1].
+        entropies: h [P] >= 0 of earlier responses; NaN for unknown, which counts as the mean of the known ones.
+        num_drawn: number of prompts to draw, 0 to P.
+        rng: generator of the draws.
+    """
+    p, h = np.asarray(accept_rates, dtype=np.float64), np.asarray(entropies, dtype=np.float64)
+    known = np.isfinite(h)
+    filled = np.where(known, h, h[known].mean() if known.any() else 1.0)
+    with np.errstate(divide="ignore"):  # a weight of 0 is drawn after all others
+        log_weights = np.log(p * (1 - p)) + np.log(filled)
+    return _draw_by_log_weights(log_weights, num_drawn=num_drawn, rng=rng)
+
+
+def _draw_by_log_weights(
+    log_weights: NDArray[np.float64], *, num_drawn: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    keys = log_weights + rng.gumbel(size=log_weights.size)
     return np.sort(np.argsort(-keys)[:num_drawn])
 
 

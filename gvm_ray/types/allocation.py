@@ -79,6 +79,7 @@ class Allocation:
 
     counts: Mapping[str, int]  # prompt_id -> number of samples, >= 0; arrays as `Counts`, or a dictionary
     needs_gradient_norms: bool = False  # measure the gradient norms of this round's accepted samples
+    needs_response_states: bool = False  # compute the hidden states of this round's samples
     trained_on: bool = True  # false: the samples only inform the allocator (published GVM's pilots)
 
     @property
@@ -114,6 +115,8 @@ class EstimatorTerms:
     # Only for metrics.
     expected_rates: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> b of the advantage r - b
+    # prompt_id -> sample index -> b of that sample alone, before its prompt's
+    sample_baselines: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> s > 0: the advantage is divided by it
     prompt_weights: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> factor on its samples' weights
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # prompt_id -> sample indices to train on

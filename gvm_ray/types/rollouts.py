@@ -109,6 +109,14 @@ class RolloutGroup:
         return np.diff(np.concatenate([[0], np.cumsum(self.sampled)])[self.offsets]).astype(np.int32)
 
     @property
+    def entropies(self) -> Float64Array:
+        """[n] nats: the mean of -ln pi over the tokens that the policy sampled, which estimates the mean entropy of
+        their distributions; NaN without such a token."""
+        sums = np.concatenate([[0.0], np.cumsum(self.logprobs, dtype=np.float64)])[self.offsets]
+        counts = self.num_tokens
+        return np.where(counts > 0, -np.diff(sums) / np.maximum(counts, 1), np.nan)
+
+    @property
     def num_turns(self) -> IntArray:
         """[n] turns of the policy."""
         return np.array([max(len(turns), 1) for turns in self.turns] or [1] * len(self), dtype=np.int32)
@@ -179,6 +187,8 @@ class GroupOutcome:
     reward_terms: Mapping[str, Float64Array] = field(default_factory=dict)  # term name -> [n]
     num_turns: IntArray | None = None  # [n] turns of the policy; None = one each
     unscored: Mapping[str, int] = field(default_factory=dict)  # known reason -> number of samples without a reward
+    entropies: Float64Array | None = None  # [n] nats, as in RolloutGroup; None if unknown
+    response_states: FloatArray | None = None  # [n, F], as `Learners.response_states` computes them
 
     @classmethod
     def of(cls, group: RolloutGroup, *, ref: GroupRef) -> "GroupOutcome":
@@ -193,12 +203,16 @@ class GroupOutcome:
             ref=ref,
             reward_terms=group.reward_terms,
             num_turns=group.num_turns if group.turns else None,
+            entropies=group.entropies,
         )
 
     @property
     def scored(self) -> BoolArray:
         """[n] True where the reward is known."""
         return np.isfinite(self.rewards)
+
+    def with_response_states(self, response_states: FloatArray) -> "GroupOutcome":
+        return replace(self, response_states=response_states)
 
     def with_gradient_norms(self, gradient_norms: Float64Array) -> "GroupOutcome":
         return replace(self, gradient_norms=gradient_norms)

@@ -22,10 +22,13 @@ from gvm_ray.allocators.gvm_pool import (
     PredictorConfig,
 )
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
+from gvm_ray.allocators.rivals.dps import DPSAllocatorConfig
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
+from gvm_ray.allocators.rivals.hive import HIVEAllocatorConfig
 from gvm_ray.allocators.rivals.mopps import MoPPSAllocatorConfig
 from gvm_ray.allocators.rivals.offline_filter import OfflineFilterAllocatorConfig
 from gvm_ray.allocators.rivals.pods import PODSAllocatorConfig
+from gvm_ray.allocators.rivals.poise import POISEAllocatorConfig
 from gvm_ray.allocators.rivals.reinforce_ada_seq import ReinforceAdaSeqAllocatorConfig
 from gvm_ray.allocators.rivals.speed import SPEEDAllocatorConfig
 from gvm_ray.allocators.rivals.spo import SPOAllocatorConfig
@@ -44,6 +47,7 @@ OWN_CASES: dict[str, Any] = {
     "gvm_pool with draws": GVMPoolAllocatorConfig(
         candidates_per_step=8, exploration="thompson", group_size=1, predicted_baseline=True, undo_selection=True
     ),
+    "gvm_pool by pcl": GVMPoolAllocatorConfig(candidates_per_step=8, score="pcl", uniform_share=0, states=None),
     "gvm_pool, unscaled history": GVMPoolAllocatorConfig(
         candidates_per_step=8, group_size=1, predicted_baseline=True, predicted_scale=False, baseline_source="history"
     ),
@@ -63,6 +67,10 @@ OWN_CASES: dict[str, Any] = {
     "speed trained on all": SPEEDAllocatorConfig(screening_samples=2, train_on_screened_out=True),
     "greso": GRESOAllocatorConfig(group_size=16),
     "mopps": MoPPSAllocatorConfig(group_size=16),
+    "mopps with refill": MoPPSAllocatorConfig(group_size=16, refill=True, max_batches=2),
+    "dps": DPSAllocatorConfig(group_size=16),
+    "hive": HIVEAllocatorConfig(group_size=16),
+    "poise": POISEAllocatorConfig(),
     "pods": PODSAllocatorConfig(),
     "pods, pairs": PODSAllocatorConfig(kept_samples=2),
     "offline filter": OfflineFilterAllocatorConfig(group_size=16, measurement_samples=4),
@@ -103,10 +111,16 @@ def sample(
                 rewards=rewards,  # itself, which is read-only
                 num_tokens=rng.integers(1, 50, size=count).astype(np.int32),
                 gradient_norms=norms if allocation.needs_gradient_norms else None,
+                response_states=_states(rewards, rng) if allocation.needs_response_states else None,
             )
         )
         drawn[prompt_id] += count
     return outcomes
+
+
+def _states(rewards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[n, 2] states that tell something of the rewards."""
+    return np.nan_to_num(np.stack([rewards, rewards], axis=1)) + rng.normal(size=(len(rewards), 2))
 
 
 def run_step(

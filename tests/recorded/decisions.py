@@ -58,6 +58,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         **CHOOSING,
     },
     "gvm_pool, signed norms": {"type": "gvm_pool", "score": "gradient_deviation", **BY_STATES, **CHOOSING},
+    "gvm_pool, pcl": {"type": "gvm_pool", "score": "pcl", "uniform_share": 0, **BY_STATES, **CHOOSING},
     "gvm_pool, unscaled history": {
         "type": "gvm_pool",
         "group_size": 1,
@@ -85,6 +86,10 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
     "speed": {"type": "speed", "screening_samples": 2, **CHOOSING},
     "greso": {"type": "greso", **CHOOSING},
     "mopps": {"type": "mopps", **CHOOSING},
+    "mopps with refill": {"type": "mopps", "refill": True, **CHOOSING},
+    "dps": {"type": "dps", **CHOOSING},
+    "hive": {"type": "hive", "group_size": 16, **CHOOSING},
+    "poise": {"type": "poise"},
     "pods": {"type": "pods"},
     "offline_filter": {"type": "offline_filter", "measurement_samples": 4, **CHOOSING},
     "custom": {"type": "custom", "path": "examples.custom_allocator:FewerForSolved"},
@@ -133,6 +138,7 @@ class RecordedPools(FakePools):
             rewards=np.where(unscored, np.nan, outcome.rewards),
             num_tokens=np.array([2 + int(8 * draws[2]) for draws in drawn], dtype=np.int32),
             truncated=np.array([draws[3] < 1 / 10 for draws in drawn], dtype=bool),
+            entropies=np.array([draws[1] for draws in drawn]),
         )
 
 

@@ -155,6 +155,7 @@ def test_a_dry_run_lists_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[
         (arm("token", algorithm='{ weighting = "token_mean" }'), "changes algorithm, but all share"),
         (arm("more", samples_per_prompt="9"), "changes samples_per_prompt, but all share one policy"),
         (arm("few", allocator='{ type = "gvm", pilot_samples = 6 }'), "write pilot_samples=3"),
+        (arm("pairs", allocator='{ type = "poise" }'), "arm 'pairs' predicts from hidden states of responses"),
         (arm("typo", allocator='{ type = "gvm", pilots = 6 }'), "unknown setting"),
     ],
 )

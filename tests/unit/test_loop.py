@@ -163,6 +163,8 @@ CHOOSING = {
     "speed": {"screening_samples": 2, "candidates_per_step": 8},
     "greso": {"candidates_per_step": 12},
     "mopps": {"candidates_per_step": 12},
+    "dps": {},
+    "hive": {},
     "pods": {"kept_samples": 2},
     "offline_filter": {"candidates_per_step": 12, "measurement_samples": 4},
 }

@@ -53,6 +53,33 @@ def test_new_prompts_are_drawn_at_random_from_the_seed_and_the_step() -> None:
     assert len(set(chosen)) > 1
 
 
+def test_groups_of_equal_rewards_are_replaced_by_the_next_nearest_if_asked() -> None:
+    strategy = mopps(refill=True)
+    # so much is known that the draws are as good as the rates: d, c, b, a, e, f in the order of |p - 1/2|
+    strategy.load_state_dict(
+        known(a=(8e5, 1e6), b=(7e5, 1e6), c=(6e5, 1e6), d=(5e5, 1e6), e=(1e5, 1e6), f=(0, 1e6)),
+    )
+    rounds, report = run_step(strategy, "abcdef", budget=9, rewards=all_equal(solved="a", failed="c"))
+    assert [dict(allocation.counts) for allocation in rounds] == [{"d": 5, "c": 4}, {"b": 4}]
+    assert report.estimator.kept == {"c": ()}
+    assert report.estimator.num_prompts == 2
+    assert report.estimator.accept_rates == {}  # whose samples are averaged over depends on their rewards
+    assert report.metrics["allocation/total"] == 13
+    _, trials = strategy.memory.counts(["c", "a"])  # dropped groups are remembered
+    assert trials.tolist() == [5e5 + 4, 1e6]
+
+
+def test_refills_end_with_their_budget_and_are_no_default() -> None:
+    strategy = mopps(refill=True, max_batches=2)
+    rounds, report = run_step(strategy, "abcdef", budget=8, rewards=all_equal(solved="abcdef"))
+    assert [sum(allocation.counts.values()) for allocation in rounds] == [8, 8]
+    assert len(report.estimator.kept) == 4
+    rounds, report = run_step(mopps(), "abcdef", budget=8, rewards=all_equal(solved="abcdef"))
+    assert len(rounds) == 1
+    assert report.estimator.kept == {}
+    assert (MoPPSAllocatorConfig().max_budget_factor, MoPPSAllocatorConfig(refill=True).max_budget_factor) == (1, 3)
+
+
 def test_a_prior_without_weight_is_refused() -> None:
     with pytest.raises(ValueError, match="prior_successes"):
         MoPPSAllocatorConfig(prior_successes=0)

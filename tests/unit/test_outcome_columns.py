@@ -20,6 +20,7 @@ def make_outcome(prompt_id: str, n: int, *, measured: bool, terms: dict[str, flo
         ref=object(),
         gradient_norms=np.arange(n) + 0.25 if measured else None,
         reward_terms={name: np.full(n, value) for name, value in terms.items()},
+        entropies=np.arange(n) / 4.0 if measured else None,
     )
 
 
@@ -41,6 +42,8 @@ def test_ragged_outcomes_round_trip() -> None:
         if before.gradient_norms is not None:
             np.testing.assert_array_equal(after.gradient_norms, before.gradient_norms)
         np.testing.assert_array_equal(after.reward_terms["exact"], before.reward_terms["exact"])
+        unknown = np.full(len(before.rewards), np.nan)
+        np.testing.assert_array_equal(after.entropies, unknown if before.entropies is None else before.entropies)
         assert after.ref.ref is None  # the allocator holds no sample alive
 
 

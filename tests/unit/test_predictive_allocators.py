@@ -124,6 +124,31 @@ def test_sharpness_and_the_uniform_share_move_the_split() -> None:
     assert sharp > 120
 
 
+def test_pcls_rule_gives_equal_groups_to_the_candidates_nearest_one_half() -> None:
+    config = pool(score="pcl", uniform_share=0.0, group_size=4)
+    scores = np.array([0.1, 0.4, 0.5, 0.3, 0.4])  # 1/2 - |p - 1/2|; a budget of 14 makes three groups, 14 = 5 + 5 + 4
+    expected = config.expected_samples(scores, budget=14)
+    np.testing.assert_allclose(expected, [0, 14 / 3, 14 / 3, 0, 14 / 3])
+    mixed = pool(score="pcl", uniform_share=0.3, group_size=4).expected_samples(scores, budget=14)
+    np.testing.assert_allclose(mixed, 0.7 * expected + 0.3 * 14 / 5)
+
+    allocations, report = run_steps(create(config), steps=range(5))
+    counts = np.array(list(allocations[-1].counts.values()))
+    assert set(counts) == {0, 4}
+    rates, chosen = report.histograms["accept_rate"], counts > 0
+    assert chosen.sum() == 128 // 4
+    assert np.abs(rates[chosen] - 0.5).max() <= np.abs(rates[~chosen] - 0.5).min()
+    assert np.flatnonzero(list(allocations[0].counts.values())).tolist() == list(range(32))  # all alike: in their order
+
+
+def test_pcls_rule_is_refused_where_it_means_nothing() -> None:
+    with pytest.raises(ValueError, match=r"write uniform_share=0\.1 or more, or undo_selection=false"):
+        pool(score="pcl", uniform_share=0.0, undo_selection=True)
+    assert pool(score="pcl", undo_selection=True).uniform_share == 0.1
+    with pytest.raises(ValueError, match="'log_neyman' or 'gvm'"):
+        GVMOnlineAllocatorConfig.model_validate({"score": "pcl"})
+
+
 def test_norms_of_training_move_samples_to_the_larger_ones() -> None:
     config = pool(score="norm_neyman", uniform_share=0.0)
 

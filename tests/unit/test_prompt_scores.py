@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gvm_ray.allocators.gvm_pool import Score, beta_draws, score
+from gvm_ray.allocators.gvm_pool import PoolScore, beta_draws, score
 from gvm_ray.allocators.predictor import PromptEstimates
 from gvm_ray.maths.allocation import gradient_deviation, gvm_weights, neyman_weights
 
@@ -22,6 +22,7 @@ def estimates(**fields: Any) -> PromptEstimates:
     [
         ("neyman", [0.4, 0.5, 0.3]),  # p = 0.2, 0.5, 0.9
         ("log_neyman", [2.0, 1.0, 1 / 3]),
+        ("pcl", [0.2, 0.5, 0.1]),  # 1/2 - |p - 1/2|
         ("norm_neyman", [0.4 * 2, 0.5 * 3, 0.3 * 4]),
         ("gvm", [2 / np.sqrt(0.2 + 1e-3 / 0.2), 3 / np.sqrt(0.5 + 1e-3 / 0.5), 4 / np.sqrt(0.9 + 1e-3 / 0.9)]),
         (
@@ -34,7 +35,7 @@ def estimates(**fields: Any) -> PromptEstimates:
         ),
     ],
 )
-def test_scores_by_hand(name: Score, expected: list[float]) -> None:
+def test_scores_by_hand(name: PoolScore, expected: list[float]) -> None:
     known = estimates(accepted_norms=np.array([2.0, 3.0, 4.0]), rejected_norms=np.array([5.0, 6.0, 7.0]))
     np.testing.assert_allclose(score(name, np.array([0.2, 0.5, 0.9]), known), expected, rtol=1e-12)
 

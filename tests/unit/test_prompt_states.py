@@ -30,16 +30,19 @@ def _prompts() -> list[IntArray]:
 
 @torch.no_grad()
 def _one_by_one(folder: str | Path, prompts: list[IntArray], *, pooling: Pooling) -> FloatArray:
-    model = AutoModelForCausalLM.from_pretrained(folder).model
+    model = AutoModelForCausalLM.from_pretrained(folder)
     states = []
     for ids in prompts:
-        hidden = model(torch.from_numpy(ids).long().unsqueeze(0)).last_hidden_state[0]
-        states.append({"mean": hidden.mean(0), "last": hidden[-1], "both": torch.cat([hidden.mean(0), hidden[-1]])})
+        hidden = model.model(torch.from_numpy(ids).long().unsqueeze(0)).last_hidden_state[0]
+        mean, last = hidden.mean(0), hidden[-1]
+        predicted = torch.distributions.Categorical(logits=model.lm_head(hidden) / 0.7)  # the sampling temperature
+        entropy = predicted.entropy().mean().unsqueeze(0)
+        states.append({"mean": mean, "last": last, "both": torch.cat([mean, last]), "entropy": entropy})
     return np.stack([state[pooling].numpy() for state in states])
 
 
 @pytest.mark.parametrize("max_tokens", [1, 30, 100_000])
-@pytest.mark.parametrize("pooling", ["mean", "last", "both"])
+@pytest.mark.parametrize("pooling", ["mean", "last", "both", "entropy"])
 def test_equal_to_a_forward_pass_of_each_prompt_alone(base: str, pooling: Pooling, max_tokens: int) -> None:
     states, num_tokens = _learner(base, micro_batch_tokens=max_tokens).prompt_states(_prompts(), pooling=pooling)
     assert num_tokens == 53
@@ -55,7 +58,7 @@ def _with_prefix() -> tuple[list[IntArray], int]:
 
 
 @pytest.mark.parametrize(("max_tokens", "num_batches"), [(1, 6), (50, 3), (100_000, 1)])
-@pytest.mark.parametrize("pooling", ["mean", "last", "both"])
+@pytest.mark.parametrize("pooling", ["mean", "last", "both", "entropy"])
 def test_first_tokens_of_all_prompts_are_read_once_in_a_micro_batch(
     base: str, pooling: Pooling, max_tokens: int, num_batches: int
 ) -> None:

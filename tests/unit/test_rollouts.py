@@ -9,11 +9,13 @@ from gvm_ray.exceptions import SystemFailure
 from gvm_ray.ledger import RolloutLedger, staleness_metrics, trained_norms
 from gvm_ray.types import (
     Allocation,
+    GroupOutcome,
+    GroupRef,
     TrainBatch,
     UpdateResult,
     WeightsRef,
 )
-from tests.builders import outcome, prompt, train_group
+from tests.builders import completion, group, outcome, prompt, train_group
 
 TRAINED, PILOT = Allocation(counts={}), Allocation(counts={}, trained_on=False)
 
@@ -170,3 +172,17 @@ def test_prefilled_tokens_are_a_cost_of_their_own() -> None:
         "cost/generated_samples": 1,
         "cost/generated_tokens": 5,
     }
+
+
+def test_entropies_are_estimated_from_the_tokens_that_the_policy_sampled() -> None:
+    answered = replace(
+        completion(num_tokens=4),
+        logprobs=np.array([-1.0, 0.0, 0.0, -2.0], dtype=np.float32),
+        sampled=np.array([True, False, False, True]),  # two of the environment
+    )
+    sure, empty = completion(num_tokens=3), completion(num_tokens=0)
+    plain = replace(completion(num_tokens=2), logprobs=np.array([-0.5, -0.25], dtype=np.float32))
+    together = group("a", [plain, answered, empty, sure])
+    np.testing.assert_array_equal(together.entropies, [0.375, 1.5, np.nan, 0.0])
+    known = GroupOutcome.of(together, ref=GroupRef(ref=None, index=0)).entropies
+    np.testing.assert_array_equal(known, together.entropies)

@@ -11,8 +11,7 @@ from gvm_ray.allocators.base import (
     SmallestGroup,
     Step,
 )
-from gvm_ray.allocators.selection import ZeroVarianceSettings, even_counts, reward_ranges
-from gvm_ray.maths.advantages import has_signal
+from gvm_ray.allocators.selection import ZeroVarianceSettings, draw_groups
 
 
 class DAPOAllocatorConfig(ZeroVarianceSettings):
@@ -60,23 +59,9 @@ class DAPOAllocator(Allocator):
 
     def rounds(self, step: Step) -> Rounds:
         """Spend the whole budget on the first groups, and up to max_batches budgets including refills."""
-        batches, tolerance = self._settings.max_budget_factor, self._settings.tolerance
+        batches = self._settings.max_budget_factor
         wanted = max(len(step.ids) // batches, 1)
-        candidates = step.ids[: wanted * batches]
-        sampled: list[str] = []
-        informative: set[str] = set()
-        batch = even_counts(candidates[:wanted], step.budget)
-        num_rounds = 0
-        while batch:
-            outcomes = yield batch
-            informative.update(
-                id_ for id_, ends in reward_ranges(outcomes).items() if has_signal(*ends, tolerance=tolerance)
-            )
-            sampled += batch
-            num_rounds += 1
-            refill = candidates[len(sampled) : len(sampled) + wanted - len(informative)]
-            batch = dict.fromkeys(refill, step.budget // wanted)
-        return Report(
-            kept={prompt_id: () for prompt_id in sampled if prompt_id not in informative},
-            metrics={"allocation/rounds": float(num_rounds)},
+        drawn = yield from draw_groups(
+            step.ids[: wanted * batches], wanted=wanted, budget=step.budget, tolerance=self._settings.tolerance
         )
+        return Report(kept=drawn.dropped, metrics={"allocation/rounds": float(drawn.num_rounds)})

@@ -10,11 +10,10 @@ from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
 from gvm_ray.allocators.selection import (
     CandidateAllocatorConfig,
     ZeroVarianceSettings,
-    even_counts,
+    draw_groups,
     num_groups,
     reward_ranges,
 )
-from gvm_ray.maths.advantages import has_signal
 from gvm_ray.maths.rival_rules import adjusted_exploration, sampling_probability, zero_variance_run
 from gvm_ray.settings import Positive, Probability
 from gvm_ray.types import GroupOutcome
@@ -102,19 +101,8 @@ class GRESOAllocator(Allocator):
         order = np.argsort(skipped, kind="stable")
         wanted = num_groups(step.budget, group_size=settings.group_size, num_candidates=len(ids))
         candidates = [ids[row] for row in order[: wanted * settings.max_budget_factor]]
-        batch = even_counts(candidates[:wanted], step.budget)
-        num_sampled = num_informative = 0
-        outcomes: list[GroupOutcome] = []
-        while batch:
-            sampled = yield batch
-            outcomes += sampled
-            num_sampled += len(batch)
-            num_informative += sum(
-                has_signal(*ends, tolerance=settings.tolerance) for ends in reward_ranges(sampled).values()
-            )
-            missing = wanted - num_informative if settings.refill else 0
-            batch = dict.fromkeys(candidates[num_sampled : num_sampled + missing], step.budget // wanted)
-        zero_variance = self._remember(outcomes, adapts=adapts)
+        drawn = yield from draw_groups(candidates, wanted=wanted, budget=step.budget, tolerance=settings.tolerance)
+        zero_variance = self._remember(drawn.outcomes, adapts=adapts)
         return Report(kept=dict.fromkeys(zero_variance, ()) if settings.drop_zero_variance else {}, metrics=metrics)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,16 +8,19 @@ from gvm_ray.allocators.base import (
     Rounds,
     Step,
 )
-from gvm_ray.allocators.selection import CandidateAllocatorConfig, even_counts, num_groups
+from gvm_ray.allocators.selection import CandidateAllocatorConfig, ZeroVarianceSettings, draw_groups, num_groups
 from gvm_ray.maths.rival_rules import thompson_nearest
 from gvm_ray.settings import Positive, Probability
 
 
-class MoPPSAllocatorConfig(CandidateAllocatorConfig):
+class MoPPSAllocatorConfig(CandidateAllocatorConfig, ZeroVarianceSettings):
     """MoPPS (arXiv 2507.04632): the candidates whose accept rate, drawn from a Beta posterior, is nearest the target.
 
     At each visit a prompt's earlier counts are multiplied by `decay` (the paper's lambda), which pulls the posterior
     back toward the prior. Then the accepted and rejected samples of the visit are added.
+
+    With `refill`, which the paper doesn't have, groups of equal rewards are dropped as in DAPO, and the candidates with
+    the next nearest draws are sampled in their place, up to max_batches budgets.
     """
 
     type: Literal["mopps"] = "mopps"
@@ -25,11 +28,12 @@ class MoPPSAllocatorConfig(CandidateAllocatorConfig):
     decay: Probability = 0.5  # 1 forgets nothing
     prior_successes: Positive = 1.0
     prior_failures: Positive = 1.0
+    refill: bool = False  # true: other candidates replace groups of equal rewards; false: these stay in the batch
 
     @property
     def knows_accept_rates(self) -> bool:
-        """True: they are posterior means from earlier visits."""
-        return True
+        """True: they are posterior means from earlier visits. But with refills the rewards say which samples stay."""
+        return not self.refill
 
     def build(self, *, accept_threshold: float, seed: int) -> "MoPPSAllocator":
         """Create the strategy."""
@@ -44,7 +48,7 @@ class MoPPSAllocator(Allocator):
         self.memory_decay = settings.decay
 
     def rounds(self, step: Step) -> Rounds:
-        """Spend the whole budget in one round."""
+        """Spend the whole budget in one round, and up to max_batches budgets with refills."""
         settings = self._settings
         order = thompson_nearest(
             *step.memory.counts(step.ids),
@@ -53,11 +57,14 @@ class MoPPSAllocator(Allocator):
             target=settings.target_accept_rate,
             rng=step.rng,
         )
-        chosen = order[: num_groups(step.budget, group_size=settings.group_size, num_candidates=len(step.ids))]
-        counts = even_counts([step.ids[row] for row in chosen], step.budget)
+        wanted = num_groups(step.budget, group_size=settings.group_size, num_candidates=len(step.ids))
+        chosen = order[: wanted * settings.max_budget_factor]
+        candidates = [step.ids[row] for row in chosen]
         rates = step.memory.accept_rates(
-            step.ids, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures
+            candidates, prior_successes=settings.prior_successes, prior_failures=settings.prior_failures
         )
-        yield counts
-        accept_rates = dict(zip(step.ids, rates.tolist(), strict=True))
-        return Report(kept={}, accept_rates={prompt_id: accept_rates[prompt_id] for prompt_id in counts})
+        accept_rates = dict(zip(candidates, rates.tolist(), strict=True))
+        drawn = yield from draw_groups(candidates, wanted=wanted, budget=step.budget, tolerance=settings.tolerance)
+        if settings.refill:
+            return Report(kept=drawn.dropped)
+        return Report(kept={}, accept_rates={prompt_id: accept_rates[prompt_id] for prompt_id in drawn.sampled})

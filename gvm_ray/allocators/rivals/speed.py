@@ -24,6 +24,7 @@ from gvm_ray.settings import Count
 class SPEEDAllocatorConfig(AllocatorConfig):
     """SPEED (arXiv 2506.09016): screens every candidate with N_init samples, and continues those with 0 < p-hat < 1.
 
+    The paper was withdrawn by its author (arXiv v3, March 2026). The rule is kept to compare with.
     Here a step costs its budget: after the screening, the prompts that pass share the rest equally, so that
     N_cont = rest / passed. In the paper, N_cont is fixed, and prompts that pass wait in a buffer for their batch.
     The paper samples the continuation together with the next batch's screening. That only matters for throughput, and

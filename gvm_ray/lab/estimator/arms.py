@@ -56,6 +56,12 @@ def planned_arms(estimator: EstimatorConfig, *, folder: Path) -> list[PlannedArm
                     "one policy, its samples, one budget and one target; set `allocator` and `learner` in an arm, "
                     f"`algorithm` in [[algorithms]], and the rest in {estimator.config!r}"
                 )
+            if config.needs.response_states:
+                raise ConfigError(
+                    f"arm {arm.name!r} predicts from hidden states of responses (allocator.type="
+                    f"{config.allocator.type!r}), which the pool of samples lacks; leave it out, and compare it by "
+                    "`gvm-ray compare`"
+                )
             arms.append(PlannedArm(algorithm=algorithm.name, name=arm.name, config=config))
     return arms
 

@@ -116,6 +116,9 @@ class _ArmSteps:
         shown = min(config.candidates_per_step, len(prompts))
         chosen = np.sort(self._rng.choice(prompts, size=shown, replace=False)) if shown < len(prompts) else prompts
         budget = min(config.prompts_per_step, len(prompts)) * config.samples_per_prompt
+        if config.needs.shortlist is not None:
+            candidates = [self._pool.prompts[index] for index in chosen]
+            chosen = chosen[self._allocator.shortlist(candidates, step=step, budget=budget)]
         kind = states_kind(config.prompt_states)
         drawn = dict.fromkeys((self._pool.prompts[index].prompt_id for index in chosen), 0)
         kept: list[GroupOutcome] = []

@@ -280,7 +280,7 @@ def _selected(allocator: GVMPoolAllocatorConfig, scores: Float64Array, *, undo: 
     """Build a rule: groups of at least `group_size`; `undo` caps the weights that undo the selection, 0 for none."""
 
     def rule(rows: IndexArray, budget: int, rng: np.random.Generator) -> tuple[Float64Array, Float64Array]:
-        expected = expected_samples(scores[rows], budget=budget, uniform_share=allocator.uniform_share)
+        expected = allocator.expected_samples(scores[rows], budget=budget)
         size = allocator.group_size
         counts = select_groups(expected, budget=budget, group_size=size, rng=rng, maximum=allocator.max_samples)
         factors = np.full(len(rows), 1 / max(int((counts > 0).sum()), 1))

@@ -106,14 +106,29 @@ class SimulatedLearners:
             for outcome, mask in zip(outcomes, accepted, strict=True)
         ]
 
+    async def response_states(self, outcomes: Sequence[GroupOutcome]) -> list[GroupOutcome]:
+        """Add standard normal states [n, 32] to each outcome; deterministic for given samples."""
+        num_tokens = sum(int(outcome.num_tokens.sum()) for outcome in outcomes)
+        async with self._command:
+            with self._clock.phase("gradient_norms"):
+                await asyncio.sleep(num_tokens / self._latency.tokens_per_s)
+        return [
+            outcome.with_response_states(
+                _draw(outcome.prompt_id, *outcome.sample_indices).standard_normal(
+                    (len(outcome.rewards), 2 * _STATE_WIDTH), dtype=np.float32
+                )
+            )
+            for outcome in outcomes
+        ]
+
     async def prompt_states(self, prompts: Sequence[Prompt], *, pooling: Pooling) -> tuple[FloatArray, int]:
-        """Return standard normal states [P, 16], or [P, 32] for both poolings, deterministic for a given prompt; and
-        the prompts' tokens."""
+        """Return standard normal states [P, 16], [P, 32] for both poolings or [P, 1] for entropies, deterministic for a
+        given prompt; and the prompts' tokens."""
         num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         async with self._command:
             with self._clock.phase("prompt_states"):
                 await asyncio.sleep(num_tokens / self._latency.tokens_per_s)
-        width = _STATE_WIDTH * (2 if pooling == "both" else 1)
+        width = {"mean": _STATE_WIDTH, "last": _STATE_WIDTH, "both": 2 * _STATE_WIDTH, "entropy": 1}[pooling]
         states = [_draw(prompt.prompt_id).standard_normal(width, dtype=np.float32) for prompt in prompts]
         return np.array(states, dtype=np.float32).reshape(len(prompts), width), num_tokens
 

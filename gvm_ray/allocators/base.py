@@ -98,9 +98,8 @@ class Needs:
 
     candidates: int  # prompts in a step's `Step`; an allocator that doesn't select samples all of them
     states: PromptStates | None = None  # hidden states of the candidates, or their input embeddings
-    shortlist: int | None = (
-        None  # the most candidates that `Allocator.shortlist` leaves, chosen before states; None = all
-    )
+    # The most candidates that `Allocator.shortlist` leaves, before their states are computed; None = it isn't asked.
+    shortlist: int | None = None
     response_states: bool = False  # hidden states of samples, in rounds that ask for them
     training_norms: bool = False  # gradient norms of samples, measured in training
     # Where responses share their prompts in training: the samples of each prompt that are measured, of those with a

@@ -163,7 +163,7 @@ def test_gradient_norms_equal_those_of_one_rank(learners: LearnerGroup, folder: 
         np.testing.assert_allclose(norms, reference, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "both"])
+@pytest.mark.parametrize("pooling", ["mean", "both", "entropy"])
 def test_prompt_states_equal_those_of_one_rank(
     learners: LearnerGroup, folder: Path, runner: asyncio.Runner, pooling: Pooling
 ) -> None:

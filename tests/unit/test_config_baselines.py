@@ -82,7 +82,7 @@ def test_groups_of_one_are_taken_where_something_else_is(algorithm: str, setting
     assert config.algorithm.type == algorithm
 
 
-KNOW_NO_ACCEPT_RATES = {"uniform", "spo", "ebpo", "greso", "dapo", "pods", "reinforce_ada_seq"}
+KNOW_NO_ACCEPT_RATES = {"uniform", "spo", "ebpo", "greso", "dapo", "dps", "pods", "poise", "reinforce_ada_seq"}
 
 
 @pytest.mark.parametrize("variant", variants(AllocatorSettings), ids=lambda each: each.model_fields["type"].default)
@@ -102,6 +102,13 @@ def test_inverse_weighting_needs_accept_rates_from_elsewhere(algorithm: str, var
     else:
         with pytest.raises(ConfigError, match=rf"'inverse' divides .*type='{allocator}' has none .*; write .*gvm_pool"):
             parse_config(inverse)
+
+
+def test_refills_choose_samples_by_their_rewards() -> None:
+    allocator = {"type": "mopps", "candidates_per_step": 64, "refill": True}
+    run = {**RUN, "allocator": allocator, "algorithm": {"type": "raft", "weighting": "inverse"}}
+    with pytest.raises(ConfigError, match="it selects samples by their rewards"):
+        parse_config(run)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "rloo", "reinforce++"])

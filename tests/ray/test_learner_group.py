@@ -181,6 +181,15 @@ def test_prompt_states_equal_those_of_one_rank(
         assert num_tokens <= sum(map(len, token_ids))
 
 
+def test_response_states_equal_those_of_one_rank(learners: LearnerGroup, folder: Path, runner: asyncio.Runner) -> None:
+    groups = ragged_groups()
+    outcomes = [GroupOutcome.of(group, ref=ref) for group, ref in zip(groups, _put(groups), strict=True)]
+    computed = [outcome.response_states for outcome in runner.run(learners.response_states(outcomes))]
+    for states, reference in zip(computed, _one_rank(folder / "base").response_states(groups), strict=True):
+        assert states is not None
+        np.testing.assert_allclose(states, reference, atol=1e-5)
+
+
 def test_a_checkpoint_of_two_ranks_loads_into_one(
     learners: LearnerGroup, folder: Path, runner: asyncio.Runner, tmp_path: Path
 ) -> None:

@@ -48,7 +48,7 @@ help:
 # there waits as long as it computes. What kills processes, or takes vLLM's memory, has the machine to itself. tests/real
 # fetches a wheel of 93 MB once.
 test: check
-	$(PYTEST) $(PARALLEL) tests/unit tests/contract tests/faults -m "not slow and not ray"
+	$(PYTEST) $(PARALLEL) --hypothesis-profile=repeatable tests/unit tests/contract tests/faults -m "not slow and not ray"
 	$(PYTEST) tests/faults -m "ray and not slow"
 	$(PYTEST) $(PARALLEL) tests/ray -m "not slow"
 	$(PYTEST) tests/vllm -m "not slow"

@@ -7,6 +7,7 @@ import hypothesis  # its plugin would import it when the session ends, where Pyt
 import pytest
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # no test depends on how long it takes
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)  # for `make test`
 hypothesis.settings.load_profile("untimed")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

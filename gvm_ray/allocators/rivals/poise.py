@@ -37,8 +37,8 @@ class POISEAllocatorConfig(AllocatorConfig):
     The hidden states take one more forward pass of the learner over the step's samples. It isn't charged, as the
     learner's other passes aren't; the paper takes them from a pass that its training makes anyway. Mean and last state
     of prompt and response together stand for the paper's separate ones, and -ln pi of the sampled tokens, averaged,
-    for their entropy. `components` and `ridge` are this package's choice. Until enough samples are known, the algorithm's
-    own baseline is used.
+    for their entropy. `components` and `ridge` are this package's choice. Until enough samples are known, the
+    algorithm's own baseline is used.
     """
 
     type: Literal["poise"] = "poise"

@@ -122,7 +122,8 @@ def test_published_weights_reach_every_generator_and_survive_a_restart(
         assert tokens_by_position(pool, requests, runner) == after
         if len(failures.counts - failures_before) == 2:
             break
-    assert failures.counts - failures_before == {"generator-0": 1, "generator-1": 1}
+    # On a busy machine a generator may be called once more before it is back, which counts too.
+    assert (failures.counts - failures_before).keys() == {"generator-0", "generator-1"}
 
 
 def test_what_a_dying_generator_left_is_sampled_again_and_nothing_twice(

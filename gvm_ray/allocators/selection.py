@@ -8,7 +8,7 @@ import numpy as np
 from gvm_ray.allocators.base import AllocatorConfig, GroupSize, Needs, RunShape, SmallestGroup
 from gvm_ray.maths.advantages import has_signal
 from gvm_ray.settings import Count, NonNegative
-from gvm_ray.types import Counts, GroupOutcome
+from gvm_ray.types import Counts, Float64Array, GroupOutcome
 
 
 class CandidateAllocatorConfig(AllocatorConfig):
@@ -125,12 +125,15 @@ def draw_groups(
     return DrawnGroups(sampled=sampled, informative=informative, outcomes=outcomes, num_rounds=num_rounds)
 
 
+def rewards_by_prompt(outcomes: Sequence[GroupOutcome]) -> dict[str, Float64Array]:
+    """prompt_id -> rewards of its scored samples, at least one."""
+    rewards: dict[str, list[Float64Array]] = {}
+    for outcome in outcomes:
+        if outcome.scored.any():
+            rewards.setdefault(outcome.prompt_id, []).append(outcome.rewards[outcome.scored])
+    return {prompt_id: np.concatenate(parts) for prompt_id, parts in rewards.items()}
+
+
 def reward_ranges(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[float, float]]:
     """prompt_id -> lowest and highest reward of its scored samples."""
-    ranges: dict[str, tuple[float, float]] = {}
-    for outcome in outcomes:
-        rewards = outcome.rewards[outcome.scored]
-        if rewards.size:
-            low, high = ranges.get(outcome.prompt_id, (np.inf, -np.inf))
-            ranges[outcome.prompt_id] = (min(low, float(rewards.min())), max(high, float(rewards.max())))
-    return ranges
+    return {id_: (float(own.min()), float(own.max())) for id_, own in rewards_by_prompt(outcomes).items()}

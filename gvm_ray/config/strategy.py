@@ -77,7 +77,7 @@ class _AlgorithmBase(Settings):
 
     @property
     def mixes_prompts(self) -> bool:
-        """Whether a sample's advantage depends on other prompts of the batch."""
+        """True if a sample's advantage depends on other prompts of the batch."""
         return False
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class AdvantageSettings(_AlgorithmBase):
 
     @property
     def mixes_prompts(self) -> bool:
-        """Whether a sample's advantage depends on other prompts of the batch."""
+        """True if a sample's advantage depends on other prompts of the batch."""
         return self.advantage_normalization != "none"
 
     @property
@@ -158,7 +158,7 @@ class RLOOConfig(_GroupBaseline):
 
     @property
     def mixes_prompts(self) -> bool:
-        """Whether a sample's advantage depends on other prompts of the batch."""
+        """True if a sample's advantage depends on other prompts of the batch."""
         return self.shrinkage or super().mixes_prompts
 
     @model_validator(mode="after")

@@ -1,14 +1,14 @@
 """EBPO (arXiv 2602.05165): equal groups, whose mean as a baseline is shrunk to the run's mean reward."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from gvm_ray.allocators.base import Allocator, AllocatorConfig, Report, Rounds, RunShape, Step
-from gvm_ray.allocators.selection import even_counts
-from gvm_ray.types import Float64Array, GroupOutcome
+from gvm_ray.allocators.selection import even_counts, rewards_by_prompt
+from gvm_ray.types import Float64Array
 
 
 class EBPOAllocatorConfig(AllocatorConfig):
@@ -43,7 +43,7 @@ class EBPOAllocator(Allocator):
     def rounds(self, step: Step) -> Rounds:
         """Spend the whole budget in one round."""
         earlier = self._rewards, self._means  # without overlapping steps, so that their timing changes nothing
-        groups = _rewards_by_prompt((yield even_counts(step.ids, step.budget)))
+        groups = rewards_by_prompt((yield even_counts(step.ids, step.budget)))
         if not groups:
             return Report()
         sizes = np.array([len(group) for group in groups.values()])
@@ -96,12 +96,3 @@ class _RunningMoments:
     def state_dict(self) -> dict[str, float]:
         """The fields, as plain JSON values."""
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
-
-
-def _rewards_by_prompt(outcomes: Sequence[GroupOutcome]) -> dict[str, Float64Array]:
-    """prompt_id -> rewards of its scored samples, at least one."""
-    rewards: dict[str, list[Float64Array]] = {}
-    for outcome in outcomes:
-        if outcome.scored.any():
-            rewards.setdefault(outcome.prompt_id, []).append(outcome.rewards[outcome.scored])
-    return {prompt_id: np.concatenate(parts) for prompt_id, parts in rewards.items()}

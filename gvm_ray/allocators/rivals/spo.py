@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from gvm_ray.allocators.base import Allocator, AllocatorConfig, Needs, Report, Rounds, RunShape, Step
-from gvm_ray.allocators.selection import even_counts
+from gvm_ray.allocators.selection import even_counts, rewards_by_prompt
 from gvm_ray.maths.rival_rules import draw_by_uncertainty
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount
 from gvm_ray.types import Allocation, Float64Array, GroupOutcome, IndexArray
@@ -115,13 +115,15 @@ class SPOAllocator(Allocator):
 
     def _start(self, outcomes: Sequence[GroupOutcome]) -> None:
         """Begin with the measured values; a prompt that an overlapping step has begun stays as it is."""
-        for prompt_id, (total, n) in _reward_sums(outcomes).items():
+        for prompt_id, rewards in rewards_by_prompt(outcomes).items():
+            total, n = float(rewards.sum()), len(rewards)
             weight = n / (n + 1)
             self._tracked.setdefault(prompt_id, (weight * (total + 0.5), weight * (n - total + 0.5)))
 
     def _track(self, outcomes: Sequence[GroupOutcome]) -> None:
         decay = self._settings.decay
-        for prompt_id, (total, n) in _reward_sums(outcomes).items():
+        for prompt_id, rewards in rewards_by_prompt(outcomes).items():
+            total, n = float(rewards.sum()), len(rewards)
             alpha, beta = self._tracked.get(prompt_id, _COLD)
             self._tracked[prompt_id] = (decay * alpha + total, decay * beta + n - total)
 
@@ -133,14 +135,3 @@ def _affordable(costs: IndexArray, *, budget: int) -> IndexArray:
     left = budget - int(costs[:num_first].sum())
     later = num_first + np.flatnonzero(costs[num_first:] == 1)
     return np.concatenate([np.arange(num_first), later[:left]])
-
-
-def _reward_sums(outcomes: Sequence[GroupOutcome]) -> dict[str, tuple[float, int]]:
-    """prompt_id -> sum and number of its rewards in a round; prompts without a scored sample are left out."""
-    sums: dict[str, tuple[float, int]] = {}
-    for outcome in outcomes:
-        rewards = outcome.rewards[outcome.scored]
-        if rewards.size:
-            total, n = sums.get(outcome.prompt_id, (0.0, 0))
-            sums[outcome.prompt_id] = (total + float(rewards.sum()), n + rewards.size)
-    return sums

@@ -39,8 +39,9 @@ from gvm_ray.resources import find_hardware, plan_resources
 from gvm_ray.rewards import create_reward
 from gvm_ray.rewards.math_verify import can_parse_answer
 from gvm_ray.tasks.demonstrations import RationaleReport, check_rationales
-from gvm_ray.tasks.prompt_set import PromptSets, load_prompts
+from gvm_ray.tasks.prompt_set import PromptSets, check_source, load_prompts
 from gvm_ray.tasks.rows import Task
+from gvm_ray.tasks.sources.function import find_function
 from gvm_ray.tasks.templates import reads_date
 from gvm_ray.types import AdapterSpec, Completion, ModelSpec, Prompt, WeightTransfer
 
@@ -99,6 +100,8 @@ def prepare(
     Raises:
         UserError: a setting, file, model or data row is wrong.
     """
+    if load is load_prompts:
+        check_data(config)
     if learners:
         _check_micro_batch(config)
     engine_kind = resolve_engine(config.engine)
@@ -135,6 +138,21 @@ def prepare(
         left_out_of_export=left_out,
         changing_options=tuple(config.engine.vllm.changing_given),
     )
+
+
+def check_data(config: RunConfig) -> None:
+    """Refuse a run one of whose data files, folders or functions is missing, before the model is loaded.
+
+    Raises:
+        UserError: it names the setting.
+    """
+    for setting, source in config.sources.items():
+        check_source(source, setting=setting)
+        if isinstance(source, FunctionSourceConfig):
+            try:
+                find_function(source.path)
+            except ConfigError as error:
+                raise ConfigError(f"{setting}.path: {error}") from error
 
 
 def _load_prompts(config: RunConfig, tokenizer: Any, *, load: Callable[..., PromptSets], learners: bool) -> PromptSets:

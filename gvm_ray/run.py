@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gvm_ray.actors.cluster import check_home, connected, find_threads, names_are_free
+from gvm_ray.actors.cluster import check_machine, connected, find_threads, names_are_free
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.pools import fetch_groups
@@ -26,7 +26,7 @@ from gvm_ray.failure_log import FailureLog
 from gvm_ray.loop import StepResult, is_over
 from gvm_ray.loop import train as run_loop
 from gvm_ray.phase_clock import PHASES
-from gvm_ray.prepare import Prepared, find_base_model, prepare, report_lines, with_date
+from gvm_ray.prepare import Prepared, check_data, find_base_model, prepare, report_lines, with_date
 from gvm_ray.reporting import (
     Callback,
     GuardedSinks,
@@ -87,10 +87,11 @@ def opened(
     config: RunConfig, *, resume: bool = False, overwrite: bool = False, callbacks: Sequence[Callback] = ()
 ) -> Iterator["Job"]:
     """A checked and prepared run, connected to Ray; see `train`."""
-    check_home(config)
+    check_machine(config)
     folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
     folder.check_start(resume=resume, overwrite=overwrite)
     check_sinks(config)
+    check_data(config)
     config = with_date(config, earlier=_kept_date(folder) if resume else None)
     job = Job(config, folder=folder, checkpoints=CheckpointFolder(folder=folder.checkpoints, config=config))
     job.callbacks = callbacks
@@ -180,7 +181,10 @@ def evaluate(
     sampling: dict[str, Any] = {"num_samples": num_samples}
     if temperature is not None:
         sampling["temperature"] = temperature
-    config = with_date(evaluation_config(config, model, {"evaluation": sampling}))
+    config = evaluation_config(config, model, {"evaluation": sampling})
+    check_machine(config, learners=False)
+    check_data(config)
+    config = with_date(config)
     prepared = prepare(config, run_dir=Path(config.runs_dir).resolve() / config.name, learners=False)
     if not prepared.prompts.eval:
         raise DataError("the config has no [prompts.eval], so there is nothing to evaluate on; add a source there")

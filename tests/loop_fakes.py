@@ -1,7 +1,7 @@
 """In-process fakes of a running system, and a loop over them: no cluster, no torch model."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,7 +70,11 @@ class FakePools:
     num_calls: int = 0
 
     async def sample_and_score(
-        self, requests: Sequence[SampleRequest], sampling: SamplingParameters
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: SamplingParameters,
+        *,
+        on_scored: Callable[[int], None] = lambda number: None,
     ) -> list[GroupOutcome]:
         version, call = self.version, self.num_calls
         self.num_calls += 1
@@ -78,6 +82,7 @@ class FakePools:
         await asyncio.sleep(0.2 if call == self.slow_call else 0.002)
         self.events.append(f"sampled {call}")
         self.requests.extend(requests)
+        on_scored(sum(len(request.seeds) for request in requests))
         return [self._outcome(request, version) for request in requests]
 
     def _outcome(self, request: SampleRequest, version: int) -> GroupOutcome:

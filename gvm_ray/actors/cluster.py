@@ -29,20 +29,17 @@ _CONNECT_S = 10.0  # wait for a cluster's head node to answer
 _EXIT_S = 10.0  # wait for a local cluster's processes to exit
 
 
-def check_room(groups: Sequence[ActorGroup], *, cpus: float, gpus: float) -> None:
-    """Refuse a run whose actors together need more CPUs or GPUs than the cluster has.
+def check_room(groups: Sequence[ActorGroup], *, cpus: float, gpus: float, place: str = "the cluster") -> None:
+    """Refuse a run whose actors together need more CPUs or GPUs than the cluster has; `place` is its name.
 
     Raises:
         ResourceError: `cpus` or `gpus` is too small.
     """
+    of_cpus = "engine.cpus_per_generator, learner.num_workers or rewards.num_actors"
+    of_gpus = "engine.gpus_per_generator or learner.gpus_per_worker"
     for kind, needed, available, setting in (
-        (
-            "CPUs",
-            [group.cpus for group in groups],
-            cpus,
-            "engine.cpus_per_generator, learner.num_workers or rewards.num_actors",
-        ),
-        ("GPUs", [group.gpus for group in groups], gpus, "engine.gpus_per_generator or learner.gpus_per_worker"),
+        ("CPUs", [group.cpus for group in groups], cpus, of_cpus),
+        ("GPUs", [group.gpus for group in groups], gpus, of_gpus),
     ):
         total = sum(group.number * each for group, each in zip(groups, needed, strict=True))
         if total > available + 1e-6:
@@ -52,7 +49,7 @@ def check_room(groups: Sequence[ActorGroup], *, cpus: float, gpus: float) -> Non
                 if each
             )
             raise ResourceError(
-                f"the run needs {total:g} {kind} ({parts}) and the cluster has {available:g}; lower {setting}, or use "
+                f"the run needs {total:g} {kind} ({parts}) and {place} has {available:g}; lower {setting}, or use "
                 "a larger cluster"
             )
 
@@ -205,6 +202,27 @@ def _initialise(config: RunConfig, groups: Sequence[ActorGroup]) -> str | None:
     return _start_local(config, groups)
 
 
+def check_machine(config: RunConfig, *, learners: bool = True) -> None:
+    """Refuse a run for which a local cluster here would be too small, before anything is loaded.
+
+    Raises:
+        ResourceError: this machine has too few GPUs, or cluster.num_cpus is too small; or as `check_home`.
+    """
+    check_home(config)
+    if ray.is_initialized() or config.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return
+    from torch.cuda import device_count  # makes no context on a GPU
+
+    groups = actor_groups(config, learners=learners)
+    check_room(groups, cpus=_local_cpus(config, groups), gpus=device_count(), place="a local cluster on this machine")
+
+
+def _local_cpus(config: RunConfig, groups: Sequence[ActorGroup]) -> int:
+    """Logical CPUs of a local cluster. Actors that wait for each other share cores, so there may be more than cores."""
+    needed = math.ceil(sum(group.number * group.cpus for group in groups))
+    return config.cluster.num_cpus or max(needed + 1, os.cpu_count() or 1)
+
+
 def check_home(config: RunConfig) -> None:
     """Refuse a home folder that can't be written, if Ray needs to: it keeps a new local cluster's token there.
 
@@ -233,13 +251,11 @@ def _start_local(config: RunConfig, groups: Sequence[ActorGroup], *, tries: int 
     check_home(config)
     # By Ray's default its workers give way to every other program: beside one, a run has half the speed.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    needed = math.ceil(sum(group.number * group.cpus for group in groups))
     others = set(psutil.Process().children(recursive=True))
     try:
         context = ray.init(
             address="local",
-            # Logical CPUs: actors that wait for each other share cores, so a small machine may claim more than it has.
-            num_cpus=config.cluster.num_cpus or max(needed + 1, os.cpu_count() or 1),
+            num_cpus=_local_cpus(config, groups),
             namespace=namespace_of(config),
             include_dashboard=config.cluster.dashboard,
             object_store_memory=config.cluster.object_store_mb * 2**20,

@@ -9,7 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from gvm_ray.allocators.base import Allocator, AllocatorConfig, Needs, Report, Rounds, RunShape, SmallestGroup, Step
+from gvm_ray.allocators.base import (
+    Allocator,
+    AllocatorConfig,
+    Needs,
+    Report,
+    Rounds,
+    RunShape,
+    SmallestGroup,
+    Step,
+    check_bounds,
+)
 from gvm_ray.allocators.memory import PromptMemory
 from gvm_ray.allocators.selection import sample_indices
 from gvm_ray.exceptions import ConfigError
@@ -77,15 +87,7 @@ class GVMAllocatorConfig(AllocatorConfig):
                 f"allocator.pilot_samples={self.pilot_samples} leaves nothing of samples_per_prompt={n} to allocate; "
                 f"write pilot_samples={max(1, n // 2)} or a larger samples_per_prompt"
             )
-        if self.max_samples is not None and self.max_samples < n:
-            raise ValueError(
-                f"allocator.max_samples={self.max_samples} is below samples_per_prompt={n}, so the budget can't be "
-                f"spent; write max_samples={n} or more"
-            )
-        if self.min_samples > n:
-            raise ValueError(
-                f"allocator.min_samples={self.min_samples} is above samples_per_prompt={n}; write {n} or less"
-            )
+        check_bounds(self.min_samples, self.max_samples, run)
         if self.reuse_pilots and self.block_steps - 1 > run.max_staleness:
             raise ValueError(
                 f"allocator.block_steps={self.block_steps} with reuse_pilots trains on pilots up to "

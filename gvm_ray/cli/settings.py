@@ -7,15 +7,15 @@ import inspect
 import io
 import json
 import tokenize
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
 from gvm_ray.cli.options import Commands
 from gvm_ray.config.run import RunConfig
-from gvm_ray.config.schema import settings_in
+from gvm_ray.config.schema import settings_in, values_in_words
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.settings import Settings
 
@@ -23,11 +23,10 @@ _HEAD = """\
 # Settings
 
 TOML files with these tables describe a run; `gvm-ray settings` prints this page. Any setting can be overridden on the
-command line: `--set engine.num_generators=4`. `gvm-ray train FILE.toml --dry-run` prints a file's settings with all
-defaults.
+command line: `--set engine.num_generators=4`. `gvm-ray train FILE.toml --print-config` prints a file's settings with
+all defaults, `--dry-run` what would run.
 
 """
-_WORDS = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "object": "table"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,14 @@ class Section:
         tables = ", ".join(f"`[{path}]`" if path else "top level" for path in self.paths)
         return tables if self.type is None else f'{tables}: `type = "{self.type}"`'
 
+    def part(self, name: str) -> "Section | None":
+        """The section itself if it is at or below this table or is this type of it, only the row of this setting, or
+        None."""
+        if any(_is_below(path, name) or name == f"{path}.{self.type}" for path in self.paths):
+            return self
+        rows = tuple(s for s in self.settings if name in [f"{path}.{s.name}".lstrip(".") for path in self.paths])
+        return replace(self, settings=rows) if rows else None
+
     def markdown(self) -> str:
         """Title, text and table."""
         rows = [f"| `{s.name}` | {s.values} | {s.default} | {s.meaning} |" for s in self.settings]
@@ -71,19 +78,28 @@ def sections() -> list[Section]:
 
 
 def reference(only: str | None = None) -> str:
-    """The reference as Markdown, or only its sections at and below one table.
+    """The reference as Markdown, or only a part.
+
+    Args:
+        only: a table, which comes with those below it; one type of a table, as in "allocator.gvm"; or a setting.
 
     Raises:
-        ConfigError: the table is unknown.
+        ConfigError: there is none of this name.
     """
-    chosen = [s for s in sections() if only is None or any(_is_below(path, only) for path in s.paths)]
-    if not chosen:
+    if only is None:
+        return _HEAD + _markdown(sections())
+    if not (chosen := [part for section in sections() if (part := section.part(only)) is not None]):
         tables = sorted({path for section in sections() for path in section.paths if path})
-        parent = str(only).rpartition(".")[0]
-        near = [parent] if parent in tables else difflib.get_close_matches(str(only), tables, n=1)
+        parent = only.rpartition(".")[0]
+        near = difflib.get_close_matches(only, tables, n=1, cutoff=0.9) or [parent] if parent in tables else []
+        near = near or difflib.get_close_matches(only, tables, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the tables are {', '.join(tables)}"
-        raise ConfigError(f"there is no table {only!r}; {hint}")
-    return ("" if only else _HEAD) + "\n\n".join(section.markdown() for section in chosen) + "\n"
+        raise ConfigError(f"there is no table or setting {only!r}; {hint}")
+    return _markdown(chosen)
+
+
+def _markdown(chosen: Sequence[Section]) -> str:
+    return "\n\n".join(section.markdown() for section in chosen) + "\n"
 
 
 def _is_below(path: str, table: str) -> bool:
@@ -128,20 +144,7 @@ def _choice(kind: type[Settings]) -> Setting:
 
 
 def _values(schema: dict[str, Any]) -> str:
-    if "anyOf" in schema:
-        parts = [_values(part) for part in schema["anyOf"] if part.get("type") != "null"]
-        return " or ".join([*parts, *(["none"] if len(parts) < len(schema["anyOf"]) else [])])
-    if "enum" in schema:
-        return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
-    if schema.get("type") == "array":
-        items = schema.get("prefixItems") or [schema.get("items", {})]
-        return "list of " + " and ".join(dict.fromkeys(_values(item) for item in items))
-    bounds = [
-        f"{sign} {schema[key]:g}"
-        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-        if key in schema and schema[key] < 2**63 - 1
-    ]
-    return " ".join([_WORDS.get(schema.get("type", ""), "any value"), ", ".join(bounds)]).strip()
+    return values_in_words(schema, quote=lambda value: f"`{json.dumps(value)}`")
 
 
 def _default(value: Any) -> str:
@@ -188,7 +191,9 @@ def add_to(commands: Commands) -> None:
         help="explain the settings of a run",
         description="Every setting of a TOML file with its values, default and meaning, as Markdown.",
     )
-    settings.add_argument("table", nargs="?", default=None, metavar="TABLE", help="only this one, e.g. allocator")
+    settings.add_argument(
+        "table", nargs="?", default=None, metavar="NAME", help="only this table, type or setting, e.g. allocator.gvm"
+    )
     settings.set_defaults(run=_settings)
 
 

@@ -2,12 +2,14 @@
 
 import argparse
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from gvm_ray.cli.options import Commands, add_configs
 from gvm_ray.config import RunConfig, load_config
-from gvm_ray.config.prompts import FileSourceConfig
-from gvm_ray.resources import find_hardware, plan_resources, sizes_of_settings
+from gvm_ray.exceptions import DataError, existing_place, obstacle_to_writing
+from gvm_ray.resources import actor_groups, find_gpus, find_hardware, plan_resources, sizes_of_settings
+from gvm_ray.tasks.prompt_set import check_source
 
 
 def add_to(commands: Commands) -> None:
@@ -16,10 +18,16 @@ def add_to(commands: Commands) -> None:
     add_configs(train, what="the run's settings, in one or several files; a later file overrides an earlier one")
     train.add_argument("--resume", action="store_true", help="continue the run of this name from its last checkpoint")
     train.add_argument("--overwrite", action="store_true", help="replace an earlier run of this name")
-    train.add_argument(
+    instead = train.add_mutually_exclusive_group()
+    instead.add_argument(
         "--dry-run",
         action="store_true",
         help="check the settings, print what would run and the memory it needs, and stop",
+    )
+    instead.add_argument(
+        "--print-config",
+        action="store_true",
+        help="check the settings, print all of them with their defaults as JSON (a run's config.json), and stop",
     )
     train.add_argument(
         "--push-to-hub",
@@ -31,6 +39,9 @@ def add_to(commands: Commands) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
+    if options.print_config:
+        print(config.model_dump_json(indent=2))
+        return 0
     if options.dry_run:
         print(describe(config))
         plan = plan_resources(config, sizes_of_settings(config.model), find_hardware(config))
@@ -51,13 +62,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def describe(config: RunConfig) -> str:
-    """The run in words: the resolved settings and the sizes that follow from them."""
+    """The run in words, with the sizes that follow from its settings, and what it lacks here."""
     per_update = config.samples_per_step / config.algorithm.updates_per_batch
     prefill = [] if config.prompt_states is None else [f"prefill          {describe_prefill(config)}"]
     norms = [f"gradient norms   {words}" for words in describe_gradient_norms(config)]
     return "\n".join(
         [
-            config.model_dump_json(indent=2),
             f"run              {config.runs_dir}/{config.name}",
             f"algorithm        {config.algorithm.type} ({config.algorithm.weighting})",
             f"allocator        {config.allocator.type}",
@@ -68,17 +78,26 @@ def describe(config: RunConfig) -> str:
             f"updates          {config.algorithm.updates_per_batch} per step, about {per_update:g} samples each",
             f"engine           {config.engine.type}",
             f"new weights      {_describe_new_weights(config)}",
-            *(f"missing          {path}: the run is refused until this file exists" for path in missing_files(config)),
+            *(f"missing          {words}" for words in missing(config)),
         ]
     )
 
 
-def missing_files(config: RunConfig) -> list[str]:
-    """The files of prompts and demonstrations that don't exist."""
-    warm_start = config.warm_start
-    sources = [config.prompts.train, config.prompts.eval, None if warm_start is None else warm_start.source]
-    paths = dict.fromkeys(source.path for source in sources if isinstance(source, FileSourceConfig))
-    return [path for path in paths if not Path(os.path.expanduser(path)).exists()]
+def missing(config: RunConfig) -> Iterator[str]:
+    """The reasons for which the run would be refused here and now: data, GPUs, a place for its folder."""
+    for setting, source in config.sources.items():
+        try:
+            check_source(source, setting=setting)
+        except DataError as error:
+            yield str(error)
+    needed = sum(group.number * group.gpus for group in actor_groups(config))
+    elsewhere = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if needed and not elsewhere and (found := len(find_gpus())) < needed:
+        lack = f"GPUs: the run needs {needed:g} and this machine has {found}"
+        yield f"{lack}; take one that has them, or write cluster.address"
+    folder = Path(config.runs_dir).absolute() / config.name
+    if obstacle := obstacle_to_writing(existing_place(folder)):
+        yield f"a place for {str(folder)!r}: it can't be written ({obstacle}); write runs_dir=FOLDER"
 
 
 def _describe_new_weights(config: RunConfig) -> str:

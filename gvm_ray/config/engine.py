@@ -92,6 +92,11 @@ class EngineConfig(Settings):
     @model_validator(mode="after")
     def _has_a_gpu_for_each_part(self) -> "EngineConfig":
         gpus, parts = self.gpus_per_generator, self.tensor_parallel_size
+        if not gpus and parts > 1:
+            raise ValueError(
+                f"tensor_parallel_size={parts} divides a generator's model over {parts} GPUs, but gpus_per_generator=0 "
+                f"keeps it on CPUs; write gpus_per_generator={parts}, or tensor_parallel_size=1"
+            )
         if gpus and max(gpus, 1) != parts:
             raise ValueError(
                 f"tensor_parallel_size={parts} needs as many GPUs per generator, but gpus_per_generator={gpus:g}; "
@@ -101,6 +106,11 @@ class EngineConfig(Settings):
 
     @model_validator(mode="after")
     def _options_are_for_vllm(self) -> "EngineConfig":
+        if self.type == "transformers" and self.tensor_parallel_size > 1:
+            raise ValueError(
+                f"tensor_parallel_size={self.tensor_parallel_size} needs vLLM, but type='transformers'; write "
+                "type='vllm', or tensor_parallel_size=1 and gpus_per_generator=1"
+            )
         if self.type in ("transformers", "custom") and self.vllm.given:
             raise ValueError(
                 f"[engine.vllm] has {', '.join(self.vllm.given)}, but type={self.type!r} isn't vLLM; write "

@@ -17,6 +17,7 @@ from gvm_ray.config.prompts import (
     EnvironmentSourceConfig,
     PromptsConfig,
     ReasoningGymSourceConfig,
+    SourceSettings,
 )
 from gvm_ray.config.rewards import EnvironmentRewardConfig, RewardsConfig
 from gvm_ray.config.strategy import AlgorithmSettings, RaftPlusPlusConfig, check_accept_rates, check_baselines
@@ -175,6 +176,17 @@ class RunConfig(Settings):
             max_response_tokens=self.sampling.max_tokens,
             prefill_price=self.prefill_price,
         )
+
+    @property
+    def sources(self) -> dict[str, SourceSettings]:
+        """The sources of prompts and demonstrations, by their settings."""
+        warm_start = self.warm_start
+        sources = {
+            "prompts.train": self.prompts.train,
+            "prompts.eval": self.prompts.eval,
+            "warm_start.source": None if warm_start is None else warm_start.source,
+        }
+        return {name: source for name, source in sources.items() if source is not None}
 
     @property
     def demonstrated(self) -> PromptsConfig:

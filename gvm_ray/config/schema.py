@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import isclass
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -93,6 +93,30 @@ def settings_of(model: type[Settings], above: tuple[str, ...] = ()) -> Iterator[
         yield (*above, name)
         for kind in settings_in(field.annotation):
             yield from settings_of(kind, (*above, name))
+
+
+_WORDS = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "object": "table"}
+
+
+def values_in_words(schema: Mapping[str, Any], *, quote: Callable[[Any], str] = repr) -> str:
+    """The values that a setting's JSON schema admits, e.g. "integer ≥ 1 or none"; `quote` writes a text or number."""
+    if "anyOf" in schema:
+        parts = [values_in_words(part, quote=quote) for part in schema["anyOf"] if part.get("type") != "null"]
+        return " or ".join([*parts, *(["none"] if len(parts) < len(schema["anyOf"]) else [])])
+    if "enum" in schema or "const" in schema:
+        return ", ".join(map(quote, schema.get("enum") or [schema["const"]]))
+    if schema.get("type") == "array":
+        items = schema.get("prefixItems") or [schema.get("items", {})]
+        return "list of " + " and ".join(dict.fromkeys(values_in_words(item, quote=quote) for item in items))
+    if schema.get("format") == "date":
+        return "date"
+    bounds = [
+        f"{sign} {schema[key]:g}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if key in schema and schema[key] < 2**63 - 1
+    ]
+    bounds += [f"a multiple of {schema['multipleOf']:g}"] if "multipleOf" in schema else []
+    return " ".join([_WORDS.get(schema.get("type", ""), "any value"), ", ".join(bounds)]).strip()
 
 
 def _with_types(annotations: Sequence[Any], value: Any, *, default: Any = None) -> Any:

@@ -19,7 +19,7 @@ def resolve_engine(config: EngineConfig) -> EngineKind:
     """Resolve `engine.type` on this machine: `auto` means vLLM if it is installed. Imports nothing.
 
     Raises:
-        ConfigError: vLLM is requested, or has options, but is not installed.
+        ConfigError: vLLM is requested or needed, but is not installed.
     """
     spec = find_spec("vllm")
     installed = spec is not None and spec.origin is not None  # not just a folder of that name
@@ -35,6 +35,11 @@ def resolve_engine(config: EngineConfig) -> EngineKind:
             raise ConfigError(
                 f"[engine.vllm] has {', '.join(config.vllm.given)}, but vLLM is not installed; run pip install "
                 "'gvm-ray[cpu]' (or 'gvm-ray[gpu]' on a machine with CUDA), or remove them"
+            )
+        case "auto" if config.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"engine.tensor_parallel_size={config.tensor_parallel_size} needs vLLM, which is not installed; run "
+                "pip install 'gvm-ray[gpu]', or write engine.tensor_parallel_size=1"
             )
         case "auto":
             return "transformers"

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from gvm_ray.config import RunConfig
-from gvm_ray.exceptions import CheckpointError, ConfigError, ResourceError, StorageFailure, free_space
+from gvm_ray.exceptions import (
+    CheckpointError,
+    ConfigError,
+    ResourceError,
+    StorageFailure,
+    existing_place,
+    free_space,
+    obstacle_to_writing,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +133,7 @@ class RunFolder:
                 with tempfile.TemporaryFile(dir=folder) as trial:
                     trial.write(bytes(_TRIAL_BYTES))
         except OSError as error:
-            raise ResourceError(
-                f"run folder {str(self.path)!r} can't be written ({error}; {free_space(self.path)} are free); make "
-                "room there, or choose another place with --set runs_dir=..."
-            ) from error
+            raise self._unwritable(f"{error}; {free_space(self.path)} are free") from error
 
     def check_start(self, *, resume: bool, overwrite: bool) -> None:
         """Check that the folder's content allows a run to start or resume; nothing is written.
@@ -136,6 +141,7 @@ class RunFolder:
         Raises:
             ConfigError: a run of this name has begun already and neither flag is set; or both flags are set.
             CheckpointError: `resume` is set, but there is no run to resume.
+            ResourceError: a new folder can't be made there.
         """
         if resume and overwrite:
             raise ConfigError("--resume and --overwrite contradict each other; give one of them")
@@ -146,6 +152,14 @@ class RunFolder:
                 f"run folder {str(self.path)!r} holds a run already; choose another name with --set name=..., "
                 "continue it with --resume, or replace it with --overwrite"
             )
+        if not resume and (obstacle := obstacle_to_writing(existing_place(self.path))):
+            raise self._unwritable(obstacle)
+
+    def _unwritable(self, obstacle: str) -> ResourceError:
+        return ResourceError(
+            f"run folder {str(self.path)!r} can't be written ({obstacle}); make room there, or choose another place "
+            "with --set runs_dir=FOLDER"
+        )
 
     @property
     def has_begun(self) -> bool:

@@ -21,9 +21,9 @@ from gvm_ray.exceptions import DataError
 from gvm_ray.tasks.rows import Task, normalised
 from gvm_ray.tasks.sources.chains import ChainFamily, arithmetic_family, list_program_family
 from gvm_ray.tasks.sources.environment import environment_tasks
-from gvm_ray.tasks.sources.file import file_tasks
+from gvm_ray.tasks.sources.file import check_file, file_tasks
 from gvm_ray.tasks.sources.function import function_tasks
-from gvm_ray.tasks.sources.huggingface import huggingface_tasks
+from gvm_ray.tasks.sources.huggingface import check_folder, huggingface_tasks
 from gvm_ray.tasks.sources.reasoning_gym import generous_tasks, reasoning_gym_tasks
 from gvm_ray.tasks.templates import check_template, longest_problem, render_all
 from gvm_ray.types import Prompt
@@ -79,6 +79,28 @@ class PromptReport:
         """Lines to print for both sources."""
         lines = self.train.lines("training")
         return lines if self.eval is None else lines + self.eval.lines("evaluation")
+
+
+def check_source(config: SourceSettings, *, setting: str) -> None:
+    """Refuse a source whose file or folder doesn't exist. Nothing is read.
+
+    Args:
+        config: the source.
+        setting: its table, for the message.
+
+    Raises:
+        DataError: it names the setting.
+    """
+    try:
+        match config:
+            case FileSourceConfig():
+                check_file(config.path)
+            case HuggingFaceSourceConfig():
+                check_folder(config.path)
+            case _:
+                pass
+    except DataError as error:
+        raise DataError(f"{setting}.path: {error}") from error
 
 
 def load_tasks(config: SourceSettings) -> list[Task]:

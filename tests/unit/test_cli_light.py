@@ -9,6 +9,7 @@ import pytest
 
 import gvm_ray
 from gvm_ray.cli import main
+from gvm_ray.config import RunConfig, load_config
 from tests.model_shapes import write_shape
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
@@ -77,11 +78,20 @@ def test_dry_run_shows_what_would_run_and_is_light(tmp_path: Path) -> None:
     result = run("train", str(CONFIG), "--dry-run", "--set", f"runs_dir={tmp_path}", "--set", "num_steps=7")
     assert result.returncode == 0
     assert result.stderr.strip() == "[]"
-    assert '"pilot_samples": 4' in result.stdout
+    assert result.stdout.startswith(f"run              {tmp_path}/quickstart\n")  # the plan alone, on one screen
+    assert len(result.stdout.splitlines()) <= 40
     assert "steps            7 of 64 prompts and 512 samples" in result.stdout
     assert list(tmp_path.iterdir()) == []
     assert "prefill " not in result.stdout
     assert "gradient norms   of accepted pilots: each is read with its own prompt" in result.stdout
+
+
+def test_print_config_prints_the_settings_alone_and_is_light(tmp_path: Path) -> None:
+    result = run("train", str(CONFIG), "--print-config", "--set", f"runs_dir={tmp_path}", "--set", "num_steps=7")
+    assert result.returncode == 0
+    assert result.stderr.strip() == "[]"
+    assert RunConfig.model_validate_json(result.stdout) == load_config(CONFIG, [f"runs_dir={tmp_path}", "num_steps=7"])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -184,7 +194,7 @@ def test_contradictory_settings_are_refused_with_what_to_write() -> None:
 def test_wrong_options_of_a_preparation_are_refused_at_once() -> None:
     error = refusal("data", "prepare", "a.jsonl", "--output", "a.csv", "--limit", "none")
     assert "output 'a.csv' isn't a .parquet file; write e.g. --output train.parquet" in error
-    assert "limit: Input should be a valid integer" in error
+    assert "limit: takes an integer ≥ 1 or none" in error
 
 
 def test_an_impossible_number_of_samples_is_refused() -> None:
@@ -195,7 +205,9 @@ def test_an_impossible_number_of_samples_is_refused() -> None:
 def test_an_evaluation_is_told_what_it_lacks() -> None:
     assert "write --benchmarks math500,aime24, or --config" in refusal("eval", "model")
     assert "2 models can be compared only on benchmarks" in refusal("eval", "a", "b", "--config", str(CONFIG))
-    assert "evaluation.top_p: Input should be" in refusal("eval", "model", "--benchmarks", "aime24", "--top-p", "0")
+    assert "evaluation.top_p: takes a number > 0, ≤ 1" in refusal(
+        "eval", "model", "--benchmarks", "aime24", "--top-p", "0"
+    )
     error = refusal("eval", "model", "--benchmarks", "aime24", "--set", "evaluation.topp=1")
     assert "evaluation.topp: unknown setting; did you mean 'top_p'?" in error
 
@@ -228,7 +240,27 @@ def test_a_dry_run_names_the_data_that_is_missing(tmp_path: Path, capsys: pytest
     sets = [part for override in overrides for part in ("--set", override)]
     assert main(["train", str(CONFIG), "--dry-run", "--set", "warm_start=none", *sets]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing ")]
-    assert lines == [f"missing          {missing}: the run is refused until this file exists"]
+    assert len(lines) == 1
+    assert lines[0].startswith(
+        f"missing          prompts.eval.path: data file '{missing}' doesn't exist; write the path"
+    )
+
+
+def test_a_dry_run_says_where_the_run_would_be_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gvm_ray.cli.train.find_gpus", lambda: ())
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "file").touch()
+    command = ["train", str(CONFIG), "--dry-run", "--set", f"runs_dir={tmp_path}/file/runs"]
+    gpus = ["--set", "engine.gpus_per_generator=1", "--set", "cluster.gpu_memory_gib=80"]
+    assert main([*command, *gpus]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing ")]
+    assert lines[0].startswith("missing          GPUs: the run needs 1 and this machine has 0; take one that has them")
+    assert main([*command, *gpus, "--set", "cluster.address=head:6379"]) == 0
+    assert "GPUs: the run needs" not in capsys.readouterr().out
+    assert main(["train", str(CONFIG), "--dry-run", "--set", "runs_dir=/proc/x"]) == 0
+    assert "missing          a place for '/proc/x/quickstart': it can't be written (" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -241,8 +273,9 @@ def test_a_dry_run_names_the_data_that_is_missing(tmp_path: Path, capsys: pytest
             "'num_steps=3' doesn't exist; write the path of a .toml file; write a ",
         ),
         (["train", str(CONFIG.with_name("quickstrat.toml"))], f"; did you mean '{CONFIG}'"),
-        (["settings", "allocatr"], "there is no table 'allocatr'; did you mean 'allocator'?"),
-        (["settings", "allocator.gvm_pool"], "there is no table 'allocator.gvm_pool'; did you mean 'allocator'?"),
+        (["settings", "allocatr"], "there is no table or setting 'allocatr'; did you mean 'allocator'?"),
+        (["settings", "learner.optimiser"], "setting 'learner.optimiser'; did you mean 'learner.optimizer'?"),
+        (["settings", "engine.num_generator"], "setting 'engine.num_generator'; did you mean 'engine'?"),
     ],
 )
 def test_a_near_miss_is_told_what_to_write(

@@ -199,7 +199,7 @@ def test_a_family_without_file_or_test_is_refused(folder: Path) -> None:
             "the baseline 'uniform' runs only with .*leave out its",
         ),
         ({"arms": [*COMPARISON["arms"], {"name": "none", "algorithms": []}]}, "algorithms"),
-        ({"token_budget": 0}, r"token_budget: .*greater than or equal to 1 \(got 0\)"),
+        ({"token_budget": 0}, r"token_budget: takes an integer ≥ 1 \(got 0\)"),
         ({"arms": [{"name": "a/b"}], "baseline": "a/b"}, r"arms\.0\.name"),
         ({"num_slot": 3}, "num_slot: unknown setting; did you mean 'num_slots'"),
     ],

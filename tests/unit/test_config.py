@@ -13,10 +13,7 @@ from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig, PredictorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
-from gvm_ray.config import EstimatorConfig, RunConfig, load_config, parse_config
-from gvm_ray.config.data import DataConfig
-from gvm_ray.config.lab import ComparisonConfig
-from gvm_ray.config.load import PATTERNS
+from gvm_ray.config import RunConfig, load_config, parse_config
 from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.config.strategy import KLConfig, RaftPlusPlusConfig
 from gvm_ray.exceptions import ConfigError
@@ -159,66 +156,6 @@ def test_a_type_that_is_a_setting_like_others_leaves_its_table_alone(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        (
-            "environment.max_turns=3",
-            "environment.max_turns: unknown setting of type = 'single_turn'; environment.type =",
-        ),
-        ("model.path=x", "model.path: unknown setting of type = 'scratch'; model.type = 'pretrained' has it"),
-        ("prompts.train.x=", "prompts.train.x: unknown setting"),
-        ("prompts.eval.size=3", "prompts.eval.type: required, but not given; write prompts.eval.type as one of 'file'"),
-        ("rewards.terms=[{weight=2}]", "rewards.terms.0.type: required, but not given; write rewards.terms.0.type as "),
-        ("rewards.terms.weight=2", "rewards.terms: takes a list, not {'weight': 2}"),
-        ("algorithm.loss.y=1", "algorithm.loss.path: required, but not given"),
-        ("allocator.type=gvmm", "allocator.type: unknown type (got 'gvmm'); write allocator.type as one of"),
-        ("allocator=gvm", "allocator: takes a table, not 'gvm'; write allocator.type = 'gvm'"),
-        ("sampling=3", "sampling: takes a table, not 3; write its settings as sampling.NAME"),
-        (
-            "rewards.pass_env=KEY",
-            "rewards.pass_env: takes a list, not 'KEY'; write it in brackets, e.g. pass_env = ['K",
-        ),
-        ("rewards.terms=exact", "write it in brackets, e.g. terms = [{ type = 'exact' }]"),
-        ("rewards.terms=3", "write it in brackets, e.g. terms = [{ type = 'math_verify' }]"),
-        ("modle.path=x", "modle: unknown setting; did you mean 'model'?"),
-        ("cluster.dashboard=maybe", "cluster.dashboard: takes true or false (got 'maybe')"),
-        ("engine.path=mine", "engine.path: takes 'module:name', e.g. 'my_package.scoring:score' (got 'mine')"),
-        ("learner.optimizer.betas=[0.9]", "learner.optimizer.betas"),
-        ("learner.optimizer.lr=1", "learner.optimizer.lr: unknown setting; did you mean 'learning_rate'?"),
-        ("learner.lr=1", "learner.lr: unknown setting; did you mean 'learner.optimizer.learning_rate'?"),
-        ("learner.learning_rate=1", "did you mean 'learner.optimizer.learning_rate'?"),
-        ("learner.lora.r=8", "learner.lora.r: unknown setting; did you mean 'rank'?"),
-        ("learner.lora.lora_alpha=8", "learner.lora.lora_alpha: unknown setting; did you mean 'alpha'?"),
-        ("lora_alpha=8", "lora_alpha: unknown setting; did you mean 'learner.lora.alpha'?"),
-        ("n=8", "n: unknown setting; did you mean 'samples_per_prompt'?"),
-        ("sampling.n=8", "sampling.n: unknown setting; did you mean 'samples_per_prompt'?"),
-        ("batch_size=8", "batch_size: unknown setting; did you mean 'prompts_per_step'?"),
-        ("sampling.max_new_tokens=8", "sampling.max_new_tokens: unknown setting; did you mean 'max_tokens'?"),
-        ("lr=1", "lr: unknown setting; did you mean 'learner.optimizer.learning_rate'"),
-        ("group_size=4", "group_size: unknown setting; did you mean 'allocator.group_size'?"),
-        ("sampling.temp=1", "sampling.temp: unknown setting; did you mean 'temperature'?"),
-        ("max_tokens=1", "did you mean 'prompts.max_tokens' or 'sampling.max_tokens'?"),
-        ("seed=1#2", "seed: Input should be a valid integer, unable to parse string as an integer (got '1#2')"),
-        ("seed=1,", "(got '1,')"),
-        ("seed=true", "seed: takes numbers, not true or false; write e.g. seed = 0 (got True)"),
-        (
-            "token_budget=false",
-            "token_budget: takes numbers, not true or false; write e.g. token_budget = 1 (got False",
-        ),
-        ("learner.optimizer.learning_rate=true", "learner.optimizer.learning_rate: takes numbers, not true or false"),
-        ("learner.optimizer.betas=[0.9, true]", "betas = [0.9, 0.999] (got [0.9, True])"),
-        ("learner.lora={rank=true}", "learner.lora.rank: takes numbers"),
-        ("rewards.terms=[{type='exact', weight=true}]", "rewards.terms.0.weight: takes numbers"),
-        ("prompts.train.step_accuracy.+=true", "prompts.train.step_accuracy: takes numbers"),
-    ],
-)
-def test_wrong_setting_is_told_where_it_stands_and_what_to_write(tmp_path: Path, override: str, expected: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        overridden(tmp_path, override)
-    assert expected in str(error.value)
-
-
-@pytest.mark.parametrize(
     "text", ["1234", "3.10", "2026-11-30", "1e5", "true", "nan", "0x10", "none", "1_0", "[a]", "07:30", "1#2", "a=b"]
 )
 def test_text_settings_take_the_text_as_it_is_written(tmp_path: Path, text: str) -> None:
@@ -267,15 +204,6 @@ def test_the_line_that_is_no_toml_is_shown(tmp_path: Path, text: str, expected: 
         overridden(tmp_path, text=text)
 
 
-def test_every_pattern_of_a_text_has_words_for_it() -> None:
-    schemas = [
-        json.dumps(model.model_json_schema()) for model in (RunConfig, ComparisonConfig, EstimatorConfig, DataConfig)
-    ]
-    used = {json.loads(pattern) for schema in schemas for pattern in re.findall(r'"pattern": ("[^"]*")', schema)}
-    assert used
-    assert used <= set(PATTERNS)
-
-
 def test_missing_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"'nowhere\.toml' doesn't exist"):
         load_config("nowhere.toml")
@@ -284,25 +212,6 @@ def test_missing_file_is_named() -> None:
 def test_broken_toml_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_config(write(tmp_path, "name = \n"))
-
-
-def test_misspelt_setting_gets_a_suggestion() -> None:
-    assert "samples_per_promt: unknown setting; did you mean 'samples_per_prompt'?" in refusal(samples_per_promt=4)
-
-
-def test_missing_section_is_named() -> None:
-    with pytest.raises(ConfigError, match="model: required, but not given"):
-        parse_config({"name": "t", "prompts": {"train": {"type": "arithmetic"}}})
-
-
-def test_value_out_of_range_is_shown() -> None:
-    message = refusal(num_steps=0)
-    assert "num_steps" in message
-    assert "got 0" in message
-
-
-def test_every_problem_is_listed() -> None:
-    assert "2 problem(s)" in refusal(num_steps=0, seed=-1)
 
 
 def test_infinite_number_is_refused() -> None:
@@ -334,9 +243,9 @@ def test_gvm_setting_that_cannot_be_met_is_refused(allocator: dict[str, Any], ex
     ("importance", "expected"),
     [
         ({"mode": "mask", "cap": 1, "floor": 1}, "write e.g. floor=0.5, cap=2.0"),
-        ({"cap": 0.5}, "greater than or equal to 1"),
-        ({"floor": 1.5}, "less than or equal to 1"),
-        ({"level": "response"}, "'token', 'sequence' or 'off'"),
+        ({"cap": 0.5}, "cap: takes a number ≥ 1"),
+        ({"floor": 1.5}, "floor: takes a number ≥ 0, ≤ 1"),
+        ({"level": "response"}, "takes one of 'token', 'sequence', 'off'"),
     ],
 )
 def test_importance_bounds_that_would_drop_agreeing_samples_are_refused(

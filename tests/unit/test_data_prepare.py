@@ -219,7 +219,7 @@ def test_an_interrupted_preparation_leaves_no_output(tmp_path: Path, monkeypatch
         ),
         (
             ["g.jsonl", "--layout", "gsm9k"],
-            "layout: Input should be 'auto', 'numina_math', 'gsm8k', 'math', 'svamp', 'mawps' or 'plain'",
+            "layout: takes one of 'auto', 'numina_math', 'gsm8k', 'math', 'svamp', 'mawps', 'plain'",
         ),
         (["g.jsonl", "--output", "train.csv"], "output 'train.csv' isn't a .parquet file"),
         (["train.parquet"], "'train.parquet' is both a source and the output"),
@@ -231,7 +231,7 @@ def test_an_interrupted_preparation_leaves_no_output(tmp_path: Path, monkeypatch
         (["g.jsonl", "--tokenizer", "./gone", "--max-tokens", "9"], "write --tokenizer as a folder with config.json"),
         (["g.jsonl", "--max-tokens", "9"], "--max-tokens is of no use without --tokenizer; write both"),
         (["g.jsonl", "--tokenizer", "x"], "--tokenizer is of no use without --max-tokens; write both"),
-        (["g.jsonl", "--ngram", "0"], "ngram: Input should be greater than or equal to 1 (got '0')"),
+        (["g.jsonl", "--ngram", "0"], "ngram: takes an integer ≥ 1 (got '0')"),
         (["same.jsonl", "--id-field", "id"], "field 'id' is '1', the id of another problem (same.jsonl, line 1)"),
         (
             ["g.jsonl", "--decontaminate", "g.jsonl"],

@@ -311,7 +311,7 @@ def test_candidates_are_as_many_as_without_states() -> None:
     [
         ("embeddings", r'allocator\.states: takes "embedding", "none", or a table .*got \'embeddings\''),
         (3, r"allocator\.states: takes"),
-        ({"refresh_steps": 0}, r"1 problem\(s\)\n  allocator\.states\.refresh_steps: Input should be greater"),
+        ({"refresh_steps": 0}, r"1 problem\(s\)\n  allocator\.states\.refresh_steps: takes an integer ≥ 1"),
         ({"pooling": "embedding"}, r"1 problem\(s\)\n  allocator\.states\.pooling: "),
     ],
 )

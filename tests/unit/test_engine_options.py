@@ -29,6 +29,21 @@ def run_with(options: dict[str, Any], *, level: str = "token", **engine: Any) ->
     )
 
 
+def test_parts_of_a_model_need_gpus_and_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ConfigError, match=r"tensor_parallel_size=2 .* gpus_per_generator=0 .*; write gpus_per_generator=2"
+    ):
+        run_with({}, tensor_parallel_size=2)
+    with pytest.raises(
+        ConfigError, match="tensor_parallel_size=2 needs vLLM, but type='transformers'; write type='vllm'"
+    ):
+        run_with({}, type="transformers", tensor_parallel_size=2, gpus_per_generator=2)
+    engine = run_with({}, tensor_parallel_size=2, gpus_per_generator=2).engine
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="tensor_parallel_size=2 needs vLLM, which is not installed"):
+        resolve_engine(engine)
+
+
 # --- which runs may have them -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("options", "engine"),

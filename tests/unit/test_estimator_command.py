@@ -170,7 +170,7 @@ def test_an_arm_that_cannot_be_compared_is_refused(tmp_path: Path, table: str, e
     [
         ({"baseline": "gvm"}, "baseline='gvm' is not an arm; write one of uniform"),
         ({"prompts_per_step": 9}, "prompts_per_step=9 is above num_prompts=6; write num_prompts=9 or more"),
-        ({"num_repeats": 1}, "greater than or equal to 2"),
+        ({"num_repeats": 1}, "num_repeats: takes an integer ≥ 2"),
     ],
 )
 def test_wrong_settings_say_what_to_write(tmp_path: Path, change: dict[str, Any], expected: str) -> None:

@@ -56,7 +56,7 @@ def test_a_dataset_that_a_function_returns_is_read(functions, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "error", "complaint"),
     [
-        ("own_source:nothing", ConfigError, "prompts: path 'own_source:nothing' can't be imported"),
+        ("own_source:nothing", ConfigError, "'own_source:nothing' can't be imported"),
         ("own_source:ROWS", ConfigError, "'own_source:ROWS' is a list; write the path of a function"),
         ("own_source:made", DataError, "with parameters {} raised TypeError after row 0: made() missing"),
         ("own_source:broken", DataError, "raised OSError after row 1: no database"),

@@ -240,7 +240,7 @@ def test_an_unreachable_dataset_says_what_to_write(tmp_path, dataset_cache):
     with pytest.raises(
         DataError, match=r"can't be loaded.*write a hub id or a local folder.*hf download --repo-type dataset"
     ):
-        load_tasks(HuggingFaceSourceConfig(path=str(tmp_path / "nowhere")))
+        load_tasks(HuggingFaceSourceConfig(path="owner/nowhere"))
 
 
 def test_reasoning_gym_tasks_carry_the_entry_that_their_scorer_needs():
@@ -278,5 +278,5 @@ def test_a_misspelt_data_file_is_told_with_what_is_beside_it(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"trian\.jsonl' doesn't exist; write .*; did you mean '.*/train\.jsonl'\?"):
         load_tasks(FileSourceConfig(path=str(tmp_path / "trian.jsonl")))
     (tmp_path / "train").mkdir()
-    with pytest.raises(DataError, match=r"can't be loaded: there is no folder '.*/trian'; did you mean '.*/train'\?"):
+    with pytest.raises(DataError, match=r"there is no folder '.*/trian'; write .*; did you mean '.*/train'\?"):
         load_tasks(HuggingFaceSourceConfig(path=str(tmp_path / "trian")))

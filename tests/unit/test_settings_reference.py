@@ -58,6 +58,15 @@ def test_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert titles[:2] == ["## `[learner]`", "## `[learner.optimizer]`"]
 
 
+def test_one_type_and_one_setting() -> None:
+    titles = [line for line in reference("allocator.gvm").splitlines() if line.startswith("#")]
+    assert titles == ['## `[allocator]`: `type = "gvm"`']
+    rows = [line for line in reference("num_steps").splitlines() if line.startswith("| `")]
+    assert rows == ["| `num_steps` | integer ≥ 1 | `100` | each draws a budget of samples and trains on it |"]
+    files = [line for line in reference("prompts.train.path").splitlines() if line.startswith("| `")]
+    assert len(files) == 3  # of a file, a dataset and a function
+
+
 def test_a_table_that_is_none_is_named_with_those_that_are() -> None:
-    with pytest.raises(ConfigError, match=r"no table 'verl'; the tables are .*allocator"):
+    with pytest.raises(ConfigError, match=r"no table or setting 'verl'; the tables are .*allocator"):
         reference("verl")

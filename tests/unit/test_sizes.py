@@ -1,9 +1,10 @@
-"""Sizes of files and functions, counted, and the first words of docstrings.
+"""Sizes of files and functions, counted, the first words of docstrings, and names that a module gives twice.
 
 What outgrows these bounds is several things and wants several names; what is small and has one user belongs to it.
 """
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,13 @@ def test_docstrings_begin_with_a_noun_or_a_verb(path: Path) -> None:
     nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, DOCUMENTED)]
     first_words = [(ast.get_docstring(node) or "-").split(maxsplit=1)[0] for node in nodes]
     assert not INDIRECT & set(first_words)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gvm_ray").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_gives_a_name_once(path: Path) -> None:
+    """ruff sees it of functions and classes only."""
+    names: Counter[str] = Counter()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names.update(target.id for target in targets if isinstance(target, ast.Name))
+    assert [name for name, number in names.items() if number > 1] == []

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-NUM_RESAMPLES = 2000
+from gvm_ray.types import Float64Array
 
-Array = NDArray[np.float64]
+NUM_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class MeasuredError(ErrorSplit):
     the estimate. Their standard deviation is the estimate's error, but their percentiles are not its interval.
     """
 
-    resampled: NDArray[np.float64]  # [NUM_RESAMPLES, 3] variance, bias_squared, mean_squared_error
+    resampled: Float64Array  # [NUM_RESAMPLES, 3] variance, bias_squared, mean_squared_error
 
     @property
     def deviations(self) -> tuple[float, float, float]:
@@ -39,7 +39,7 @@ class MeasuredError(ErrorSplit):
         return float(variance), float(bias_squared), float(error)
 
 
-def measured_error(estimates: Array, target: Array, *, seed: int = 0) -> MeasuredError:
+def measured_error(estimates: Float64Array, target: Float64Array, *, seed: int = 0) -> MeasuredError:
     """Measure variance, squared bias and mean squared error of R independent estimates.
 
     The squared bias is |mean - target|^2 minus variance / R, the chance error of a mean of R estimates. So both the
@@ -78,7 +78,7 @@ def ratio_interval(error: MeasuredError, baseline: MeasuredError, *, confidence:
     return float(low), float(high)
 
 
-def _split(counts: Array, products: Array) -> Array:
+def _split(counts: Float64Array, products: Float64Array) -> Float64Array:
     """Compute the split [B, 3] of B resamples from counts of the repeats [B, R] and errors' inner products [R, R]."""
     num_repeats = counts.shape[1]
     error = counts @ np.diag(products) / num_repeats
@@ -87,15 +87,12 @@ def _split(counts: Array, products: Array) -> Array:
     return np.stack([variance, of_mean - variance / num_repeats, error], axis=1)
 
 
-Array = NDArray[np.float64]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupCoefficients:
     """Coefficients c+ and c- [N + 1, N + 1] of groups with n samples and k accepted; 0 for k > n and for n = 0."""
 
-    accepted: Array
-    rejected: Array
+    accepted: Float64Array
+    rejected: Float64Array
 
     @property
     def max_samples(self) -> int:
@@ -107,17 +104,17 @@ class GroupCoefficients:
 class PromptGradients:
     """Moments of the gradients of P prompts' samples; 0 for a class without samples."""
 
-    accept_rates: Array  # [P]
-    means: Array  # [2, P, D] of the accepted and of the rejected samples
-    spreads: Array  # [2, P] trace of their covariances
+    accept_rates: Float64Array  # [P]
+    means: Float64Array  # [2, P, D] of the accepted and of the rejected samples
+    spreads: Float64Array  # [2, P] trace of their covariances
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampleSizes:
     """The split of a step's samples over P prompts: one split, or S independent draws of a random split."""
 
-    counts: Array  # [S, P]; a fraction is the probability of rounding up, independent for each prompt
-    factors: Array  # [S, P] on each group's term: 1 / number of prompts, times the prompt's weight
+    counts: Float64Array  # [S, P]; a fraction is the probability of rounding up, independent for each prompt
+    factors: Float64Array  # [S, P] on each group's term: 1 / number of prompts, times the prompt's weight
 
 
 class GroupMoments:
@@ -126,7 +123,7 @@ class GroupMoments:
     The term of prompt i with n samples has the mean A+_i(n) mu+_i + A-_i(n) mu-_i.
     """
 
-    def __init__(self, coefficients: GroupCoefficients, gradients: PromptGradients, *, target: Array) -> None:
+    def __init__(self, coefficients: GroupCoefficients, gradients: PromptGradients, *, target: Float64Array) -> None:
         """Compute the moments for a target [D], the gradient to estimate."""
         self.max_samples = coefficients.max_samples
         self.num_prompts = len(gradients.accept_rates)
@@ -143,7 +140,7 @@ class GroupMoments:
             self._fill(n, coefficients, gradients)
 
     @cached_property
-    def variances(self) -> Array:
+    def variances(self) -> Float64Array:
         """Variances E |term - E term|^2 [N + 1, P]."""
         return self.seconds - self._square(self.means)
 
@@ -192,7 +189,7 @@ class GroupMoments:
             cosine=float(mean @ self.with_target) / norms**0.5 if norms > 0 else float("nan"),
         )
 
-    def bias_square(self, total: Array) -> float:
+    def bias_square(self, total: Float64Array) -> float:
         """Compute |sum of mean gradients - target|^2 for weights [2P] of the classes' mean gradients."""
         return float(total @ self.products @ total - 2 * total @ self.with_target + self.target_square)
 
@@ -206,12 +203,12 @@ class GroupMoments:
         self.seconds[n] = np.einsum("abk,kp,pab->p", cross, chances, self._own)
         self.seconds[n] += ((within @ chances) * gradients.spreads).sum(axis=0)
 
-    def _square(self, means: Array) -> Array:
+    def _square(self, means: Float64Array) -> Float64Array:
         """Compute |A+ mu+ + A- mu-|^2 [..., P] for A [2, ..., P]."""
         return np.einsum("a...p,pab,b...p->...p", means, self._own, means)
 
     @staticmethod
-    def _at(table: Array, counts: Array) -> Array:
+    def _at(table: Float64Array, counts: Float64Array) -> Float64Array:
         """Look up values [..., P] of a table [..., N + 1, P] at real-valued counts [P], by linear interpolation: the
         mean over rounding up or down."""
         low = np.floor(counts).astype(np.int64)
@@ -278,7 +275,7 @@ class _Search:
         """Give a prompt `num_samples` more samples."""
         self.counts[prompt] += num_samples
 
-    def changes(self, jump: int) -> NDArray[np.float64]:
+    def changes(self, jump: int) -> Float64Array:
         """Compute the change of the error [P] by `jump` more (or fewer) samples of one prompt; inf if out of bounds."""
         return self._changes(jump)[0]
 
@@ -301,10 +298,10 @@ class _Search:
             self.add(taker, jump)
         return self
 
-    def _means(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _means(self, counts: NDArray[np.int64]) -> Float64Array:
         return self._moments.means[:, counts, self._prompts]
 
-    def _changes(self, jump: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _changes(self, jump: int) -> tuple[Float64Array, Float64Array]:
         """Compute the changes of the error [P] and of the means' weights [2, P] by `jump` more samples of a prompt."""
         new = self.counts + jump
         inside = (new >= 0) & (new <= self._moments.max_samples)

@@ -40,19 +40,29 @@ def file_rows(path: str, *, fields: Mapping[str, str] | None = None) -> Iterator
         DataError: the file is missing, of another format, damaged, has two fields of one name, or (Parquet) lacks a
             needed field.
     """
-    file = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
-    if obstacle := _obstacle(file):
-        near = "" if os.path.lexists(file) else likely_paths(file)
-        raise DataError(f"data file {path!r} {obstacle}; write the path of a .jsonl, .parquet or .csv file{near}")
+    file = check_file(path)
     suffix = file.suffix.lower()
-    if suffix not in DATA_SUFFIXES:
-        raise DataError(f"data file {path!r} is neither .jsonl nor .parquet nor .csv nor .json; convert it")
     if suffix == ".parquet":
         return _parquet_rows(file, fields=fields)
     if suffix == ".csv":
         return _csv_rows(file, fields=fields)
     document = _document_rows(file) if suffix == ".json" else None
     return _json_rows(file) if document is None else iter(document)
+
+
+def check_file(path: str) -> Path:
+    """The readable file at a path, in which a leading `~` is the home folder; its content isn't looked at.
+
+    Raises:
+        DataError: the file is missing, not readable, or of another format.
+    """
+    file = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
+    if obstacle := _obstacle(file):
+        near = "" if os.path.lexists(file) else likely_paths(file)
+        raise DataError(f"data file {path!r} {obstacle}; write the path of a .jsonl, .parquet or .csv file{near}")
+    if file.suffix.lower() not in DATA_SUFFIXES:
+        raise DataError(f"data file {path!r} is neither .jsonl nor .parquet nor .csv nor .json; convert it")
+    return file
 
 
 def file_fields(path: str) -> list[str]:

@@ -17,16 +17,25 @@ def function_tasks(config: FunctionSourceConfig) -> list[Task]:
         ConfigError: the function can't be imported, or isn't one.
         DataError: it raises, gives no rows, or a bad one (row and field are named).
     """
-    try:
-        function = import_object(config.path)
-    except ImportError as error:
-        raise ConfigError(f"prompts: path {error}") from error
-    if not callable(function):
-        raise ConfigError(f"prompts: {config.path!r} is a {type(function).__name__}; write the path of a function")
-    tasks = tasks_from_rows(_rows(function, config=config), config=config)
+    tasks = tasks_from_rows(_rows(find_function(config.path), config=config), config=config)
     if not tasks:
         raise DataError(f"{config.path!r} gave no rows; return at least one")
     return tasks
+
+
+def find_function(path: str) -> Callable[..., Any]:
+    """The function at `module:function`.
+
+    Raises:
+        ConfigError: it can't be imported, or isn't one.
+    """
+    try:
+        function = import_object(path)
+    except ImportError as error:
+        raise ConfigError(str(error)) from error
+    if not callable(function):
+        raise ConfigError(f"{path!r} is a {type(function).__name__}; write the path of a function")
+    return function
 
 
 def _rows(function: Callable[..., Any], *, config: FunctionSourceConfig) -> Iterator[Row]:
@@ -47,6 +56,6 @@ def _rows(function: Callable[..., Any], *, config: FunctionSourceConfig) -> Iter
         raise
     except Exception as error:  # the user's function may raise anything
         raise DataError(
-            f"prompts: {config.path!r} with parameters {config.parameters} raised {type(error).__name__} after row "
+            f"{config.path!r} with parameters {config.parameters} raised {type(error).__name__} after row "
             f"{number}: {error}"
         ) from error

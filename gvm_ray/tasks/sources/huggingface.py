@@ -1,6 +1,7 @@
 """Tasks from a dataset of the `datasets` library."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,20 @@ def _origin(config: HuggingFaceSourceConfig) -> str:
     return f"dataset {config.path!r}, split {config.split!r}"
 
 
+def check_folder(path: str) -> Path:
+    """The folder at a path, in which a leading `~` is the home folder; it need not exist if the path may be a hub id.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    folder = Path(os.path.expanduser(path))
+    if not folder.exists() and not may_be_hub_id(path):
+        raise DataError(
+            f"there is no folder {path!r}; write a local folder or a hub id, OWNER/NAME{likely_paths(folder)}"
+        )
+    return folder
+
+
 def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
     """Load the split. A local folder may hold data files or the output of `save_to_disk`.
 
@@ -57,10 +72,8 @@ def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
     import datasets
     from datasets.exceptions import DatasetsError
 
-    folder = Path(config.path).expanduser()
+    folder = check_folder(config.path)
     try:
-        if not folder.exists() and not may_be_hub_id(config.path):
-            raise ValueError(f"there is no folder {config.path!r}{likely_paths(folder)}")
         if (folder / "dataset_dict.json").is_file():
             return _load_saved(folder / config.split, known=json.loads((folder / "dataset_dict.json").read_text()))
         if (folder / "state.json").is_file():
@@ -73,7 +86,7 @@ def load_split(config: HuggingFaceSourceConfig) -> "Dataset":
         )
         raise DataError(
             f"dataset {config.path!r} (name {config.name!r}, split {config.split!r}) can't be loaded: {error}; write a "
-            "hub id or a local folder as path, and a split that it has" + (fetch if not folder.exists() else "")
+            "hub id or a local folder as path, and a split that it has" + ("" if folder.exists() else fetch)
         ) from error
 
 

@@ -20,11 +20,11 @@ class CustomAllocatorConfig(AllocatorConfig):
     """A custom allocator: any importable `module:Class` derived from `gvm_ray.allocators.Allocator`."""
 
     type: Literal["custom"] = "custom"
-    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")  # e.g. "my_package.allocators:MyAllocator"
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the class
     candidates_per_step: Count | None = None  # number of prompts in a step's `step.prompts`; none = prompts_per_step
     states: OptionalPromptStates = None
-    training_gradient_norms: bool = False
+    training_gradient_norms: bool = False  # measure gradient norms of samples while training, for the class to observe
 
     @property
     def knows_accept_rates(self) -> bool:

@@ -47,9 +47,9 @@ class GVMAllocatorConfig(AllocatorConfig):
     reuse_pilots: bool = True  # train on the pilots too; false = as published
     gradient_parameters: Literal["embed_tokens", "lm_head"] = "embed_tokens"  # either means the shared matrix, if tied
     prior_successes: NonNegative = 0.5  # Beta prior of the accept rate; 0 and 0 = as published (p=0 gives n=0)
-    prior_failures: NonNegative = 0.5
-    min_samples: NonNegativeCount = 0
-    max_samples: Count | None = None
+    prior_failures: NonNegative = 0.5  # as prior_successes, of rejected samples
+    min_samples: NonNegativeCount = 0  # of every prompt, also of those that would get none
+    max_samples: Count | None = None  # of a prompt, at least samples_per_prompt; none = no bound
     filter_threshold: Annotated[float, Field(gt=0, le=1)] | None = None  # a prompt with a higher accept rate gets none
     min_expected_accepted: NonNegative = 0.0  # a prompt expected to yield fewer accepted samples gets none
 

@@ -62,20 +62,14 @@ class PredictorConfig(Settings):
 
 
 class _PredictiveConfig(AllocatorConfig):
-    """Settings that predictive allocators share. A prompt's share of the budget is proportional to its score.
-
-    - `gradient_deviation`: root mean square of a sample's term of the policy gradient, from the predicted norms of both
-      accepted and rejected samples: sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)).
-    - `norm_neyman`: G+ sqrt(p (1 - p)), from the norms of accepted samples only.
-    - `neyman`: sqrt(p (1 - p)); `log_neyman`: sqrt((1 - p) / p).
-    - `gvm`: G+ / sqrt(p + alpha / p), arXiv 2505.02391, Proposition 1, with alpha = 1e-3 and beta = 2.
-    """
+    """Settings that predictive allocators share. A prompt's share of the budget is proportional to its score."""
 
     sharpness: Positive = 1.0  # exponent on the score
     uniform_share: Probability = 0.1  # share of the budget that is split evenly, whatever the scores
     exploration: Literal["none", "thompson"] = "none"  # thompson: accept rates are drawn from their posterior
     states: OptionalPromptStates = "embedding"
     predictor: PredictorConfig = PredictorConfig()
+    # Measure gradient norms while training, for scores with G. False = G is 1 for all, and training is faster.
     training_gradient_norms: bool = True
     # A measured sample needs its own copy of its prompt. Where the learner lets responses share prompts, so many of a
     # prompt's accepted samples, and of its rejected ones, are measured; "all" measures all and shares no prompt.
@@ -195,13 +189,18 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
     baseline_setting: ClassVar[str | None] = "predicted_baseline"
 
     type: Literal["gvm_pool"] = "gvm_pool"
+    # A prompt's share of the budget, from its accept rate p and the gradient norms G+ of its accepted and G- of its
+    # rejected samples, all predicted. "gradient_deviation" = sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)), the root mean
+    # square of a sample's term of the policy gradient; "norm_neyman" = G+ sqrt(p (1 - p)); "neyman" = sqrt(p (1 - p));
+    # "log_neyman" = sqrt((1 - p) / p); "gvm" = G+ / sqrt(p + alpha / p) with alpha = 1e-3 (arXiv 2505.02391,
+    # Proposition 1, beta = 2).
     score: PoolScore = "norm_neyman"
     # Number of candidates in a step, or the whole training set if it is smaller. None = 16 prompts_per_step, or fewer,
     # so that prefilling them costs no more than the step's samples (if all prompts and responses have max_tokens), but
     # at least twice the number of groups. Without hidden states, as by default, candidates are free: 1024 or more.
     candidates_per_step: Count | None = None
     group_size: Count = 4  # a prompt gets no samples, or at least this many
-    max_samples: Count | None = None
+    max_samples: Count | None = None  # of a prompt; none = no bound
     # Advantage (r - b) / s with the predicted mean b and deviation s of the reward, so that a group of one works too:
     # with rewards of 0 and 1, (r - p) / sqrt(p (1 - p)).
     predicted_baseline: bool = False
@@ -313,8 +312,8 @@ class GVMPoolAllocator(PredictiveAllocator):
 class _BoundedConfig(_PredictiveConfig):
     """Settings of allocators that divide the budget among the step's prompts, within bounds."""
 
-    min_samples: NonNegativeCount = 0
-    max_samples: Count | None = None
+    min_samples: NonNegativeCount = 0  # of every prompt
+    max_samples: Count | None = None  # of a prompt, at least samples_per_prompt; none = no bound
 
     def smallest_group(self, run: RunShape) -> SmallestGroup:
         """The lower bound `min_samples`."""
@@ -329,7 +328,7 @@ class GVMOnlineAllocatorConfig(_BoundedConfig):
     """Divides the budget among the step's prompts by predictions; every prompt gets at least `min_samples`."""
 
     type: Literal["gvm_online"] = "gvm_online"
-    score: Score = "gvm"
+    score: Score = "gvm"  # as for gvm_pool
 
     def build(self, *, accept_threshold: float, seed: int) -> "GVMOnlineAllocator":
         """Create the strategy."""
@@ -342,7 +341,7 @@ class NeymanAllocatorConfig(_BoundedConfig):
     """
 
     type: Literal["neyman"] = "neyman"
-    score: Literal["neyman", "log_neyman"] = "neyman"
+    score: Literal["neyman", "log_neyman"] = "neyman"  # for the linear objective, or for the log pass rate
     training_gradient_norms: bool = False
     min_samples: NonNegativeCount = 2  # a group of one has no baseline
 

@@ -17,6 +17,7 @@ class CandidateAllocatorConfig(AllocatorConfig):
     The other candidates get no samples, and return in the next epoch.
     """
 
+    # Prompts to select from, more than the budget makes groups; none = prompts_per_step.
     candidates_per_step: Count | None = None
     group_size: GroupSize = 8  # n of a selected prompt; the budget's remainder goes one each to the first prompts
 

@@ -19,6 +19,7 @@ GPULayout = Literal["none", "apart", "parts", "shared"]
 class ClusterConfig(Settings):
     """The Ray cluster. Without an address here and in RAY_ADDRESS, a local one is started."""
 
+    # HOST:PORT of the head node, or "auto" on a node of the cluster; RAY_ADDRESS says the same.
     address: str | None = None
     # For learner ranks and generators on GPUs: "disaggregated" = each has its own, "colocated" = every GPU holds a rank
     # and a generator (or a tensor-parallel part of one), which share it as engine.sleep says. gpus_per_worker and

@@ -13,7 +13,7 @@ Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
 class SamplingConfig(Settings):
     """Sampling of responses in training. No top_p or top_k: their log-probs would need a correction."""
 
-    temperature: Temperature = 1.0
+    temperature: Temperature = 1.0  # log-probs of engine and learner are taken at it; 1 samples the policy as it is
     max_tokens: Count = 3072  # response tokens; longer responses are cut and count as truncated
 
 
@@ -41,16 +41,20 @@ class VLLMConfig(Settings):
         ]
         | None
     ) = None
+    # "fp8" halves the cache, at some loss of accuracy.
     kv_cache_dtype: Literal["bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head"] | None = None
     speculative_config: dict[str, Any] | None = None  # not on a CPU, where its log-probs are wrong
-    attention_backend: str | None = None
+    attention_backend: str | None = None  # e.g. "FLASH_ATTN"; vLLM chooses by itself
     block_size: Count | None = None  # tokens
     max_num_batched_tokens: Count | None = None  # of one forward pass
-    async_scheduling: bool | None = None
+    async_scheduling: bool | None = None  # plans the next pass while one is under way
+    # Presets of vLLM for latency or throughput.
     performance_mode: Literal["balanced", "interactivity", "throughput"] | None = None
     cpu_offload_gb: NonNegative | None = None  # of the weights, which then travel to the GPU in each pass
+    # Batch sizes for which CUDA graphs are captured; fewer start faster.
     cudagraph_capture_sizes: tuple[Count, ...] | None = None
-    compilation_config: dict[str, Any] | None = None
+    compilation_config: dict[str, Any] | None = None  # of vLLM's torch.compile, by the names in its documentation
+    # True = NCCL's, if the GPUs of tensor-parallel parts hang or have no peer access.
     disable_custom_all_reduce: bool | None = None
 
     @property
@@ -73,6 +77,7 @@ class EngineConfig(Settings):
     # Ray's logical CPUs for a generator, which also has this many threads (at least one). None = one logical CPU, and
     # threads by the machine's cores: all of them if max_staleness = 0, else a share.
     cpus_per_generator: Positive | None = None
+    # 0 = on CPUs; else tensor_parallel_size, or a fraction for several generators on one GPU.
     gpus_per_generator: NonNegative = 0
     tensor_parallel_size: Count = 1  # GPUs that share a generator's model
     max_num_seqs: Count = 256  # sequences that one generator decodes at once
@@ -83,6 +88,7 @@ class EngineConfig(Settings):
     sleep: bool = True
     kv_cache_gib: Positive = 1.0  # on CPU
     enforce_eager: bool = False  # true turns off CUDA graphs
+    # Of weights and key-value cache; on a GPU usually "bfloat16", with the same learner.dtype.
     dtype: Literal["float32", "bfloat16"] = "float32"
     # For samples in flight when new weights arrive (max_staleness > 0): "keep" continues them with the new weights from
     # the next token on, "finish" first completes them with the old weights. Every token records its weight version.

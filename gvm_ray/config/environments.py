@@ -51,7 +51,7 @@ class FunctionEnvironmentConfig(_MultiTurnConfig):
     """
 
     type: Literal["function"] = "function"
-    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")  # e.g. "my_package.environments:answer"
 
 
 class _HostedConfig(Settings):
@@ -61,9 +61,10 @@ class _HostedConfig(Settings):
     the environment must answer the same turns in the same way.
     """
 
-    id: str = Field(min_length=1)
+    id: str = Field(min_length=1)  # of the environment in its library
     arguments: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of its constructor
     max_turns: Count = 1  # of the policy; after the last one the response is scored as it is
+    # Around an answer, as for the environment "calculator".
     observation_template: ObservationTemplate = "\n{observation}\n"
     max_observation_characters: Annotated[Count, Field(le=16384)] = 4096  # the rest of an answer is left out
 

@@ -15,7 +15,7 @@ class PretrainedModelConfig(Settings):
     """A Hugging Face model: a local folder or a hub id. A leading `~` is the home folder."""
 
     type: Literal["pretrained"] = "pretrained"
-    path: str = Field(min_length=1)
+    path: str = Field(min_length=1)  # of the folder with config.json, weights and tokenizer, or OWNER/NAME on the hub
     revision: str | None = None  # branch, tag or commit on the hub
     trust_remote_code: bool = False  # run code from the model's repository
 
@@ -29,14 +29,14 @@ class ScratchModelConfig(Settings):
     """A small randomly initialised Qwen2-architecture model with a character tokenizer; meant for a warm start."""
 
     type: Literal["scratch"] = "scratch"
-    hidden_size: Count = 64
+    hidden_size: Count = 64  # width of the residual stream; a multiple of num_heads
     num_layers: Count = 2
     num_heads: Count = 2
-    num_key_value_heads: Count = 1
-    intermediate_size: Count = 160
-    max_position_embeddings: Count = 512
-    tie_word_embeddings: bool = True
-    seed: NonNegativeCount = 0
+    num_key_value_heads: Count = 1  # heads of keys and values that the attention heads share; divides num_heads
+    intermediate_size: Count = 160  # width of the MLPs
+    max_position_embeddings: Count = 512  # longest prompt and response together, tokens
+    tie_word_embeddings: bool = True  # the output head is the matrix of input embeddings
+    seed: NonNegativeCount = 0  # of the initial weights; independent of the run's seed
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ScratchModelConfig":
@@ -63,18 +63,19 @@ class ScheduleConfig(Settings):
     last.
     """
 
-    type: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_updates: NonNegativeCount = 0
-    min_ratio: Probability = 0.0
+    type: Literal["constant", "linear", "cosine"] = "constant"  # the course after the warm-up
+    warmup_updates: NonNegativeCount = 0  # optimizer updates; a step makes algorithm.updates_per_batch
+    min_ratio: Probability = 0.0  # end of the decay, as a fraction of learning_rate; without meaning for "constant"
 
 
 class OptimizerConfig(Settings):
     """AdamW and gradient clipping."""
 
+    # After the warm-up; usual are 1e-6 for all weights, ten times as much for LoRA, more for tiny models.
     learning_rate: Positive = 1e-6
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
-    epsilon: Positive = 1e-8
-    weight_decay: NonNegative = 0.0
+    betas: tuple[Probability, Probability] = (0.9, 0.999)  # decay of the first and the second moment, per update
+    epsilon: Positive = 1e-8  # added to the root of the second moment
+    weight_decay: NonNegative = 0.0  # decoupled: each update also shrinks the weights by learning_rate * weight_decay
     gradient_clip: Positive = 1.0  # L2 norm over all parameters
     schedule: ScheduleConfig = ScheduleConfig()
 
@@ -82,7 +83,7 @@ class OptimizerConfig(Settings):
 class SupervisedOptimizerConfig(OptimizerConfig):
     """AdamW and gradient clipping for the warm start, with a larger default learning rate."""
 
-    learning_rate: Positive = 1e-5
+    learning_rate: Positive = 1e-5  # after the warm-up
 
 
 class LoRAConfig(Settings):
@@ -92,7 +93,7 @@ class LoRAConfig(Settings):
     no dropout: the same tokens must have the same log-probs in every pass.
     """
 
-    rank: Count = 16
+    rank: Count = 16  # width of an adapter: memory and capacity grow with it
     alpha: Positive = 32.0  # adapters are scaled by alpha / rank
     rank_stabilized: bool = False  # by alpha / sqrt(rank) instead (arXiv 2312.03732)
     # Linear layers of the blocks by the last part of their names, e.g. ["q_proj", "v_proj"], or all of them.
@@ -106,9 +107,9 @@ class LoRAConfig(Settings):
 class LearnerConfig(Settings):
     """Ray Train FSDP2 learners."""
 
-    num_workers: Count = 1
+    num_workers: Count = 1  # ranks, which divide the weights (FSDP2) and each batch among them
     cpus_per_worker: Positive | None = None  # as engine.cpus_per_generator
-    gpus_per_worker: NonNegative = 0
+    gpus_per_worker: NonNegative = 0  # 1 = a GPU for each rank, 0 = ranks on CPUs
     dtype: DType = "float32"  # of the forward and backward pass; master weights and reductions stay float32
     # Prompt and response tokens in one forward pass on one rank, including padding if micro-batches are padded.
     micro_batch_tokens: Count = 16384
@@ -169,6 +170,7 @@ class WarmStartConfig(Settings):
     source: SourceSettings | None = None
     num_updates: Count = 1000
     batch_size: Count = 128  # demonstrations per optimizer update
+    # Drawn before the first update; if a file has fewer, they are repeated.
     num_demonstrations: Count = 20000
     optimizer: SupervisedOptimizerConfig = SupervisedOptimizerConfig()
     seed: NonNegativeCount = 0  # of the demonstrations; independent of the run's seed, so that runs share a start

@@ -27,7 +27,9 @@ FieldNames = Annotated[str | tuple[str, ...], BeforeValidator(_is_name_or_names)
 class TemplateConfig(Settings):
     """The prompt's format: `plain` tokenizes the problem as it is; `chat` applies the tokenizer's chat template."""
 
+    # "chat" for instruct models, with their own chat template; "plain" for base models and tiny ones.
     type: Literal["plain", "chat"] = "plain"
+    # Wording of a chat around the problem, by name: all but "none" ask for an answer in \boxed{}.
     system_prompt: Literal["none", "qwen-boxed", "qwen25-math-cot", "hendrydong-longcot"] = "none"
     name: str | None = None  # of a chat template, if the tokenizer has several; none = its default template
     arguments: dict[str, Any] = Field(default_factory=dict)  # of the chat template, e.g. {enable_thinking = false}
@@ -40,7 +42,7 @@ class FileSourceConfig(Settings):
     """A JSONL, JSON, Parquet or CSV file, one task per row."""
 
     type: Literal["file"] = "file"
-    path: str = Field(min_length=1)
+    path: str = Field(min_length=1)  # relative to the folder that the run is started in; ~ is the home folder
     prompt_field: FieldNames = "problem"  # the texts of several, e.g. ["Body", "Question"], are joined by a space
     answer_field: str = "answer"  # as in all field names, a dot leads into a field: "reward_model.ground_truth"
     id_field: str | None = None  # none = the id is a hash of the content
@@ -53,14 +55,14 @@ class HuggingFaceSourceConfig(Settings):
     """A dataset for the `datasets` library: a hub id or a local folder."""
 
     type: Literal["huggingface"] = "huggingface"
-    path: str = Field(min_length=1)
-    name: str | None = None
+    path: str = Field(min_length=1)  # of a folder with data files or of `save_to_disk`, or OWNER/NAME on the hub
+    name: str | None = None  # configuration of the dataset, e.g. "main" for openai/gsm8k
     split: str = "train"
-    prompt_field: FieldNames = "problem"
-    answer_field: str = "answer"
-    id_field: str | None = None
-    rationale_field: str | None = None
-    feature_fields: tuple[str, ...] = ()
+    prompt_field: FieldNames = "problem"  # as for a file
+    answer_field: str = "answer"  # as for a file
+    id_field: str | None = None  # none = the id is a hash of the content
+    rationale_field: str | None = None  # reference rationales, for the warm start
+    feature_fields: tuple[str, ...] = ()  # kept with the prompt, e.g. level, subject
     limit: Count | None = None  # only the first rows
 
 
@@ -71,13 +73,13 @@ class FunctionSourceConfig(Settings):
     """
 
     type: Literal["function"] = "function"
-    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")  # e.g. "my_package.problems:rows"
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the function
-    prompt_field: FieldNames = "problem"
-    answer_field: str = "answer"
-    id_field: str | None = None
-    rationale_field: str | None = None
-    feature_fields: tuple[str, ...] = ()
+    prompt_field: FieldNames = "problem"  # as for a file
+    answer_field: str = "answer"  # as for a file
+    id_field: str | None = None  # none = the id is a hash of the content
+    rationale_field: str | None = None  # reference rationales, for the warm start
+    feature_fields: tuple[str, ...] = ()  # kept with the prompt, e.g. level, subject
     limit: Count | None = None  # only the first rows
 
 
@@ -118,22 +120,24 @@ class ReasoningGymSourceConfig(Settings):
     """
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
-    task: str = Field(min_length=1)
+    task: str = Field(min_length=1)  # as in the library, e.g. "countdown"
+    # Of the task, e.g. {min_numbers = 3}; a level adds its own.
     parameters: dict[str, Any] = Field(default_factory=dict)
     levels: tuple[ReasoningGymLevelConfig, ...] = ()
     prompt_format: str | None = None  # none = the prompt is the question
     rationale_format: str | None = None  # reference responses, for the warm start
-    size: Count = 1000
-    seed: NonNegativeCount = 0
+    size: Count = 1000  # distinct problems, over all levels
+    seed: NonNegativeCount = 0  # of the problems
     split: Literal["all", "train", "test"] = "all"  # by content: "train" and "test" never share a prompt
+    # A part of the split by content, to tune on one half and confirm on the other; they never share a prompt.
     half: Half = "both"
 
 
 class ChainLevelConfig(LevelConfig):
     """One difficulty level: chains of `num_operations` operations, with `operator` as the hardest."""
 
-    num_operations: Count = 3
-    operator: str
+    num_operations: Count = 3  # length of the chain
+    operator: str  # the hardest that occurs, e.g. "*"; the source's operators are ordered from easy to hard
 
 
 class _ChainSourceBase(Settings):
@@ -142,9 +146,10 @@ class _ChainSourceBase(Settings):
     operators: ClassVar[str]  # from easy to hard
 
     levels: tuple[ChainLevelConfig, ...]
-    size: Count = 2048
-    seed: NonNegativeCount = 0
+    size: Count = 2048  # distinct problems, over all levels by weight
+    seed: NonNegativeCount = 0  # of the problems
     split: Literal["train", "test"] = "train"  # the two never share a prompt
+    # A part of the split by content, to tune on one half and confirm on the other; they never share a prompt.
     half: Half = "both"
     # In demonstrations only: operator -> probability that a worked step with it is right; 1 for the others. Mistakes
     # leave the warm-started model unsure of the hard operators, so that reinforcement learning has something to learn.
@@ -177,6 +182,7 @@ class ArithmeticSourceConfig(_ChainSourceBase):
     operators: ClassVar[str] = "+-*@"
 
     type: Literal["arithmetic"] = "arithmetic"
+    # Results are remainders of a division by this, so each is one digit.
     modulus: Annotated[int, Field(ge=2, le=10)] = 7
     levels: tuple[ChainLevelConfig, ...] = (
         ChainLevelConfig(num_operations=2, operator="+", weight=10),

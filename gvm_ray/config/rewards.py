@@ -61,7 +61,7 @@ class FunctionRewardConfig(Settings):
 
     type: Literal["function"] = "function"
     weight: float = 1.0  # factor of the term in the sum
-    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")  # e.g. "my_package.scoring:score"
 
 
 class EnvironmentRewardConfig(Settings):
@@ -89,6 +89,7 @@ class RewardsConfig(Settings):
     terms: tuple[RewardTerm, ...] = (MathVerifyRewardConfig(),)
     accept_threshold: float = 0.5  # a response is accepted (correct) if its reward is at least this
     num_actors: Count = 1  # actors that score in parallel
+    # Ray's logical CPUs.
     cpus_per_actor: NonNegative = 0.5
     timeout_s: Positive = 5.0  # wall clock for one response; after it the process is killed and the sample is unscored
     memory_mb: Annotated[int, Field(ge=256)] = 4096  # address space of the process that runs the reward

@@ -28,7 +28,7 @@ from gvm_ray.types import WeightTransfer
 class EvaluationConfig(Settings):
     """Evaluation on prompts.eval: at the start, every `every_steps` steps, after each of `at_steps`, and at the end."""
 
-    every_steps: Count = 10
+    every_steps: Count = 10  # each costs num_prompts x num_samples samples, which aren't charged
     at_steps: tuple[Count, ...] = ()  # numbers of steps after which to evaluate as well, while accuracy rises fastest
     # Generators like those of [engine], for evaluation alone: training continues meanwhile, and waits only if an
     # evaluation is unfinished when the next one is due. 0 = evaluate on the training generators while training waits;
@@ -36,6 +36,7 @@ class EvaluationConfig(Settings):
     num_generators: NonNegativeCount = 0
     num_prompts: Count | None = None  # the number of prompts, from the first on; none = all
     num_samples: Count = 1  # k of avg@k
+    # Of evaluation alone; training has sampling.temperature. Near 0 it is greedy decoding.
     temperature: Temperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # total probability of the tokens that may be sampled
     # Training prompts sampled before the first step, samples_per_prompt times each (at least 4), for the accept rates
@@ -53,8 +54,8 @@ class EvaluationConfig(Settings):
 class CheckpointConfig(Settings):
     """Checkpoints: atomic folders in the run's folder."""
 
-    every_steps: Count = 50
-    keep: Count = 2
+    every_steps: Count = 50  # steps between two: at most so many are made again after a failure
+    keep: Count = 2  # newest checkpoints on disk; each has the weights and two moments of the optimizer
 
 
 class DeadlineConfig(Settings):
@@ -79,8 +80,8 @@ class DeadlineConfig(Settings):
 class FaultsConfig(Settings):
     """Failures of actors and nodes (dead or hung) that a run recovers from; one more within the window ends it."""
 
-    max_failures: NonNegativeCount = 20
-    window_s: Positive = 3600.0
+    max_failures: NonNegativeCount = 20  # 0 = the first failure ends the run
+    window_s: Positive = 3600.0  # seconds in which they are counted
 
 
 class WandbConfig(Settings):
@@ -99,18 +100,19 @@ class SinkConfig(Settings):
     It is called with the run's settings, and the parameters as keywords.
     """
 
-    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")  # of the class, e.g. "my_package.sinks:MySink"
+    # Keyword arguments of the class, besides the run's settings.
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class ReportingConfig(Settings):
     """Reports of a run besides metrics.jsonl. A sink that fails doesn't end the run."""
 
-    tensorboard: bool = True
-    ray_metrics: bool = True
+    tensorboard: bool = True  # event files in the run's folder
+    ray_metrics: bool = True  # gauges on Ray's metrics endpoint, for Prometheus and Grafana
     wandb: WandbConfig | None = None
     sinks: tuple[SinkConfig, ...] = ()
-    progress: bool = True
+    progress: bool = True  # lines on the console while a long phase is under way; false for logs
     samples_every_steps: NonNegativeCount = 10  # steps between kept texts of the best and worst response; 0 = none
 
 
@@ -118,12 +120,13 @@ class RunConfig(Settings):
     """All settings of a run. Loaded from TOML by `load_config`; saved with all defaults as config.json."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")  # the run's folder is runs_dir/name
+    # A place with room for checkpoints and the model, which every node of a cluster sees.
     runs_dir: str = Field(default="runs", pattern=r"^[^\x00]*$")
-    seed: NonNegativeCount = 0
+    seed: NonNegativeCount = 0  # of sampling, the prompts' order and the allocator
     num_steps: Count = 100  # each draws a budget of samples and trains on it
     token_budget: Count | None = None  # charged tokens after which the run ends before num_steps; none = no limit
     prefill_price: NonNegative = 1.0  # charge, in generated tokens, for a token prefilled only for the allocator
-    prompts_per_step: Count = 64
+    prompts_per_step: Count = 64  # prompts of a step; an allocator that selects may sample fewer or more of them
     samples_per_prompt: Count = 8  # the budget of a step is prompts_per_step * samples_per_prompt
     max_staleness: NonNegativeCount = 0  # steps that sampling may run ahead of training; 0 = strictly on-policy
     max_unscored_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5  # of one step's samples; above it the run stops

@@ -25,9 +25,10 @@ class ImportanceConfig(Settings):
     with min(w, cap). `mask` weighs with w if floor <= w <= cap, and drops other tokens or responses.
     """
 
+    # "sequence" is unbiased but varies more, the longer responses are; "off" = all weights are 1.
     level: Literal["token", "sequence", "off"] = "token"
     mode: Literal["truncate", "mask"] = "truncate"
-    cap: Annotated[float, Field(ge=1)] = 2.0
+    cap: Annotated[float, Field(ge=1)] = 2.0  # the largest weight; a lower one varies less, with more bias
     floor: Probability = 0.5  # for mode "mask"; w varies more for responses than for tokens
 
     @model_validator(mode="after")
@@ -48,7 +49,7 @@ class LossConfig(Settings):
     importance weights, KL and entropy terms still apply.
     """
 
-    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")  # e.g. "my_package.losses:cispo"
     parameters: dict[str, Any] = Field(default_factory=dict)  # further keyword arguments of the function
 
 
@@ -139,7 +140,7 @@ class GRPOConfig(_GroupBaseline):
     """GRPO (arXiv 2402.03300): advantages (r - mean) / (std + epsilon) within the group."""
 
     type: Literal["grpo"] = "grpo"
-    epsilon: Positive = 1e-6
+    epsilon: Positive = 1e-6  # added to the group's standard deviation
 
 
 class DrGRPOConfig(_GroupBaseline):
@@ -180,7 +181,7 @@ class ReinforcePlusPlusConfig(AdvantageSettings):
     type: Literal["reinforce++"] = "reinforce++"
     # "tokens": each token counts once. "none": plain REINFORCE with the reward, or r - b.
     advantage_normalization: Literal["none", "samples", "tokens"] = "samples"
-    epsilon: Positive = 1e-6
+    epsilon: Positive = 1e-6  # added to the batch's standard deviation
 
     @property
     def normalization_epsilon(self) -> float:
@@ -192,7 +193,7 @@ class CustomAlgorithmConfig(AdvantageSettings):
     """Any importable `module:Class` that satisfies `protocols.Algorithm`; the token loss is the built-in one."""
 
     type: Literal["custom"] = "custom"
-    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    path: str = Field(pattern=r"^[\w.]+:[\w.]+$")  # e.g. "my_package.algorithms:MyAlgorithm"
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments besides config and accept_threshold
 
     @property

@@ -1,4 +1,4 @@
-"""GPUs, data and a place for a run's folder that aren't there: said before anything heavy is loaded, with the setting."""
+"""GPUs, data and a place for a run that aren't there: said before anything heavy is loaded, with the setting."""
 
 from pathlib import Path
 from typing import Any

@@ -52,6 +52,14 @@ def test_values_defaults_and_comments() -> None:
     assert (function["parameters"], function["path"]) == ("empty", "required")
 
 
+# Of these the name says all, or the text of the table.
+WITHOUT_WORDS = {"mode", "num_heads", "num_layers", "num_updates", "project", "split", "type"}
+
+
+def test_settings_have_words_beside_them() -> None:
+    assert {setting.name for s in sections() for setting in s.settings if not setting.meaning} == WITHOUT_WORDS
+
+
 def test_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["settings", "learner"]) == 0
     titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")]

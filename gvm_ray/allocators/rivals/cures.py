@@ -38,10 +38,11 @@ class CurESAllocatorConfig(AllocatorConfig):
     group_size: Count = 8  # mean n: budget // group_size prompts are drawn
     candidates_per_step: Count | None = None  # prompts to draw from; none = prompts_per_step
     min_samples: NonNegativeCount = 2  # for each drawn prompt
-    temperature: Positive = 0.1
+    temperature: Positive = 0.1  # lower: more of the draws go to prompts with p near 1/2
     decay: Probability = 1.0  # factor on a prompt's earlier counts at each visit; 1 forgets nothing, as in the paper
+    # Beta prior of the accept rate.
     prior_successes: Positive = 1.0
-    prior_failures: Positive = 1.0
+    prior_failures: Positive = 1.0  # as prior_successes, of rejected samples
     training_gradient_norms: bool = True  # false: all norms count as equal, n ~ sqrt(p (1 - p))
 
     @property

@@ -33,7 +33,7 @@ class DPSAllocatorConfig(CandidateAllocatorConfig):
     type: Literal["dps"] = "dps"
     candidates_per_step: Count | None = None  # none = 8 for each group of the budget
     decay: Probability = 0.5  # 1 forgets nothing
-    prior_transitions: Positive = 1.0
+    prior_transitions: Positive = 1.0  # larger: slower to believe what visits show
 
     def needs(self, run: RunShape) -> Needs:
         """Candidates to select from."""

@@ -33,12 +33,12 @@ class GRESOAllocatorConfig(CandidateAllocatorConfig, ZeroVarianceSettings):
 
     type: Literal["greso"] = "greso"
     easy_probability: Positive = 0.5  # initial value
-    hard_probability: Positive = 0.5
+    hard_probability: Positive = 0.5  # initial value
     target_easy_fraction: Probability = 0.25 / 3  # of a step's groups
-    target_hard_fraction: Probability = 0.5 / 3
-    probability_step: Probability = 0.01
-    min_probability: Positive = 0.05
-    max_probability: Probability = 0.95
+    target_hard_fraction: Probability = 0.5 / 3  # of a step's groups
+    probability_step: Probability = 0.01  # by which both probabilities move after a step
+    min_probability: Positive = 0.05  # bound of both probabilities
+    max_probability: Probability = 0.95  # bound of both probabilities
     min_sampling_probability: Probability = 0.01  # of any prompt, whatever its number of zero-variance visits
     drop_zero_variance: bool = True  # groups of equal rewards leave the batch, as published; false = trained on too
     refill: bool = False  # true: other candidates replace them, as published; false: the batch shrinks

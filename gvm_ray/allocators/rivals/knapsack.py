@@ -28,8 +28,8 @@ class KnapsackAllocatorConfig(BoundedAllocatorConfig):
     """
 
     type: Literal["knapsack"] = "knapsack"
-    min_samples: Count = 2
-    max_samples: Count = 128
+    min_samples: Count = 2  # of every prompt
+    max_samples: Count = 128  # of a prompt; at least samples_per_prompt
     decay: Probability = 0.0  # factor on a prompt's earlier counts at each visit; 0 forgets all, as published
     unseen_accept_rate: Probability = 0.5  # assumed before the first visit
 

@@ -24,10 +24,11 @@ class MoPPSAllocatorConfig(CandidateAllocatorConfig, ZeroVarianceSettings):
     """
 
     type: Literal["mopps"] = "mopps"
-    target_accept_rate: Probability = 0.5
+    target_accept_rate: Probability = 0.5  # 1/2 = the prompts whose rewards vary most
     decay: Probability = 0.5  # 1 forgets nothing
+    # Beta prior of the accept rate.
     prior_successes: Positive = 1.0
-    prior_failures: Positive = 1.0
+    prior_failures: Positive = 1.0  # as prior_successes, of rejected samples
     refill: bool = False  # true: other candidates replace groups of equal rewards; false: these stay in the batch
 
     @property

@@ -28,8 +28,8 @@ class OfflineFilterAllocatorConfig(CandidateAllocatorConfig):
 
     type: Literal["offline_filter"] = "offline_filter"
     min_accept_rate: Probability = 0.0  # a prompt is kept if min < rate < max
-    max_accept_rate: Probability = 1.0
-    measurement_samples: GroupSize = 8
+    max_accept_rate: Probability = 1.0  # 1 and 0 drop only what is always or never solved
+    measurement_samples: GroupSize = 8  # of a prompt's first visit, to estimate its rate
     train_on_measurements: bool = True  # measurement samples then count toward the prompt's group
     accept_rates_path: str | None = None  # JSON object prompt_id -> accept rate
 

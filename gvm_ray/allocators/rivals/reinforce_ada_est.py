@@ -24,13 +24,13 @@ class ReinforceAdaEstAllocatorConfig(BoundedAllocatorConfig):
     baseline_setting: ClassVar[str | None] = "rescale_advantages"
 
     type: Literal["reinforce_ada_est"] = "reinforce_ada_est"
-    min_samples: Count = 4
-    max_samples: Count = 32
-    epsilon: Positive = 1e-6
+    min_samples: Count = 4  # of every prompt
+    max_samples: Count = 32  # of a prompt; at least samples_per_prompt
+    epsilon: Positive = 1e-6  # added to p, so that it isn't divided by 0
     decay: Probability = 0.9  # factor on a prompt's earlier counts at each visit; 1 forgets nothing
     prior_successes: NonNegative = 1.0  # Beta prior of the accept rate, as in the released code
-    prior_failures: NonNegative = 16.0
-    rescale_advantages: bool = True
+    prior_failures: NonNegative = 16.0  # as prior_successes, of rejected samples
+    rescale_advantages: bool = True  # false: the algorithm's own advantages
 
     @model_validator(mode="after")
     def _prior_tells(self) -> "ReinforceAdaEstAllocatorConfig":

@@ -34,10 +34,10 @@ class ReinforceAdaSeqAllocatorConfig(AllocatorConfig):
     """
 
     type: Literal["reinforce_ada_seq"] = "reinforce_ada_seq"
-    round_samples: Count = 4
-    max_rounds: Count = 4
-    enough_positives: Count = 2
-    enough_negatives: NonNegativeCount = 2
+    round_samples: Count = 4  # of each prompt that continues, in a round
+    max_rounds: Count = 4  # then what is left of the budget is drawn at once
+    enough_positives: Count = 2  # accepted samples with which a prompt may stop
+    enough_negatives: NonNegativeCount = 2  # rejected samples that it must have too; 0 = none
     kept_samples: Count | None = 4  # samples of a prompt to train on, half of each class; none = all
     pool_baseline: bool = True  # the advantage is r minus the mean reward of all the prompt's samples, kept or not
 

@@ -40,9 +40,9 @@ class VIPAllocatorConfig(BoundedAllocatorConfig):
     """
 
     type: Literal["vip"] = "vip"
-    baseline: Literal["grpo", "rloo"] = "grpo"
-    min_samples: Annotated[int, Field(ge=2)] = 4
-    max_samples: Count = 32
+    baseline: Literal["grpo", "rloo"] = "grpo"  # of the variance that is minimised; the algorithm's should be the same
+    min_samples: Annotated[int, Field(ge=2)] = 4  # of every prompt
+    max_samples: Count = 32  # of a prompt; at least samples_per_prompt
     states: RequiredPromptStates = PromptStatesConfig()
     window: Count = 512  # number of latest observations, one per visit of a prompt; fitting time grows with its cube
     prior_accept_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5  # prediction far from all observations

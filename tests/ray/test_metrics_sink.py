@@ -34,5 +34,6 @@ def test_names_have_only_letters_that_prometheus_allows() -> None:
 
 
 def test_a_metric_of_one_strategy_is_told_by_its_name() -> None:
-    assert meaning("allocation/measured") == "allocation/measured of the last step"
+    assert meaning("mine/number") == "mine/number of the last step"
+    assert meaning("entropy") == "mean entropy of a token, nats"
     assert meaning("loss") == "loss of the step's updates"

@@ -63,6 +63,7 @@ def refusal(*arguments: str) -> str:
                 "bench",
                 "doctor",
                 "settings",
+                "metrics",
             )
         ),
     ],

@@ -195,6 +195,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {slug(heading) for heading in headings}, target
 
 
+def test_every_shipped_configuration_is_listed() -> None:
+    configs = ROOT / "configs"
+    linked = re.findall(r"\]\(([^)\s]+\.toml)\)", prose(configs / "README.md"))
+    assert sorted(linked) == sorted(path.relative_to(configs).as_posix() for path in configs.rglob("*.toml"))
+
+
 def texts_of_the_source() -> list[str]:
     """Every string of the package, what f-strings put in as a zero byte."""
     texts = []

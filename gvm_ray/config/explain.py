@@ -62,7 +62,13 @@ _ABSENT = {  # names that have no counterpart here -> the reason, and what comes
     ),
     "do_sample": "responses are always sampled; write sampling.temperature",
 }
-_SAME_VALUES = {"bf16": "bfloat16", "fp32": "float32", "hf": "transformers"}  # other names of values
+_SAME_VALUES = {  # other names of values
+    "bf16": ("bfloat16",),
+    "fp32": ("float32",),
+    "hf": ("huggingface", "transformers"),
+    "none": ("off",),
+    "false": ("off",),
+}
 PATTERNS = {  # of text settings
     r"^[A-Za-z0-9][A-Za-z0-9._+-]*$": "letters, digits and . _ + -, with a letter or digit first: it names a folder",
     r"^[\w.]+:[\w.]+$": "'module:name', e.g. 'my_package.scoring:score'",
@@ -104,23 +110,22 @@ def _message(item: Mapping[str, Any], place: Place, model: type[Settings]) -> st
         case "missing" if place.names[-1].isdigit():
             return f"required, but not given{_example(_above(place, model))}"
         case "missing" | "union_tag_not_found":
-            return "required, but not given" + (f"; {_one_of(variants, place)}" if variants else "")
+            return "required, but not given" + (f"; {_one_of(variants, place)}" if variants else _pattern(place))
         case "union_tag_invalid":
             return f"unknown type (got {shown(value['type'])}); {_one_of(variants, place, value['type'], model)}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"takes a table, not {shown(value)}; {_as_table(value, place, model)}"
         case "tuple_type":
-            tables = variants_of(place_at(model, (*item["loc"], 0)).annotations)
-            example = shown([value]) if isinstance(value, str | int | float) else "[...]"
-            if tables:
-                example = f"[{{ type = {next((name for name in tables if name == value), next(iter(tables)))!r} }}]"
+            example = _as_list(value, place_at(model, (*item["loc"], 0)))
             return f"takes a list, not {shown(value)}; write it in brackets, e.g. {place.names[-1]} = {example}"
         case "string_type":
-            return f"takes text, not {shown(value)}; write quotes, e.g. {place.names[-1]} = {_quoted(value)}"
+            name = "" if place.names[-1].isdigit() else f"{place.names[-1]} = "
+            return f"takes text, not {shown(value)}; write quotes, e.g. {name}{_quoted(value)}"
         case "string_pattern_mismatch":
             return f"takes {PATTERNS.get(context['pattern'], context['pattern'])} (got {shown(value)})"
         case "string_too_short":
-            return "is empty; write some text, or leave it out"
+            required = any(kind.model_fields[place.names[-1]].is_required() for kind in place.table)
+            return "is empty; write some text" + ("" if required else ", or leave it out")
         case "bool_type" | "bool_parsing":
             return f"takes true or false (got {shown(value)})"
         case "finite_number":
@@ -129,15 +134,35 @@ def _message(item: Mapping[str, Any], place: Place, model: type[Settings]) -> st
             least = item["type"] == "too_short"
             bound = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
             return f"takes a list of {bound}, not of {context['actual_length']}"
-        case kind if kind.split("_")[0] in _OF_VALUES and _BOUNDS.get(kind, ("",))[0] in (values := _values(place)):
+        case kind if kind.split("_")[0] in _OF_VALUES and (values := _values(place, kind)):
             return f"takes {values} (got {shown(value)}){_nearest_value(value, place) or _example(place)}"
         case kind if kind in _BOUNDS:  # of a list's or a table's element
             sign, bound = _BOUNDS[kind]
             return f"takes a number {sign} {context[bound]:g} (got {shown(value)})"
+        case kind if kind.split("_")[0] in ("int", "float"):
+            return f"takes {'an integer' if kind.startswith('int') else 'a number'} (got {shown(value)})"
         case _:
             message = item["msg"].removeprefix("Value error, ")
             hides_value = message.startswith(place.dotted) or not item["loc"] or isinstance(value, dict)
             return message if hides_value else f"{message} (got {shown(value)})"
+
+
+def _pattern(place: Place) -> str:
+    """A hint for a text that has to follow a pattern; else empty."""
+    schemas = [kind.model_json_schema()["properties"].get(place.names[-1], {}) for kind in place.table]
+    patterns = [schema["pattern"] for schema in schemas if schema.get("pattern") in PATTERNS]
+    return f"; it takes {PATTERNS[patterns[0]]}" if patterns else ""
+
+
+def _as_list(value: object, element: Place) -> str:
+    """An example of a list with the value, whose elements are tables or plain values."""
+    tables, classes = variants_of(element.annotations), classes_of(element.annotations)
+    if tables:
+        return f"[{{ type = {next((name for name in tables if name == value), next(iter(tables)))!r} }}]"
+    if classes:
+        has_path = isinstance(value, str) and "path" in classes[0].model_fields
+        return f"[{{ path = {value!r} }}]" if has_path else "[{ NAME = ... }]"
+    return shown([value]) if isinstance(value, str | int | float) else "[...]"
 
 
 # Beginnings of the types of errors that are about a single value: "int_parsing", "greater_than_equal", ...
@@ -151,14 +176,14 @@ _BOUNDS = {
 _ARTICLES = {"integer": "an integer", "number": "a number", "date": "a date, e.g. 2026-11-30"}
 
 
-def _values(place: Place) -> str:
-    """The values that a setting takes, in words; empty if unknown."""
+def _values(place: Place, kind: str) -> str:
+    """The values that a setting takes, in words; empty if they aren't known, or don't show an error of this kind."""
     fields = [kind.model_json_schema()["properties"].get(place.names[-1]) for kind in place.table]
     words = {values_in_words(schema) for schema in fields if schema is not None}
-    if len(words) != 1 or "any value" in (text := words.pop()):
+    if len(words) != 1 or "any value" in (text := words.pop()) or _BOUNDS.get(kind, ("",))[0] not in text:
         return ""
-    kind, _, rest = text.partition(" ")
-    return f"{_ARTICLES.get(kind, 'one of ' + kind if kind.endswith(',') else kind)} {rest}".strip()
+    first, _, rest = text.partition(" ")
+    return f"{_ARTICLES.get(first, 'one of ' + first if first.endswith(',') else first)} {rest}".strip()
 
 
 def _example(place: Place) -> str:
@@ -183,10 +208,16 @@ def _nearest(value: object, names: Iterable[str]) -> str | None:
     """The name that was probably meant; None if no name is near."""
     if not isinstance(value, str):
         return None
-    plain = {re.sub(r"[\W_]", "", name.lower()): name for name in names if isinstance(name, str)}
-    wanted = _SAME_VALUES.get(value, value)
-    found = difflib.get_close_matches(re.sub(r"[\W_]", "", wanted.lower()), plain, n=1, cutoff=0.75)
+    plain = {_letters(name): name for name in names if isinstance(name, str)}
+    wanted = _letters(value)
+    same = [name for name in _SAME_VALUES.get(value.lower(), ()) if name in plain]
+    begun = [name for name in plain if len(wanted) > 2 and name.startswith(wanted)]
+    found = same or difflib.get_close_matches(wanted, plain, n=1, cutoff=0.75) or (begun if len(begun) == 1 else [])
     return plain[found[0]] if found else None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _above(place: Place, model: type[Settings]) -> Place:
@@ -206,7 +237,7 @@ def _one_of(
 
 def _table_with_type(value: object, model: type[Settings] | None) -> str:
     """The first table at the top that has this `type`; empty if there is none."""
-    names = () if model is None else model.model_fields
+    names = () if model is None or not isinstance(value, str) else model.model_fields
     return next((name for name in names if value in variants_of(place_at(model, (name,)).annotations)), "")
 
 

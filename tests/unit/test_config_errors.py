@@ -81,6 +81,9 @@ def refusal(*overrides: str, **settings: Any) -> str:
         ("learner.lora={rank=true}", "learner.lora.rank: takes numbers"),
         ("rewards.terms=[{type='exact', weight=true}]", "rewards.terms.0.weight: takes numbers"),
         ("prompts.train.step_accuracy.+=true", "prompts.train.step_accuracy: takes numbers"),
+        ("learner.optimizer.betas=[0.9, 'x']", "betas.1: takes a number (got 'x')"),
+        ("evaluation.at_steps=['x']", "at_steps.0: takes an integer (got 'x')"),
+        ("rewards.pass_env=[1]", 'pass_env.0: takes text, not 1; write quotes, e.g. "1"'),
         ("num_steps=abc", "num_steps: takes an integer ≥ 1 (got 'abc'); write e.g. num_steps = 100"),
         ("num_steps=1.5", "num_steps: takes an integer ≥ 1 (got 1.5); write e.g. num_steps = 100"),
         ("num_steps=0", "num_steps: takes an integer ≥ 1 (got 0); write e.g. num_steps = 100"),
@@ -103,6 +106,13 @@ def refusal(*overrides: str, **settings: Any) -> str:
         ("warm_start=false", "takes a table, not False; leave it out, or write --set warm_start=none"),
         ("sampling.top_p=0.9", "log-probs of other samples would need a correction; leave it out (evaluation.top_p is"),
         ("evaluation.top_k=2", "did you mean 'top_p'?"),
+        ("algorithm.importance.level=none", "(got 'none'); did you mean 'off'?"),
+        ("prompts.eval.type=hf", "unknown type (got 'hf'); did you mean 'huggingface'?"),
+        ("learner.attention=flash", "(got 'flash'); did you mean 'flash_attention_2'?"),
+        ("allocator.type=custom", "allocator.path: required, but not given; it takes 'module:name', e.g. 'my_package."),
+        ("model={type='pretrained', path=''}", "model.path: is empty; write some text\n"),
+        ("prompts.train.levels=easy", "takes a list, not 'easy'; write it in brackets, e.g. levels = [{ NAME = ... }]"),
+        ("reporting.sinks=my:Sink", "write it in brackets, e.g. sinks = [{ path = 'my:Sink' }]"),
         ("engine.pipeline_parallel_size=2", "is divided by engine.tensor_parallel_size alone"),
         ("engine.data_parallel_size=2", "did you mean 'num_generators'?"),
         ("num_gpus=8", "num_gpus: unknown setting: write learner.gpus_per_worker and engine.gpus_per_generator"),
@@ -110,7 +120,7 @@ def refusal(*overrides: str, **settings: Any) -> str:
     ],
 )
 def test_wrong_setting_is_told_where_it_stands_and_what_to_write(override: str, expected: str) -> None:
-    assert expected in refusal(override)
+    assert expected in refusal(override) + "\n"
 
 
 def test_every_problem_is_listed_once() -> None:

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gvm_ray.actors.cluster import check_machine, connected, find_threads, names_are_free
+from gvm_ray.actors.cluster import check_home, check_machine, connected, find_threads, names_are_free
 from gvm_ray.actors.context import RunContext
 from gvm_ray.actors.metrics import RayGaugeSink
 from gvm_ray.actors.pools import fetch_groups
@@ -87,11 +87,13 @@ def opened(
     config: RunConfig, *, resume: bool = False, overwrite: bool = False, callbacks: Sequence[Callback] = ()
 ) -> Iterator["Job"]:
     """A checked and prepared run, connected to Ray; see `train`."""
-    check_machine(config)
+    check_home(config)
     folder = RunFolder(Path(config.runs_dir).resolve() / config.name)
     folder.check_start(resume=resume, overwrite=overwrite)
     check_sinks(config)
-    check_data(config)
+    if not resume:  # a run that has ended needs neither
+        check_machine(config)
+        check_data(config)
     config = with_date(config, earlier=_kept_date(folder) if resume else None)
     job = Job(config, folder=folder, checkpoints=CheckpointFolder(folder=folder.checkpoints, config=config))
     job.callbacks = callbacks

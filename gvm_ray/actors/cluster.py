@@ -206,9 +206,8 @@ def check_machine(config: RunConfig, *, learners: bool = True) -> None:
     """Refuse a run for which a local cluster here would be too small, before anything is loaded.
 
     Raises:
-        ResourceError: this machine has too few GPUs, or cluster.num_cpus is too small; or as `check_home`.
+        ResourceError: this machine has too few GPUs, or cluster.num_cpus is too small.
     """
-    check_home(config)
     if ray.is_initialized() or config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return
     from torch.cuda import device_count  # makes no context on a GPU

@@ -133,7 +133,7 @@ class RunFolder:
                 with tempfile.TemporaryFile(dir=folder) as trial:
                     trial.write(bytes(_TRIAL_BYTES))
         except OSError as error:
-            raise self._unwritable(f"{error}; {free_space(self.path)} are free") from error
+            raise self._unwritable(str(error)) from error
 
     def check_start(self, *, resume: bool, overwrite: bool) -> None:
         """Check that the folder's content allows a run to start or resume; nothing is written.
@@ -157,8 +157,8 @@ class RunFolder:
 
     def _unwritable(self, obstacle: str) -> ResourceError:
         return ResourceError(
-            f"run folder {str(self.path)!r} can't be written ({obstacle}); make room there, or choose another place "
-            "with --set runs_dir=FOLDER"
+            f"run folder {str(self.path)!r} can't be written ({obstacle}; {free_space(self.path)} are free); make room "
+            "there, or choose another place with --set runs_dir=FOLDER"
         )
 
     @property

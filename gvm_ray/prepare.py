@@ -100,10 +100,7 @@ def prepare(
     Raises:
         UserError: a setting, file, model or data row is wrong.
     """
-    if load is load_prompts:
-        check_data(config)
-    if learners:
-        _check_micro_batch(config)
+    _check_first(config, data=load is load_prompts, learners=learners)
     engine_kind = resolve_engine(config.engine)
     transfer = _transfer(config, engine_kind) if learners else "object_store"
     _create_parts(config)
@@ -138,6 +135,14 @@ def prepare(
         left_out_of_export=left_out,
         changing_options=tuple(config.engine.vllm.changing_given),
     )
+
+
+def _check_first(config: RunConfig, *, data: bool, learners: bool) -> None:
+    """Check what takes no time."""
+    if data:
+        check_data(config)
+    if learners:
+        _check_micro_batch(config)
 
 
 def check_data(config: RunConfig) -> None:

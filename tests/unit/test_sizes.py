@@ -54,6 +54,8 @@ def test_a_module_gives_a_name_once(path: Path) -> None:
     """ruff sees it of functions and classes only."""
     names: Counter[str] = Counter()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         names.update(target.id for target in targets if isinstance(target, ast.Name))
     assert [name for name, number in names.items() if number > 1] == []

@@ -50,6 +50,13 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         **CHOOSING,
     },
     "gvm_pool, embedding": {"type": "gvm_pool", "states": "embedding", **CHOOSING},
+    "gvm_pool, fitted history": {
+        "type": "gvm_pool",
+        "group_size": 1,
+        "predicted_baseline": True,
+        "predictor": {"history_trials": "fitted"},
+        **CHOOSING,
+    },
     "gvm_pool, undone": {
         "type": "gvm_pool",
         "undo_selection": True,

@@ -56,7 +56,7 @@ class PredictorConfig(Settings):
     prior_deviation: Positive = 2.0
     # The prediction from features counts as this many samples of the prompt itself. "fitted" = as many as the run's
     # samples say at each step: few if prompts that look alike turn out different.
-    history_trials: Positive | Literal["fitted"] = 8.0
+    history_trials: Positive | Literal["fitted"] = "fitted"
     token_features: NonNegativeCount = 0  # number of columns for the prompt's token counts (id modulo it); not charged
     source_features: tuple[str, ...] = ()  # names in Prompt.features whose values are categories, e.g. level
     max_state_features: Count = 256  # wider hidden states are projected to this width at random

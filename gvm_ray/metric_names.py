@@ -71,6 +71,9 @@ STEP_METRICS = {  # in every step's row
 }
 OPTIONAL_METRICS = {  # of runs that evaluate or sample pilots, and of steps with estimates of accept rates
     "eval/accuracy": Metric("fraction", "held-out accuracy in the last evaluation"),
+    "allocation/history_trials": Metric(
+        "samples", "samples of a prompt itself that the prediction from its features is worth"
+    ),
     "allocation/p_hat_mean": Metric("fraction", "mean estimated accept rate of the step's prompts"),
     "allocation/brier": Metric("", "mean squared error of the estimated accept rates of the step's prompts"),
     "allocation/calibration_error": Metric(

@@ -110,7 +110,9 @@ def _message(item: Mapping[str, Any], place: Place, model: type[Settings]) -> st
         case "missing" if place.names[-1].isdigit():
             return f"required, but not given{_example(_above(place, model))}"
         case "missing" | "union_tag_not_found":
-            return "required, but not given" + (f"; {_one_of(variants, place)}" if variants else _pattern(place))
+            return "required, but not given" + (
+                f"; {_one_of(variants, place, None, model)}" if variants else _pattern(place)
+            )
         case "union_tag_invalid":
             return f"unknown type (got {shown(value['type'])}); {_one_of(variants, place, value['type'], model)}"
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -224,9 +226,7 @@ def _above(place: Place, model: type[Settings]) -> Place:
     return place_at(model, place.names[:-1])
 
 
-def _one_of(
-    variants: Mapping[str, object], place: Place, value: object = None, model: type[Settings] | None = None
-) -> str:
+def _one_of(variants: Mapping[str, object], place: Place, value: object, model: type[Settings]) -> str:
     """The `type` to write instead of a value: that of a similar name, of another table, or one of all."""
     if (near := _nearest(value, variants)) is not None:
         return f"did you mean {near!r}? `gvm-ray settings {place.names[0]}` explains the types"
@@ -235,9 +235,9 @@ def _one_of(
     return f"write {place.dotted}.type as one of {', '.join(map(repr, variants))}"
 
 
-def _table_with_type(value: object, model: type[Settings] | None) -> str:
+def _table_with_type(value: object, model: type[Settings]) -> str:
     """The first table at the top that has this `type`; empty if there is none."""
-    names = () if model is None or not isinstance(value, str) else model.model_fields
+    names = model.model_fields if isinstance(value, str) else ()
     return next((name for name in names if value in variants_of(place_at(model, (name,)).annotations)), "")
 
 

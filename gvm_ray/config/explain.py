@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import takewhile
 from typing import Any, Literal, get_args, get_origin
 
@@ -149,9 +150,15 @@ def _message(item: Mapping[str, Any], place: Place, model: type[Settings]) -> st
             return message if hides_value else f"{message} (got {shown(value)})"
 
 
+@cache
+def _schemas(kind: type[Settings]) -> Mapping[str, Any]:
+    """The JSON schemas of a class's settings."""
+    return kind.model_json_schema()["properties"]
+
+
 def _pattern(place: Place) -> str:
     """A hint for a text that has to follow a pattern; else empty."""
-    schemas = [kind.model_json_schema()["properties"].get(place.names[-1], {}) for kind in place.table]
+    schemas = [_schemas(kind).get(place.names[-1], {}) for kind in place.table]
     patterns = [schema["pattern"] for schema in schemas if schema.get("pattern") in PATTERNS]
     return f"; it takes {PATTERNS[patterns[0]]}" if patterns else ""
 
@@ -180,7 +187,7 @@ _ARTICLES = {"integer": "an integer", "number": "a number", "date": "a date, e.g
 
 def _values(place: Place, kind: str) -> str:
     """The values that a setting takes, in words; empty if they aren't known, or don't show an error of this kind."""
-    fields = [kind.model_json_schema()["properties"].get(place.names[-1]) for kind in place.table]
+    fields = [_schemas(kind).get(place.names[-1]) for kind in place.table]
     words = {values_in_words(schema) for schema in fields if schema is not None}
     if len(words) != 1 or "any value" in (text := words.pop()) or _BOUNDS.get(kind, ("",))[0] not in text:
         return ""

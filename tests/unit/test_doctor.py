@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gvm_ray.actors.nodes import NodeReport
 from gvm_ray.cli import main
 from gvm_ray.lab.doctor import machine
-from gvm_ray.lab.doctor.cluster import judge_nodes
+from gvm_ray.lab.doctor.cluster import NodeReport, judge_nodes
 from gvm_ray.lab.doctor.findings import Finding, examine, printable, right, wrong
 from gvm_ray.lab.doctor.machine import (
     check_rewards,

@@ -11,8 +11,14 @@ import numpy as np
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.costs import CHARGED, Cost
 from gvm_ray.lab.compare.records import RunRecord, Setting, check_distinct
-from gvm_ray.maths.curves import TokenRatio, area_under_curve, final_accuracy, token_ratio
-from gvm_ray.maths.stretch import jackknife_log_stretch, on_grid
+from gvm_ray.maths.curves import (
+    TokenRatio,
+    area_under_curve,
+    final_accuracy,
+    jackknife_log_stretch,
+    on_grid,
+    token_ratio,
+)
 from gvm_ray.maths.student_t import Estimate, estimate_mean, stratified_mean
 from gvm_ray.types import Float64Array
 

@@ -12,8 +12,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.compare.comparison import rises
-from gvm_ray.lab.compare.costs import CHARGED, Cost
+from gvm_ray.lab.compare.comparison import CHARGED, Cost, rises
 from gvm_ray.lab.compare.records import RunRecord
 from gvm_ray.maths.curves import jackknife_log_stretch, on_grid
 from gvm_ray.maths.student_t import MIN_SEEDS, half_width

@@ -24,13 +24,13 @@ class TokenRatio:
     censored: bool  # the run never reached the target: its tokens are all that it spent, fewer than it needs
 
 
-def final_accuracy(accuracy: ArrayLike, *, last: int = NUM_FINAL_EVALUATIONS) -> float:
-    """Compute the mean of the last evaluations [E], or of all if there are fewer; a single evaluation is noisy.
+def final_accuracy(accuracy: ArrayLike) -> float:
+    """Compute the mean of the last three evaluations of [E], or of all if there are fewer; one alone is noisy.
 
     Raises:
         ValueError: there are no evaluations, or an accuracy isn't in [0, 1].
     """
-    return float(np.mean(_accuracies(accuracy)[-last:]))
+    return float(np.mean(_accuracies(accuracy)[-NUM_FINAL_EVALUATIONS:]))
 
 
 def tokens_to_reach(tokens: ArrayLike, accuracy: ArrayLike, target: float) -> float | None:

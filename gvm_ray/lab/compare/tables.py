@@ -18,6 +18,7 @@ from gvm_ray.maths.student_t import MIN_SEEDS, Estimate
 Group = tuple[Phase, str, str]  # phase, training set, algorithm
 ALL = "(all)"
 _NONE = "-"
+_NUM_SIMULATED = 200  # comparisons of each setting, for the false-alarm rates under the tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,6 @@ def write_tables(
     baseline: str = "uniform",
     prices: Mapping[str, PriceConfig] | None = None,
     superseded: Sequence[RunRecord] = (),
-    num_simulated: int = 200,
 ) -> tuple[Path, Path]:
     """Write `comparison.md` and `comparison.csv` into a folder, which is created if missing; returns their paths.
 
@@ -98,14 +98,13 @@ def write_tables(
         baseline: the arm to compare the others with.
         prices: machines whose prices turn tokens into seconds.
         superseded: those of the records that were made with other settings than the comparison's now; they are named.
-        num_simulated: simulated comparisons of each setting, for the false-alarm rates under the tables; 0 = none.
 
     Raises:
         DataError: there are no records, or they can't be compared.
     """
     costs = costs_of(records, prices or {})
     rows = table_rows(records, baseline=baseline, costs=costs)
-    nulls = null_lines(records, baseline=baseline, num_comparisons=num_simulated) if num_simulated else {}
+    nulls = null_lines(records, baseline=baseline, num_comparisons=_NUM_SIMULATED)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "comparison.md", folder / "comparison.csv"
     legend = _legend(baseline, costs, prices or {}, superseded)

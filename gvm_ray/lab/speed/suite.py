@@ -247,11 +247,10 @@ def _cpu_model() -> str:
 
 
 @contextmanager
-def local_cluster(*, num_cpus: int = 4, object_store_mb: int = 512) -> Iterator[None]:
+def local_cluster(*, object_store_mb: int = 512) -> Iterator[None]:
     """A local cluster for as long as this lasts; the one that this process is connected to, where it is.
 
     Args:
-        num_cpus: logical CPUs.
         object_store_mb: MiB of shared memory.
     """
     import ray  # late: the names of the parts are listed without it
@@ -261,7 +260,7 @@ def local_cluster(*, num_cpus: int = 4, object_store_mb: int = 512) -> Iterator[
         return
     ray.init(
         address="local",
-        num_cpus=num_cpus,
+        num_cpus=4,
         include_dashboard=False,
         object_store_memory=object_store_mb * 2**20,
         logging_level=logging.WARNING,

@@ -54,6 +54,7 @@ STEP_METRICS = {  # in every step's row
 }
 OPTIONAL_METRICS = {  # of runs that evaluate or sample pilots, and of steps with estimates of accept rates
     "eval/accuracy": "held-out accuracy in the last evaluation",
+    "allocation/history_trials": "samples of a prompt itself that the prediction from its features is worth",
     "allocation/p_hat_mean": "mean estimated accept rate of the step's prompts",
     "allocation/brier": "mean squared error of the estimated accept rates of the step's prompts",
     "allocation/calibration_error": "expected calibration error of the estimated accept rates of the step's prompts",

@@ -54,7 +54,9 @@ class PredictorConfig(Settings):
     # A priori standard deviation of the part of a prompt's logit that the features explain: the ridge penalty on the
     # coefficients of D standardised features is D / prior_deviation^2. A larger value fits faster, and overfits more.
     prior_deviation: Positive = 2.0
-    history_trials: Positive = 8.0  # the prediction from features counts as this many samples of the prompt itself
+    # The prediction from features counts as this many samples of the prompt itself. "fitted" = as many as the run's
+    # samples say at each step: few if prompts that look alike turn out different.
+    history_trials: Positive | Literal["fitted"] = "fitted"
     token_features: NonNegativeCount = 0  # number of columns for the prompt's token counts (id modulo it); not charged
     source_features: tuple[str, ...] = ()  # names in Prompt.features whose values are categories, e.g. level
     max_state_features: Count = 256  # wider hidden states are projected to this width at random
@@ -139,6 +141,7 @@ class PredictiveAllocator(Allocator):
             metrics={
                 "allocation/prompts": float(len(chosen)),
                 "allocation/p_hat_mean": float(estimates.accept_rates.mean()),
+                "allocation/history_trials": estimates.history_trials,
                 "allocation/gradient_norm_mean": float(estimates.accepted_norms.mean()),
                 **self._norms.metrics(),
                 **({} if weights is None else _weight_metrics(weights[chosen])),

@@ -145,6 +145,12 @@ class Observations:
         self.rows: Float64Array = np.zeros((0, 0))
         self.columns = np.zeros(0, dtype=_GROUP)
 
+    @property
+    def prompts(self) -> NDArray[np.int64]:
+        """[N] number of each group's prompt, by first appearance."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(id_, len(numbers)) for id_ in self._prompt_ids], dtype=np.int64)
+
     def add(self, outcomes: Sequence[GroupOutcome], *, features: Mapping[str, Float64Array], step: int) -> None:
         """Add a round; samples without a reward don't count."""
         open_groups = {self._prompt_ids[row]: row for row in np.flatnonzero(self.columns["step"] == step)}

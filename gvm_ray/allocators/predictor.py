@@ -9,14 +9,16 @@ import numpy as np
 from scipy.special import expit
 
 from gvm_ray.allocators.memory import Observations
-from gvm_ray.maths.regression import fit_binomial, fit_ridge
-from gvm_ray.maths.statistics import beta_posterior_mean, rank_correlation
+from gvm_ray.maths.regression import LinearFit, fit_binomial, fit_ridge, leave_group_out
+from gvm_ray.maths.statistics import beta_posterior_mean, beta_prior_strength, rank_correlation
 from gvm_ray.types import BoolArray, Float64Array, FloatArray, GroupOutcome, Metrics, Prompt, TrainedNorms
 
 if TYPE_CHECKING:
     from gvm_ray.allocators.gvm_pool import PredictorConfig, RateSource
 
 _SUREST = 1e-6  # accept rates predicted from features alone stay at least this far from 0 and 1
+_TYPICAL_TRIALS = 4.0  # of a prompt's own samples: what its features are worth before any samples tell
+_SPREAD_OF_TRIALS = 1.0  # of the logarithm, a priori
 _FEWEST_ROWS = 8  # groups with a measured quantity that a regression on it needs
 _MAX_CATEGORIES = 64  # of one source feature
 _FEWEST_PROMPTS = 3  # that a rank correlation needs
@@ -96,6 +98,7 @@ class PromptEstimates:
     accepted_norms: Float64Array  # [P] G+, norm of the gradient of ln pi for an accepted sample
     # [P] G-, the same for rejected samples. A class without measurements takes the other's value; without either, 1.
     rejected_norms: Float64Array
+    history_trials: float  # samples of a prompt itself that its features are worth
     learned: bool  # false before the first samples: all prompts have the same predictions
 
     def rates_from(self, source: "RateSource") -> Float64Array:
@@ -110,7 +113,8 @@ class StatsPredictor:
     A logistic regression on the counts of accepted samples predicts p; ridge regressions on logarithms predict gradient
     norms. They are refitted at every step on the run's own paid samples, with older samples weighted down. The p
     predicted from features is then the mean of a Beta prior worth `history_trials` samples, which the prompt's own
-    (decayed) counts update.
+    (decayed) counts update. If fitted, the prior is worth what makes the counts of the prompts seen so far most likely,
+    each predicted by a regression without it: much if prompts that look alike turn out alike.
     """
 
     def __init__(self, config: "PredictorConfig", *, accept_threshold: float, seed: int) -> None:
@@ -137,13 +141,15 @@ class StatsPredictor:
         """
         seen = self._seen.columns
         if len(seen) < _FEWEST_ROWS or self._seen.rows.shape[1] != rows.shape[1]:  # resumed with other features
-            return _nothing_known(len(prompts))
+            return _nothing_known(len(prompts), history_trials=self._typical_trials)
         known, new = _standardised(self._seen.rows, rows)
         weights = self._config.forgetting ** (step - seen["step"]).clip(min=0)
-        features = self._feature_rates(known, new, weights=weights)
+        fit = fit_binomial(known, seen["successes"], seen["trials"], weights=weights, ridge=self._ridge(known))
+        features = _mean_rates(fit.mean(new), fit.variance(new))
+        worth = self._history_trials(fit, known, weights=weights)
         successes, trials = self._seen.recent_counts(prompts, forgetting=self._config.forgetting, step=step)
-        total = self._config.history_trials + trials
-        rates = (self._config.history_trials * features + successes) / total
+        total = worth + trials
+        rates = (worth * features + successes) / total
         accepted, rejected = (
             self._regress(seen[name], known, new, weights=weights) for name in ("accepted_square", "rejected_square")
         )
@@ -154,6 +160,7 @@ class StatsPredictor:
             deviations=np.sqrt(rates * (1 - rates) / (total + 1)),
             accepted_norms=_first_known(accepted, rejected, num_prompts=len(prompts)) ** 0.5,
             rejected_norms=_first_known(rejected, accepted, num_prompts=len(prompts)) ** 0.5,
+            history_trials=worth,
             learned=True,
         )
 
@@ -177,13 +184,28 @@ class StatsPredictor:
         self._features.load_state_dict(state["features"])
         self._seen.load_state_dict(state["observations"])
 
-    def _feature_rates(self, known: Float64Array, new: Float64Array, *, weights: Float64Array) -> Float64Array:
-        """Predict p [P] from the features alone."""
-        seen = self._seen.columns
-        fit = fit_binomial(known, seen["successes"], seen["trials"], weights=weights, ridge=self._ridge(known))
-        logits = fit.mean(new)
-        # The mean of a logistic of a Gaussian (MacKay 1992, equation 10).
-        return expit(logits / np.sqrt(1 + np.pi * fit.variance(new) / 8)).clip(_SUREST, 1 - _SUREST)
+    def _history_trials(self, fit: LinearFit, known: Float64Array, *, weights: Float64Array) -> float:
+        """The number of a prompt's own samples that the prediction from its features is worth."""
+        if self._config.history_trials != "fitted":
+            return self._config.history_trials
+        seen, of_prompt = self._seen.columns, self._seen.prompts
+        successes, trials = (np.bincount(of_prompt, weights * seen[name]) for name in ("successes", "trials"))
+        logits, variances = leave_group_out(
+            fit, known, seen["successes"], seen["trials"], weights=weights, groups=of_prompt
+        )
+        return beta_prior_strength(
+            _mean_rates(logits, variances),
+            successes,
+            trials,
+            typical=self._typical_trials,
+            spread=_SPREAD_OF_TRIALS,
+        )
+
+    @property
+    def _typical_trials(self) -> float:
+        """The worth of features before any samples tell."""
+        trials = self._config.history_trials
+        return _TYPICAL_TRIALS if trials == "fitted" else trials
 
     def _ridge(self, features: Float64Array) -> float:
         return (features.shape[1] - 1) / self._config.prior_deviation**2 or 1.0
@@ -199,6 +221,11 @@ class StatsPredictor:
         logarithms = np.log(targets[measured])
         fit = fit_ridge(known[measured], logarithms, weights=weights[measured], ridge=self._ridge(known))
         return np.exp(fit.mean(new).clip(logarithms.min(), logarithms.max()))
+
+
+def _mean_rates(logits: Float64Array, variances: Float64Array) -> Float64Array:
+    """The mean [P] of a logistic of Gaussians (MacKay 1992, equation 10)."""
+    return expit(logits / np.sqrt(1 + np.pi * variances / 8)).clip(_SUREST, 1 - _SUREST)
 
 
 def _standardised(known: Float64Array, new: Float64Array) -> tuple[Float64Array, Float64Array]:
@@ -228,7 +255,7 @@ def _first_known(*values: Float64Array | None, num_prompts: int) -> Float64Array
     return next((each for each in values if each is not None), np.ones(num_prompts))
 
 
-def _nothing_known(num_prompts: int) -> PromptEstimates:
+def _nothing_known(num_prompts: int, *, history_trials: float) -> PromptEstimates:
     ones = np.ones(num_prompts)
     return PromptEstimates(
         accept_rates=ones / 2,
@@ -237,6 +264,7 @@ def _nothing_known(num_prompts: int) -> PromptEstimates:
         deviations=ones / np.sqrt(12),  # of a uniform belief
         accepted_norms=ones,
         rejected_norms=ones,
+        history_trials=history_trials,
         learned=False,
     )
 

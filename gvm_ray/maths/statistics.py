@@ -27,6 +27,41 @@ def beta_posterior_mean(
     return np.divide(s + prior_successes, total, out=np.zeros_like(total), where=total > 0)
 
 
+def beta_prior_strength(
+    rates: NDArray[np.float64],
+    successes: NDArray[np.float64],
+    trials: NDArray[np.float64],
+    *,
+    typical: float,
+    spread: float,
+) -> float:
+    """Estimate how many samples a predicted rate is worth: the strength m of the prior Beta(m q, m (1 - q)).
+
+    The posterior mode of ln m: counts are beta-binomial (fractional counts by the same formula), and ln m is a priori
+    normal. Only counts above one tell anything: a single sample has the same chance q under any m.
+
+    Args:
+        rates: q [P] in (0, 1), predicted without the counts.
+        successes: [P] >= 0.
+        trials: [P] >= successes.
+        typical: m without counts.
+        spread: a priori standard deviation of ln m.
+    """
+    from scipy.optimize import minimize_scalar  # imported here, as in `rank_correlation`
+    from scipy.special import betaln
+
+    failures = trials - successes
+
+    def cost(log_strength: float) -> float:
+        a, b = np.exp(log_strength) * rates, np.exp(log_strength) * (1 - rates)
+        likelihood = betaln(a + successes, b + failures) - betaln(a, b)
+        return ((log_strength - np.log(typical)) / spread) ** 2 / 2 - float(likelihood.sum())
+
+    reach = 5 * spread
+    found = minimize_scalar(cost, bounds=(np.log(typical) - reach, np.log(typical) + reach), method="bounded")
+    return float(np.exp(found.x))
+
+
 def divisible_rates(rates: ArrayLike, trials: ArrayLike) -> NDArray[np.float64]:
     """Make success rates safe to divide by: 0 becomes half a success, (1/2) / (t + 1), as under Jeffreys' prior.
 

@@ -47,6 +47,9 @@ OWN_CASES: dict[str, Any] = {
     "gvm_pool with draws": GVMPoolAllocatorConfig(
         candidates_per_step=8, exploration="thompson", group_size=1, predicted_baseline=True, undo_selection=True
     ),
+    "gvm_pool, features worth 3": GVMPoolAllocatorConfig(
+        candidates_per_step=8, states=None, predictor=PredictorConfig(token_features=4, history_trials=3)
+    ),
     "gvm_pool by pcl": GVMPoolAllocatorConfig(candidates_per_step=8, score="pcl", uniform_share=0, states=None),
     "gvm_pool, unscaled history": GVMPoolAllocatorConfig(
         candidates_per_step=8, group_size=1, predicted_baseline=True, predicted_scale=False, baseline_source="history"

@@ -27,7 +27,8 @@ from tests.loop_fakes import START, FakePools, Records, make_system, run_config
 
 RECORD = Path(__file__).with_name("decisions.json")
 CHOOSING = {"candidates_per_step": 12}
-BY_STATES = {"states": {"pooling": "mean"}}
+WORTH_8 = {"predictor": {"history_trials": 8}}
+BY_STATES = {"states": {"pooling": "mean"}, **WORTH_8}
 
 ALLOCATORS: dict[str, dict[str, Any]] = {
     "uniform": {"type": "uniform"},
@@ -46,10 +47,16 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         "group_size": 1,
         "predicted_baseline": True,
         "states": "none",
-        "predictor": {"token_features": 8},
+        "predictor": {"token_features": 8, "history_trials": 8},
         **CHOOSING,
     },
-    "gvm_pool, embedding": {"type": "gvm_pool", "states": "embedding", **CHOOSING},
+    "gvm_pool, embedding": {"type": "gvm_pool", "states": "embedding", **WORTH_8, **CHOOSING},
+    "gvm_pool, fitted history": {
+        "type": "gvm_pool",
+        "group_size": 1,
+        "predicted_baseline": True,
+        **CHOOSING,
+    },
     "gvm_pool, undone": {
         "type": "gvm_pool",
         "undo_selection": True,
@@ -65,6 +72,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         "predicted_baseline": True,
         "predicted_scale": False,
         "baseline_source": "history",
+        **WORTH_8,
         **CHOOSING,
     },
     "gvm_online": {"type": "gvm_online", "min_samples": 2, **BY_STATES},

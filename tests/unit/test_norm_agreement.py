@@ -16,6 +16,7 @@ def estimates(accepted_norms: list[float]) -> PromptEstimates:
         deviations=ones,
         accepted_norms=np.array(accepted_norms),
         rejected_norms=ones,
+        history_trials=8.0,
         learned=True,
     )
 

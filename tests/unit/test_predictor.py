@@ -107,6 +107,34 @@ def test_a_prompts_own_samples_outweigh_its_features_once_there_are_many() -> No
     np.testing.assert_allclose(deviations[-1], np.sqrt(means[-1] * (1 - means[-1]) / 169))
 
 
+def after_one_failure(informative: float, history_trials: Any) -> float:
+    """Predicted accept rate of a prompt that features give 0.9 and that failed once, when features explain this share
+    of what tells prompts apart."""
+    task, learner = Task(), predictor(history_trials=history_trials, forgetting=1.0)
+    hidden = task.rng.normal(size=4000) * 3.0 * (1 - informative)
+    task.axis[:4] = 1.2 * informative
+    for step in range(20):
+        group = prompts(64, first=1000 * (step + 1))
+        states = task.states(64)
+        rates = expit(states @ task.axis + hidden[64 * step : 64 * step + 64])
+        for visit in range(2):  # each prompt once more, in another step
+            learner.observe(
+                group, learner.rows(group, states), task.outcomes(group, rates, num_samples=1), step=2 * step + visit
+            )
+    (own,) = prompts(1)
+    rows = learner.rows([own], (task.axis[None] * 2.2 / max(task.axis @ task.axis, 1e-9)).astype(np.float32))
+    learner.observe([own], rows, [outcome(own.prompt_id, [0.0])], step=40)
+    estimates = learner.predict([own], rows, step=41)
+    return float(estimates.accept_rates[0] / estimates.feature_rates[0])
+
+
+def test_the_worth_of_features_is_fitted_to_prompts_that_were_seen_more_than_once() -> None:
+    assert after_one_failure(1.0, "fitted") > 0.9  # as alike as they look: one failure says little
+    assert after_one_failure(0.2, "fitted") < 0.65  # nothing in the features tells them apart
+    for informative in (1.0, 0.2):
+        assert after_one_failure(informative, 8.0) == pytest.approx(8 / 9)
+
+
 @pytest.mark.parametrize("accepted", [0.0, 1.0, NAN])
 def test_predictions_are_finite_and_bounded_whatever_was_seen(accepted: float) -> None:
     task, learner = Task(), predictor()

@@ -12,7 +12,13 @@ from gvm_ray.maths.allocation import gradient_deviation, gvm_weights, neyman_wei
 
 def estimates(**fields: Any) -> PromptEstimates:
     ones = np.ones(3)
-    values = {"deviations": ones, "accepted_norms": ones, "rejected_norms": ones, "learned": True}
+    values = {
+        "deviations": ones,
+        "accepted_norms": ones,
+        "rejected_norms": ones,
+        "history_trials": 8.0,
+        "learned": True,
+    }
     rates = dict.fromkeys(("accept_rates", "feature_rates", "history_rates"), ones / 2)
     return PromptEstimates(**{**values, **rates, **fields})
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from gvm_ray.maths.regression import fit_binomial, fit_ridge
+from gvm_ray.maths.regression import fit_binomial, fit_ridge, leave_group_out
 
 RIDGE = 3.0
 CONSTANT_PRECISION = 0.04
@@ -107,3 +107,37 @@ def test_rows_of_weight_zero_and_without_trials_do_not_matter() -> None:
     without = fit_binomial(features, 0 * trials, 0 * trials, weights=weights, ridge=RIDGE)
     assert (without.coefficients == 0).all()
     np.testing.assert_allclose(np.diag(without.covariance), 1 / np.array([CONSTANT_PRECISION, *[RIDGE] * 4]))
+
+
+@pytest.mark.parametrize("rows_of_a_group", [1, 4])
+def test_leaving_a_group_out_is_nearly_a_fit_without_it(rows_of_a_group: int) -> None:
+    features, successes, trials, weights = problem(num_rows=200)
+    groups = np.arange(200) // rows_of_a_group
+    features = features[groups * rows_of_a_group]  # equal features within a group
+    fit = fit_binomial(features, successes, trials, weights=weights, ridge=RIDGE)
+    logits, variances = leave_group_out(fit, features, successes, trials, weights=weights, groups=groups)
+    refitted, certain = [], []
+    for group in range(groups.max() + 1):
+        others, own = groups != group, features[groups == group][:1]
+        without = fit_binomial(
+            features[others], successes[others], trials[others], weights=weights[others], ridge=RIDGE
+        )
+        refitted.append(without.mean(own)[0])
+        certain.append(without.variance(own)[0])
+    with_own = fit.mean(features[groups.searchsorted(np.arange(groups.max() + 1))])
+    np.testing.assert_allclose(logits, refitted, atol=0.05)
+    np.testing.assert_allclose(variances, certain, rtol=0.15)
+    assert np.abs(logits - refitted).mean() < 0.1 * np.abs(with_own - refitted).mean()
+
+
+def test_a_group_that_alone_tells_a_coefficient_stays_finite_when_left_out() -> None:
+    features = np.ones((40, 2))
+    features[:, 1] = 0
+    features[0, 1] = 50.0  # the only row with the second feature
+    successes, trials = np.zeros(40), np.full(40, 8.0)
+    successes[0] = 8.0
+    weights = np.ones(40)
+    fit = fit_binomial(features, successes, trials, weights=weights, ridge=1e-4)
+    logits, variances = leave_group_out(fit, features, successes, trials, weights=weights, groups=np.arange(40))
+    assert np.isfinite(logits).all()
+    assert (variances > 0).all()

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import betabinom
 
-from gvm_ray.maths.statistics import beta_posterior_mean, binned_mean
+from gvm_ray.maths.statistics import beta_posterior_mean, beta_prior_strength, binned_mean
 
 
 def test_posterior_mean() -> None:
@@ -37,3 +38,35 @@ def test_binned_mean_by_hand() -> None:
     np.testing.assert_allclose(mean_x, [0.025, 0.31, 0.975])
     np.testing.assert_allclose(mean_y, [2.0, 5.0, 6.0])
     assert counts.tolist() == [2, 1, 2]
+
+
+def drawn_counts(strength: float, *, trials: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rates [P] that were predicted, and successes and trials [P] of prompts whose rates are Beta draws around them."""
+    rng = np.random.default_rng(seed)
+    rates = rng.uniform(0.1, 0.9, size=800)
+    own = rng.beta(strength * rates, strength * (1 - rates))
+    return rates, rng.binomial(trials, own).astype(np.float64), np.full(800, float(trials))
+
+
+@pytest.mark.parametrize("strength", [1.0, 4.0, 20.0])
+def test_the_worth_of_a_prediction_is_found_in_counts(strength: float) -> None:
+    rates, successes, trials = drawn_counts(strength, trials=8)
+    found = beta_prior_strength(rates, successes, trials, typical=4.0, spread=1.0)
+    assert found == pytest.approx(strength, rel=0.25)
+    grid = np.geomspace(0.2, 100, 4000)
+    posterior = [
+        betabinom.logpmf(successes, trials, m * rates, m * (1 - rates)).sum() - np.log(m / 4.0) ** 2 / 2 for m in grid
+    ]
+    assert found == pytest.approx(grid[np.argmax(posterior)], rel=5e-3)
+
+
+def test_single_samples_say_nothing_of_the_worth_of_a_prediction() -> None:
+    rates, successes, trials = drawn_counts(20.0, trials=1)
+    assert beta_prior_strength(rates, successes, trials, typical=4.0, spread=1.0) == pytest.approx(4.0, rel=1e-3)
+
+
+def test_the_worth_of_a_prediction_is_bounded_if_counts_agree_or_disagree_entirely() -> None:
+    rates, trials = np.full(300, 0.5), np.full(300, 8.0)
+    agreeing = beta_prior_strength(rates, np.full(300, 4.0), trials, typical=4.0, spread=1.0)
+    opposite = beta_prior_strength(rates, np.tile([0.0, 8.0], 150), trials, typical=4.0, spread=1.0)
+    assert 0.02 < opposite < 0.2 < 20 < agreeing < 600

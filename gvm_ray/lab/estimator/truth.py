@@ -250,6 +250,7 @@ def _scores(
         deviations=zeros,
         accepted_norms=truth.accepted_norms,
         rejected_norms=truth.rejected_norms,
+        history_trials=np.inf,
         learned=True,
     )
     return score(allocator.score, truth.accept_rates, estimates) ** allocator.sharpness

@@ -12,8 +12,9 @@ from gvm_ray.config.lab import PriceConfig
 from gvm_ray.exceptions import DataError
 from gvm_ray.lab.compare.comparison import CHARGED, AccuracyResult, ArmResult, Cost, RatioResult, compare_arms, costs_of
 from gvm_ray.lab.compare.null import NullResult, simulate
-from gvm_ray.lab.compare.records import Phase, RunRecord, csv_text, replace_text
+from gvm_ray.lab.compare.records import Phase, RunRecord, csv_text
 from gvm_ray.maths.student_t import MIN_SEEDS, Estimate
+from gvm_ray.reporting.run_folder import replace_text
 
 Group = tuple[Phase, str, str]  # phase, training set, algorithm
 ALL = "(all)"

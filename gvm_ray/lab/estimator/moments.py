@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 NUM_RESAMPLES = 2000
+_CONFIDENCE = 0.95
 
 Array = NDArray[np.float64]
 
@@ -71,10 +72,10 @@ def measured_error(estimates: Array, target: Array, *, seed: int = 0) -> Measure
     )
 
 
-def ratio_interval(error: MeasuredError, baseline: MeasuredError, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Compute a percentile interval of the ratio of two mean squared errors from independent repeats."""
+def ratio_interval(error: MeasuredError, baseline: MeasuredError) -> tuple[float, float]:
+    """Compute a 95 % percentile interval of the ratio of two mean squared errors from independent repeats."""
     ratios = error.resampled[:, 2] / baseline.resampled[::-1, 2]  # reversed, so that equal seeds don't make pairs
-    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(ratios, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     return float(low), float(high)
 
 

@@ -117,17 +117,25 @@ def _read_of_hub(path: str | Path, name: str, shard: str, revision: str | None) 
 
 
 def _hub_file(path: str | Path, name: str, *, revision: str | None) -> Path | None:
-    """The file of a hub id, from the cache or the hub; None if neither has it."""
+    with model_errors(f"weights (file {name!r})", path):
+        return find_file(path, name, revision=revision)
+
+
+def find_file(path: str | Path, name: str, *, revision: str | None) -> Path | None:
+    """The file of a model folder, or of a hub id from the cache or the hub; None if there is none.
+
+    Raises:
+        Exception: transformers' own; see `model_errors`.
+    """
     from transformers.utils.hub import cached_file
 
-    with model_errors(f"weights (file {name!r})", path):
-        file = cached_file(
-            path,
-            name,
-            revision=revision or "main",
-            _raise_exceptions_for_connection_errors=False,  # without network, use the cache
-            _raise_exceptions_for_missing_entries=False,
-        )
+    file = cached_file(
+        path,
+        name,
+        revision=revision or "main",
+        _raise_exceptions_for_connection_errors=False,  # without network, use the cache
+        _raise_exceptions_for_missing_entries=False,
+    )
     return None if file is None else Path(file)
 
 

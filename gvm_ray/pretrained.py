@@ -11,7 +11,7 @@ from typing import Any
 
 from gvm_ray.exceptions import ModelError
 from gvm_ray.maths.memory import ModelSizes
-from gvm_ray.model_files import model_errors, stored_tensors, tensor_names
+from gvm_ray.model_files import find_file, model_errors, stored_tensors, tensor_names
 from gvm_ray.types import FloatArray, IntArray
 
 _WIDTHS = ("num_attention_heads", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
@@ -79,17 +79,9 @@ def _token_ids(value: Any, *, where: str) -> list[int]:
 
 def _json_file(path: str | Path, name: str, *, revision: str | None) -> dict[str, Any]:
     """The content of one of the model's JSON files; empty if the model doesn't have the file."""
-    from transformers.utils.hub import cached_file
-
     with model_errors(name, path):
-        file = cached_file(
-            path,
-            name,
-            revision=revision or "main",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,  # the loader of a required file reports it
-        )
-        return {} if file is None else _json_object(Path(file), path)
+        file = find_file(path, name, revision=revision)
+        return {} if file is None else _json_object(file, path)
 
 
 def _json_object(file: Path, path: str | Path) -> dict[str, Any]:
@@ -167,20 +159,13 @@ def load_generation_config(path: str | Path, *, revision: str | None = None) -> 
         ModelError: the file is damaged.
     """
     from transformers import GenerationConfig
-    from transformers.utils.hub import cached_file
 
     found: dict[str, Any] = {}
     with model_errors("generation settings", path):
         for name in ("generation_config.json", "config.json"):
-            file = cached_file(
-                path,
-                name,
-                revision=revision or "main",
-                _raise_exceptions_for_connection_errors=False,  # without network, use the cache
-                _raise_exceptions_for_missing_entries=False,
-            )
+            file = find_file(path, name, revision=revision)
             if file is not None:
-                values = _json_object(Path(file), path)
+                values = _json_object(file, path)
                 known = vars(GenerationConfig()) if name == "config.json" else values
                 found = {key: value for key, value in values.items() if key in known and value is not None}
                 break

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 from gvm_ray.actors.context import RunContext
-from gvm_ray.actors.generator_client import GeneratorClient
+from gvm_ray.actors.generator import GeneratorClient
 from gvm_ray.actors.gpu_shifts import GPUShifts
 from gvm_ray.actors.waiting import wait_for
 from gvm_ray.actors.watch import GENERATORS, ActorWatch, Republish

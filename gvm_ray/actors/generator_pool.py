@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from gvm_ray.actors.context import RunContext
-from gvm_ray.actors.generator_client import GeneratorClient
+from gvm_ray.actors.generator import GeneratorClient
 from gvm_ray.actors.generator_fleet import GeneratorFleet, WeightSource
 from gvm_ray.actors.gpu_shifts import GPUShifts
 from gvm_ray.config.cluster import Placement

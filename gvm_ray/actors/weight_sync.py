@@ -38,11 +38,10 @@ def buckets_of(weights: WeightsRef) -> Sequence[Any]:
     return weights.location.buckets if isinstance(weights.location, LiveWeights) else weights.location
 
 
-def fetch(weights: WeightsRef, *, timeout_s: float | None = None) -> Iterator[tuple[str, Any]]:
+def fetch(weights: WeightsRef) -> Iterator[tuple[str, Any]]:
     """Fetch the published tensors in order, one bucket at a time, as read-only views into the object store.
 
     Raises:
-        ray.exceptions.GetTimeoutError: a bucket didn't arrive within `timeout_s` seconds.
         ObjectsLost: the weights were sent to other generators and not stored.
     """
     if isinstance(weights.location, LiveWeights) and not weights.location.buckets:
@@ -50,7 +49,7 @@ def fetch(weights: WeightsRef, *, timeout_s: float | None = None) -> Iterator[tu
             f"weights version {weights.policy_version} were sent by {weights.location.transfer} and not stored"
         )
     for ref in buckets_of(weights):
-        bucket: Any = ray.get(ref, timeout=timeout_s)
+        bucket: Any = ray.get(ref)
         yield from bucket.tensors()
 
 

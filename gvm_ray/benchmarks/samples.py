@@ -12,6 +12,7 @@ from gvm_ray.checkpoints import differences
 from gvm_ray.config.prompts import FileSourceConfig
 from gvm_ray.evaluation import final_answer
 from gvm_ray.exceptions import ConfigError, DataError, SystemFailure, free_space
+from gvm_ray.reporting.run_folder import replace_text
 from gvm_ray.tasks.prompt_set import prompt_digest
 from gvm_ray.tasks.sources.file import DATA_SUFFIXES, file_fields
 from gvm_ray.types import FinishReason, Prompt, RolloutGroup
@@ -189,9 +190,7 @@ class SampleFile:
             rows.setdefault(row["prompt_id"], []).append(row)
         finished = {prompt_id: found for prompt_id, found in rows.items() if len(found) == self._num_samples}
         if sum(map(len, finished.values())) < len(lines):
-            incomplete = self.path.with_name(self.path.name + ".incomplete")
-            incomplete.write_text("".join(_line(row) for found in finished.values() for row in found), encoding="utf-8")
-            incomplete.replace(self.path)
+            replace_text(self.path, "".join(_line(row) for found in finished.values() for row in found))
         return finished
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from gvm_ray import __version__
-from gvm_ray.cli import bench, compare, data, doctor, estimator, evaluate, metrics, predictor, report, settings, train
+from gvm_ray.cli import bench, compare, data, doctor, evaluate, measurements, metrics, report, settings, train
 from gvm_ray.exceptions import RunStopped, SystemFailure, UserError
 
 
@@ -36,6 +36,6 @@ def create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gvm-ray {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, evaluate, report, data, compare, estimator, predictor, bench, doctor, settings, metrics):
+    for command in (train, evaluate, report, data, compare, measurements, bench, doctor, settings, metrics):
         command.add_to(commands)
     return parser

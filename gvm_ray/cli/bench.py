@@ -29,13 +29,12 @@ def add_to(commands: Commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from gvm_ray.lab.speed.suite import BenchOptions, part_names, run_parts, select
+    from gvm_ray.lab.speed.suite import PARTS, BenchOptions, BenchReport, Machine, run_parts, select
 
     if options.list:
-        print("\n".join(part_names()))
+        print("\n".join(PARTS))
         return 0
     names = select(options.names)
-    from gvm_ray.lab.speed.suite import BenchReport, Machine
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)  # the tables alone go to the standard output

@@ -65,8 +65,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _checks(options: argparse.Namespace) -> "dict[str, Check]":
     from gvm_ray.lab.doctor.findings import not_applicable
-    from gvm_ray.lab.doctor.machine import check_disks, check_gpus, check_machine, check_versions
-    from gvm_ray.lab.doctor.rewards import check_rewards
+    from gvm_ray.lab.doctor.machine import check_disks, check_gpus, check_machine, check_rewards, check_versions
 
     checks: dict[str, Check] = {
         "versions": check_versions,

@@ -10,7 +10,6 @@ from transformers import PretrainedConfig
 
 from gvm_ray.config.engine import EngineConfig
 from gvm_ray.engines.open_requests import OpenRequests, RawSample
-from gvm_ray.engines.vllm_receiver import VLLMWeightReceiver
 from gvm_ray.exceptions import ConfigError, ModelError, SystemFailure
 from gvm_ray.model_files import tensor_names, ties_embeddings
 from gvm_ray.pretrained import load_end_token_ids, load_model_config, load_tokenizer
@@ -33,7 +32,7 @@ try:
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from gvm_ray.engines.vllm_adapters import VLLMAdapters
+    from gvm_ray.engines.vllm_weights import VLLMAdapters, VLLMWeightReceiver
 except (ImportError, RuntimeError) as error:
     raise ConfigError(
         f"vLLM is installed but can't be imported: {error}. On a machine without CUDA, CUDA builds of torchvision, "

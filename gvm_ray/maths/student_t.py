@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student_t
 
 MIN_SEEDS = 3
+_CONFIDENCE = 0.95
 
 Strata = Mapping[str, Mapping[int, float]]
 
@@ -42,8 +43,8 @@ def stratified_mean(strata: Strata) -> float:
     return float(np.mean([values.mean() for values in _arrays(strata)]))
 
 
-def estimate_mean(strata: Strata, *, confidence: float = 0.95) -> Estimate:
-    """Compute the stratified mean with its Student-t interval.
+def estimate_mean(strata: Strata) -> Estimate:
+    """Compute the stratified mean with its 95 % Student-t interval.
 
     Raises:
         ValueError: there is no setting, or a setting has no seeds.
@@ -52,12 +53,12 @@ def estimate_mean(strata: Strata, *, confidence: float = 0.95) -> Estimate:
     value = stratified_mean(strata)
     if min(map(len, samples)) < MIN_SEEDS:
         return Estimate(value=value, interval=None)
-    half = float(half_width(samples, confidence=confidence))
+    half = float(half_width(samples))
     return Estimate(value=value, interval=(value - half, value + half))
 
 
-def half_width(samples: Sequence[NDArray[np.float64]], *, confidence: float = 0.95) -> NDArray[np.float64]:
-    """Compute half the width of the interval of the mean of means [...], from M samples [..., S_m] with S_m >= 2.
+def half_width(samples: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Compute half the width of the 95 % interval of the mean of means [...], from M samples [..., S_m] with S_m >= 2.
 
     Degrees of freedom are those of Welch (1947) and Satterthwaite (1946): S - 1 for one sample, and up to the sum of
     them for several. Samples without variance give 0.
@@ -66,20 +67,18 @@ def half_width(samples: Sequence[NDArray[np.float64]], *, confidence: float = 0.
     variance = np.sum(parts, axis=0)
     squares = np.sum([part**2 / (values.shape[-1] - 1) for part, values in zip(parts, samples, strict=True)], axis=0)
     freedom = np.divide(variance**2, squares, out=np.ones_like(variance), where=squares > 0)
-    return student_t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance)
+    return student_t.ppf((1 + _CONFIDENCE) / 2, freedom) * np.sqrt(variance)
 
 
-def pointwise_interval(
-    curves: NDArray[np.float64], *, confidence: float = 0.95
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the interval of the mean curve at each point: S seeds at X points [S, X] to [X], [X].
+def pointwise_interval(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute the 95 % interval of the mean curve at each point: S seeds at X points [S, X] to [X], [X].
 
     Raises:
         ValueError: fewer than MIN_SEEDS curves.
     """
     if len(curves) < MIN_SEEDS:
         raise ValueError(f"an interval needs at least {MIN_SEEDS} seeds, got {len(curves)} curves; run more seeds")
-    half = half_width([np.moveaxis(curves, 0, -1)], confidence=confidence)
+    half = half_width([np.moveaxis(curves, 0, -1)])
     mean = curves.mean(axis=0)
     return mean - half, mean + half
 

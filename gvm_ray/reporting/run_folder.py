@@ -253,9 +253,7 @@ def cut_rows(path: Path, *, start_step: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     kept = [row for row in read_rows(path) if row["step"] < start_step]
-    incomplete = path.with_name(path.name + ".incomplete")
-    incomplete.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-    os.replace(incomplete, path)
+    replace_text(path, "".join(_line(row) for row in kept))
     return kept
 
 
@@ -267,6 +265,13 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json_text(row) + "\n"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file atomically: readers see either the old text or the new."""
+    incomplete = path.with_name(path.name + ".incomplete")
+    incomplete.write_text(text, encoding="utf-8")
+    os.replace(incomplete, path)
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

@@ -34,6 +34,7 @@ __all__ = ["Observed", "Result", "Sandbox", "Scored", "Unscored"]
 
 _BATCH_SIZE = 64  # most responses sent at once
 _BATCH_BYTES = 2**20  # most bytes of their pickles, which the child holds at once; a single response may exceed it
+_START_S = 300.0  # for starting the child and calling `make_env`
 _CONNECTION_LOST = (EOFError, ConnectionError)
 
 
@@ -57,7 +58,6 @@ class Sandbox:
         memory_mb: int,
         allow_network: bool = False,
         pass_env: Sequence[str] = (),
-        start_timeout_s: float = 300.0,
     ) -> None:
         """Create a sandbox without starting its child.
 
@@ -67,14 +67,12 @@ class Sandbox:
             memory_mb: Address space of the child, MiB.
             allow_network: True lets the child open connections; if the system can't forbid them, it always can.
             pass_env: Environment variables that the child gets although their names look like secrets.
-            start_timeout_s: Wall clock for starting the child and calling `make_env`.
         """
         self._make_env = pickle.dumps(make_env)
         self._timeout_s = timeout_s
         self._memory_mb = memory_mb
         self._allow_network = allow_network
         self._pass_env = tuple(pass_env)
-        self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None  # a stream of pickles
         self._results: socket.socket | None = None  # packets: one read gets a whole packet
@@ -96,13 +94,13 @@ class Sandbox:
         self._spawn()
         more_memory = f"if memory is short, give it more with --set rewards.memory_mb={2 * self._memory_mb}"
         try:
-            self._send(self._make_env, timeout_s=self._start_timeout_s)
-            started = decode_started(self._receive(timeout_s=self._start_timeout_s))
+            self._send(self._make_env, timeout_s=_START_S)
+            started = decode_started(self._receive(timeout_s=_START_S))
         except _CONNECTION_LOST:
             raise SystemFailure(f"the reward process died while it started ({self._kill()}); {more_memory}") from None
         except TimeoutError:
             self._kill()
-            raise SystemFailure(f"the reward process didn't start within {self._start_timeout_s:g} s") from None
+            raise SystemFailure(f"the reward process didn't start within {_START_S:g} s") from None
         except ValueError:
             self._kill()
             raise SystemFailure("the reward process sent an invalid report of its start") from None

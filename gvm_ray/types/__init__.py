@@ -25,6 +25,7 @@ from gvm_ray.types.rollouts import (
     GroupRef,
     OpenEpisodes,
     OpenOutcome,
+    Prompt,
     RolloutGroup,
     SampleKey,
     SampleRank,
@@ -34,9 +35,9 @@ from gvm_ray.types.rollouts import (
     sample_seed,
     turn_seed,
 )
-from gvm_ray.types.tasks import Demonstration, Prompt
 from gvm_ray.types.training import (
     CheckpointState,
+    Demonstration,
     TrainBatch,
     TrainedNorms,
     TrainGroup,

@@ -1,6 +1,7 @@
-"""Requests to an engine with the seeds of their samples, and what comes back."""
+"""Prompts, requests to an engine for samples of them, each with its seed, and what comes back."""
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -9,10 +10,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gvm_ray.types.arrays import BoolArray, Float64Array, FloatArray, IntArray
-from gvm_ray.types.tasks import Prompt
 
 FinishReason = Literal["stop", "length"]
 SampleKey = tuple[str, int]  # prompt_id, index of the sample in its step
+
+_OPENED_TAG = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """One task, rendered and tokenized."""
+
+    prompt_id: str  # stable over runs: given by the data, or a hash of the content
+    text: str  # what the tokenizer was given (template applied)
+    token_ids: IntArray  # [T]
+    answer: str  # gold answer, as the verifier is given it
+    features: Mapping[str, Any] = field(default_factory=dict)  # small: level, subject, a scorer's entry ...
+
+    @property
+    def opened_tag(self) -> str:
+        """The tag, with the blanks behind it, by which the prompt itself begins the model's thinking; else empty.
+
+        Some chat templates end with `<think>`, so that a response begins within it.
+        """
+        opened = _OPENED_TAG.search(self.text)
+        return opened[0] if opened else ""
 
 
 @dataclass(frozen=True, kw_only=True)

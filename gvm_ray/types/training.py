@@ -1,4 +1,4 @@
-"""Training batches, update results, and the driver's part of a checkpoint."""
+"""Demonstrations, training batches, update results, and the driver's part of a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +8,14 @@ from numpy.typing import NDArray
 
 from gvm_ray.types.arrays import BoolArray, Float64Array, IntArray, Metrics
 from gvm_ray.types.rollouts import GroupRef
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Demonstration:
+    """A prompt with a reference rationale, for the supervised warm start."""
+
+    prompt_token_ids: IntArray  # [T_prompt]
+    response_token_ids: IntArray  # [T_response], end-of-sequence included
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -219,7 +219,7 @@ def test_drawbacks() -> None:
 def test_what_is_said_of_vllm_is_so() -> None:
     pytest.importorskip("vllm")
     from gvm_ray.engines.vllm import ModelRegistry
-    from gvm_ray.engines.vllm_adapters import MaxLoRARanks
+    from gvm_ray.engines.vllm_weights import MaxLoRARanks
 
     assert max(get_args(MaxLoRARanks)) == MAX_VLLM_RANK
     for architecture in sorted(VLLM_ARCHITECTURES):

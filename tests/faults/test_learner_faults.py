@@ -83,7 +83,7 @@ class Learners:
 
 
 def weights(ref: WeightsRef) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in fetch(ref, timeout_s=60)}
+    return {name: tensor.clone() for name, tensor in fetch(ref)}
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gvm_ray.actors.nodes import ask_nodes
 from gvm_ray.actors.pools import SamplingPools
+from gvm_ray.lab.doctor.cluster import ask_nodes
 from gvm_ray.lab.doctor.trial import try_path
 from gvm_ray.reporting.summary import package_versions
 from gvm_ray.types import WeightsRef

@@ -103,15 +103,15 @@ def _put(groups: list[RolloutGroup]) -> list[GroupRef]:
 
 def _assert_published(weights: WeightsRef, learner: Learner, *, tolerance: float) -> None:
     expected = dict(learner.named_full_tensors())
-    published = dict(fetch(weights, timeout_s=60))
+    published = dict(fetch(weights))
     assert published.keys() == expected.keys()
     for name, tensor in published.items():
         torch.testing.assert_close(tensor, expected[name], atol=tolerance, rtol=0, msg=name)
 
 
 def _assert_same(first: WeightsRef, second: WeightsRef) -> None:
-    tensors = dict(fetch(second, timeout_s=60))
-    assert all(torch.equal(tensor, tensors.pop(name)) for name, tensor in fetch(first, timeout_s=60))
+    tensors = dict(fetch(second))
+    assert all(torch.equal(tensor, tensors.pop(name)) for name, tensor in fetch(first))
     assert not tensors
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.lab.speed.simulated_engine import LatencyModel
+from gvm_ray.lab.speed.simulated_system import SimulationSettings
 from gvm_ray.lab.speed.simulation import bench_rows, simulate, table_header, table_line
-from gvm_ray.lab.speed.simulation_settings import SimulationSettings
 
 pytestmark = pytest.mark.ray
 

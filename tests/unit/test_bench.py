@@ -11,13 +11,13 @@ from gvm_ray.exceptions import ConfigError, SystemFailure
 from gvm_ray.lab.speed import end_to_end
 from gvm_ray.lab.speed.plan import make_prompts, plans, pool_step, rounded_down
 from gvm_ray.lab.speed.suite import (
+    PARTS,
     BenchOptions,
     BenchReport,
     BenchRow,
     Machine,
     PartResult,
     compare,
-    part_names,
     run_parts,
     select,
 )
@@ -51,7 +51,7 @@ def test_compare_needs_a_repeat() -> None:
 
 
 def test_parts_keep_their_order_and_unknown_names_are_refused() -> None:
-    assert select([]) == part_names()
+    assert select([]) == PARTS
     assert select(["gradient_norms", "plan"]) == ("plan", "gradient_norms")
     with pytest.raises(ConfigError, match=r"no benchmark 'plam'; write one or more of: plan, gradient_norms"):
         select(["plan", "plam"])

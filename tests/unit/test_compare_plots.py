@@ -6,7 +6,7 @@ import pytest
 from compare_records import failed, record, setting
 
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.compare.costs import GENERATED, SECONDS
+from gvm_ray.lab.compare.comparison import GENERATED, SECONDS
 from gvm_ray.lab.compare.plots import plot_curves, write_plots
 
 

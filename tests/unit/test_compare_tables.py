@@ -9,8 +9,7 @@ from compare_records import failed, record, setting
 
 from gvm_ray.config.lab import PriceConfig
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.compare.comparison import compare_arms
-from gvm_ray.lab.compare.costs import CHARGED, GENERATED, UPDATES, costs_of
+from gvm_ray.lab.compare.comparison import CHARGED, GENERATED, UPDATES, compare_arms, costs_of
 from gvm_ray.lab.compare.records import RunCosts, RunRecord
 from gvm_ray.lab.compare.tables import ALL, table_rows, write_tables
 

@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from gvm_ray.actors.nodes import NodeReport
 from gvm_ray.cli import main
 from gvm_ray.lab.doctor import machine
-from gvm_ray.lab.doctor.cluster import judge_nodes
+from gvm_ray.lab.doctor.cluster import NodeReport, judge_nodes
 from gvm_ray.lab.doctor.findings import Finding, examine, printable, right, wrong
-from gvm_ray.lab.doctor.machine import disk, no_gpus, shared_memory, torch_on_gpus, unmet_requirements, vllm_build
-from gvm_ray.lab.doctor.rewards import check_rewards, judge_rewards
+from gvm_ray.lab.doctor.machine import (
+    check_rewards,
+    disk,
+    judge_rewards,
+    no_gpus,
+    shared_memory,
+    torch_on_gpus,
+    unmet_requirements,
+    vllm_build,
+)
 from gvm_ray.lab.doctor.trial import Measured, judge_sleep, judge_weights, plans
 from gvm_ray.resources import GPU
 from gvm_ray.rewards.sandbox import Scored, Unscored
@@ -253,9 +260,8 @@ def test_the_exit_code_is_1_if_something_is_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for name in ("check_versions", "check_machine", "check_disks", "check_gpus"):
+    for name in ("check_versions", "check_machine", "check_disks", "check_gpus", "check_rewards"):
         monkeypatch.setattr(machine, name, lambda: [right("x", "fine")])
-    monkeypatch.setattr("gvm_ray.lab.doctor.rewards.check_rewards", lambda: [right("x", "fine")])
     assert main(["doctor", "--quick"]) == 0
     assert "left out by --quick\nnothing is wrong (6 findings)\n" in capsys.readouterr().out
     monkeypatch.setattr(machine, "check_disks", lambda: [wrong("disk", "full", remedy="make room")])

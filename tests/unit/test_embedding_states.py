@@ -22,7 +22,7 @@ from gvm_ray.allocators.rivals.vip import VIPAllocatorConfig
 from gvm_ray.background import drain
 from gvm_ray.config import parse_config
 from gvm_ray.exceptions import ConfigError, ModelError
-from gvm_ray.lab.estimator.sampling import states_of
+from gvm_ray.lab.estimator.pool import states_of
 from gvm_ray.loop import train
 from gvm_ray.prepare import BaseModel
 from gvm_ray.pretrained import read_embeddings

@@ -13,7 +13,7 @@ from gvm_ray.cli import main
 from gvm_ray.config import load_estimator
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.lab.estimator.arms import planned_arms
-from gvm_ray.lab.estimator.sampling import ScoreGradients
+from gvm_ray.lab.estimator.pool import ScoreGradients
 from gvm_ray.learner.policy import PolicyModule, load_causal_lm
 from gvm_ray.learner.sequences import TrainSample
 from tests.learner_cases import build_tiny_model

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from gvm_ray.actors.context import RunContext
-from gvm_ray.actors.generator_client import GeneratorClient
+from gvm_ray.actors.generator import GeneratorClient
 from gvm_ray.actors.generator_fleet import GeneratorFleet
 from gvm_ray.actors.gpu_shifts import GPUShifts
 from gvm_ray.config.run import DeadlineConfig, FaultsConfig

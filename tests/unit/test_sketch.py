@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from gvm_ray.lab.estimator.sampling import CountSketch
+from gvm_ray.lab.estimator.pool import CountSketch
 
 
 def test_inner_products_are_kept_in_expectation() -> None:

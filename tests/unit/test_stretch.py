@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvm_ray.maths.stretch import MAX_STRETCH, jackknife_log_stretch, log_stretch, on_grid
+from gvm_ray.maths.curves import MAX_STRETCH, jackknife_log_stretch, log_stretch, on_grid
 
 TIMES = np.linspace(0, 1, 101)
 

@@ -11,7 +11,7 @@ import pytest
 
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.reporting import REQUIRED_KEYS, GuardedSinks, Reporter, RunFolder, check_sinks, create_sinks, wandb_run
+from gvm_ray.reporting import REQUIRED_KEYS, GuardedSinks, Reporter, RunFolder, check_sinks, create_sinks, sinks
 from gvm_ray.types import SampleText
 
 wandb = pytest.importorskip("wandb")
@@ -137,7 +137,7 @@ def test_without_a_network_the_run_is_logged_offline_and_says_so_once(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setattr(wandb_run, "_CONNECT_S", 2.0)
+    monkeypatch.setattr(sinks, "_CONNECT_S", 2.0)
     folder, config = RunFolder(tmp_path), run_config()
     check_sinks(config)
     log_steps(config, folder, start=0, stop=2)
@@ -163,6 +163,6 @@ def test_a_key_of_the_wrong_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_a_missing_package_is_refused_with_what_to_install(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_run, "find_spec", lambda name: None)
+    monkeypatch.setattr(sinks, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"run pip install 'gvm-ray\[wandb\]', or remove reporting\.wandb"):
         check_sinks(run_config(mode=mode))

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gvm_ray.config import RunConfig, parse_config
 from gvm_ray.exceptions import ConfigError
-from gvm_ray.lab.estimator.sampling import warm_started_path
+from gvm_ray.lab.estimator.pool import warm_started_path
 from gvm_ray.prepare import prepare, report_lines
 from tests.data_files import write_jsonl
 from tests.learner_cases import build_tiny_model

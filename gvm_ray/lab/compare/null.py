@@ -12,14 +12,15 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.compare.comparison import rises
-from gvm_ray.lab.compare.costs import CHARGED, Cost
+from gvm_ray.lab.compare.comparison import CHARGED, rises
 from gvm_ray.lab.compare.records import RunRecord
-from gvm_ray.maths.stretch import jackknife_log_stretch, on_grid
+from gvm_ray.maths.curves import jackknife_log_stretch, on_grid
 from gvm_ray.maths.student_t import MIN_SEEDS, half_width
 from gvm_ray.types import Float64Array
 
 _NUM_POINTS = 51
+_STRETCHES = (1.0, 2.0)  # true ones of the other arm
+_SEED = 0  # of the noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +58,8 @@ def simulate(
     num_seeds: int,
     num_comparisons: int,
     baseline: str = "uniform",
-    cost: Cost = CHARGED,
-    stretches: Sequence[float] = (1.0, 2.0),
-    seed: int = 0,
 ) -> NullResult:
-    """Simulate comparisons like those of one phase, training set and algorithm.
+    """Simulate comparisons like those of one phase, training set and algorithm, over charged tokens.
 
     Args:
         records: its runs; settings without enough runs of the baseline, or whose baseline doesn't rise, are left out.
@@ -69,28 +67,25 @@ def simulate(
         num_seeds: paired seeds of each simulated comparison, at least MIN_SEEDS.
         num_comparisons: simulated comparisons of each setting.
         baseline: the arm whose mean curves are the truth.
-        cost: the cost that the curves are drawn over.
-        stretches: true stretches of the other arm.
-        seed: seed of the noise.
 
     Raises:
         DataError: no setting is left, or there are too few seeds.
     """
     if num_seeds < MIN_SEEDS:
         raise DataError(f"{num_seeds} seed(s) have no interval whose errors could be counted; take {MIN_SEEDS} or more")
-    models = list(_models(records, test=test, baseline=baseline, cost=cost))
+    models = list(_models(records, test=test, baseline=baseline))
     if not models:
         raise DataError(
             f"no setting has {MIN_SEEDS} finished runs of {baseline!r} that rise on test {test!r}, whose curves the "
             "simulation needs; make them first, or name another phase"
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SEED)
     noises = [_noise(model, rng, size=(num_comparisons, num_seeds)) for model in models]
     return NullResult(
         num_seeds=num_seeds,
         num_settings=len(models),
         num_comparisons=num_comparisons,
-        truths=tuple(_truth(models, noises, stretch=stretch) for stretch in stretches),
+        truths=tuple(_truth(models, noises, stretch=stretch) for stretch in _STRETCHES),
     )
 
 
@@ -121,7 +116,7 @@ def _truth(models: Sequence[_SettingModel], noises: Sequence[Float64Array], *, s
     )
 
 
-def _models(records: Sequence[RunRecord], *, test: str, baseline: str, cost: Cost) -> Iterator[_SettingModel]:
+def _models(records: Sequence[RunRecord], *, test: str, baseline: str) -> Iterator[_SettingModel]:
     by_setting: dict[str, dict[str, dict[int, RunRecord]]] = defaultdict(lambda: defaultdict(dict))
     for run in records:
         if run.status == "finished" and test in run.tests:
@@ -129,15 +124,15 @@ def _models(records: Sequence[RunRecord], *, test: str, baseline: str, cost: Cos
     for arms in by_setting.values():
         runs = arms.get(baseline, {})
         if len(runs) >= MIN_SEEDS and rises([run.accuracy(test) for run in runs.values()]):
-            yield _model(arms, test=test, baseline=baseline, cost=cost)
+            yield _model(arms, test=test, baseline=baseline)
 
 
-def _model(arms: dict[str, dict[int, RunRecord]], *, test: str, baseline: str, cost: Cost) -> _SettingModel:
+def _model(arms: dict[str, dict[int, RunRecord]], *, test: str, baseline: str) -> _SettingModel:
     runs = arms[baseline]
     num = min(len(run.evaluations) for run in runs.values())
-    costs = np.mean([cost.spent(run)[:num] for run in runs.values()], axis=0)
+    costs = np.mean([CHARGED.spent(run)[:num] for run in runs.values()], axis=0)
     at_costs = {
-        arm: {seed: np.interp(costs, cost.spent(run), run.accuracy(test)) for seed, run in members.items()}
+        arm: {seed: np.interp(costs, CHARGED.spent(run), run.accuracy(test)) for seed, run in members.items()}
         for arm, members in arms.items()
     }
     mean = np.mean(list(at_costs[baseline].values()), axis=0)

@@ -10,8 +10,7 @@ import numpy as np
 
 from gvm_ray.config.lab import PriceConfig
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.compare.comparison import check_comparable
-from gvm_ray.lab.compare.costs import SECONDS, UPDATES, Cost, costs_of
+from gvm_ray.lab.compare.comparison import SECONDS, UPDATES, Cost, check_comparable, costs_of
 from gvm_ray.lab.compare.records import RunRecord
 from gvm_ray.maths.student_t import MIN_SEEDS, pointwise_interval
 from gvm_ray.reporting.plots import ORANGE, add_axes, new_figure, save_figure

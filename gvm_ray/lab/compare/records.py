@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from gvm_ray.exceptions import DataError
+from gvm_ray.reporting.run_folder import replace_text
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Probability, Settings
 from gvm_ray.types import Float64Array
 
@@ -186,13 +186,6 @@ def explain(error: ValidationError) -> str:
         f"{'.'.join(map(str, item['loc'])) or '(whole record)'}: {item['msg'].removeprefix('Value error, ')}"
         for item in error.errors(include_url=False)
     )
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file atomically: readers see either the old text or the new."""
-    incomplete = path.with_name(path.name + ".incomplete")
-    incomplete.write_text(text, encoding="utf-8")
-    os.replace(incomplete, path)
 
 
 def read_record(path: Path) -> RunRecord:

@@ -10,15 +10,16 @@ from typing import Any
 
 from gvm_ray.config.lab import PriceConfig
 from gvm_ray.exceptions import DataError
-from gvm_ray.lab.compare.comparison import AccuracyResult, ArmResult, RatioResult, compare_arms
-from gvm_ray.lab.compare.costs import CHARGED, Cost, costs_of
+from gvm_ray.lab.compare.comparison import CHARGED, AccuracyResult, ArmResult, Cost, RatioResult, compare_arms, costs_of
 from gvm_ray.lab.compare.null import NullResult, simulate
-from gvm_ray.lab.compare.records import Phase, RunRecord, csv_text, replace_text
+from gvm_ray.lab.compare.records import Phase, RunRecord, csv_text
 from gvm_ray.maths.student_t import MIN_SEEDS, Estimate
+from gvm_ray.reporting.run_folder import replace_text
 
 Group = tuple[Phase, str, str]  # phase, training set, algorithm
 ALL = "(all)"
 _NONE = "-"
+_NUM_SIMULATED = 200  # comparisons of each setting, for the false-alarm rates under the tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,6 @@ def write_tables(
     baseline: str = "uniform",
     prices: Mapping[str, PriceConfig] | None = None,
     superseded: Sequence[RunRecord] = (),
-    num_simulated: int = 200,
 ) -> tuple[Path, Path]:
     """Write `comparison.md` and `comparison.csv` into a folder, which is created if missing; returns their paths.
 
@@ -99,14 +99,13 @@ def write_tables(
         baseline: the arm to compare the others with.
         prices: machines whose prices turn tokens into seconds.
         superseded: those of the records that were made with other settings than the comparison's now; they are named.
-        num_simulated: simulated comparisons of each setting, for the false-alarm rates under the tables; 0 = none.
 
     Raises:
         DataError: there are no records, or they can't be compared.
     """
     costs = costs_of(records, prices or {})
     rows = table_rows(records, baseline=baseline, costs=costs)
-    nulls = null_lines(records, baseline=baseline, num_comparisons=num_simulated) if num_simulated else {}
+    nulls = null_lines(records, baseline=baseline, num_comparisons=_NUM_SIMULATED)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "comparison.md", folder / "comparison.csv"
     legend = _legend(baseline, costs, prices or {}, superseded)

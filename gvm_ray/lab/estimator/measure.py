@@ -22,9 +22,8 @@ from gvm_ray.lab.estimator.moments import (
     oracle_counts,
     ratio_interval,
 )
-from gvm_ray.lab.estimator.pool import SamplePool
+from gvm_ray.lab.estimator.pool import SamplePool, draw_pool
 from gvm_ray.lab.estimator.repeats import RepeatedSteps, repeated_steps
-from gvm_ray.lab.estimator.sampling import draw_pool
 from gvm_ray.lab.estimator.truth import baseline_moments, exact_moments, prompt_truth, target_gradient, true_sizes
 from gvm_ray.lab.responses import Say
 from gvm_ray.reporting.run_folder import json_text

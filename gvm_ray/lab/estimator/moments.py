@@ -10,6 +10,7 @@ from scipy.stats import binom
 from gvm_ray.types import Float64Array
 
 NUM_RESAMPLES = 2000
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +72,10 @@ def measured_error(estimates: Float64Array, target: Float64Array, *, seed: int =
     )
 
 
-def ratio_interval(error: MeasuredError, baseline: MeasuredError, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Compute a percentile interval of the ratio of two mean squared errors from independent repeats."""
+def ratio_interval(error: MeasuredError, baseline: MeasuredError) -> tuple[float, float]:
+    """Compute a 95 % percentile interval of the ratio of two mean squared errors from independent repeats."""
     ratios = error.resampled[:, 2] / baseline.resampled[::-1, 2]  # reversed, so that equal seeds don't make pairs
-    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(ratios, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     return float(low), float(high)
 
 

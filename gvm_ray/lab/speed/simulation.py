@@ -23,8 +23,7 @@ from gvm_ray.background import drain
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import UserError
 from gvm_ray.lab.speed.simulated_engine import SimulatedEngine, Usage
-from gvm_ray.lab.speed.simulated_system import simulated_system
-from gvm_ray.lab.speed.simulation_settings import SimulationSettings
+from gvm_ray.lab.speed.simulated_system import SimulationSettings, simulated_system
 from gvm_ray.lab.speed.suite import BenchOptions, BenchRow
 from gvm_ray.loop import train
 from gvm_ray.phase_clock import PhaseClock
@@ -238,7 +237,7 @@ def simulate(settings: SimulationSettings) -> SimulationResult:
 
 async def _simulate(settings: SimulationSettings, config: RunConfig, watch: PeakWatch) -> SimulationResult:
     records, clock = StepRecords(settings), PhaseClock()
-    async with simulated_system(config, settings.parts(), log=records, clock=clock) as (system, generators):
+    async with simulated_system(config, settings, log=records, clock=clock) as (system, generators):
         records.generators = generators
         clock.restart()
         await drain(train(system, config, start=_START))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -63,7 +62,7 @@ def compare(ours: Callable[[], object], bare: Callable[[], object], *, repeats: 
 _PACKAGE = "gvm_ray.lab.speed"
 
 # In running order, cheapest first; each is a module of this package with `measure(options) -> list[BenchRow]`.
-_ORDER = ("plan", "gradient_norms", "weight_sync", "learner", "engine", "startup", "end_to_end", "simulation")
+PARTS = ("plan", "gradient_norms", "weight_sync", "learner", "engine", "startup", "end_to_end", "simulation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +87,17 @@ class PartResult:
 Measure = Callable[[BenchOptions], Iterable[BenchRow]]
 
 
-def part_names() -> tuple[str, ...]:
-    """The parts of this installation, in running order."""
-    return tuple(name for name in _ORDER if find_spec(f"{_PACKAGE}.{name}") is not None)
-
-
 def select(names: Iterable[str]) -> tuple[str, ...]:
     """Select the named parts, or all if none is named, in running order.
 
     Raises:
         ConfigError: there is no part with a given name.
     """
-    known, asked = part_names(), set(names)
-    unknown = sorted(asked.difference(known))
+    asked = set(names)
+    unknown = sorted(asked.difference(PARTS))
     if unknown:
-        raise ConfigError(f"there is no benchmark {unknown[0]!r}; write one or more of: {', '.join(known)}")
-    return tuple(name for name in known if not asked or name in asked)
+        raise ConfigError(f"there is no benchmark {unknown[0]!r}; write one or more of: {', '.join(PARTS)}")
+    return tuple(name for name in PARTS if not asked or name in asked)
 
 
 def run_parts(
@@ -247,11 +241,10 @@ def _cpu_model() -> str:
 
 
 @contextmanager
-def local_cluster(*, num_cpus: int = 4, object_store_mb: int = 512) -> Iterator[None]:
+def local_cluster(*, object_store_mb: int = 512) -> Iterator[None]:
     """A local cluster for as long as this lasts; the one that this process is connected to, where it is.
 
     Args:
-        num_cpus: logical CPUs.
         object_store_mb: MiB of shared memory.
     """
     import ray  # late: the names of the parts are listed without it
@@ -261,7 +254,7 @@ def local_cluster(*, num_cpus: int = 4, object_store_mb: int = 512) -> Iterator[
         return
     ray.init(
         address="local",
-        num_cpus=num_cpus,
+        num_cpus=4,
         include_dashboard=False,
         object_store_memory=object_store_mb * 2**20,
         logging_level=logging.WARNING,

@@ -189,7 +189,9 @@ class StatsPredictor:
         if self._config.history_trials != "fitted":
             return self._config.history_trials
         seen, of_prompt = self._seen.columns, self._seen.prompts
-        successes, trials = (np.bincount(of_prompt, weights * seen[name]) for name in ("successes", "trials"))
+        successes, trials = (
+            np.bincount(of_prompt, weights * seen[name]).astype(np.float64) for name in ("successes", "trials")
+        )
         logits, variances = leave_group_out(
             fit, known, seen["successes"], seen["trials"], weights=weights, groups=of_prompt
         )

@@ -88,6 +88,7 @@ def history(folder: RunFolder) -> tuple[set[str], dict[str, Any], list[dict[str,
     ids: set[str] = set()
     settings: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
+    wandb.teardown()  # its process may write the last records after `finish`, and is waited for here
     for path in sorted(folder.wandb.glob("offline-run-*/*.wandb")):
         for record in records(path):
             if record.HasField("run"):

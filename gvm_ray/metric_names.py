@@ -71,9 +71,6 @@ STEP_METRICS = {  # in every step's row
 }
 OPTIONAL_METRICS = {  # of runs that evaluate or sample pilots, and of steps with estimates of accept rates
     "eval/accuracy": Metric("fraction", "held-out accuracy in the last evaluation"),
-    "allocation/history_trials": Metric(
-        "samples", "samples of a prompt itself that the prediction from its features is worth"
-    ),
     "allocation/p_hat_mean": Metric("fraction", "mean estimated accept rate of the step's prompts"),
     "allocation/brier": Metric("", "mean squared error of the estimated accept rates of the step's prompts"),
     "allocation/calibration_error": Metric(
@@ -102,6 +99,10 @@ FAILURE_METRICS = {  # present after the first failure
 STRATEGY_METRICS = {  # of some strategies and settings, or of little interest by themselves
     "reward/std": Metric("", "standard deviation of the rewards of the step's samples"),
     "length/max": Metric("tokens", "longest response"),
+    "ratio": Metric("", "mean probability ratio of a token, of the updated over the old policy"),
+    "allocation/history_trials": Metric(
+        "samples", "samples of a prompt itself that the prediction from its features is worth"
+    ),
     "advantage/mean_abs": Metric("", "mean absolute advantage of a sample"),
     "samples/kept": Metric("samples", "samples that are trained on"),
     "samples/not_kept": Metric("samples", "scored samples that the allocator leaves out of the batch"),

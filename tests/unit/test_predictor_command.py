@@ -13,6 +13,7 @@ from gvm_ray.cli import main
 from gvm_ray.config import PredictionConfig, load_prediction
 from gvm_ray.exceptions import ConfigError
 from gvm_ray.lab.predictor.features import Feature, feature_rows, features
+from gvm_ray.lab.predictor.measure import markdown
 from gvm_ray.lab.predictor.policies import policy_config
 from gvm_ray.lab.predictor.pool import PolicyStates, PredictionPool
 from gvm_ray.lab.predictor.scores import FeatureScore, policy_scores
@@ -235,3 +236,10 @@ def test_too_many_prompts_and_a_missing_warm_start_are_refused(
     (tmp_path / "tiny.toml").write_text(text[:start] + text[end:], encoding="utf-8")
     assert main(["predictor", str(path), "--dry-run"]) == 2
     assert "policy 'early' sets warm_start_updates=4, and 'tiny.toml' has no [warm_start]" in capsys.readouterr().err
+
+
+def test_a_policy_that_solves_nothing_has_no_correlations() -> None:
+    unsolved = pool(np.zeros(240))
+    scores = list(policy_scores(settings(), unsolved))
+    assert all(np.isnan(score.deviation) for score in scores)
+    assert "| length | nothing | - | - |" in markdown(scores, [unsolved])

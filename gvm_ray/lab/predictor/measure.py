@@ -147,13 +147,21 @@ def _table(scores: Sequence[FeatureScore]) -> list[str]:
         cells = [
             name,
             whole.cost,
-            f"{whole.scores.true_correlation:.2f} ± {whole.deviation:.2f}",
-            *(f"{by_paid[size].scores.true_correlation:.2f}" if size in by_paid else "-" for size in sizes),
+            _correlation(whole, deviation=True),
+            *(_correlation(by_paid[size]) if size in by_paid else "-" for size in sizes),
             f"{whole.scores.absolute_error:.3f}",
             f"{whole.scores.brier:.3f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _correlation(score: FeatureScore, *, deviation: bool = False) -> str:
+    """The corrected correlation; - where the rates scatter no more than their noise, so that there is none."""
+    r = score.scores.true_correlation
+    if not np.isfinite(r):
+        return "-"
+    return f"{r:.2f} ± {score.deviation:.2f}" if deviation else f"{r:.2f}"
 
 
 def plot_curves(scores: Sequence[FeatureScore], path: Path, *, samples: int) -> None:

@@ -27,7 +27,7 @@ class FeatureScore:
     paid: int | None  # other prompts with one sample each; None = all prompts of the other folds, half of their samples
     scores: PredictionScores
     ceiling: NoiseCeiling
-    deviation: float  # bootstrap standard error of the corrected correlation, over prompts
+    deviation: float  # bootstrap standard error of the corrected correlation, over prompts; NaN if that is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +166,14 @@ def _compared(
     size = int(known.sum())
     resampled = [rng.integers(size, size=size) for _ in range(_RESAMPLES)]
     drawn = [prediction_scores(*(values[:, rows].ravel() for values in arrays)) for rows in resampled]
+    found = [r for each in drawn if np.isfinite(r := each.true_correlation)]
+    scores = prediction_scores(*(values.ravel() for values in arrays))
     return FeatureScore(
         policy=pool.name,
         features=feature.name,
         cost=feature.cost,
         paid=paid,
-        scores=prediction_scores(*(values.ravel() for values in arrays)),
+        scores=scores,
         ceiling=noise_ceiling(*(values.ravel() for values in arrays[1:])),
-        deviation=float(np.std([r for each in drawn if np.isfinite(r := each.true_correlation)] or np.nan)),
+        deviation=float(np.std(found)) if found and np.isfinite(scores.true_correlation) else float("nan"),
     )

@@ -14,7 +14,7 @@ COMPARE = ROOT / "configs" / "compare"
 
 def test_shipped_records_are_of_the_shipped_settings() -> None:
     found = sorted((ROOT / "docs" / "results" / "compare").glob("*/*/runs.csv"))
-    assert len(found) == 5
+    assert len(found) == 6
     for file in found:
         comparison, phase = load_comparison(COMPARE / f"{file.parts[-3]}.toml"), file.parts[-2]
         assert phase in ("exploration", "confirmation")

@@ -29,6 +29,11 @@ def add_to(commands: Commands) -> None:
     compare.add_argument("--dry-run", action="store_true", help="check every run's settings, list them, and stop")
     compare.add_argument("--report", action="store_true", help="only tables and plots of the runs that are done")
     compare.add_argument(
+        "--against",
+        metavar="ARM",
+        help="only tables of the runs that are done, against this arm in place of the baseline",
+    )
+    compare.add_argument(
         "--null",
         action="store_true",
         help="only simulate comparisons of identical arms, and of one twice as fast, from the runs that are done",
@@ -49,10 +54,14 @@ def _compare(options: argparse.Namespace) -> int:
         runs = selected(planned_runs(comparison, folder=config_folder, phase=options.phase), only)
         print("\n".join([*(run.name for run in runs), f"{len(runs)} runs of {comparison.token_budget:,} tokens each"]))
         return 0
-    from gvm_ray.lab.compare.compare import ComparisonFolder, compare, null_report, report
+    from gvm_ray.lab.compare.compare import ComparisonFolder, compare, null_report, report, report_against
 
     if options.null:
         print(null_report(comparison, config_folder=config_folder, phase=options.phase))
+        return 0
+    if options.against is not None:
+        tables = report_against(comparison, options.against, config_folder=config_folder, phase=options.phase)
+        print(f"{tables.read_text(encoding='utf-8')}\ntables are in {tables.parent}")
         return 0
     if options.report:
         records = report(comparison, config_folder=config_folder, phase=options.phase)

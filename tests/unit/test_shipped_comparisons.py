@@ -1,10 +1,14 @@
-"""Every shipped comparison plans its runs in both phases."""
+"""Every shipped comparison plans its runs in both phases, and its tables can be made against any arm that was run."""
 
+import csv
+import shutil
 from pathlib import Path
 
 import pytest
 
 from gvm_ray.config import load_comparison
+from gvm_ray.exceptions import DataError
+from gvm_ray.lab.compare.compare import report_against
 from gvm_ray.lab.compare.records import read_csv, run_key
 from gvm_ray.lab.compare.runs import planned_runs
 
@@ -47,3 +51,40 @@ def test_it_plans_its_runs(path: Path) -> None:
     assert len(names) == len(runs) // len(comparison.confirmation_seeds) * len(
         comparison.exploration_seeds + comparison.confirmation_seeds
     )
+
+
+def test_against_another_arm_each_area_changes_its_sign(tmp_path: Path) -> None:
+    shipped = ROOT / "docs" / "results" / "compare" / "rivals" / "confirmation"
+    shutil.copytree(shipped, tmp_path / "confirmation")
+    comparison = load_comparison(COMPARE / "rivals.toml", [f'results_dir="{tmp_path}"'])
+    report_against(comparison, "dps", config_folder=COMPARE, phase="confirmation")
+    rows = areas(tmp_path / "confirmation" / "against_dps.csv")
+    before = areas(shipped / "comparison.csv")
+    settings = {setting for setting, arm in rows}
+    assert settings == {setting for setting, arm in before if arm == "dps"}
+    for setting in settings:
+        assert rows[setting, "dps"] is None
+        there, back = rows[setting, "uniform"], before[setting, "dps"]
+        assert there is not None
+        assert back is not None
+        assert there == pytest.approx((-back[0], -back[2], -back[1]))
+
+
+def test_against_takes_an_arm_that_was_run() -> None:
+    comparison = load_comparison(COMPARE / "rivals.toml")
+    with pytest.raises(DataError, match="--against nix: no such arm; write one of uniform, uniform_again"):
+        report_against(comparison, "nix", config_folder=COMPARE, phase="confirmation")
+    with pytest.raises(DataError, match="--against spo_offline: it has no finished run of the confirmation"):
+        report_against(comparison, "spo_offline", config_folder=COMPARE, phase="confirmation")
+
+
+def areas(path: Path) -> dict[tuple[tuple[str, ...], str], tuple[float, ...] | None]:
+    """(Setting, arm) -> area over charged tokens on the balanced test and its interval; rows by setting alone."""
+    found = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["base"] != "(all)":
+                setting = tuple(row[name] for name in ("training_set", "algorithm", "family", "base"))
+                cells = [row[f"balanced/charged_tokens/area{end}"] for end in ("", "_low", "_high")]
+                found[setting, row["arm"]] = tuple(map(float, cells)) if all(cells) else None
+    return found

@@ -148,6 +148,32 @@ def report(comparison: ComparisonConfig, *, config_folder: Path, phase: Phase) -
     return known
 
 
+def report_against(comparison: ComparisonConfig, arm: str, *, config_folder: Path, phase: Phase) -> Path:
+    """Write tables `against_<arm>` with this arm as the baseline, over the settings in which it has run.
+
+    Returns:
+        The path of the Markdown.
+
+    Raises:
+        UserError: the arm is unknown or has no finished run, or the records can't be compared.
+    """
+    arms = [each.name for each in comparison.arms]
+    if arm not in arms:
+        raise DataError(f"--against {arm}: no such arm; write one of {', '.join(arms)}")
+    folder = ComparisonFolder.of(comparison, config_folder=config_folder, phase=phase)
+    known = list(folder.known(planned_runs(comparison, folder=config_folder, phase=phase)).values())
+    settings = {record.setting for record in known if record.arm == arm and record.status == "finished"}
+    if not settings:
+        raise DataError(f"--against {arm}: it has no finished run of the {phase}; make one first, or name another arm")
+    return write_tables(
+        [record for record in known if record.setting in settings],
+        folder.results,
+        name=f"against_{arm}",
+        baseline=arm,
+        prices=comparison.prices,
+    )[0]
+
+
 def null_report(comparison: ComparisonConfig, *, config_folder: Path, phase: Phase, num_comparisons: int = 400) -> str:
     """Simulate comparisons with a known truth from a phase's existing records, with as many seeds as the phase has.
 

@@ -87,15 +87,17 @@ def write_tables(
     records: Sequence[RunRecord],
     folder: Path,
     *,
+    name: str = "comparison",
     baseline: str = "uniform",
     prices: Mapping[str, PriceConfig] | None = None,
     superseded: Sequence[RunRecord] = (),
 ) -> tuple[Path, Path]:
-    """Write `comparison.md` and `comparison.csv` into a folder, which is created if missing; returns their paths.
+    """Write `<name>.md` and `<name>.csv` into a folder, which is created if missing; returns their paths.
 
     Args:
         records: the runs.
         folder: where to write.
+        name: of the files.
         baseline: the arm to compare the others with.
         prices: machines whose prices turn tokens into seconds.
         superseded: those of the records that were made with other settings than the comparison's now; they are named.
@@ -107,7 +109,7 @@ def write_tables(
     rows = table_rows(records, baseline=baseline, costs=costs)
     nulls = null_lines(records, baseline=baseline, num_comparisons=_NUM_SIMULATED)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "comparison.md", folder / "comparison.csv"
+    paths = folder / f"{name}.md", folder / f"{name}.csv"
     legend = _legend(baseline, costs, prices or {}, superseded)
     text = markdown(rows, _failed(records), legend=legend, costs=costs, nulls=nulls)
     for path, content in zip(paths, (text, csv_text([_csv_row(row) for row in rows])), strict=True):

@@ -238,48 +238,77 @@ def test_a_steps_line_is_shown_as_the_console_prints_it() -> None:
 
 
 def test_the_readmes_gains_are_those_of_the_tables() -> None:
-    """Each row's stretches, and bold exactly where the area excludes 0; every other decimal is in a CSV too."""
+    """Each row's stretches, and bold exactly where the area excludes 0."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text[text.index("## What it gains") : text.index("## What it does")]
-    rows = comparison_rows()
-    traced = set()
-    for line in section.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not line.startswith("| `"):
-            continue
-        family, algorithm = cells[0].strip("`"), cells[1].lower()
-        file = "controls" if family == "list_programs" else "main"
-        setting = (file, "mostly_solved", algorithm, family, "b")
-        quoted = [("gvm_pool", "charged_tokens"), ("gvm_pool_singles", "charged_tokens")]
-        for cell, (arm, cost) in zip(cells[2:], [*quoted, ("gvm_pool_singles", "h100_seconds")], strict=True):
-            row = rows[(*setting, arm)]
+    rows = table_rows("confirmation/comparison.csv")
+    lines = [line for line in section.splitlines() if line.startswith("| ") and "[" in line]
+    assert len(lines) == 6
+    for line in lines:
+        problems, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        training_set = "balanced" if problems.startswith("balanced") else "mostly_solved"
+        algorithm = problems.rsplit(", ")[-1].lower()
+        family = re.findall(r"`(\w+)`", problems)
+        place = (family[0], "b") if family else ("(all)", "(all)")
+        control = "uniform_singles" if algorithm == "raft++" else "uniform_singles_predicted"
+        charged = [(arm, "charged_tokens") for arm in ("gvm_pool_singles_pcl", "gvm_pool_pcl", control)]
+        for cell, (arm, cost) in zip(cells, [*charged, ("gvm_pool_singles_pcl", "h100_seconds")], strict=True):
+            row = rows[(training_set, algorithm, *place, arm)]
             low, high = (float(row[f"balanced/{cost}/area_{end}"]) for end in ("low", "high"))
-            stretch = "{:.2f} [{:.2f}, {:.2f}]".format(*(float(row[name]) for name in stretch_columns(cost)))
-            assert cell == (f"**{stretch}**" if low > 0 or high < 0 else stretch), (family, algorithm, arm, cost)
-            traced |= {*re.findall(r"\d+\.\d\d", cell)}
-    assert len(traced) > 20
-    known = {
-        f"{float(row[name]):.2f}"
-        for row in rows.values()
-        for name in stretch_columns("charged_tokens")
-        if row.get(name)
-    }
-    assert {*re.findall(r"\d+\.\d\d", section)} <= known | traced
+            stretch = "{:.2f} [{:.2f}, {:.2f}]".format(
+                *(float(row[name]) for name in columns("balanced", cost, "stretch"))
+            )
+            assert cell == (f"**{stretch}**" if low > 0 or high < 0 else stretch), (problems, arm, cost)
+    assert set(estimates(section)) <= published_estimates()
 
 
-def comparison_rows() -> dict[tuple[str, ...], dict[str, str]]:
-    """(comparison, training set, algorithm, family, base, arm) -> row of the published tables."""
-    found = {}
-    for path in sorted((ROOT / "docs" / "results" / "compare").glob("*/confirmation/comparison.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                names = ("training_set", "algorithm", "family", "base", "arm")
-                found[(path.parts[-3], *(row[name] for name in names))] = row
+@pytest.mark.parametrize(
+    ("page", "start", "end"),
+    [
+        ("results.md", "## Against the methods nearest to it", "## Single samples, and"),
+        ("allocators.md", "## Which one to take", "## The shipped ones"),
+    ],
+)
+def test_areas_and_stretches_with_intervals_are_those_of_the_tables(page: str, start: str, end: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    quoted = set(estimates(text[text.index(start) : text.index(end)]))
+    assert len(quoted) > 10
+    assert quoted <= published_estimates()
+
+
+def estimates(text: str) -> list[str]:
+    """Values with an interval, as in "+0.048 [+0.033, +0.063]", with the minus sign of prose as "-"."""
+    return re.findall(r"[+-]?\d+\.\d+ \[[+-]?\d+\.\d+, [+-]?\d+\.\d+\]", text.replace("\u2212", "-"))
+
+
+def published_estimates() -> set[str]:
+    """Areas and stretches of the tables of `rivals`, on both tests and over all costs, as pages print them."""
+    found = set()
+    for file in ("confirmation/comparison.csv", "exploration/comparison.csv", "confirmation/against_*.csv"):
+        for row in table_rows(file).values():
+            for test, cost in itertools.product(
+                ("balanced", "train"), ("charged_tokens", "cpu_seconds", "h100_seconds")
+            ):
+                for what, form in (("area", "{:+.3f} [{:+.3f}, {:+.3f}]"), ("stretch", "{:.2f} [{:.2f}, {:.2f}]")):
+                    cells = [row.get(name) for name in columns(test, cost, what)]
+                    if all(cells):
+                        found.add(form.format(*map(float, filter(None, cells))))
     return found
 
 
-def stretch_columns(cost: str) -> tuple[str, ...]:
-    return tuple(f"balanced/{cost}/stretch{end}" for end in ("", "_low", "_high"))
+def table_rows(file: str) -> dict[tuple[str, ...], dict[str, str]]:
+    """(Training set, algorithm, family, base, arm) -> row of these tables of `rivals`; with several, the name follows."""
+    found = {}
+    for path in sorted((ROOT / "docs" / "results" / "compare" / "rivals").glob(file)):
+        with path.open(encoding="utf-8", newline="") as opened:
+            for row in csv.DictReader(opened):
+                key = tuple(row[name] for name in ("training_set", "algorithm", "family", "base", "arm"))
+                found[key if "*" not in file else (*key, path.stem)] = row
+    return found
+
+
+def columns(test: str, cost: str, what: str) -> list[str]:
+    return [f"{test}/{cost}/{what}{end}" for end in ("", "_low", "_high")]
 
 
 # --- the architecture -------------------------------------------------------------------------------------------------

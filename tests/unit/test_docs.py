@@ -297,7 +297,7 @@ def published_estimates() -> set[str]:
 
 
 def table_rows(file: str) -> dict[tuple[str, ...], dict[str, str]]:
-    """(Training set, algorithm, family, base, arm) -> row of these tables of `rivals`; with several, the name follows."""
+    """(Training set, algorithm, family, base, arm) -> row of these tables of `rivals`; of several, with its name."""
     found = {}
     for path in sorted((ROOT / "docs" / "results" / "compare" / "rivals").glob(file)):
         with path.open(encoding="utf-8", newline="") as opened:

@@ -162,11 +162,11 @@ def report_against(comparison: ComparisonConfig, arm: str, *, config_folder: Pat
         raise DataError(f"--against {arm}: no such arm; write one of {', '.join(arms)}")
     folder = ComparisonFolder.of(comparison, config_folder=config_folder, phase=phase)
     known = list(folder.known(planned_runs(comparison, folder=config_folder, phase=phase)).values())
-    settings = {record.setting for record in known if record.arm == arm and record.status == "finished"}
+    settings = {str(record.setting) for record in known if record.arm == arm and record.status == "finished"}
     if not settings:
         raise DataError(f"--against {arm}: it has no finished run of the {phase}; make one first, or name another arm")
     return write_tables(
-        [record for record in known if record.setting in settings],
+        [record for record in known if str(record.setting) in settings],
         folder.results,
         name=f"against_{arm}",
         baseline=arm,

@@ -21,6 +21,7 @@ from gvm_ray.reporting.progress import step_line
 from tests.house import with_floor_plan
 
 ROOT = Path(__file__).parents[2]
+RIVALS = ROOT / "docs" / "results" / "compare" / "rivals"
 GUIDES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *GUIDES]
 LINKING_PAGES = [
@@ -238,10 +239,10 @@ def test_a_steps_line_is_shown_as_the_console_prints_it() -> None:
 
 
 def test_the_readmes_gains_are_those_of_the_tables() -> None:
-    """Each row's stretches, and bold exactly where the area excludes 0."""
+    """Each row's stretches, and bold exactly where the area excludes 0; every other decimal is in a CSV too."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text[text.index("## What it gains") : text.index("## What it does")]
-    rows = table_rows("confirmation/comparison.csv")
+    rows = table_rows(RIVALS / "confirmation" / "comparison.csv")
     lines = [line for line in section.splitlines() if line.startswith("| ") and "[" in line]
     assert len(lines) == 6
     for line in lines:
@@ -259,7 +260,9 @@ def test_the_readmes_gains_are_those_of_the_tables() -> None:
                 *(float(row[name]) for name in columns("balanced", cost, "stretch"))
             )
             assert cell == (f"**{stretch}**" if low > 0 or high < 0 else stretch), (problems, arm, cost)
-    assert set(estimates(section)) <= published_estimates()
+    quoted = set(estimates(section))
+    assert quoted <= published_estimates()
+    assert {*re.findall(r"\d+\.\d\d", section)} <= {*re.findall(r"\d+\.\d\d", " ".join(quoted))}
 
 
 @pytest.mark.parametrize(
@@ -284,8 +287,8 @@ def estimates(text: str) -> list[str]:
 def published_estimates() -> set[str]:
     """Areas and stretches of the tables of `rivals`, on both tests and over all costs, as pages print them."""
     found = set()
-    for file in ("confirmation/comparison.csv", "exploration/comparison.csv", "confirmation/against_*.csv"):
-        for row in table_rows(file).values():
+    for path in (*RIVALS.glob("*/comparison.csv"), *RIVALS.glob("*/against_*.csv")):
+        for row in table_rows(path).values():
             for test, cost in itertools.product(
                 ("balanced", "train"), ("charged_tokens", "cpu_seconds", "h100_seconds")
             ):
@@ -296,15 +299,11 @@ def published_estimates() -> set[str]:
     return found
 
 
-def table_rows(file: str) -> dict[tuple[str, ...], dict[str, str]]:
-    """(Training set, algorithm, family, base, arm) -> row of these tables of `rivals`; of several, with its name."""
-    found = {}
-    for path in sorted((ROOT / "docs" / "results" / "compare" / "rivals").glob(file)):
-        with path.open(encoding="utf-8", newline="") as opened:
-            for row in csv.DictReader(opened):
-                key = tuple(row[name] for name in ("training_set", "algorithm", "family", "base", "arm"))
-                found[key if "*" not in file else (*key, path.stem)] = row
-    return found
+def table_rows(path: Path) -> dict[tuple[str, ...], dict[str, str]]:
+    """(Training set, algorithm, family, base, arm) -> row of a comparison's table."""
+    names = ("training_set", "algorithm", "family", "base", "arm")
+    with path.open(encoding="utf-8", newline="") as file:
+        return {tuple(row[name] for name in names): row for row in csv.DictReader(file)}
 
 
 def columns(test: str, cost: str, what: str) -> list[str]:

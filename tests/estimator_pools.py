@@ -46,6 +46,7 @@ def run_config(*, prompts: int, samples: int = 8, **tables: Any) -> RunConfig:
         "model": {"type": "scratch"},
         "prompts": {"train": {"type": "arithmetic"}},
         "rewards": {"terms": [{"type": "exact"}]},
+        "allocator": {"type": "uniform"},
     }
     return parse_config({**values, **tables})
 

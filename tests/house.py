@@ -20,7 +20,7 @@ MIN_LINES = 40
 # the parts share.
 STRATEGIES = {
     "gvm_ray/algorithms": ("base", "loss"),
-    "gvm_ray/allocators": ("base", "driver", "memory", "predictor", "selection"),
+    "gvm_ray/allocators": ("base", "driver", "memory", "predictive", "predictor", "selection"),
     "gvm_ray/allocators/rivals": (),
     "gvm_ray/engines": ("open_requests", "server", "turns", "weight_receiver"),
     "gvm_ray/rewards": (

@@ -8,7 +8,8 @@ from gvm_ray.allocators.base import Allocator, Report, Rounds, Step
 from gvm_ray.allocators.custom import CustomAllocatorConfig
 from gvm_ray.allocators.driver import AllocationDriver
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
-from gvm_ray.allocators.gvm_pool import GVMOnlineAllocatorConfig, GVMPoolAllocatorConfig, NeymanAllocatorConfig
+from gvm_ray.allocators.gvm_online import GVMOnlineAllocatorConfig, NeymanAllocatorConfig
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.allocators.rivals.cures import CurESAllocatorConfig
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
 from gvm_ray.allocators.rivals.dps import DPSAllocatorConfig

@@ -124,6 +124,11 @@ class AllocatorConfig(Settings, ABC):
     baseline_setting: ClassVar[str | None] = None
 
     @property
+    def gives_baselines(self) -> bool:
+        """Whether every prompt has a baseline before it is sampled."""
+        return self.baseline_setting is not None and bool(getattr(self, self.baseline_setting))
+
+    @property
     def knows_accept_rates(self) -> bool:
         """Whether every sampled prompt has an accept rate that doesn't depend on the samples averaged over."""
         return False

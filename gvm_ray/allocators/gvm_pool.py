@@ -1,212 +1,55 @@
-"""Allocators without pilots: one round a step, divided by predictions for each prompt, from the first step on."""
+"""Selection from a pool of candidates, before they are sampled, by their predicted accept rates."""
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from gvm_ray.allocators.base import (
-    Allocator,
-    AllocatorConfig,
-    Needs,
-    OptionalPromptStates,
-    PromptStatesConfig,
-    Report,
-    Rounds,
-    RunShape,
-    SmallestGroup,
-    Step,
-    check_bounds,
-)
-from gvm_ray.maths.allocation import (
-    apportion,
-    expected_samples,
-    gradient_deviation,
-    gvm_weights,
-    inclusion_weights,
-    largest,
-    neyman_weights,
-    select_groups,
-)
-from gvm_ray.settings import Count, NonNegativeCount, Positive, Probability, Settings
-from gvm_ray.types import Float64Array, IndexArray, Metrics, TrainedNorms
+from gvm_ray.allocators.base import PromptStatesConfig, RunShape, SmallestGroup
+from gvm_ray.allocators.predictive import PoolScore, PredictiveAllocator, PredictiveConfig, RateSource
+from gvm_ray.maths.allocation import expected_samples, inclusion_weights, largest, select_groups
+from gvm_ray.settings import Count, Probability
+from gvm_ray.types import Float64Array, IndexArray
 
 if TYPE_CHECKING:
     from gvm_ray.allocators.predictor import PromptEstimates
 
-_ALPHA, _BETA = 1e-3, 2.0  # GVM's defaults
 _CANDIDATES_PER_PROMPT = 16  # candidates for each prompt of prompts_per_step
 _FREE_CANDIDATES = 1024  # takes a few milliseconds to predict
+_FREE_CANDIDATES_PER_GROUP = 4
 
 
-Score = Literal["gradient_deviation", "norm_neyman", "neyman", "log_neyman", "gvm"]
-PoolScore = Literal[Score, "pcl"]  # "pcl" chooses among candidates, and has no share of a fixed batch to give
-RateSource = Literal["both", "features", "history"]
+class GVMPoolAllocatorConfig(PredictiveConfig):
+    """Chooses among candidates, before they are sampled, by their predicted accept rate p.
 
-
-class PredictorConfig(Settings):
-    """Predictions for a prompt before it is sampled, learned during the run from the run's own samples."""
-
-    forgetting: Annotated[float, Field(gt=0, le=1)] = 0.9  # the weight of samples is multiplied by this at every step
-    # A priori standard deviation of the part of a prompt's logit that the features explain: the ridge penalty on the
-    # coefficients of D standardised features is D / prior_deviation^2. A larger value fits faster, and overfits more.
-    prior_deviation: Positive = 2.0
-    # The prediction from features counts as this many samples of the prompt itself. "fitted" = as many as the run's
-    # samples say at each step: few if prompts that look alike turn out different.
-    history_trials: Positive | Literal["fitted"] = "fitted"
-    token_features: NonNegativeCount = 0  # number of columns for the prompt's token counts (id modulo it); not charged
-    source_features: tuple[str, ...] = ()  # names in Prompt.features whose values are categories, e.g. level
-    max_state_features: Count = 256  # wider hidden states are projected to this width at random
-    window_rows: Count = 2048  # number of latest groups to learn from
-
-
-class _PredictiveConfig(AllocatorConfig):
-    """Settings that predictive allocators share. A prompt's share of the budget is proportional to its score."""
-
-    sharpness: Positive = 1.0  # exponent on the score
-    uniform_share: Probability = 0.1  # share of the budget that is split evenly, whatever the scores
-    exploration: Literal["none", "thompson"] = "none"  # thompson: accept rates are drawn from their posterior
-    states: OptionalPromptStates = "embedding"
-    predictor: PredictorConfig = PredictorConfig()
-    # Measure gradient norms while training, for scores with G. False = G is 1 for all, and training is faster.
-    training_gradient_norms: bool = True
-    # A measured sample needs its own copy of its prompt. Where the learner lets responses share prompts, so many of a
-    # prompt's accepted samples, and of its rejected ones, are measured; "all" measures all and shares no prompt.
-    norm_samples: Count | Literal["all"] = 1
-
-    def needs(self, run: RunShape) -> Needs:
-        """Candidates, embeddings or hidden states to predict from, and gradient norms from training."""
-        return Needs(
-            candidates=self.num_candidates(run),
-            states=self.states,
-            training_norms=self.training_gradient_norms,
-            norm_samples=None if self.norm_samples == "all" else self.norm_samples,
-        )
-
-    def num_candidates(self, run: RunShape) -> int:
-        """The number of prompts to choose from; prompts_per_step for an allocator that doesn't select."""
-        return run.prompts_per_step
-
-    @property
-    def knows_accept_rates(self) -> bool:
-        """True: accept rates are predicted before the samples are drawn."""
-        return True
-
-
-class PredictiveAllocator(Allocator):
-    """Allocate in one round a step: predict, score, divide. Before the first samples all prompts score the same."""
-
-    def __init__(
-        self,
-        settings: "GVMPoolAllocatorConfig | GVMOnlineAllocatorConfig | NeymanAllocatorConfig",
-        *,
-        accept_threshold: float,
-        seed: int,
-    ) -> None:
-        # Imported here, because reading settings imports this module, and scipy loads slower than the rest of the CLI.
-        from gvm_ray.allocators.predictor import NormAgreement, RewardLevels, StatsPredictor
-
-        self._settings = settings
-        self._predictor = StatsPredictor(settings.predictor, accept_threshold=accept_threshold, seed=seed)
-        self._norms = NormAgreement()
-        self._levels = RewardLevels(accept_threshold=accept_threshold, forgetting=settings.predictor.forgetting)
-
-    def rounds(self, step: Step) -> Rounds:
-        """Spend the whole budget in one round, by prediction."""
-        rows = self._predictor.rows(step.prompts, step.states)
-        estimates = self._predictor.predict(step.prompts, rows, step=step.number)
-        scores = self._scores(estimates, step.rng)
-        sizes, weights = self._divide(scores, budget=step.budget, rng=step.rng)
-        self._norms.expect(step.ids, estimates)
-        outcomes = yield step.counts(sizes)
-        self._predictor.observe(step.prompts, rows, outcomes, step=step.number)
-        chosen = np.flatnonzero(sizes)
-        sampled = [step.ids[row] for row in chosen.tolist()]
-        baselines, scales = self._baselines(sampled, estimates, rows=chosen)
-        self._levels.observe(outcomes)  # after the baselines, which must not depend on the samples they are for
-        return Report(
-            accept_rates=dict(zip(sampled, estimates.accept_rates[chosen].tolist(), strict=True)),
-            baselines=baselines,
-            scales=scales,
-            prompt_weights={} if weights is None else dict(zip(sampled, weights[chosen].tolist(), strict=True)),
-            metrics={
-                "allocation/prompts": float(len(chosen)),
-                "allocation/p_hat_mean": float(estimates.accept_rates.mean()),
-                "allocation/history_trials": estimates.history_trials,
-                "allocation/gradient_norm_mean": float(estimates.accepted_norms.mean()),
-                **self._norms.metrics(),
-                **({} if weights is None else _weight_metrics(weights[chosen])),
-            },
-            histograms={"accept_rate": estimates.accept_rates},
-        )
-
-    def observe_training(self, norms: Sequence[TrainedNorms]) -> None:
-        """Learn the gradient norms that training measured."""
-        self._norms.observe(norms)
-        self._predictor.observe_training(norms)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The memory of the predictor and of the reward levels."""
-        return {"predictor": self._predictor.state_dict(), "rewards": self._levels.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the memory that `state_dict` returned."""
-        self._predictor.load_state_dict(state["predictor"])
-        self._levels.load_state_dict(state["rewards"])
-
-    @abstractmethod
-    def _divide(
-        self, scores: Float64Array, *, budget: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.int64], Float64Array | None]:
-        """Return n [P], which sum to the budget, and weights [P] that undo the selection, or None without them."""
-
-    def _baselines(
-        self, prompt_ids: Sequence[str], estimates: "PromptEstimates", *, rows: IndexArray
-    ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """Predicted means and deviations of the reward by prompt_id, of prompts that are these rows of the estimates;
-        empty if the group's own are used."""
-        return {}, {}
-
-    def _scores(self, estimates: "PromptEstimates", rng: np.random.Generator) -> Float64Array:
-        """Scores [P] >= 0; ones before the predictor has learned from samples."""
-        if not estimates.learned:
-            return np.ones(len(estimates.accept_rates))
-        rates = estimates.accept_rates
-        if self._settings.exploration == "thompson":
-            rates = beta_draws(rates, estimates.deviations, rng)
-        return score(self._settings.score, rates, estimates) ** self._settings.sharpness
-
-
-class GVMPoolAllocatorConfig(_PredictiveConfig):
-    """Selects prompts from a pool of candidates, and sizes groups, by their predicted share of gradient variance.
-
-    With `score = "pcl"` by the rule of Prompt Curriculum Learning (arXiv 2510.01135) instead: as many candidates as the
-    budget makes groups, those with the largest -|p - 1/2|, share it equally. As published with `uniform_share = 0`; a
-    larger one splits that share evenly over all candidates. The paper learns a value model beside the policy to predict
-    p; here it is the prediction that the other scores have.
+    By default one sample each of the prompts with the largest -|p - 1/2|, as in Prompt Curriculum Learning (arXiv
+    2510.01135), and with the predicted mean reward as baseline. The paper samples groups, and learns a value model
+    beside the policy to predict p. With the other scores a prompt's chance to be sampled is its share of the budget.
     """
 
     baseline_setting: ClassVar[str | None] = "predicted_baseline"
 
     type: Literal["gvm_pool"] = "gvm_pool"
-    # A prompt's share of the budget, from its accept rate p and the gradient norms G+ of its accepted and G- of its
-    # rejected samples, all predicted. "gradient_deviation" = sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)), the root mean
-    # square of a sample's term of the policy gradient; "norm_neyman" = G+ sqrt(p (1 - p)); "neyman" = sqrt(p (1 - p));
-    # "log_neyman" = sqrt((1 - p) / p); "gvm" = G+ / sqrt(p + alpha / p) with alpha = 1e-3 (arXiv 2505.02391,
+    # "pcl" = -|p - 1/2|: as many candidates as the budget makes groups, those with the largest score, share it equally.
+    # Others give a prompt its share of the budget, from p and the gradient norms G+ of its accepted and G- of its
+    # rejected samples, all predicted: "norm_neyman" = G+ sqrt(p (1 - p)); "neyman" = sqrt(p (1 - p)); "log_neyman" =
+    # sqrt((1 - p) / p); "gradient_deviation" = sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)), the root mean square of a
+    # sample's term of the policy gradient; "gvm" = G+ / sqrt(p + alpha / p) with alpha = 1e-3 (arXiv 2505.02391,
     # Proposition 1, beta = 2).
-    score: PoolScore = "norm_neyman"
+    score: PoolScore = "pcl"
+    uniform_share: Probability = 0.0  # share of the budget that is split evenly over all candidates
     # Number of candidates in a step, or the whole training set if it is smaller. None = 16 prompts_per_step, or fewer,
     # so that prefilling them costs no more than the step's samples (if all prompts and responses have max_tokens), but
-    # at least twice the number of groups. Without hidden states, as by default, candidates are free: 1024 or more.
+    # at least twice the number of groups. Without hidden states, as by default, candidates are free: at least 1024,
+    # and four for each group.
     candidates_per_step: Count | None = None
-    group_size: Count = 4  # a prompt gets no samples, or at least this many
+    group_size: Count = 1  # a prompt gets no samples, or at least this many
     max_samples: Count | None = None  # of a prompt; none = no bound
     # Advantage (r - b) / s with the predicted mean b and deviation s of the reward, so that a group of one works too:
-    # with rewards of 0 and 1, (r - p) / sqrt(p (1 - p)).
-    predicted_baseline: bool = False
+    # with rewards of 0 and 1, (r - p) / sqrt(p (1 - p)). None = if group_size is 1. RAFT and RAFT++ take no baseline.
+    predicted_baseline: bool | None = None
     predicted_scale: bool = True  # false: the advantage is r - b
     # Prediction behind b and s: from the prompt's features, from its own earlier samples (decayed counts with a
     # Beta(1/2, 1/2) prior), or from both as everywhere else.
@@ -225,12 +68,17 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
 
     @model_validator(mode="after")
     def _baseline_is_predicted(self) -> "GVMPoolAllocatorConfig":
-        if not self.predicted_baseline and (not self.predicted_scale or self.baseline_source != "both"):
+        if not self.gives_baselines and (not self.predicted_scale or self.baseline_source != "both"):
             raise ValueError(
                 f"predicted_scale={str(self.predicted_scale).lower()} and baseline_source={self.baseline_source!r} are "
                 "of the predicted baseline; write predicted_baseline=true, or leave them out"
             )
         return self
+
+    @property
+    def gives_baselines(self) -> bool:
+        """The value of `predicted_baseline`, or its default."""
+        return self.group_size == 1 if self.predicted_baseline is None else self.predicted_baseline
 
     def expected_samples(self, scores: Float64Array, *, budget: int) -> Float64Array:
         """E[n] [C] of candidates with these scores [C]."""
@@ -243,10 +91,11 @@ class GVMPoolAllocatorConfig(_PredictiveConfig):
         if self.candidates_per_step is not None:
             return self.candidates_per_step
         budget = run.prompts_per_step * run.samples_per_prompt
-        fewest = max(run.prompts_per_step, 2 * (budget // self.group_size))  # with fewer there is nothing to select
+        groups = budget // self.group_size
+        fewest = max(run.prompts_per_step, 2 * groups)  # with fewer there is nothing to select
         most = max(_CANDIDATES_PER_PROMPT * run.prompts_per_step, fewest)
         if not isinstance(self.states, PromptStatesConfig):
-            return max(most, _FREE_CANDIDATES)
+            return max(most, _FREE_CANDIDATES, _FREE_CANDIDATES_PER_GROUP * groups)
         if not run.prefill_price:
             return most
         paid = budget * run.max_response_tokens / (run.max_prompt_tokens * run.prefill_price)
@@ -304,96 +153,9 @@ class GVMPoolAllocator(PredictiveAllocator):
         self, prompt_ids: Sequence[str], estimates: "PromptEstimates", *, rows: IndexArray
     ) -> tuple[Mapping[str, float], Mapping[str, float]]:
         settings = self._settings
-        if not settings.predicted_baseline:
+        if not settings.gives_baselines:
             return {}, {}
         rates = estimates.rates_from(settings.baseline_source)[rows]
         means, deviations = self._levels.expected(rates.clip(0.02, 0.98))
         scales = dict(zip(prompt_ids, deviations.tolist(), strict=True)) if settings.predicted_scale else {}
         return dict(zip(prompt_ids, means.tolist(), strict=True)), scales
-
-
-class _BoundedConfig(_PredictiveConfig):
-    """Settings of allocators that divide the budget among the step's prompts, within bounds."""
-
-    min_samples: NonNegativeCount = 0  # of every prompt
-    max_samples: Count | None = None  # of a prompt, at least samples_per_prompt; none = no bound
-
-    def smallest_group(self, run: RunShape) -> SmallestGroup:
-        """The lower bound `min_samples`."""
-        return SmallestGroup(setting="allocator.min_samples", value=self.min_samples)
-
-    def check_fits(self, run: RunShape) -> None:
-        """Check that samples_per_prompt lies within the bounds."""
-        check_bounds(self.min_samples, self.max_samples, run)
-
-
-class GVMOnlineAllocatorConfig(_BoundedConfig):
-    """Divides the budget among the step's prompts by predictions; every prompt gets at least `min_samples`."""
-
-    type: Literal["gvm_online"] = "gvm_online"
-    score: Score = "gvm"  # as for gvm_pool
-
-    def build(self, *, accept_threshold: float, seed: int) -> "GVMOnlineAllocator":
-        """Create the strategy."""
-        return GVMOnlineAllocator(self, accept_threshold=accept_threshold, seed=seed)
-
-
-class NeymanAllocatorConfig(_BoundedConfig):
-    """The optimal split among the step's prompts, with p predicted: n ~ sqrt(p (1 - p)) for a linear objective, or
-    n ~ sqrt((1 - p) / p) for the log pass rate (arXiv 2510.04996, appendix B).
-    """
-
-    type: Literal["neyman"] = "neyman"
-    score: Literal["neyman", "log_neyman"] = "neyman"  # for the linear objective, or for the log pass rate
-    training_gradient_norms: bool = False
-    min_samples: NonNegativeCount = 2  # a group of one has no baseline
-
-    def build(self, *, accept_threshold: float, seed: int) -> "GVMOnlineAllocator":
-        """Create the strategy."""
-        return GVMOnlineAllocator(self, accept_threshold=accept_threshold, seed=seed)
-
-
-class GVMOnlineAllocator(PredictiveAllocator):
-    """Give every prompt of the step n_i in proportion to its score, within the bounds."""
-
-    _settings: GVMOnlineAllocatorConfig | NeymanAllocatorConfig
-
-    def _divide(
-        self, scores: Float64Array, *, budget: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.int64], Float64Array | None]:
-        settings = self._settings
-        expected = expected_samples(scores, budget=budget, uniform_share=settings.uniform_share)
-        return apportion(expected, budget=budget, minimum=settings.min_samples, maximum=settings.max_samples), None
-
-
-def _weight_metrics(weights: Float64Array) -> Metrics:
-    """Metrics of the weights that undo a selection: mean, largest, and effective number of prompts."""
-    return {
-        "allocation/undo_weight_mean": float(weights.mean()),
-        "allocation/undo_weight_max": float(weights.max()),
-        "allocation/undo_effective_prompts": float(weights.sum() ** 2 / (weights**2).sum()),
-    }
-
-
-def score(name: PoolScore, accept_rates: Float64Array, estimates: "PromptEstimates") -> Float64Array:
-    """Compute the scores [P] by the named rule; see `_PredictiveConfig`."""
-    match name:
-        case "gradient_deviation":
-            return gradient_deviation(accept_rates, estimates.accepted_norms, estimates.rejected_norms)
-        case "norm_neyman":
-            return estimates.accepted_norms * neyman_weights(accept_rates)
-        case "neyman":
-            return neyman_weights(accept_rates)
-        case "log_neyman":
-            return neyman_weights(accept_rates, objective="log")
-        case "gvm":
-            return gvm_weights(accept_rates, estimates.accepted_norms, alpha=_ALPHA, beta=_BETA)
-        case "pcl":
-            return 0.5 - np.abs(accept_rates - 0.5)  # in the order of -|p - 1/2|, but not negative
-
-
-def beta_draws(means: Float64Array, deviations: Float64Array, rng: np.random.Generator) -> Float64Array:
-    """Draw p [P] from Beta distributions with these means and deviations. Draws stay off 0 and 1, where one score could
-    take the whole budget."""
-    strength = means * (1 - means) / deviations**2 - 1
-    return rng.beta(means * strength, (1 - means) * strength).clip(1e-3, 1 - 1e-3)

@@ -21,6 +21,7 @@ _GROUP = np.dtype(
         ("rejected_square", "f8"),
     ]
 )
+_KEPT_STEPS = 8  # of groups, however many a step has
 
 
 class PromptMemory:
@@ -131,7 +132,9 @@ class PromptMemory:
 
 
 class Observations:
-    """The latest groups, at most `max_rows`. All rounds of a prompt in one step are one group.
+    """The latest groups, at most `max_rows`, or those of the latest 8 steps if they are more.
+
+    All rounds of a prompt in one step are one group.
 
     Attributes:
         rows: [N, D] features of each group's prompt.
@@ -225,10 +228,14 @@ class Observations:
         if self.rows.shape[1] != rows.shape[1]:
             self.rows = np.zeros((0, rows.shape[1]))
             self._prompt_ids, self.columns = [], self.columns[:0]
-        first = max(len(self._prompt_ids) + len(prompt_ids) - self._max_rows, 0)
+        columns = np.concatenate([self.columns, columns])
+        steps = np.unique(columns["step"])
+        kept = columns["step"] >= steps[-min(_KEPT_STEPS, len(steps))]
+        kept[-self._max_rows :] = True
+        first = int(np.argmax(kept))
         self._prompt_ids = (self._prompt_ids + prompt_ids)[first:]
         self.rows = np.concatenate([self.rows, rows])[first:]
-        self.columns = np.concatenate([self.columns, columns])[first:]
+        self.columns = columns[first:]
 
 
 def _together(first: np.ndarray, second: np.ndarray) -> np.ndarray:

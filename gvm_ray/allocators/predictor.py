@@ -14,7 +14,7 @@ from gvm_ray.maths.statistics import beta_posterior_mean, beta_prior_strength, r
 from gvm_ray.types import BoolArray, Float64Array, FloatArray, GroupOutcome, Metrics, Prompt, TrainedNorms
 
 if TYPE_CHECKING:
-    from gvm_ray.allocators.gvm_pool import PredictorConfig, RateSource
+    from gvm_ray.allocators.predictive import PredictorConfig, RateSource
 
 _SUREST = 1e-6  # accept rates predicted from features alone stay at least this far from 0 and 1
 _TYPICAL_TRIALS = 4.0  # of a prompt's own samples: what its features are worth before any samples tell

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gvm_ray.allocators.gvm_pool import PredictorConfig
+from gvm_ray.allocators.predictive import PredictorConfig
 from gvm_ray.settings import Count, NonNegative, NonNegativeCount, Probability, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # also the name of a folder

@@ -223,7 +223,7 @@ def check_baselines(allocator: AllocatorConfig, algorithm: AlgorithmSettings, ru
     smallest, switch = allocator.smallest_group(run), allocator.baseline_setting
     if not algorithm.group_baseline or smallest is None or smallest.value >= 2:
         return
-    if switch is not None and getattr(allocator, switch):
+    if allocator.gives_baselines:
         return
     other = f"allocator.{switch}=true" if switch else "an algorithm without a group baseline, e.g. 'reinforce++'"
     raise ValueError(

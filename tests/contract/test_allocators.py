@@ -15,12 +15,9 @@ from gvm_ray.allocators import AllocationDriver, AllocatorSettings
 from gvm_ray.allocators.base import RunShape
 from gvm_ray.allocators.custom import CustomAllocatorConfig
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
-from gvm_ray.allocators.gvm_pool import (
-    GVMOnlineAllocatorConfig,
-    GVMPoolAllocatorConfig,
-    NeymanAllocatorConfig,
-    PredictorConfig,
-)
+from gvm_ray.allocators.gvm_online import GVMOnlineAllocatorConfig, NeymanAllocatorConfig
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
+from gvm_ray.allocators.predictive import PredictorConfig
 from gvm_ray.allocators.rivals.dapo import DAPOAllocatorConfig
 from gvm_ray.allocators.rivals.dps import DPSAllocatorConfig
 from gvm_ray.allocators.rivals.greso import GRESOAllocatorConfig
@@ -45,14 +42,17 @@ OWN_CASES: dict[str, Any] = {
     "gvm in blocks": GVMAllocatorConfig(block_steps=3, min_samples=2),
     "gvm_pool": GVMPoolAllocatorConfig(candidates_per_step=8, states=None, predictor=PredictorConfig(token_features=4)),
     "gvm_pool with draws": GVMPoolAllocatorConfig(
-        candidates_per_step=8, exploration="thompson", group_size=1, predicted_baseline=True, undo_selection=True
+        candidates_per_step=8, score="norm_neyman", uniform_share=0.1, exploration="thompson", undo_selection=True
+    ),
+    "gvm_pool, drawn groups": GVMPoolAllocatorConfig(
+        candidates_per_step=8, score="norm_neyman", uniform_share=0.1, group_size=4, predicted_baseline=True
     ),
     "gvm_pool, features worth 3": GVMPoolAllocatorConfig(
         candidates_per_step=8, states=None, predictor=PredictorConfig(token_features=4, history_trials=3)
     ),
-    "gvm_pool by pcl": GVMPoolAllocatorConfig(candidates_per_step=8, score="pcl", uniform_share=0, states=None),
+    "gvm_pool, groups nearest 1/2": GVMPoolAllocatorConfig(candidates_per_step=8, group_size=4, states=None),
     "gvm_pool, unscaled history": GVMPoolAllocatorConfig(
-        candidates_per_step=8, group_size=1, predicted_baseline=True, predicted_scale=False, baseline_source="history"
+        candidates_per_step=8, predicted_scale=False, baseline_source="history"
     ),
     "gvm_online": GVMOnlineAllocatorConfig(),
     "gvm_online, no singles": GVMOnlineAllocatorConfig(min_samples=2),

@@ -28,6 +28,7 @@ from tests.loop_fakes import START, FakePools, Records, make_system, run_config
 RECORD = Path(__file__).with_name("decisions.json")
 CHOOSING = {"candidates_per_step": 12}
 WORTH_8 = {"predictor": {"history_trials": 8}}
+DRAWN_GROUPS = {"type": "gvm_pool", "score": "norm_neyman", "uniform_share": 0.1, "group_size": 4}
 BY_STATES = {"states": {"pooling": "mean"}, **WORTH_8}
 
 ALLOCATORS: dict[str, dict[str, Any]] = {
@@ -41,33 +42,34 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         "min_samples": 2,
     },
     "gvm filtered": {"type": "gvm", "filter_threshold": 0.7, "min_expected_accepted": 1.5, "max_samples": 12},
-    "gvm_pool": {"type": "gvm_pool", **BY_STATES, **CHOOSING},
+    "gvm_pool": {**DRAWN_GROUPS, **BY_STATES, **CHOOSING},
     "gvm_pool, single samples": {
-        "type": "gvm_pool",
+        **DRAWN_GROUPS,
         "group_size": 1,
         "predicted_baseline": True,
         "states": "none",
         "predictor": {"token_features": 8, "history_trials": 8},
         **CHOOSING,
     },
-    "gvm_pool, embedding": {"type": "gvm_pool", "states": "embedding", **WORTH_8, **CHOOSING},
+    "gvm_pool, embedding": {**DRAWN_GROUPS, "states": "embedding", **WORTH_8, **CHOOSING},
     "gvm_pool, fitted history": {
-        "type": "gvm_pool",
+        **DRAWN_GROUPS,
         "group_size": 1,
         "predicted_baseline": True,
         **CHOOSING,
     },
     "gvm_pool, undone": {
-        "type": "gvm_pool",
+        **DRAWN_GROUPS,
         "undo_selection": True,
         "exploration": "thompson",
         **BY_STATES,
         **CHOOSING,
     },
-    "gvm_pool, signed norms": {"type": "gvm_pool", "score": "gradient_deviation", **BY_STATES, **CHOOSING},
-    "gvm_pool, pcl": {"type": "gvm_pool", "score": "pcl", "uniform_share": 0, **BY_STATES, **CHOOSING},
+    "gvm_pool, signed norms": {**DRAWN_GROUPS, "score": "gradient_deviation", **BY_STATES, **CHOOSING},
+    "gvm_pool, pcl": {"type": "gvm_pool", "group_size": 4, **BY_STATES, **CHOOSING},
+    "gvm_pool, as it is": {"type": "gvm_pool", **CHOOSING},
     "gvm_pool, unscaled history": {
-        "type": "gvm_pool",
+        **DRAWN_GROUPS,
         "group_size": 1,
         "predicted_baseline": True,
         "predicted_scale": False,

@@ -20,7 +20,14 @@ from tests.recorded.decisions import differences
 from tests.tiny_runs import timeless_rows, tiny_config
 
 BY_STATES = {"states": {"pooling": "mean"}}
-POOL = {"type": "gvm_pool", "candidates_per_step": 24, **BY_STATES}
+POOL = {
+    "type": "gvm_pool",
+    "score": "norm_neyman",
+    "uniform_share": 0.1,
+    "group_size": 4,
+    "candidates_per_step": 24,
+    **BY_STATES,
+}
 GRPO = {"type": "grpo", "updates_per_batch": 2}
 
 # Name -> changes of the tiny run, and the steps after which it is resumed, or None.

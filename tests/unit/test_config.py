@@ -11,7 +11,8 @@ import pytest
 
 from gvm_ray.allocators import AllocationDriver
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
-from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig, PredictorConfig
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
+from gvm_ray.allocators.predictive import PredictorConfig
 from gvm_ray.allocators.uniform import UniformAllocatorConfig
 from gvm_ray.config import RunConfig, load_config, parse_config
 from gvm_ray.config.prompts import FileSourceConfig

@@ -25,7 +25,7 @@ RUN: dict[str, Any] = {
     [
         ({"samples_per_prompt": 1, "allocator": {"type": "uniform"}}, "samples_per_prompt=1 gives .*; write samples"),
         (
-            {"allocator": {"type": "gvm_pool", "group_size": 1}},
+            {"allocator": {"type": "gvm_pool", "predicted_baseline": False}},
             "group_size=1 gives .*; write .*predicted_baseline=true",
         ),
         ({"allocator": {"type": "gvm_online"}}, "min_samples=0 gives .*; write allocator.min_samples=2 or more"),

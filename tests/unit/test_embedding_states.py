@@ -33,7 +33,7 @@ from tests.builders import outcome, prompt
 
 RUN = {"name": "run", "model": {"type": "scratch"}, "prompts": {"train": {"type": "arithmetic", "size": 64}}}
 IDS = np.array([3, 7, 8, 20], dtype=np.int32)
-POOL: dict[str, Any] = {"type": "gvm_pool", "candidates_per_step": 12, "states": "embedding"}
+POOL: dict[str, Any] = {"type": "gvm_pool", "candidates_per_step": 12, "group_size": 4, "states": "embedding"}
 
 
 def looked_up(folder: Path | str, token_ids: IntArray) -> FloatArray:
@@ -254,7 +254,7 @@ def test_the_pool_learns_what_is_linear_in_the_embeddings() -> None:
     means = np.array([fake_embeddings(each.token_ids).mean(axis=0) for each in everything]) @ direction
     rates = dict(zip((each.prompt_id for each in everything), 1 / (1 + np.exp(-means / means.std() * 3)), strict=True))
     states = EmbeddingStates(prompts=everything, read=fake_embeddings)
-    driver = AllocationDriver.of(GVMPoolAllocatorConfig(states="embedding"), accept_threshold=0.5, seed=0)
+    driver = AllocationDriver.of(GVMPoolAllocatorConfig(group_size=4), accept_threshold=0.5, seed=0)
     for step in range(6):
         rng = np.random.default_rng(step)
         group = everything[200 * step : 200 * step + 200]
@@ -303,7 +303,7 @@ def test_settings(kind: str) -> None:
 
 def test_candidates_are_as_many_as_without_states() -> None:
     free, none = (parse_config({**RUN, "allocator": {"type": "gvm_pool", "states": s}}) for s in ("embedding", "none"))
-    assert free.candidates_per_step == none.candidates_per_step == 1024
+    assert free.candidates_per_step == none.candidates_per_step == 2048
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ ALLOCATORS: list[dict[str, Any]] = [
     {"type": "gvm"},
     {"type": "gvm_online", "min_samples": 2},
     {"type": "neyman"},
-    {"type": "gvm_pool", "group_size": 4},
+    {"type": "gvm_pool", "group_size": 4, "score": "norm_neyman", "uniform_share": 0.1},
 ]
 
 
@@ -143,7 +143,7 @@ def test_a_warm_up_makes_learning_allocators_better_informed() -> None:
     assert spread[1] > 8
 
 
-SINGLES = {"type": "gvm_pool", "group_size": 1, "predicted_baseline": True}
+SINGLES = {"type": "gvm_pool", "score": "norm_neyman", "uniform_share": 0.1}
 
 
 def test_an_arm_with_a_predicted_baseline_is_measured_beside_groups_and_single_samples() -> None:

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from gvm_ray.allocators import AllocationDriver, AllocatorSettings
-from gvm_ray.allocators.gvm_pool import (
-    GVMOnlineAllocatorConfig,
-    GVMPoolAllocatorConfig,
-    NeymanAllocatorConfig,
-)
-from gvm_ray.config import parse_config
-from gvm_ray.exceptions import ConfigError
+from gvm_ray.allocators.gvm_online import GVMOnlineAllocatorConfig, NeymanAllocatorConfig
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.types import Allocation, AllocationReport, FloatArray, TrainedNorms
 from tests.allocator_cases import run_script
 from tests.builders import outcome, prompts
@@ -23,7 +18,8 @@ Rates = Callable[[np.ndarray], np.ndarray]
 
 
 def pool(**settings: Any) -> GVMPoolAllocatorConfig:
-    return GVMPoolAllocatorConfig(**{"candidates_per_step": 200, **settings})
+    drawn_groups = {"score": "norm_neyman", "uniform_share": 0.1, "group_size": 4}
+    return GVMPoolAllocatorConfig(**{"candidates_per_step": 200, **drawn_groups, **settings})
 
 
 def create(config: AllocatorSettings, *, seed: int = 0) -> AllocationDriver:
@@ -103,6 +99,39 @@ def test_the_pool_begins_without_history_and_then_takes_prompts_near_one_half() 
     assert np.mean([(p - true[id_]) ** 2 for id_, p in report.estimator.expected_rates.items()]) < 0.05
 
 
+def test_the_defaults_take_single_samples_nearest_one_half_with_predicted_baselines() -> None:
+    defaults = GVMPoolAllocatorConfig(candidates_per_step=200)
+    allocations, report = run_steps(create(defaults), steps=range(5), budget=50)
+    counts = np.array(list(allocations[-1].counts.values()))
+    assert sorted(set(counts)) == [0, 1]
+    assert counts.sum() == 50
+    rates, chosen = report.histograms["accept_rate"], counts > 0
+    assert np.abs(rates[chosen] - 0.5).max() <= np.abs(rates[~chosen] - 0.5).min()
+    assert samples_by_level(allocations[-1])[1] > 40
+    sampled = [prompt_id for prompt_id, count in allocations[-1].counts.items() if count]
+    predicted = np.array([report.estimator.expected_rates[prompt_id] for prompt_id in sampled])
+    np.testing.assert_allclose([report.estimator.baselines[prompt_id] for prompt_id in sampled], predicted)
+    np.testing.assert_allclose(
+        [report.estimator.scales[prompt_id] for prompt_id in sampled], np.sqrt(predicted * (1 - predicted))
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        ({}, True),
+        ({"group_size": 2}, False),
+        ({"group_size": 2, "predicted_baseline": True}, True),
+        ({"predicted_baseline": False}, False),
+    ],
+)
+def test_the_baseline_follows_the_group_size_unless_it_is_set(settings: dict[str, Any], given: bool) -> None:
+    config = GVMPoolAllocatorConfig(candidates_per_step=200, **settings)
+    assert config.gives_baselines == given
+    _, report = run_steps(create(config), steps=range(2))
+    assert bool(report.estimator.baselines) == given
+
+
 def test_every_candidate_keeps_a_chance() -> None:
     allocator = create(pool(uniform_share=0.2, predictor={"forgetting": 1.0}))
     run_steps(allocator, steps=range(5))
@@ -125,7 +154,7 @@ def test_sharpness_and_the_uniform_share_move_the_split() -> None:
 
 
 def test_pcls_rule_gives_equal_groups_to_the_candidates_nearest_one_half() -> None:
-    config = pool(score="pcl", uniform_share=0.0, group_size=4)
+    config = GVMPoolAllocatorConfig(candidates_per_step=200, group_size=4)
     scores = np.array([0.1, 0.4, 0.5, 0.3, 0.4])  # 1/2 - |p - 1/2|; a budget of 14 makes three groups, 14 = 5 + 5 + 4
     expected = config.expected_samples(scores, budget=14)
     np.testing.assert_allclose(expected, [0, 14 / 3, 14 / 3, 0, 14 / 3])
@@ -308,71 +337,3 @@ def test_exploration_spreads_over_uncertain_prompts() -> None:
         splits.append(list(allocation.counts.values()))
     assert splits[0] != splits[1]
     assert len(set(splits[0])) > 3
-
-
-RUN = {
-    "name": "x",
-    "prompts_per_step": 4,
-    "samples_per_prompt": 8,
-    "model": {"type": "scratch"},
-    "prompts": {"train": {"type": "arithmetic"}},
-}
-
-
-@pytest.mark.parametrize(
-    ("allocator", "message"),
-    [
-        (
-            {"type": "gvm_pool", "group_size": 33},
-            "group_size=33 is above the step's budget of 32 samples; write group_size=8",
-        ),
-        ({"type": "gvm_pool", "max_samples": 3}, "max_samples=3 is below group_size=4; write max_samples=4"),
-        ({"type": "gvm_pool", "candidates_per_step": 3}, "candidates_per_step=3 is below prompts_per_step=4"),
-        ({"type": "gvm_online", "min_samples": 9}, "min_samples=9 is above samples_per_prompt=8; write 8 or less"),
-        ({"type": "neyman", "max_samples": 7}, "max_samples=7 is below samples_per_prompt=8.*write max_samples=8"),
-        ({"type": "neyman", "score": "gvm"}, "score"),
-    ],
-)
-def test_settings_that_can_not_spend_the_budget_are_refused(allocator: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        parse_config({**RUN, "allocator": allocator})
-
-
-BY_STATES: dict[str, Any] = {"type": "gvm_pool", "states": {"pooling": "mean"}}
-
-
-@pytest.mark.parametrize(
-    ("changes", "candidates"),
-    [
-        ({"allocator": BY_STATES}, 64),  # 16 x 4: 32 samples of 3,072 tokens pay for 96 prompts of 1,024
-        (
-            {"sampling": {"max_tokens": 1024}, "allocator": BY_STATES},
-            32,
-        ),  # paid for, and twice the 8 groups of 4 are 16
-        ({"sampling": {"max_tokens": 64}, "allocator": BY_STATES}, 16),  # 2 prompts are paid for: twice the groups
-        ({"sampling": {"max_tokens": 64}, "prefill_price": 0.05, "allocator": BY_STATES}, 40),
-        ({"sampling": {"max_tokens": 64}, "prefill_price": 0, "allocator": BY_STATES}, 64),
-        (
-            {
-                "sampling": {"max_tokens": 64},
-                "prompts": {**RUN["prompts"], "max_tokens": 64},
-                "allocator": BY_STATES,
-            },
-            32,
-        ),
-        ({"sampling": {"max_tokens": 64}, "allocator": {**BY_STATES, "group_size": 1}}, 64),  # 2 x 32 singles
-        ({"sampling": {"max_tokens": 64}, "allocator": {**BY_STATES, "group_size": 32}}, 4),  # one group
-        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "states": "none"}}, 1024),
-        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool"}}, 1024),  # looked up, not charged
-        ({"prompts_per_step": 100, "allocator": {"type": "gvm_pool", "states": "none"}}, 1600),
-        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "candidates_per_step": 1024}}, 1024),
-        ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_online"}}, 4),  # no more than it samples
-    ],
-)
-def test_candidates_follow_the_budget_of_the_step(changes: dict[str, Any], candidates: int) -> None:
-    assert parse_config({**RUN, **changes}).candidates_per_step == candidates
-
-
-def test_the_defaults_show_1024_candidates() -> None:
-    values = {name: value for name, value in RUN.items() if name not in ("prompts_per_step", "samples_per_prompt")}
-    assert parse_config(values).candidates_per_step == 1024

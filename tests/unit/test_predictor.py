@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from gvm_ray.allocators.gvm_pool import PredictorConfig
+from gvm_ray.allocators.predictive import PredictorConfig
 from gvm_ray.allocators.predictor import StatsPredictor
 from gvm_ray.maths.statistics import brier_score
 from gvm_ray.types import Float64Array, FloatArray, GroupOutcome, Prompt

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gvm_ray.allocators.gvm_pool import PredictorConfig
+from gvm_ray.allocators.predictive import PredictorConfig
 from gvm_ray.cli import main
 from gvm_ray.config import PredictionConfig, load_prediction
 from gvm_ray.exceptions import ConfigError

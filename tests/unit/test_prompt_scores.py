@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gvm_ray.allocators.gvm_pool import PoolScore, beta_draws, score
+from gvm_ray.allocators.predictive import PoolScore, beta_draws, score
 from gvm_ray.allocators.predictor import PromptEstimates
 from gvm_ray.maths.allocation import gradient_deviation, gvm_weights, neyman_weights
 

@@ -230,9 +230,10 @@ def test_samples_stand_apart_where_their_gradient_norms_are_measured(base: str) 
 def test_the_samples_that_are_not_measured_share_their_prompts(base: str, num_parts: int) -> None:
     groups, results = ragged_groups(), []
     batch = batch_of(groups)
+    measured = {"type": "gvm_pool", "score": "norm_neyman", "norm_samples": 1}
     for layout in (SHARED, PADDED):
         tables: dict[str, Any] = {"algorithm": {"type": "grpo", "updates_per_batch": num_parts}}
-        learner = learner_with(base, settings=layout, allocator={"type": "gvm_pool", "norm_samples": 1}, **tables)
+        learner = learner_with(base, settings=layout, allocator=measured, **tables)
         results.append((learner.update(batch, groups), dict(learner.named_full_tensors())))
     (update, weights), (expected, expected_weights) = results
     advantages = [group.advantages for group in batch.groups]

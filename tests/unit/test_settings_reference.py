@@ -40,7 +40,7 @@ def test_every_setting_of_a_run_is_there() -> None:
 def test_values_defaults_and_comments() -> None:
     pool = {setting.name: setting for setting in section("allocator", "gvm_pool").settings}
     assert pool["group_size"].values == "integer ≥ 1"
-    assert pool["group_size"].default == "`4`"
+    assert pool["group_size"].default == "`1`"
     assert pool["group_size"].meaning == "a prompt gets no samples, or at least this many"
     assert pool["max_samples"].values == "integer ≥ 1 or none"
     assert pool["sharpness"].meaning == "exponent on the score"  # of the class that it shares with others

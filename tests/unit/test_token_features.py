@@ -22,7 +22,9 @@ RUN = {
 
 
 def test_token_counts_alone_tell_the_prompts_near_one_half() -> None:
-    config = GVMPoolAllocatorConfig.model_validate({"states": "none", "predictor": {"token_features": 8}})
+    config = GVMPoolAllocatorConfig.model_validate(
+        {"group_size": 4, "states": "none", "predictor": {"token_features": 8}}
+    )
     steps = AllocationDriver.of(config, accept_threshold=0.5, seed=0)
     share, error = np.zeros(3), np.inf
     for step in range(6):

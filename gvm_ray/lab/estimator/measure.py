@@ -219,7 +219,7 @@ def _exact_errors(
 
 
 def _predicts_baseline(config: RunConfig) -> bool:
-    return isinstance(config.allocator, GVMPoolAllocatorConfig) and config.allocator.predicted_baseline
+    return isinstance(config.allocator, GVMPoolAllocatorConfig) and config.allocator.gives_baselines
 
 
 def _random_prompt_errors(config: RunConfig, pool: SamplePool, *, target: Float64Array) -> Iterator[ArmError]:

@@ -7,7 +7,9 @@ import numpy as np
 
 from gvm_ray.algorithms import create_algorithm
 from gvm_ray.allocators.gvm import GVMAllocatorConfig
-from gvm_ray.allocators.gvm_pool import GVMOnlineAllocatorConfig, GVMPoolAllocatorConfig, NeymanAllocatorConfig, score
+from gvm_ray.allocators.gvm_online import GVMOnlineAllocatorConfig, NeymanAllocatorConfig
+from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
+from gvm_ray.allocators.predictive import score
 from gvm_ray.allocators.predictor import PromptEstimates
 from gvm_ray.config import RunConfig
 from gvm_ray.exceptions import DataError
@@ -229,7 +231,7 @@ def _rules(config: RunConfig, truth: PromptTruth) -> Mapping[str, Rule]:
                 minimum=allocator.min_samples,
                 maximum=allocator.max_samples,
             )
-        case GVMPoolAllocatorConfig(predicted_baseline=False):
+        case GVMPoolAllocatorConfig(gives_baselines=False):
             scores = _scores(allocator, truth)
             return {
                 "true p, G": _selected(allocator, scores, undo=allocator.undo_selection_cap * allocator.undo_selection),

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from gvm_ray.allocators.gvm_pool import PredictorConfig
+from gvm_ray.allocators.predictive import PredictorConfig
 from gvm_ray.allocators.predictor import PromptFeatures
 from gvm_ray.lab.predictor.pool import Layer, PredictionPool
 from gvm_ray.types import Float64Array, FloatArray, IndexArray

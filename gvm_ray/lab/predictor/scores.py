@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gvm_ray.allocators.gvm_pool import PredictorConfig
+from gvm_ray.allocators.predictive import PredictorConfig
 from gvm_ray.allocators.predictor import StatsPredictor
 from gvm_ray.config import PredictionConfig
 from gvm_ray.lab.predictor.features import Cost, Feature, feature_rows, features

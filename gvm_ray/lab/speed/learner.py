@@ -97,7 +97,7 @@ def shared_row(case: LearnerCase, *, repeats: int, measured: bool = False) -> Be
     """Measure an update that reads each prompt once against one that reads it once per response, in tokens/s.
 
     Both count the tokens of the latter. With `measured` they give gradient norms too: the former of two samples of each
-    prompt, as `gvm_pool` has it by default, the latter of all.
+    prompt, as for a score with gradient norms by default, the latter of all.
     """
     groups = make_groups(case)
     batch, num_tokens = make_batch(groups), _num_tokens(groups)
@@ -300,7 +300,7 @@ def _config(case: LearnerCase, *, packing: str, measured: bool) -> RunConfig:
             "model": {"type": "scratch"},
             "prompts": {"train": {"type": "arithmetic"}},
             "algorithm": {"type": "grpo"},
-            "allocator": {"type": "gvm_pool" if measured else "uniform"},
+            "allocator": {"type": "gvm_pool", "score": "norm_neyman"} if measured else {"type": "uniform"},
             "learner": {
                 "micro_batch_tokens": case.micro_batch_tokens,
                 "packing": packing,

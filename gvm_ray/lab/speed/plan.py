@@ -110,8 +110,8 @@ def pool_rows(options: BenchOptions) -> list[BenchRow]:
 
 
 def pool_step(num_prompts: int) -> tuple[Callable[[], AllocationReport], FloatArray]:
-    """Return a function that runs the next step of `gvm_pool`, with 8 candidates per prompt, and their states."""
-    prompts = make_prompts(8 * num_prompts)
+    """Return a function that runs the next step of `gvm_pool`, with 4 candidates for each sample, and their states."""
+    prompts = make_prompts(4 * SAMPLES_PER_PROMPT * num_prompts)
     rng = np.random.default_rng(0)
     states = rng.normal(size=(len(prompts), HIDDEN_SIZE)).astype(np.float32)
     accept_rates = {

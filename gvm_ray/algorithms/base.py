@@ -235,7 +235,7 @@ def batch_with_advantages(
     A sample with advantage 0 is kept only if the loss has a KL or entropy term.
     """
     everything = np.ones(len(advantages), dtype=np.bool_)
-    advantages = _with_given_baselines(samples, advantages)
+    advantages = _with_given_baselines(samples, advantages, divides_by_deviation=config.divides_by_deviation)
     if config.advantage_normalization != "none":
         num_tokens = samples.num_tokens if config.advantage_normalization == "tokens" else None
         advantages = batch_normalized(advantages, epsilon=config.normalization_epsilon, num_tokens=num_tokens)
@@ -250,13 +250,17 @@ def batch_with_advantages(
     )
 
 
-def _with_given_baselines(samples: ScoredSamples, advantages: Float64Array) -> Float64Array:
-    """Advantages [N]: (r - b) / s for samples with a baseline b (and scale s) from the allocator, else as given."""
+def _with_given_baselines(
+    samples: ScoredSamples, advantages: Float64Array, *, divides_by_deviation: bool
+) -> Float64Array:
+    """Advantages [N]: (r - b) / s for samples with a baseline b (and scale or deviation s) from the allocator, else as
+    given."""
     terms = samples.terms
     if not terms.baselines and not terms.sample_baselines:
         return advantages
     of_prompts = np.array([terms.baselines.get(prompt_id, np.nan) for prompt_id in samples.prompt_ids])
-    scales = np.array([terms.scales.get(prompt_id, 1.0) for prompt_id in samples.prompt_ids])
+    by_prompt = {**(terms.deviations if divides_by_deviation else {}), **terms.scales}
+    scales = np.array([by_prompt.get(prompt_id, 1.0) for prompt_id in samples.prompt_ids])
     own = _own_baselines(samples)
     baselines = np.where(np.isnan(own), of_prompts[samples.prompt_index], own)
     given = (samples.rewards - baselines) / scales[samples.prompt_index]

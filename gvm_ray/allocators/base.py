@@ -247,6 +247,8 @@ class Report:
     # b by sample index, of that sample alone; its own reward must have no part in it
     sample_baselines: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)  # s > 0: the advantage is divided by it
+    # s > 0, the reward's standard deviation: divides the advantage where the algorithm divides by one, as GRPO does
+    deviations: Mapping[str, float] = field(default_factory=dict)
     prompt_weights: Mapping[str, float] = field(default_factory=dict)  # factors on the weights of a prompt's samples
     kept: Mapping[str, tuple[int, ...]] | None = None  # indices of samples to train on; () drops the group
     metrics: Metrics = field(default_factory=dict)

@@ -219,6 +219,7 @@ def _account(done: _OpenStep, report: Report) -> AllocationReport:
             baselines=report.baselines,
             sample_baselines=report.sample_baselines,
             scales=report.scales,
+            deviations=report.deviations,
             prompt_weights=report.prompt_weights,
             kept=kept,
         ),

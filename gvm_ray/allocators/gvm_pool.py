@@ -32,7 +32,8 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
     baseline_setting: ClassVar[str | None] = "predicted_baseline"
 
     type: Literal["gvm_pool"] = "gvm_pool"
-    # "pcl" = -|p - 1/2|: as many candidates as the budget makes groups, those with the largest score, share it equally.
+    # "pcl" = -|p - 1/2|: as many candidates as the budget makes groups, but at most half of them, share it equally:
+    # those with the largest score.
     # Others give a prompt its share of the budget, from p and the gradient norms G+ of its accepted and G- of its
     # rejected samples, all predicted: "norm_neyman" = G+ sqrt(p (1 - p)); "neyman" = sqrt(p (1 - p)); "log_neyman" =
     # sqrt((1 - p) / p); "gradient_deviation" = sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)), the root mean square of a
@@ -42,15 +43,16 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
     uniform_share: Probability = 0.0  # share of the budget that is split evenly over all candidates
     # Number of candidates in a step, or the whole training set if it is smaller. None = 16 prompts_per_step, or fewer,
     # so that prefilling them costs no more than the step's samples (if all prompts and responses have max_tokens), but
-    # at least twice the number of groups. Without hidden states, as by default, candidates are free: at least 1024,
-    # and four for each group.
+    # at least 2 prompts_per_step. Without hidden states, as by default, candidates are free: at least 1024, and four
+    # for each group.
     candidates_per_step: Count | None = None
     group_size: Count = 1  # a prompt gets no samples, or at least this many
     max_samples: Count | None = None  # of a prompt; none = no bound
-    # Advantage (r - b) / s with the predicted mean b and deviation s of the reward, so that a group of one works too:
-    # with rewards of 0 and 1, (r - p) / sqrt(p (1 - p)). None = if group_size is 1. RAFT and RAFT++ take no baseline.
+    # Advantage r - b with the predicted mean b of the reward, so that a group of one works too; with GRPO (r - b) / s
+    # with its predicted deviation s: for rewards of 0 and 1, (r - p) / sqrt(p (1 - p)). None = if group_size is 1. RAFT
+    # and RAFT++ take no baseline.
     predicted_baseline: bool | None = None
-    predicted_scale: bool = True  # false: the advantage is r - b
+    predicted_scale: bool = True  # false: r - b with GRPO too
     # Prediction behind b and s: from the prompt's features, from its own earlier samples (decayed counts with a
     # Beta(1/2, 1/2) prior), or from both as everywhere else.
     baseline_source: RateSource = "both"
@@ -61,8 +63,8 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
     def _undoes_chances(self) -> "GVMPoolAllocatorConfig":
         if self.undo_selection and self.score == "pcl" and not self.uniform_share:
             raise ValueError(
-                'undo_selection=true divides by chances, but score="pcl" with uniform_share=0 leaves none to chance; '
-                "write uniform_share=0.1 or more, or undo_selection=false"
+                'undo_selection=true divides by chances, which score="pcl" with uniform_share=0 does not leave to all '
+                'candidates; write score="norm_neyman" and uniform_share=0.1, or undo_selection=false'
             )
         return self
 
@@ -83,7 +85,7 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
     def expected_samples(self, scores: Float64Array, *, budget: int) -> Float64Array:
         """E[n] [C] of candidates with these scores [C]."""
         if self.score == "pcl":
-            scores = largest(scores, count=max(budget // self.group_size, 1))
+            scores = largest(scores, count=max(min(budget // self.group_size, len(scores) // 2), 1))
         return expected_samples(scores, budget=budget, uniform_share=self.uniform_share)
 
     def num_candidates(self, run: RunShape) -> int:
@@ -91,11 +93,10 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
         if self.candidates_per_step is not None:
             return self.candidates_per_step
         budget = run.prompts_per_step * run.samples_per_prompt
-        groups = budget // self.group_size
-        fewest = max(run.prompts_per_step, 2 * groups)  # with fewer there is nothing to select
+        fewest = 2 * run.prompts_per_step  # with fewer there is little to select
         most = max(_CANDIDATES_PER_PROMPT * run.prompts_per_step, fewest)
         if not isinstance(self.states, PromptStatesConfig):
-            return max(most, _FREE_CANDIDATES, _FREE_CANDIDATES_PER_GROUP * groups)
+            return max(most, _FREE_CANDIDATES, _FREE_CANDIDATES_PER_GROUP * (budget // self.group_size))
         if not run.prefill_price:
             return most
         paid = budget * run.max_response_tokens / (run.max_prompt_tokens * run.prefill_price)
@@ -157,5 +158,5 @@ class GVMPoolAllocator(PredictiveAllocator):
             return {}, {}
         rates = estimates.rates_from(settings.baseline_source)[rows]
         means, deviations = self._levels.expected(rates.clip(0.02, 0.98))
-        scales = dict(zip(prompt_ids, deviations.tolist(), strict=True)) if settings.predicted_scale else {}
-        return dict(zip(prompt_ids, means.tolist(), strict=True)), scales
+        divisors = dict(zip(prompt_ids, deviations.tolist(), strict=True)) if settings.predicted_scale else {}
+        return dict(zip(prompt_ids, means.tolist(), strict=True)), divisors

@@ -21,7 +21,7 @@ _GROUP = np.dtype(
         ("rejected_square", "f8"),
     ]
 )
-_KEPT_STEPS = 8  # of groups, however many a step has
+_USUAL_ROWS, _KEPT_STEPS = 2048, 8
 
 
 class PromptMemory:
@@ -132,16 +132,15 @@ class PromptMemory:
 
 
 class Observations:
-    """The latest groups, at most `max_rows`, or those of the latest 8 steps if they are more.
-
-    All rounds of a prompt in one step are one group.
+    """The latest groups, at most `max_rows`, or if that is None 2048 or those of the latest 8 steps. All rounds of a
+    prompt in one step are one group.
 
     Attributes:
         rows: [N, D] features of each group's prompt.
         columns: structured array [N] of each group's counts and norms.
     """
 
-    def __init__(self, *, accept_threshold: float, max_rows: int) -> None:
+    def __init__(self, *, accept_threshold: float, max_rows: int | None) -> None:
         self._accept_threshold = accept_threshold
         self._max_rows = max_rows
         self._prompt_ids: list[str] = []
@@ -229,10 +228,11 @@ class Observations:
             self.rows = np.zeros((0, rows.shape[1]))
             self._prompt_ids, self.columns = [], self.columns[:0]
         columns = np.concatenate([self.columns, columns])
-        steps = np.unique(columns["step"])
-        kept = columns["step"] >= steps[-min(_KEPT_STEPS, len(steps))]
-        kept[-self._max_rows :] = True
-        first = int(np.argmax(kept))
+        kept = self._max_rows
+        if kept is None:
+            recent = np.isin(columns["step"], np.unique(columns["step"])[-_KEPT_STEPS:])
+            kept = max(_USUAL_ROWS, int(recent.sum()))
+        first = max(len(columns) - kept, 0)
         self._prompt_ids = (self._prompt_ids + prompt_ids)[first:]
         self.rows = np.concatenate([self.rows, rows])[first:]
         self.columns = columns[first:]

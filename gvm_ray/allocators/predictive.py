@@ -46,7 +46,8 @@ class PredictorConfig(Settings):
     token_features: NonNegativeCount = 0  # number of columns for the prompt's token counts (id modulo it); not charged
     source_features: tuple[str, ...] = ()  # names in Prompt.features whose values are categories, e.g. level
     max_state_features: Count = 256  # wider hidden states are projected to this width at random
-    window_rows: Count = 2048  # number of latest groups to learn from; those of the latest 8 steps if they are more
+    # Number of latest groups to learn from. None = 2048, or those of the latest 8 steps if they are more.
+    window_rows: Count | None = None
 
 
 class PredictiveConfig(AllocatorConfig):
@@ -69,13 +70,18 @@ class PredictiveConfig(AllocatorConfig):
         return Needs(
             candidates=self.num_candidates(run),
             states=self.states,
-            training_norms=self.training_gradient_norms and self.score in _SCORES_BY_NORMS,
+            training_norms=self.learns_norms,
             norm_samples=None if self.norm_samples == "all" else self.norm_samples,
         )
 
     def num_candidates(self, run: RunShape) -> int:
         """The number of prompts to choose from; prompts_per_step for an allocator that doesn't select."""
         return run.prompts_per_step
+
+    @property
+    def learns_norms(self) -> bool:
+        """Whether training measures gradient norms, for a score that has them."""
+        return self.training_gradient_norms and self.score in _SCORES_BY_NORMS
 
     @property
     def knows_accept_rates(self) -> bool:
@@ -112,19 +118,18 @@ class PredictiveAllocator(Allocator):
         self._predictor.observe(step.prompts, rows, outcomes, step=step.number)
         chosen = np.flatnonzero(sizes)
         sampled = [step.ids[row] for row in chosen.tolist()]
-        baselines, scales = self._baselines(sampled, estimates, rows=chosen)
+        baselines, deviations = self._baselines(sampled, estimates, rows=chosen)
         self._levels.observe(outcomes)  # after the baselines, which must not depend on the samples they are for
         return Report(
             accept_rates=dict(zip(sampled, estimates.accept_rates[chosen].tolist(), strict=True)),
             baselines=baselines,
-            scales=scales,
+            deviations=deviations,
             prompt_weights={} if weights is None else dict(zip(sampled, weights[chosen].tolist(), strict=True)),
             metrics={
                 "allocation/prompts": float(len(chosen)),
                 "allocation/p_hat_mean": float(estimates.accept_rates.mean()),
                 "allocation/history_trials": estimates.history_trials,
-                "allocation/gradient_norm_mean": float(estimates.accepted_norms.mean()),
-                **self._norms.metrics(),
+                **self._norm_metrics(estimates),
                 **({} if weights is None else _weight_metrics(weights[chosen])),
             },
             histograms={"accept_rate": estimates.accept_rates},
@@ -143,6 +148,11 @@ class PredictiveAllocator(Allocator):
         """Restore the memory that `state_dict` returned."""
         self._predictor.load_state_dict(state["predictor"])
         self._levels.load_state_dict(state["rewards"])
+
+    def _norm_metrics(self, estimates: "PromptEstimates") -> Metrics:
+        if not self._settings.learns_norms:
+            return {}
+        return {"allocation/gradient_norm_mean": float(estimates.accepted_norms.mean()), **self._norms.metrics()}
 
     @abstractmethod
     def _divide(

@@ -57,6 +57,8 @@ class _AlgorithmBase(Settings):
     # Facts of an algorithm that other parts of a run have to agree with.
     group_baseline: ClassVar[bool] = False  # of a prompt's other samples: a sample alone teaches nothing
     divides_by_accept_rates: ClassVar[bool] = False  # with weighting "inverse"
+    takes_baselines: ClassVar[bool] = False  # from the allocator
+    divides_by_deviation: ClassVar[bool] = False  # the advantage, by the standard deviation of the prompt's reward
     has_ratio: ClassVar[bool] = True  # the loss has an importance ratio, which is clipped
 
     # The estimator's weighting, separate from allocation. "inverse" (arXiv 2505.02391, Lemma 1) needs an allocator that
@@ -114,6 +116,8 @@ class RaftPlusPlusConfig(_AlgorithmBase):
 class AdvantageSettings(_AlgorithmBase):
     """Settings of algorithms that train on every scored sample, by its advantage."""
 
+    takes_baselines = True
+
     # A = (A - mean) / std over the batch, after all baselines, the allocator's included. The moments are over its
     # samples (SPO, arXiv 2509.13232) or, so that they are those of a loss that sums over tokens, over its trained
     # tokens: mean = sum L A / sum L, std^2 = sum L (A - mean)^2 / (sum L - 1) (SPO++, arXiv 2608.24870).
@@ -137,8 +141,12 @@ class _GroupBaseline(AdvantageSettings):
 
 
 class GRPOConfig(_GroupBaseline):
-    """GRPO (arXiv 2402.03300): advantages (r - mean) / (std + epsilon) within the group."""
+    """GRPO (arXiv 2402.03300): advantages (r - mean) / (std + epsilon) within the group.
 
+    With baselines b and deviations s from the allocator (r - b) / s. Dr. GRPO and RLOO have r - b then.
+    """
+
+    divides_by_deviation = True
     type: Literal["grpo"] = "grpo"
     epsilon: Positive = 1e-6  # added to the group's standard deviation
 
@@ -192,6 +200,7 @@ class ReinforcePlusPlusConfig(AdvantageSettings):
 class CustomAlgorithmConfig(AdvantageSettings):
     """Any importable `module:Class` that satisfies `protocols.Algorithm`; the token loss is the built-in one."""
 
+    divides_by_deviation = True
     type: Literal["custom"] = "custom"
     path: str = Field(pattern=r"^[\w.]+:[\w.]+$")  # e.g. "my_package.algorithms:MyAlgorithm"
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments besides config and accept_threshold
@@ -214,16 +223,30 @@ AlgorithmSettings = Annotated[
 ]
 
 
+def _check_own_baseline(algorithm: AlgorithmSettings, *, switch: str) -> None:
+    """Refuse settings of a group's own baseline, which the allocator's replaces."""
+    wrong = [name for name in ("tolerance", "shrinkage") if getattr(algorithm, name, False)]
+    if wrong:
+        value = getattr(algorithm, wrong[0])
+        raise ValueError(
+            f"algorithm.{wrong[0]}={str(value).lower()} is of the group's own baseline, which the allocator's replaces "
+            f"({switch}); write {switch}=false and groups of 2 or more, or leave {wrong[0]} out"
+        )
+
+
 def check_baselines(allocator: AllocatorConfig, algorithm: AlgorithmSettings, run: RunShape) -> None:
     """Refuse groups of one sample if the group mean is the baseline: the advantage would be 0 and nothing is learned.
+    Refuse settings of a group's own baseline if the allocator gives one.
 
     Raises:
         ValueError: what is wrong, and what to write instead.
     """
     smallest, switch = allocator.smallest_group(run), allocator.baseline_setting
-    if not algorithm.group_baseline or smallest is None or smallest.value >= 2:
-        return
     if allocator.gives_baselines:
+        if algorithm.takes_baselines:
+            _check_own_baseline(algorithm, switch=f"allocator.{switch}")
+        return
+    if not algorithm.group_baseline or smallest is None or smallest.value >= 2:
         return
     other = f"allocator.{switch}=true" if switch else "an algorithm without a group baseline, e.g. 'reinforce++'"
     raise ValueError(

@@ -118,6 +118,8 @@ class EstimatorTerms:
     # prompt_id -> sample index -> b of that sample alone, before its prompt's
     sample_baselines: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> s > 0: the advantage is divided by it
+    # prompt_id -> s > 0 that belongs to its baseline: divides by it where the algorithm divides by a deviation (GRPO)
+    deviations: Mapping[str, float] = field(default_factory=dict)
     prompt_weights: Mapping[str, float] = field(default_factory=dict)  # prompt_id -> factor on its samples' weights
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # prompt_id -> sample indices to train on
 

@@ -262,6 +262,20 @@ def test_the_allocator_s_baseline_takes_the_group_s_place(config_class) -> None:
     assert "a" not in by_ref(without, "advantages")  # alone, a sample is its own mean
 
 
+@pytest.mark.parametrize(
+    ("config", "advantage"),
+    [
+        (GRPOConfig(), 1.5),
+        (DrGRPOConfig(), 0.75),
+        (RLOOConfig(), 0.75),
+        (ReinforcePlusPlusConfig(advantage_normalization="none"), 0.75),
+    ],
+)
+def test_grpo_alone_divides_by_the_predicted_deviation(config, advantage: float) -> None:
+    batch = build(config, [outcome("a", [1.0])], baselines={"a": 0.25}, deviations={"a": 0.5}, num_prompts=1)
+    assert by_ref(batch, "advantages")["a"] == [advantage]
+
+
 @pytest.mark.parametrize("config_class", [GRPOConfig, DrGRPOConfig, RLOOConfig, ReinforcePlusPlusConfig])
 @pytest.mark.parametrize("over", ["samples", "tokens"])
 def test_advantages_are_normalised_after_the_allocator_s_baselines(config_class, over: str) -> None:

@@ -100,7 +100,7 @@ def test_print_config_prints_the_settings_alone_and_is_light(tmp_path: Path) -> 
     [
         # 512 samples of 16 tokens pay for 8,192 / (64 x 0.3) = 426.7 prompts.
         (
-            ["allocator.states.pooling=mean", "allocator.group_size=4"],
+            ["allocator.states.pooling=mean"],
             "at most 426 prompts x 64 tokens = 27,264 per step, charged as 8,179; at most 8,192 tokens are generated; "
             "what all prompts begin with is read and charged once in a micro-batch, if the model's attention can",
         ),
@@ -111,7 +111,7 @@ def test_print_config_prints_the_settings_alone_and_is_light(tmp_path: Path) -> 
             "attention can; a lower allocator.candidates_per_step saves most of it",
         ),
         (
-            ["allocator.states.pooling=mean", "allocator.group_size=4", "learner.packing=padded"],
+            ["allocator.states.pooling=mean", "learner.packing=padded"],
             "at most 426 prompts x 64 tokens = 27,264 per step, charged as 8,179; at most 8,192 tokens are generated",
         ),
         (

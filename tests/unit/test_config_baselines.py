@@ -60,6 +60,24 @@ def test_groups_of_one_are_refused_where_the_group_is_the_baseline(
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "setting"),
+    [
+        ({"type": "grpo", "tolerance": 0.2}, "tolerance=0.2"),
+        ({"type": "dr_grpo", "tolerance": 0.2}, "tolerance=0.2"),
+        ({"type": "rloo", "tolerance": 0.2}, "tolerance=0.2"),
+        ({"type": "rloo", "shrinkage": True}, "shrinkage=true"),
+    ],
+)
+def test_settings_of_the_group_s_own_baseline_are_refused_beside_the_allocator_s(
+    algorithm: dict[str, Any], setting: str
+) -> None:
+    message = rf"algorithm\.{setting} is of the group's own .* write allocator.predicted_baseline=false and groups of 2"
+    with pytest.raises(ConfigError, match=message):
+        parse_config({**RUN, "algorithm": algorithm})
+    parse_config({**RUN, "algorithm": algorithm, "allocator": {"type": "gvm_pool", "group_size": 4}})
+
+
+@pytest.mark.parametrize(
     ("algorithm", "settings"),
     [
         ("raft++", {"samples_per_prompt": 1, "allocator": {"type": "uniform"}}),

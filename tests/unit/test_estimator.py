@@ -165,6 +165,16 @@ def test_an_arm_with_a_predicted_baseline_is_measured_beside_groups_and_single_s
     assert "arXiv 2605.07579" in markdown(rows, baseline="uniform", facts={})
 
 
+def test_raft_has_exact_rows_for_single_samples_whose_baselines_it_does_not_take() -> None:
+    pool = gaussian_pool(RATES, num_warm_up=30)
+    arms = [planned_arm(each, prompts=6, algorithm={"type": "raft"}) for each in ({"type": "uniform"}, SINGLES)]
+    estimator = settings(prompts=6, num_repeats=20, warm_up_steps=3)
+    rows = algorithm_rows("raft", arms, pool, estimator=estimator, say=lambda _: None)
+    variants = {row.variant for row in rows if row.arm == "gvm_pool"}
+    assert variants == {"measured", "its n", "true p, G", "true p, G, undone"}
+    assert not [row for row in rows if "random prompts" in row.arm]
+
+
 def test_single_samples_vary_as_proposition_1_of_poise_says() -> None:
     config, pool = run_config(prompts=6, algorithm={"type": "grpo"}), gaussian_pool(RATES)
     moments = baseline_moments(config, pool, target=target_gradient(config, pool), max_samples=4)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gvm_ray.allocators.memory import Observations
 from gvm_ray.allocators.predictor import PromptFeatures
@@ -44,16 +45,22 @@ def test_own_counts_are_weighted_by_their_age() -> None:
     np.testing.assert_allclose(trials, [0, 4 / 4 + 2, 1 / 4])
 
 
-def test_the_latest_groups_are_kept_and_those_of_the_latest_eight_steps() -> None:
-    observations = seen(max_rows=20)
-    for step in range(12):
-        add(observations, [outcome(f"{step}{id_}", [1]) for id_ in "ab"], step=step)
-    assert observations.columns["step"].tolist() == [step for step in range(2, 12) for _ in "ab"]
-    for step in range(12, 21):
-        add(observations, [outcome(f"{step}{id_}", [1]) for id_ in "abcde"], step=step)
-    assert observations.columns["step"].tolist() == [step for step in range(13, 21) for _ in "abcde"]
-    assert observations.state_dict()["prompt_ids"][:2] == ["13a", "13b"]
-    assert len(observations.rows) == len(observations.columns) == 40
+def test_only_the_latest_groups_are_kept_also_of_a_step_above_the_window() -> None:
+    observations = seen(max_rows=3)
+    for step, ids in enumerate(("ab", "cd", "efghi")):
+        add(observations, [outcome(id_, [1]) for id_ in ids], step=step)
+        assert observations.state_dict()["prompt_ids"] == list(("ab", "bcd", "ghi")[step])
+        assert len(observations.rows) == len(observations.columns) == min(2 * (step + 1), 3)
+    assert observations.columns["step"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("size", "kept"), [(200, 2048), (300, 8 * 300)])
+def test_without_a_window_2048_groups_are_kept_or_those_of_the_latest_eight_steps(size: int, kept: int) -> None:
+    observations = seen(max_rows=None)
+    for step in range(11):
+        add(observations, [outcome(f"{step}-{number}", [1]) for number in range(size)], step=step)
+    assert len(observations.rows) == len(observations.columns) == kept
+    assert observations.state_dict()["prompt_ids"][-1] == f"10-{size - 1}"
 
 
 def test_norms_go_to_the_latest_group_as_mean_squares_by_sign() -> None:

@@ -112,7 +112,7 @@ def test_the_defaults_take_single_samples_nearest_one_half_with_predicted_baseli
     predicted = np.array([report.estimator.expected_rates[prompt_id] for prompt_id in sampled])
     np.testing.assert_allclose([report.estimator.baselines[prompt_id] for prompt_id in sampled], predicted)
     np.testing.assert_allclose(
-        [report.estimator.scales[prompt_id] for prompt_id in sampled], np.sqrt(predicted * (1 - predicted))
+        [report.estimator.deviations[prompt_id] for prompt_id in sampled], np.sqrt(predicted * (1 - predicted))
     )
 
 
@@ -155,11 +155,14 @@ def test_sharpness_and_the_uniform_share_move_the_split() -> None:
 
 def test_pcls_rule_gives_equal_groups_to_the_candidates_nearest_one_half() -> None:
     config = GVMPoolAllocatorConfig(candidates_per_step=200, group_size=4)
-    scores = np.array([0.1, 0.4, 0.5, 0.3, 0.4])  # 1/2 - |p - 1/2|; a budget of 14 makes three groups, 14 = 5 + 5 + 4
+    # 1/2 - |p - 1/2|; a budget of 14 makes three groups, 14 = 5 + 5 + 4
+    scores = np.array([0.1, 0.4, 0.5, 0.3, 0.4, 0.2])
     expected = config.expected_samples(scores, budget=14)
-    np.testing.assert_allclose(expected, [0, 14 / 3, 14 / 3, 0, 14 / 3])
+    np.testing.assert_allclose(expected, [0, 14 / 3, 14 / 3, 0, 14 / 3, 0])
+    few = config.expected_samples(scores, budget=100)  # 25 groups, but at most half of the candidates
+    np.testing.assert_allclose(few, [0, 100 / 3, 100 / 3, 0, 100 / 3, 0])
     mixed = pool(score="pcl", uniform_share=0.3, group_size=4).expected_samples(scores, budget=14)
-    np.testing.assert_allclose(mixed, 0.7 * expected + 0.3 * 14 / 5)
+    np.testing.assert_allclose(mixed, 0.7 * expected + 0.3 * 14 / 6)
 
     allocations, report = run_steps(create(config), steps=range(5))
     counts = np.array(list(allocations[-1].counts.values()))
@@ -171,7 +174,9 @@ def test_pcls_rule_gives_equal_groups_to_the_candidates_nearest_one_half() -> No
 
 
 def test_pcls_rule_is_refused_where_it_means_nothing() -> None:
-    with pytest.raises(ValueError, match=r"write uniform_share=0\.1 or more, or undo_selection=false"):
+    with pytest.raises(
+        ValueError, match=r"write score=\"norm_neyman\" and uniform_share=0\.1, or undo_selection=false"
+    ):
         pool(score="pcl", uniform_share=0.0, undo_selection=True)
     assert pool(score="pcl", undo_selection=True).uniform_share == 0.1
     with pytest.raises(ValueError, match="'log_neyman' or 'gvm'"):
@@ -254,11 +259,11 @@ def test_predicted_baselines_and_weights_reach_the_estimator() -> None:
     allocations, report = run_steps(allocator, steps=range(6))
     terms = report.estimator
     chosen = {id_ for id_, count in allocations[-1].counts.items() if count}
-    assert set(terms.baselines) == set(terms.scales) == set(terms.prompt_weights) == chosen
+    assert set(terms.baselines) == set(terms.deviations) == set(terms.prompt_weights) == chosen
     for id_ in chosen:
         p = terms.baselines[id_]
         assert 0.02 <= p <= 0.98
-        assert terms.scales[id_] == pytest.approx(np.sqrt(p * (1 - p)))
+        assert terms.deviations[id_] == pytest.approx(np.sqrt(p * (1 - p)))
         assert 0 < terms.prompt_weights[id_] <= 3
     weights = np.array(list(terms.prompt_weights.values()))
     assert report.metrics["allocation/undo_weight_max"] == weights.max()
@@ -267,7 +272,7 @@ def test_predicted_baselines_and_weights_reach_the_estimator() -> None:
     middle = [terms.prompt_weights[id_] for id_ in chosen if int(id_) % 1000 % 3 == 1]
     assert np.mean(middle) < 1  # sampled more often than an even choice would
     plain = run_steps(create(pool()), steps=range(2))[1].estimator
-    assert plain.baselines == plain.scales == plain.prompt_weights == {}
+    assert plain.baselines == plain.deviations == plain.prompt_weights == {}
 
 
 @pytest.mark.parametrize("source", ["history", "features", "both"])
@@ -301,8 +306,8 @@ def test_the_predicted_baseline_is_of_one_source_and_may_go_without_its_scale(so
         }[source]
         assert terms.baselines[id_] == pytest.approx(expected, rel=1e-9)
         if source == "features":
-            assert terms.scales[id_] == pytest.approx(np.sqrt(common * (1 - common)), rel=1e-9)
-    assert source == "features" or terms.scales == {}
+            assert terms.deviations[id_] == pytest.approx(np.sqrt(common * (1 - common)), rel=1e-9)
+    assert source == "features" or terms.deviations == {}
 
 
 def test_settings_of_a_predicted_baseline_need_one() -> None:

@@ -45,11 +45,8 @@ BY_STATES: dict[str, Any] = {"type": "gvm_pool", "group_size": 4, "states": {"po
     ("changes", "candidates"),
     [
         ({"allocator": BY_STATES}, 64),  # 16 x 4: 32 samples of 3,072 tokens pay for 96 prompts of 1,024
-        (
-            {"sampling": {"max_tokens": 1024}, "allocator": BY_STATES},
-            32,
-        ),  # paid for, and twice the 8 groups of 4 are 16
-        ({"sampling": {"max_tokens": 64}, "allocator": BY_STATES}, 16),  # 2 prompts are paid for: twice the groups
+        ({"sampling": {"max_tokens": 1024}, "allocator": BY_STATES}, 32),  # paid for
+        ({"sampling": {"max_tokens": 64}, "allocator": BY_STATES}, 8),  # 2 prompts are paid for: twice the step's
         ({"sampling": {"max_tokens": 64}, "prefill_price": 0.05, "allocator": BY_STATES}, 40),
         ({"sampling": {"max_tokens": 64}, "prefill_price": 0, "allocator": BY_STATES}, 64),
         (
@@ -60,8 +57,8 @@ BY_STATES: dict[str, Any] = {"type": "gvm_pool", "group_size": 4, "states": {"po
             },
             32,
         ),
-        ({"sampling": {"max_tokens": 64}, "allocator": {**BY_STATES, "group_size": 1}}, 64),  # 2 x 32 singles
-        ({"sampling": {"max_tokens": 64}, "allocator": {**BY_STATES, "group_size": 32}}, 4),  # one group
+        ({"sampling": {"max_tokens": 64}, "allocator": {**BY_STATES, "group_size": 1}}, 8),
+        ({"sampling": {"max_tokens": 64}, "allocator": {**BY_STATES, "group_size": 32}}, 8),
         ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool", "states": "none"}}, 1024),
         ({"sampling": {"max_tokens": 64}, "allocator": {"type": "gvm_pool"}}, 1024),  # looked up, not charged
         ({"prompts_per_step": 100, "allocator": {"type": "gvm_pool", "group_size": 8, "states": "none"}}, 1600),

@@ -219,7 +219,8 @@ def _exact_errors(
 
 
 def _predicts_baseline(config: RunConfig) -> bool:
-    return isinstance(config.allocator, GVMPoolAllocatorConfig) and config.allocator.gives_baselines
+    pool = isinstance(config.allocator, GVMPoolAllocatorConfig)
+    return pool and config.allocator.gives_baselines and config.algorithm.takes_baselines
 
 
 def _random_prompt_errors(config: RunConfig, pool: SamplePool, *, target: Float64Array) -> Iterator[ArmError]:

@@ -35,6 +35,7 @@ class _Step:
     num_tokens: int
     terms: EstimatorTerms
     one_round: bool
+    own_baseline: bool  # the algorithm's, of whose error moments tell
 
 
 def repeated_steps(config: RunConfig, pool: SamplePool, *, estimator: EstimatorConfig, arm: int) -> RepeatedSteps:
@@ -83,7 +84,7 @@ def batch_coefficients(batch: TrainBatch, pool: SamplePool) -> Float64Array:
 def _sizes(steps: Sequence[_Step], prompt_ids: Sequence[str]) -> SampleSizes | None:
     """Return each step's n and factors if they were fixed before its samples were drawn and nothing else was changed,
     else None."""
-    if not all(step.one_round and not step.terms.kept and not step.terms.baselines for step in steps):
+    if not all(step.one_round and not step.terms.kept and step.own_baseline for step in steps):
         return None
     factors = [
         [step.terms.prompt_weights.get(prompt_id, 1.0) / step.terms.num_prompts for prompt_id in prompt_ids]
@@ -142,7 +143,14 @@ class _ArmSteps:
         batch = self._algorithm.build_batch(kept, step=step, terms=report.estimator)
         if config.training_gradient_norms:
             self._allocator.observe_training(self._trained_norms(batch))
-        return _Step(batch=batch, drawn=drawn, num_tokens=num_tokens, terms=report.estimator, one_round=num_rounds == 1)
+        return _Step(
+            batch=batch,
+            drawn=drawn,
+            num_tokens=num_tokens,
+            terms=report.estimator,
+            one_round=num_rounds == 1,
+            own_baseline=not (config.algorithm.takes_baselines and report.estimator.baselines),
+        )
 
     def _draw(self, allocation: Allocation, drawn: dict[str, int]) -> list[GroupOutcome]:
         outcomes = []

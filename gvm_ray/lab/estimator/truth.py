@@ -231,7 +231,7 @@ def _rules(config: RunConfig, truth: PromptTruth) -> Mapping[str, Rule]:
                 minimum=allocator.min_samples,
                 maximum=allocator.max_samples,
             )
-        case GVMPoolAllocatorConfig(gives_baselines=False):
+        case GVMPoolAllocatorConfig() if not (allocator.gives_baselines and config.algorithm.takes_baselines):
             scores = _scores(allocator, truth)
             return {
                 "true p, G": _selected(allocator, scores, undo=allocator.undo_selection_cap * allocator.undo_selection),

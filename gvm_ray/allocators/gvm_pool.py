@@ -16,7 +16,7 @@ from gvm_ray.types import Float64Array, IndexArray
 if TYPE_CHECKING:
     from gvm_ray.allocators.predictor import PromptEstimates
 
-_CANDIDATES_PER_PROMPT = 16  # candidates for each prompt of prompts_per_step
+_CANDIDATES_PER_PROMPT = 2, 16  # for each prompt of prompts_per_step: at least, so that there is a choice, and at most
 _FREE_CANDIDATES = 1024  # takes a few milliseconds to predict
 _FREE_CANDIDATES_PER_GROUP = 4
 
@@ -32,13 +32,12 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
     baseline_setting: ClassVar[str | None] = "predicted_baseline"
 
     type: Literal["gvm_pool"] = "gvm_pool"
-    # "pcl" = -|p - 1/2|: as many candidates as the budget makes groups, but at most half of them, share it equally:
-    # those with the largest score.
-    # Others give a prompt its share of the budget, from p and the gradient norms G+ of its accepted and G- of its
-    # rejected samples, all predicted: "norm_neyman" = G+ sqrt(p (1 - p)); "neyman" = sqrt(p (1 - p)); "log_neyman" =
-    # sqrt((1 - p) / p); "gradient_deviation" = sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)), the root mean square of a
-    # sample's term of the policy gradient; "gvm" = G+ / sqrt(p + alpha / p) with alpha = 1e-3 (arXiv 2505.02391,
-    # Proposition 1, beta = 2).
+    # "pcl" = -|p - 1/2|: the candidates with the largest score share the budget equally, as many as it makes groups,
+    # but at most half of all. Others give a prompt its share of the budget, from p and the gradient norms G+ of its
+    # accepted and G- of its rejected samples, all predicted: "norm_neyman" = G+ sqrt(p (1 - p)); "neyman" = sqrt(p (1 -
+    # p)); "log_neyman" = sqrt((1 - p) / p); "gradient_deviation" = sqrt(p (1 - p) ((1 - p) G+^2 + p G-^2)), the root
+    # mean square of a sample's term of the policy gradient; "gvm" = G+ / sqrt(p + alpha / p) with alpha = 1e-3 (arXiv
+    # 2505.02391, Proposition 1, beta = 2).
     score: PoolScore = "pcl"
     uniform_share: Probability = 0.0  # share of the budget that is split evenly over all candidates
     # Number of candidates in a step, or the whole training set if it is smaller. None = 16 prompts_per_step, or fewer,
@@ -93,8 +92,7 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
         if self.candidates_per_step is not None:
             return self.candidates_per_step
         budget = run.prompts_per_step * run.samples_per_prompt
-        fewest = 2 * run.prompts_per_step  # with fewer there is little to select
-        most = max(_CANDIDATES_PER_PROMPT * run.prompts_per_step, fewest)
+        fewest, most = (factor * run.prompts_per_step for factor in _CANDIDATES_PER_PROMPT)
         if not isinstance(self.states, PromptStatesConfig):
             return max(most, _FREE_CANDIDATES, _FREE_CANDIDATES_PER_GROUP * (budget // self.group_size))
         if not run.prefill_price:

@@ -21,7 +21,7 @@ _GROUP = np.dtype(
         ("rejected_square", "f8"),
     ]
 )
-_USUAL_ROWS, _KEPT_STEPS = 2048, 8
+_USUAL_ROWS, _KEPT_STEPS = 2048, 8  # at a forgetting of 0.9 the groups before 8 steps count less than half
 
 
 class PromptMemory:

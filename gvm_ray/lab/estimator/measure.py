@@ -219,8 +219,9 @@ def _exact_errors(
 
 
 def _predicts_baseline(config: RunConfig) -> bool:
-    pool = isinstance(config.allocator, GVMPoolAllocatorConfig)
-    return pool and config.allocator.gives_baselines and config.algorithm.takes_baselines
+    allocator = config.allocator
+    takes = isinstance(allocator, GVMPoolAllocatorConfig) and config.algorithm.takes_baselines
+    return takes and allocator.gives_baselines
 
 
 def _random_prompt_errors(config: RunConfig, pool: SamplePool, *, target: Float64Array) -> Iterator[ArmError]:

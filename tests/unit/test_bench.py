@@ -138,7 +138,7 @@ def test_markdown_and_json_say_what_was_measured_where(tmp_path: Path) -> None:
 def test_the_pools_steps_spend_the_budget_and_learn() -> None:
     step, states = pool_step(16)
     reports = [step() for _ in range(3)]
-    assert len(states) == 128
+    assert len(states) == 4 * 128
     assert all(report.metrics["allocation/total"] == 128 for report in reports)
     first, _, last = (report.histograms["accept_rate"] for report in reports)
     assert last.std() > first.std()  # it no longer predicts one rate for all

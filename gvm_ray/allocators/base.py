@@ -125,7 +125,7 @@ class AllocatorConfig(Settings, ABC):
 
     @property
     def gives_baselines(self) -> bool:
-        """Whether every prompt has a baseline before it is sampled."""
+        """True if every prompt has a baseline before it is sampled."""
         return self.baseline_setting is not None and bool(getattr(self, self.baseline_setting))
 
     @property

@@ -80,7 +80,7 @@ class PredictiveConfig(AllocatorConfig):
 
     @property
     def learns_norms(self) -> bool:
-        """Whether training measures gradient norms, for a score that has them."""
+        """True if training measures gradient norms: for a score that has them, unless it is told not to."""
         return self.training_gradient_norms and self.score in _SCORES_BY_NORMS
 
     @property
@@ -92,13 +92,7 @@ class PredictiveConfig(AllocatorConfig):
 class PredictiveAllocator(Allocator):
     """Allocate in one round a step: predict, score, divide. Before the first samples all prompts score the same."""
 
-    def __init__(
-        self,
-        settings: PredictiveConfig,
-        *,
-        accept_threshold: float,
-        seed: int,
-    ) -> None:
+    def __init__(self, settings: PredictiveConfig, *, accept_threshold: float, seed: int) -> None:
         # Imported here, because reading settings imports this module, and scipy loads slower than the rest of the CLI.
         from gvm_ray.allocators.predictor import NormAgreement, RewardLevels, StatsPredictor
 

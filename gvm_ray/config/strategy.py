@@ -243,8 +243,7 @@ def check_baselines(allocator: AllocatorConfig, algorithm: AlgorithmSettings, ru
     """
     smallest, switch = allocator.smallest_group(run), allocator.baseline_setting
     if allocator.gives_baselines:
-        if algorithm.takes_baselines:
-            _check_own_baseline(algorithm, switch=f"allocator.{switch}")
+        _check_own_baseline(algorithm, switch=f"allocator.{switch}")
         return
     if not algorithm.group_baseline or smallest is None or smallest.value >= 2:
         return

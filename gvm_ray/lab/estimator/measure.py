@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config import EstimatorConfig, RunConfig
 from gvm_ray.lab.estimator.arms import PlannedArm, base_config, planned_arms
 from gvm_ray.lab.estimator.moments import (
@@ -24,7 +23,14 @@ from gvm_ray.lab.estimator.moments import (
 )
 from gvm_ray.lab.estimator.pool import SamplePool, draw_pool
 from gvm_ray.lab.estimator.repeats import RepeatedSteps, repeated_steps
-from gvm_ray.lab.estimator.truth import baseline_moments, exact_moments, prompt_truth, target_gradient, true_sizes
+from gvm_ray.lab.estimator.truth import (
+    baseline_moments,
+    exact_moments,
+    predicts_baseline,
+    prompt_truth,
+    target_gradient,
+    true_sizes,
+)
 from gvm_ray.lab.responses import Say
 from gvm_ray.reporting.run_folder import json_text
 from gvm_ray.types import Float64Array
@@ -196,7 +202,7 @@ def algorithm_rows(
         for name, known in _true_sizes(arm.config, pool, seed=estimator.seed).items():
             sizes[arm.name, name] = known
     errors += _exact_errors(config, pool, sizes, target=target)
-    if any(_predicts_baseline(arm.config) for arm in arms):
+    if any(predicts_baseline(arm.config) for arm in arms):
         errors += _random_prompt_errors(config, pool, target=target)
     order = {arm.name: number for number, arm in enumerate(arms)}
     errors.sort(key=lambda each: order.get(each.arm, len(order)))
@@ -216,12 +222,6 @@ def _exact_errors(
         yield ArmError(arm=arm, variant=name, error=moments.expected_error(each))
     budget = min(config.prompts_per_step, pool.num_targets) * config.samples_per_prompt
     yield ArmError(arm="oracle", variant=EXACT, error=_oracle_error(moments, budget=budget))
-
-
-def _predicts_baseline(config: RunConfig) -> bool:
-    allocator = config.allocator
-    takes = isinstance(allocator, GVMPoolAllocatorConfig) and config.algorithm.takes_baselines
-    return takes and allocator.gives_baselines
 
 
 def _random_prompt_errors(config: RunConfig, pool: SamplePool, *, target: Float64Array) -> Iterator[ArmError]:

@@ -215,6 +215,13 @@ def true_sizes(config: RunConfig, truth: PromptTruth, *, seed: int) -> dict[str,
     return sizes
 
 
+def predicts_baseline(config: RunConfig) -> bool:
+    """True if the advantages are of baselines that `gvm_pool` predicts; RAFT takes none."""
+    allocator = config.allocator
+    takes = isinstance(allocator, GVMPoolAllocatorConfig) and config.algorithm.takes_baselines
+    return takes and allocator.gives_baselines
+
+
 def _rules(config: RunConfig, truth: PromptTruth) -> Mapping[str, Rule]:
     allocator = config.allocator
     match allocator:
@@ -231,7 +238,7 @@ def _rules(config: RunConfig, truth: PromptTruth) -> Mapping[str, Rule]:
                 minimum=allocator.min_samples,
                 maximum=allocator.max_samples,
             )
-        case GVMPoolAllocatorConfig() if not (allocator.gives_baselines and config.algorithm.takes_baselines):
+        case GVMPoolAllocatorConfig() if not predicts_baseline(config):
             scores = _scores(allocator, truth)
             return {
                 "true p, G": _selected(allocator, scores, undo=allocator.undo_selection_cap * allocator.undo_selection),

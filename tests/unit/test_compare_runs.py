@@ -259,6 +259,23 @@ def test_predictions_of_all_steps_are_calibrated_together() -> None:
     assert only_empty.calibration() is None
 
 
+def test_a_test_with_two_names_is_sampled_once() -> None:
+    sampled: list[int] = []
+
+    class Test:
+        async def evaluate(self, policy_version: int) -> Metrics:
+            sampled.append(policy_version)
+            return {"eval/accuracy": 0.25 * len(sampled)}
+
+    def evaluate(**tests: Any) -> Metrics:
+        return asyncio.run(ManyTests(tests=tests, log=CurveLog(clock=PhaseClock(Hand()))).evaluate(3))
+
+    shared = Test()
+    assert evaluate(balanced=shared, train=shared) == {"eval/accuracy/balanced": 0.25, "eval/accuracy/train": 0.25}
+    assert evaluate(balanced=Test(), train=Test()) == {"eval/accuracy/balanced": 0.5, "eval/accuracy/train": 0.75}
+    assert sampled == [3, 3, 3]
+
+
 def test_a_test_without_a_scored_sample_fails_its_run_in_words() -> None:
     class Test:
         def __init__(self, accuracy: float) -> None:

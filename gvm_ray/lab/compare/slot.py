@@ -45,7 +45,8 @@ from gvm_ray.types import CheckpointState, Float64Array, Histograms, Metrics, Sa
 
 @dataclass(frozen=True, kw_only=True)
 class ManyTests:
-    """Evaluator (protocol `Evaluator`) over several tests; their time doesn't count as the run's."""
+    """Evaluator (protocol `Evaluator`) over several tests; their time doesn't count as the run's. A test with two names
+    is sampled once."""
 
     tests: Mapping[str, HeldOutEvaluator]
     log: "CurveLog"
@@ -56,8 +57,10 @@ class ManyTests:
         Raises:
             SystemFailure: no sample of a test was scored, so there is nothing to compare.
         """
+        distinct = {id(test): test for test in self.tests.values()}
         with self.log.apart():
-            values = {name: (await test.evaluate(policy_version))["eval/accuracy"] for name, test in self.tests.items()}
+            accuracy = {key: (await test.evaluate(policy_version))["eval/accuracy"] for key, test in distinct.items()}
+        values = {name: accuracy[id(test)] for name, test in self.tests.items()}
         for name, value in values.items():
             if math.isnan(value):
                 raise SystemFailure(f"none of the samples of test {name!r} was scored; the reward actors' log says why")
@@ -228,13 +231,10 @@ class Slot:
             await warm.learners.reset(config, base_path=prepared.base.path, token_loss=token_loss(config.algorithm))
             await warm.pools.publish(await warm.learners.weights(0))
             log = CurveLog(clock=warm.clock)
-            evaluator = ManyTests(
-                tests={
-                    "balanced": make_evaluator(config, prepared, warm.pools),
-                    "train": make_evaluator(config, train_test, warm.pools),
-                },
-                log=log,
-            )
+            balanced = make_evaluator(config, prepared, warm.pools)
+            same_test = train_test.prompts.eval == prepared.prompts.eval  # of a balanced training set
+            like_train = balanced if same_test else make_evaluator(config, train_test, warm.pools)
+            evaluator = ManyTests(tests={"balanced": balanced, "train": like_train}, log=log)
             system = assemble(  # without checkpoints: a run of minutes is run again
                 config,
                 prompts=prepared.prompts.train,

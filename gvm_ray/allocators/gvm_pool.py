@@ -25,8 +25,8 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
     """Chooses among candidates, before they are sampled, by their predicted accept rate p.
 
     By default one sample each of the prompts with the largest -|p - 1/2|, as in Prompt Curriculum Learning (arXiv
-    2510.01135), and with the predicted mean reward as baseline. The paper samples groups, and learns a value model
-    beside the policy to predict p. With the other scores a prompt's chance to be sampled is its share of the budget.
+    2510.01135), and with a baseline from the prompt's earlier samples. The paper samples groups, and learns a value
+    model beside the policy to predict p. With the other scores a prompt's chance to be sampled is its share of the budget.
     """
 
     baseline_setting: ClassVar[str | None] = "predicted_baseline"
@@ -52,9 +52,9 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
     # and RAFT++ take no baseline.
     predicted_baseline: bool | None = None
     predicted_scale: bool = True  # false: r - b with GRPO too
-    # Prediction behind b and s: from the prompt's features, from its own earlier samples (decayed counts with a
-    # Beta(1/2, 1/2) prior), or from both as everywhere else.
-    baseline_source: RateSource = "both"
+    # Prediction behind b and s: from the prompt's own earlier samples (decayed counts with a Beta(1/2, 1/2) prior, so
+    # 1/2 without any), from its features, or from both, as p is.
+    baseline_source: RateSource = "history"
     undo_selection: bool = False  # weight prompts by the inverse of their selection probability
     undo_selection_cap: Annotated[float, Field(ge=1)] = 5.0  # largest such weight
 
@@ -69,7 +69,7 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
 
     @model_validator(mode="after")
     def _baseline_is_predicted(self) -> "GVMPoolAllocatorConfig":
-        if not self.gives_baselines and (not self.predicted_scale or self.baseline_source != "both"):
+        if not self.gives_baselines and (not self.predicted_scale or self.baseline_source != "history"):
             raise ValueError(
                 f"predicted_scale={str(self.predicted_scale).lower()} and baseline_source={self.baseline_source!r} are "
                 "of the predicted baseline; write predicted_baseline=true, or leave them out"

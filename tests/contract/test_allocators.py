@@ -51,8 +51,8 @@ OWN_CASES: dict[str, Any] = {
         candidates_per_step=8, states=None, predictor=PredictorConfig(token_features=4, history_trials=3)
     ),
     "gvm_pool, groups nearest 1/2": GVMPoolAllocatorConfig(candidates_per_step=8, group_size=4, states=None),
-    "gvm_pool, unscaled history": GVMPoolAllocatorConfig(
-        candidates_per_step=8, predicted_scale=False, baseline_source="history"
+    "gvm_pool, unscaled, from both": GVMPoolAllocatorConfig(
+        candidates_per_step=8, predicted_scale=False, baseline_source="both"
     ),
     "gvm_online": GVMOnlineAllocatorConfig(),
     "gvm_online, no singles": GVMOnlineAllocatorConfig(min_samples=2),

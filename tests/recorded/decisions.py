@@ -47,6 +47,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         **DRAWN_GROUPS,
         "group_size": 1,
         "predicted_baseline": True,
+        "baseline_source": "both",
         "states": "none",
         "predictor": {"token_features": 8, "history_trials": 8},
         **CHOOSING,
@@ -56,6 +57,7 @@ ALLOCATORS: dict[str, dict[str, Any]] = {
         **DRAWN_GROUPS,
         "group_size": 1,
         "predicted_baseline": True,
+        "baseline_source": "both",
         **CHOOSING,
     },
     "gvm_pool, undone": {

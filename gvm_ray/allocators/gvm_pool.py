@@ -26,7 +26,8 @@ class GVMPoolAllocatorConfig(PredictiveConfig):
 
     By default one sample each of the prompts with the largest -|p - 1/2|, as in Prompt Curriculum Learning (arXiv
     2510.01135), and with a baseline from the prompt's earlier samples. The paper samples groups, and learns a value
-    model beside the policy to predict p. With the other scores a prompt's chance to be sampled is its share of the budget.
+    model beside the policy to predict p. With the other scores a prompt's chance to be sampled is its share of the
+    budget.
     """
 
     baseline_setting: ClassVar[str | None] = "predicted_baseline"

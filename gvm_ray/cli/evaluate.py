@@ -40,8 +40,8 @@ def add_to(commands: Commands) -> None:
         metavar="FOLDER",
         help="folder of the named benchmarks (default: $GVM_RAY_BENCHMARK_DIR)",
     )
-    evaluate.add_argument("--num-samples", type=int, default=8, help="completions per prompt (default 8)")
-    evaluate.add_argument("--temperature", type=float, help="default: evaluation.temperature")
+    evaluate.add_argument("--num-samples", type=int, help="completions per prompt (default 8, or 1 if greedy)")
+    evaluate.add_argument("--temperature", type=float, help="0 = greedy (default: evaluation.temperature)")
     evaluate.add_argument("--top-p", type=float, help="default: evaluation.top_p")
     evaluate.add_argument("--max-tokens", type=int, help="response tokens (default: sampling.max_tokens)")
     evaluate.add_argument("--prompt-template", choices=_TEMPLATES, help="default: prompts.template")
@@ -63,7 +63,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    if options.num_samples < 1:
+    if options.num_samples is not None and options.num_samples < 1:
         raise UserError(f"--num-samples {options.num_samples} is not a positive number; write e.g. --num-samples 8")
     overrides = [*_overrides(options), *options.overrides]
     config: RunConfig | None = None
@@ -78,7 +78,7 @@ def _measure(options: argparse.Namespace) -> int:
         raise UserError(f"{len(options.models)} models can be compared only on benchmarks; write --benchmarks NAMES")
     from gvm_ray.run import evaluate
 
-    result = evaluate(options.models[0], config, num_samples=options.num_samples, output=options.output)
+    result = evaluate(options.models[0], config, num_samples=_num_samples(options, config), output=options.output)
     print(result.table())
     return 0
 
@@ -92,16 +92,22 @@ def _on_benchmarks(options: argparse.Namespace, config: RunConfig) -> int:
         [name.strip() for name in options.benchmarks.split(",") if name.strip()],
         config,
         benchmark_dir=options.benchmark_dir,
-        num_samples=options.num_samples,
+        num_samples=_num_samples(options, config),
         output=output,
     )
     print(f"\n{report.markdown()}\nsamples and results are in {output}")
     return 0
 
 
+def _num_samples(options: argparse.Namespace, config: RunConfig) -> int:
+    return options.num_samples or (1 if config.evaluation.temperature == 0 else 8)
+
+
 def _overrides(options: argparse.Namespace) -> Iterator[str]:
     """The options that set a setting, as overrides."""
+    num_samples = 1 if options.num_samples is None and options.temperature == 0 else options.num_samples
     for setting, value in (
+        ("evaluation.num_samples", num_samples),
         ("evaluation.temperature", options.temperature),
         ("evaluation.top_p", options.top_p),
         ("evaluation.num_prompts", options.limit),

@@ -8,6 +8,7 @@ from gvm_ray.settings import Count, NonNegative, Positive, Settings
 
 InFlightPolicy = Literal["keep", "finish"]
 Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes none above 2
+GreedyTemperature = Annotated[float, Field(ge=0, le=2)]
 
 
 class SamplingConfig(Settings):

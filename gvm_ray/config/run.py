@@ -9,7 +9,7 @@ from gvm_ray.allocators import AllocatorSettings
 from gvm_ray.allocators.base import Needs, PromptStates, RunShape
 from gvm_ray.allocators.gvm_pool import GVMPoolAllocatorConfig
 from gvm_ray.config.cluster import ClusterConfig, TransferSituation, WeightSyncConfig, check_gpus, choose_transfer
-from gvm_ray.config.engine import EngineConfig, SamplingConfig, Temperature
+from gvm_ray.config.engine import EngineConfig, GreedyTemperature, SamplingConfig
 from gvm_ray.config.environments import EnvironmentSettings, SingleTurnConfig, with_environment
 from gvm_ray.config.model import LearnerConfig, ModelSettings, WarmStartConfig
 from gvm_ray.config.prompts import (
@@ -36,8 +36,8 @@ class EvaluationConfig(Settings):
     num_generators: NonNegativeCount = 0
     num_prompts: Count | None = None  # the number of prompts, from the first on; none = all
     num_samples: Count = 1  # k of avg@k
-    # Of evaluation alone; training has sampling.temperature. Near 0 it is greedy decoding.
-    temperature: Temperature = 1.0
+    # Of evaluation alone; training has sampling.temperature. 0 = greedy decoding: always the likeliest token.
+    temperature: GreedyTemperature = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # total probability of the tokens that may be sampled
     # Training prompts sampled before the first step, samples_per_prompt times each (at least 4), for the accept rates
     # that the run starts from. A starting policy that solves none or all of them gets a warning. 0 = none.
@@ -45,6 +45,15 @@ class EvaluationConfig(Settings):
     # Seeds of an evaluation's samples: new ones each time, whose errors average out along a curve; or the same each
     # time, so that two policies differ by less noise.
     fresh_seeds: bool = False
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "EvaluationConfig":
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(
+                f"temperature=0 is greedy decoding, which would give the same response num_samples={self.num_samples} "
+                "times; write num_samples=1, or a temperature above 0"
+            )
+        return self
 
     def is_due(self, num_steps: int) -> bool:
         """True if the policy after this number of steps is evaluated, apart from the first and the last one."""

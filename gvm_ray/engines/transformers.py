@@ -220,11 +220,13 @@ class TransformersEngine:
         ).logits[:, -1]
         logits = batch.copy_prompts(logits)
         temperatures = torch.tensor([[row.sampling.temperature] for row in batch.rows], device=self._device)
-        logprobs = torch.log_softmax(logits.float() / temperatures, dim=-1)
+        greedy = temperatures == 0  # their log-probs are at temperature 1, as vLLM's
+        logprobs = torch.log_softmax(logits.float() / temperatures.masked_fill(greedy, 1.0), dim=-1)
         if any(row.sampling.top_p < 1 for row in batch.rows):
             shares = torch.tensor([[row.sampling.top_p] for row in batch.rows], device=self._device)
             logprobs = _nucleus(logprobs, shares)
         sampled = _sample_tokens(logprobs, [row.generator for row in batch.rows])
+        sampled = torch.where(greedy[:, 0], logits.argmax(dim=-1), sampled)
         chosen = logprobs.gather(-1, sampled[:, None])[:, 0].tolist()
         for row, token_id, logprob in zip(batch.rows, sampled.tolist(), chosen, strict=True):
             if not row.ended:

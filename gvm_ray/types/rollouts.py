@@ -41,7 +41,7 @@ class Prompt:
 class SamplingParameters:
     """An engine's sampling settings."""
 
-    temperature: float
+    temperature: float  # 0 = the likeliest token, with log-probs at temperature 1; only for evaluation
     max_tokens: int  # response tokens
     top_p: float = 1.0  # below 1 only for evaluation: training would have to correct the log-probs
 

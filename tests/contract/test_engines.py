@@ -130,6 +130,17 @@ def test_a_small_top_p_leaves_the_likeliest_token_alone(loaded: Loaded) -> None:
     assert np.abs(likeliest[0].logprobs).max() < 1e-6
 
 
+def test_at_temperature_0_every_token_is_the_likeliest(loaded: Loaded) -> None:
+    request = sample_request(PROMPTS[0], num_samples=3)
+    greedy = generate(loaded.engine, [request], sampling(temperature=0))[0]
+    assert len({tuple(tokens(completion)) for completion in greedy}) == 1
+    whole = reference_distribution(loaded.model_path, loaded.weights, prompt=request.prompt)
+    assert greedy[0].token_ids[0] == whole.argmax()
+    assert_logprobs_match(loaded, request, greedy)
+    likeliest = generate(loaded.engine, [request], sampling(top_p=1e-4))[0]
+    assert tokens(greedy[0]) == tokens(likeliest[0])
+
+
 def nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
     """[V] those of the likeliest tokens that together reach `top_p`, made to sum to 1 again; 0 for the others."""
     order = np.argsort(-probabilities)

@@ -165,6 +165,15 @@ def test_the_trained_model_can_be_evaluated(
     assert "| avg@4 |" in capsys.readouterr().out
 
 
+def test_a_greedy_evaluation_takes_one_sample_of_each_prompt(whole: RunFolder, tmp_path: Path) -> None:
+    config, output = tmp_path / "tiny.toml", tmp_path / "numbers.json"
+    config.write_text(TINY_TOML)
+    arguments = ["--config", str(config), "--temperature", "0", "--output", str(output)]
+    assert main(["eval", str(whole.model), *arguments]) == 0
+    numbers = json.loads(output.read_text())
+    assert (numbers["num_prompts"], numbers["num_samples"]) == (12, 1)
+
+
 # --- repeatability ----------------------------------------------------------------------------------------------------
 def test_the_same_seed_gives_the_same_run_whether_resumed_or_not(whole: RunFolder, resumed: RunFolder) -> None:
     assert timeless_rows(resumed) == timeless_rows(whole)

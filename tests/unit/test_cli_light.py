@@ -201,6 +201,9 @@ def test_wrong_options_of_a_preparation_are_refused_at_once() -> None:
 def test_an_impossible_number_of_samples_is_refused() -> None:
     error = refusal("eval", "model", "--config", str(CONFIG), "--num-samples", "0")
     assert "--num-samples 0" in error
+    greedy = refusal("eval", "model", "--config", str(CONFIG), "--temperature", "0", "--num-samples", "4")
+    assert "evaluation: temperature=0 is greedy decoding" in greedy
+    assert "write num_samples=1" in greedy
 
 
 def test_an_evaluation_is_told_what_it_lacks() -> None:

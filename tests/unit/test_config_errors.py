@@ -90,6 +90,11 @@ def refusal(*overrides: str, **settings: Any) -> str:
         ("num_steps=1e400", "num_steps: takes a finite number (got inf); write e.g. num_steps = 100"),
         ("token_budget=-1", "token_budget: takes an integer ≥ 1 or none (got -1)"),
         ("evaluation.top_p=2", "evaluation.top_p: takes a number > 0, ≤ 1 (got 2); write e.g. top_p = 1.0"),
+        ("evaluation.temperature=-1", "evaluation.temperature: takes a number ≥ 0, ≤ 2 (got -1)"),
+        (
+            "evaluation={temperature=0, num_samples=4}",
+            "the same response num_samples=4 times; write num_samples=1, or a temperature ab",
+        ),
         ("evaluation.at_steps=[0]", "evaluation.at_steps.0: takes a number ≥ 1 (got 0)"),
         ("prompts.template.date=soon", "prompts.template.date: takes a date, e.g. 2026-11-30 or none (got 'soon')"),
         ("learner.dtype=bf16", "takes one of 'float32', 'bfloat16' (got 'bf16'); did you mean 'bfloat16'?"),
